@@ -1,0 +1,100 @@
+"""One frozen model per stage: every default, bound and help text lives here, once.
+
+The command line is generated from these models, so a parameter has one name from its flag to the HDF5 attribute.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Task = Literal["dishwashing", "bricklaying"]
+Scenario = Literal["seed", "mixed"]
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SimulateConfig(Config):
+    """Render demonstration videos with labels and a manifest."""
+
+    out: Path = Field(Path("data/demos"), description="Folder for videos, labels and manifest.csv.")
+    videos: int = Field(12, ge=1, le=100_000, description="Number of videos, one episode each.")
+    steps: int = Field(60, ge=1, le=60, description="Simulator steps a video; each is one clip of 16 frames.")
+    task: Task = Field("dishwashing", description="What the demonstrator does.")
+    scenario: Scenario = Field("mixed", description="seed: one kind of object; mixed: a context per step.")
+    val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
+    seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same bytes.")
+
+
+class ExtractConfig(Config):
+    """Turn videos into one 128-D embedding a clip."""
+
+    source: str = Field(description="Folder, glob, one video, or a manifest (.csv, .jsonl, .parquet).")
+    out: Path = Field(Path("data/embeddings.h5"), description="HDF5 file to write.")
+    clip_len: int = Field(16, ge=1, le=256, description="Frames a clip.")
+    clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
+    fps: float = Field(15.0, gt=0, le=240, description="Frames a second, sampled by presentation time.")
+    tail: Literal["drop", "pad"] = Field("drop", description="What to do with a last clip that is too short.")
+    backbone: Literal["r3d_18"] = Field("r3d_18", description="Video encoder.")
+    weights: str = Field("kinetics400", description="kinetics400, a state-dict file, random:SEED, or auto.")
+    projector: str = Field("pca", description="pca, random:SEED, or an embeddings file whose projector to use.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the processor computes in it, else fp32."
+    )
+    batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
+    timeout_s: float = Field(300.0, gt=0, description="Deadline for decoding one video, in seconds.")
+
+
+class TrainConfig(Config):
+    """Train a policy with SAC under an economic reward."""
+
+    source: Literal["embeddings", "sim"] = Field(description="What the policy observes.")
+    out: Path = Field(Path("runs/train"), description="Run directory.")
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, for --source embeddings.")
+    novelty: Path | None = Field(
+        None, description="Novelty file; by default novelty.h5 beside the embeddings, where there is one."
+    )
+    task: Task = Field("dishwashing", description="Simulator task, for --source sim.")
+    scenario: Scenario = Field("seed", description="Simulator scenario, for --source sim.")
+    episodes: int = Field(500, ge=1, description="Training episodes.")
+    num_envs: int = Field(10, ge=1, le=1024, description="Episodes simulated side by side.")
+    updates_per_step: int = Field(2, ge=1, le=1024, description="SAC updates per step of all environments.")
+    seed: int = Field(0, ge=0, description="Random seed.")
+    reward_window: Literal["step", "episode"] = Field(
+        "step", description="Rates in the reward: of the step, or of the episode to date."
+    )
+    batch_size: int = Field(1024, ge=2, description="Transitions an update.")
+    buffer_size: int = Field(1_000_000, ge=1, description="Replay capacity in transitions.")
+    warmup_steps: int = Field(600, ge=0, description="Transitions with uniformly random actions before learning.")
+    lr: float = Field(3e-4, gt=0, description="Learning rate of actor, critics and temperature.")
+    gamma: float = Field(0.995, ge=0, lt=1, description="Discount per step.")
+    tau: float = Field(5e-3, gt=0, le=1, description="Step of the target networks' moving average.")
+    dual_lr: float = Field(0.01, ge=0, description="Step of dual ascent on the error constraint.")
+    eval_every: int = Field(50, ge=1, description="Episodes between sampled validations, which choose best.pt.")
+
+
+class EvaluateConfig(Config):
+    """Validate a run's policy in closed loop."""
+
+    run: Path = Field(description="Run directory.")
+    episodes: int = Field(8, ge=1, le=10_000, description="Validation episodes.")
+    steps: int = Field(60, ge=1, le=60, description="Steps an episode.")
+    seed: int = Field(10_000, ge=0, description="Random seed of the validation scenes.")
+
+
+class ReportConfig(Config):
+    """Write a run's report page."""
+
+    run: Path = Field(description="Run directory.")
+
+
+class DemoConfig(Config):
+    """Run the whole pipeline on rendered demonstrations, then the report."""
+
+    out: Path = Field(Path("runs/demo"), description="Run directory; videos and embeddings lie in it too.")
+    quick: bool = Field(False, description="A small version of the same, in under three minutes.")
+    seed: int = Field(0, ge=0, description="Random seed.")

@@ -1,0 +1,106 @@
+"""Pure economics: what work is worth, who is paid for it, and the reward that follows.
+
+Units: rates are per hour, money is US dollars, an hour is an hour of simulated work. All functions broadcast over
+numpy arrays and never divide by zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+PARITY_MARGIN = 0.05  # no spread is paid out at or below wage parity + 5%
+ERROR_TARGET_START = 0.10
+ERROR_TARGET_END = 0.06
+CURRICULUM_EPISODES = 600
+
+
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
+    """numerator / denominator, 0 where the denominator is 0."""
+    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
+    shape = np.broadcast_shapes(numerator.shape, denominator.shape)
+    out = np.divide(numerator, denominator, out=np.zeros(shape), where=denominator != 0)
+    return out if out.ndim else float(out)
+
+
+def error_rate(errors: ArrayLike, attempts: ArrayLike) -> np.ndarray | float:
+    """Errors over attempts in [0, 1]; 0 with no attempts."""
+    return _ratio(errors, attempts)
+
+
+def marginal_product(completed: ArrayLike, hours: ArrayLike) -> np.ndarray | float:
+    """Good units an hour (MPL); 0 for no time."""
+    return _ratio(completed, hours)
+
+
+def implied_wage(mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike):
+    """What an hour of this work is worth: ŵ = MP · (price − damage · err_rate), $/h (seed)."""
+    return np.asarray(mp_per_hour) * (np.asarray(price_usd) - np.asarray(damage_usd) * np.asarray(err_rate))
+
+
+def profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float):
+    """Implied wage net of energy, $/h (seed)."""
+    return np.asarray(implied_wage_usd) - energy_usd_per_hour
+
+
+def wage_parity(implied_wage_usd: ArrayLike, human_wage_usd: float) -> np.ndarray | float:
+    """Implied wage over the human wage; 1 means that robot and human earn the same."""
+    return _ratio(implied_wage_usd, human_wage_usd)
+
+
+def human_marginal_product(human_wage_usd: float, price_usd: ArrayLike) -> np.ndarray | float:
+    """Units an hour at which flawless work just earns the human wage: the product that productivity parity compares with."""
+    return _ratio(human_wage_usd, price_usd)
+
+
+def lagrangian_reward(
+    profit_usd_per_hour: ArrayLike, err_rate: ArrayLike, *, human_wage_usd: float, lambda_dual: float, err_target: float
+):
+    """Lagrangian of: maximise profit subject to err_rate ≤ err_target. Profit counts in human wages, so λ does too."""
+    return np.asarray(profit_usd_per_hour) / human_wage_usd - lambda_dual * (np.asarray(err_rate) - err_target)
+
+
+def dual_ascent(lambda_dual: float, err_rate: float, *, err_target: float, dual_lr: float) -> float:
+    """λ ← max(0, λ + η (err_rate − err_target)): the multiplier rises while the constraint is broken (seed)."""
+    return max(0.0, lambda_dual + dual_lr * (err_rate - err_target))
+
+
+def error_target(episode: int) -> float:
+    """Curriculum: the error target falls linearly from 10% to 6% over 600 episodes, then stays (seed)."""
+    progress = min(max(episode, 0) / CURRICULUM_EPISODES, 1.0)
+    return ERROR_TARGET_START + progress * (ERROR_TARGET_END - ERROR_TARGET_START)
+
+
+class Spread(NamedTuple):
+    """Spread over the human wage in $/h, its dollars over the period, and who gets them."""
+
+    spread: float
+    spread_value: float
+    s_cust: float
+    s_plat: float
+    rebate: float
+    captured_spread: float
+
+
+def allocate_spread(
+    implied_wage_usd: float,
+    human_wage_usd: float,
+    hours: float,
+    *,
+    delta_mpl_total: float,
+    delta_mpl_cust: float,
+) -> Spread:
+    """Split what robot work earns above the human wage between the customer whose data taught it and the platform.
+
+    Nothing is paid at or below parity + 5%. The customer's share is its part of the total gain in marginal product,
+    kept in [0, 1]; with no gain, or a loss, there is nothing to attribute and the platform keeps it.
+    `rebate + captured_spread == spread_value` up to rounding.
+    """
+    spread = float(implied_wage_usd - human_wage_usd)
+    above = wage_parity(implied_wage_usd, human_wage_usd) > 1 + PARITY_MARGIN
+    spread_value = max(spread, 0.0) * hours if above else 0.0
+    s_cust = min(max(delta_mpl_cust / delta_mpl_total, 0.0), 1.0) if delta_mpl_total > 0 else 0.0
+    rebate = s_cust * spread_value
+    return Spread(spread, spread_value, s_cust, 1.0 - s_cust, rebate, spread_value - rebate)
