@@ -51,7 +51,7 @@ def wage_parity(implied_wage_usd: ArrayLike, human_wage_usd: float) -> np.ndarra
 
 
 def human_marginal_product(human_wage_usd: float, price_usd: ArrayLike) -> np.ndarray | float:
-    """Units an hour at which flawless work just earns the human wage: the product that productivity parity compares with."""
+    """Units an hour at which flawless work just earns the human wage; productivity parity compares with it."""
     return _ratio(human_wage_usd, price_usd)
 
 

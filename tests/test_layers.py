@@ -15,7 +15,7 @@ LAYERS = {
     "report": 5, "demo": 5,
     "cli": 6,
 }  # fmt: skip
-WITHIN_LAYER = {("demo", "report"), ("rundir", "config"), ("rundir", "errors"), ("config", "errors")}
+WITHIN_LAYER = {("demo", "report"), ("rundir", "config"), ("rundir", "errors")}
 ONLY_IN = {"h5py": {"store"}, "decord": {"video"}, "av": {"video", "render"}, "typer": {"cli"}}
 
 
