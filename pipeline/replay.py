@@ -1,0 +1,120 @@
+"""Novelty-prioritised replay: proportional sampling through a sum tree, vectorised in numpy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.errors import VtpError
+
+PRIORITY_EXPONENT = 0.6
+MIN_PRIORITY = 1e-3
+
+
+class Batch(NamedTuple):
+    """Transitions: observations [B, ...], actions [B, 2], rewards [B], masks [B] (0 after termination), and what
+    follows [B, ...]. Observations are states, or row indices into an embedding array."""
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    masks: np.ndarray
+    next_observations: np.ndarray
+
+
+class SumTree:
+    """Non-negative priorities in a complete binary tree: set and sample in O(log capacity) a value."""
+
+    def __init__(self, capacity: int):
+        self.depth = max(int(np.ceil(np.log2(capacity))), 0)
+        self._nodes = np.zeros(2 << self.depth)  # the root is node 1, leaf i is node 2^depth + i
+
+    @property
+    def total(self) -> float:
+        return float(self._nodes[1])
+
+    def get(self, indices: np.ndarray) -> np.ndarray:
+        return self._nodes[indices + (1 << self.depth)]
+
+    def set(self, indices: np.ndarray, priorities: np.ndarray) -> None:
+        """Set the priorities of `indices` [B]; a repeated index keeps its last value."""
+        nodes = indices + (1 << self.depth)
+        self._nodes[nodes] = priorities
+        for _ in range(self.depth):
+            nodes = nodes >> 1  # repeated parents are written twice with the same sum: cheaper than unique
+            self._nodes[nodes] = self._nodes[2 * nodes] + self._nodes[2 * nodes + 1]
+
+    def find(self, masses: np.ndarray) -> np.ndarray:
+        """Leaves [B] at cumulative `masses` [B] in [0, total)."""
+        nodes = np.ones(len(masses), np.int64)
+        masses = masses.copy()
+        for _ in range(self.depth):
+            nodes = nodes << 1
+            left = self._nodes[nodes]
+            # An empty right child is never entered, not even through rounding.
+            right = (masses >= left) & (self._nodes[nodes + 1] > 0)
+            masses = np.where(right, masses - left, masses)
+            nodes += right
+        return nodes - (1 << self.depth)
+
+
+class ReplayBuffer:
+    """Ring buffer sampled in proportion to |TD|^0.6 · novelty (Schaul et al. 2016, with novelty as a factor).
+
+    A new transition enters with the highest |TD| priority so far, so that it is soon seen.
+    """
+
+    def __init__(self, capacity: int, observation_shape: tuple[int, ...], observation_dtype: np.dtype | type):
+        self.capacity = capacity
+        self.size = 0
+        self._next = 0
+        self._observations = np.zeros((capacity, *observation_shape), observation_dtype)
+        self._next_observations = np.zeros((capacity, *observation_shape), observation_dtype)
+        self._actions = np.zeros((capacity, 2), np.float32)
+        self._rewards = np.zeros(capacity, np.float32)
+        self._masks = np.zeros(capacity, np.float32)
+        self._novelty = np.zeros(capacity, np.float32)
+        self._tree = SumTree(capacity)
+        self._max_td_priority = 1.0
+
+    def add(self, batch: Batch, novelty: np.ndarray) -> None:
+        """Append transitions [B] with their novelty weights [B], overwriting the oldest."""
+        count = len(batch.rewards)
+        if count > self.capacity:
+            raise VtpError(f"buffer_size ({self.capacity}) is below num_envs ({count}); raise --buffer-size")
+        slots = (self._next + np.arange(count)) % self.capacity
+        self._observations[slots] = batch.observations
+        self._next_observations[slots] = batch.next_observations
+        self._actions[slots] = batch.actions
+        self._rewards[slots] = batch.rewards
+        self._masks[slots] = batch.masks
+        self._novelty[slots] = novelty
+        self._tree.set(slots, self._max_td_priority * novelty)
+        self._next = (self._next + count) % self.capacity
+        self.size = min(self.size + count, self.capacity)
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray]:
+        """Sample (batch, slots [B], importance weights [B] with mean 1, novelty weights [B]).
+
+        One draw from each of B equal strata of the total priority. The importance weights 1 / (size · P(i)) undo the
+        prioritisation in full (beta = 1): with random outcomes, replaying surprising ones more often would otherwise
+        make errors look likelier than they are. What novelty takes from P(i) the caller gives back as a loss weight.
+        """
+        total = self._tree.total
+        slots = self._tree.find((np.arange(batch_size) + rng.random(batch_size)) * (total / batch_size))
+        importance = total / (self.size * self._tree.get(slots))
+        batch = Batch(
+            self._observations[slots],
+            self._actions[slots],
+            self._rewards[slots],
+            self._masks[slots],
+            self._next_observations[slots],
+        )
+        return batch, slots, (importance / importance.mean()).astype(np.float32), self._novelty[slots]
+
+    def update_priorities(self, slots: np.ndarray, td_error: np.ndarray) -> None:
+        """Set the priorities of `slots` [B] from their temporal-difference errors [B]."""
+        td_priority = np.maximum(np.abs(td_error), MIN_PRIORITY) ** PRIORITY_EXPONENT
+        self._max_td_priority = max(self._max_td_priority, float(td_priority.max()))
+        self._tree.set(slots, td_priority * self._novelty[slots])

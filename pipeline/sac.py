@@ -1,0 +1,252 @@
+"""Soft Actor-Critic (Haarnoja et al. 2018, arXiv 1812.05905): networks, one loss a function, the agent.
+
+The policy is a tanh Gaussian; actions are its [-1, 1] output mapped to [0, 1]. Log-probabilities and the target
+entropy are those of the [-1, 1] space.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import CorruptError, VtpError
+from pipeline.rundir import atomic_path, file_sha256, write_text
+
+ACTION_SIZE = 2
+HIDDEN_SIZE = 256
+TARGET_ENTROPY = -float(ACTION_SIZE)
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+class Transitions(NamedTuple):
+    """A batch on its way through the losses; latents are encoded observations."""
+
+    latents: Tensor  # (B, Z)
+    actions: Tensor  # (B, 2) in [0, 1]
+    rewards: Tensor  # (B,) normalised
+    masks: Tensor  # (B,) 0 where the episode terminated; truncation keeps 1
+    next_latents: Tensor  # (B, Z)
+
+
+class Actor(nn.Module):
+    """Latents [B, Z] → mean and log standard deviation [B, 2] of the Gaussian before tanh."""
+
+    def __init__(self, latent_size: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(latent_size, HIDDEN_SIZE),
+            nn.ReLU(),
+            nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE),
+            nn.ReLU(),
+            nn.Linear(HIDDEN_SIZE, 2 * ACTION_SIZE),
+        )
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.net(latents).chunk(2, dim=-1)
+        return mean, log_std.clamp(*LOG_STD_RANGE)
+
+
+class EnsembleLinear(nn.Module):
+    """E linear layers side by side: [E, B, in] → [E, B, out] in one batched product."""
+
+    def __init__(self, ensemble_size: int, in_features: int, out_features: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)  # nn.Linear's initialisation
+        self.weight = nn.Parameter(torch.empty(ensemble_size, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(ensemble_size, 1, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class TwinCritic(nn.Module):
+    """Latents [B, Z], actions [B, 2] → two action values [2, B]. Layer norm keeps values tame between the data."""
+
+    def __init__(self, latent_size: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            EnsembleLinear(2, latent_size + ACTION_SIZE, HIDDEN_SIZE),
+            nn.LayerNorm(HIDDEN_SIZE),
+            nn.ReLU(),
+            EnsembleLinear(2, HIDDEN_SIZE, HIDDEN_SIZE),
+            nn.LayerNorm(HIDDEN_SIZE),
+            nn.ReLU(),
+            EnsembleLinear(2, HIDDEN_SIZE, 1),
+        )
+
+    def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
+        inputs = torch.cat([latents, 2 * actions - 1], dim=-1)
+        return self.net(inputs.expand(2, *inputs.shape)).squeeze(-1)
+
+
+def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Reparameterised actions [B, 2] in [0, 1] and log-probabilities [B] in the tanh space [-1, 1].
+
+    log π(a) = Σ log N(u; mean, std) − log(1 − tanh² u), appendix C, with the stable form of the last term.
+    """
+    pre_tanh = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_one_minus_tanh2 = 2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))
+    return 0.5 * (torch.tanh(pre_tanh) + 1), (log_normal - log_one_minus_tanh2).sum(-1)
+
+
+def td_target(
+    batch: Transitions, actor: Actor, target_critic: TwinCritic, *, alpha: Tensor, gamma: float, noise: Tensor
+) -> Tensor:
+    """r + γ · mask · (min Q'(s', a') − α log π(a'|s')), equation 3: [B]."""
+    next_actions, next_log_prob = sample_action(*actor(batch.next_latents), noise)
+    next_value = target_critic(batch.next_latents, next_actions).min(0).values - alpha * next_log_prob
+    return batch.rewards + gamma * batch.masks * next_value
+
+
+def critic_loss(critic: TwinCritic, batch: Transitions, target: Tensor, weights: Tensor) -> tuple[Tensor, dict]:
+    """Weighted squared error of both critics, equation 5. weights: [B] with mean about 1."""
+    q = critic(batch.latents, batch.actions)  # (2, B)
+    error = q - target
+    loss = 0.5 * (weights * error.square()).mean(1).sum()
+    td_error = error.detach().abs().mean(0)
+    return loss, {"critic_loss": loss.detach(), "q_mean": q.detach().mean(), "td_error": td_error}
+
+
+def actor_loss(
+    actor: Actor, critic: TwinCritic, latents: Tensor, *, alpha: Tensor, noise: Tensor
+) -> tuple[Tensor, dict]:
+    """E[α log π(a|s) − min Q(s, a)], equation 7."""
+    actions, log_prob = sample_action(*actor(latents), noise)
+    loss = (alpha * log_prob - critic(latents, actions).min(0).values).mean()
+    return loss, {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean()}
+
+
+def temperature_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) -> tuple[Tensor, dict]:
+    """α (entropy − target), equation 17: α rises while entropy is below its target."""
+    alpha = log_alpha.exp()
+    return alpha * (entropy - target_entropy), {"alpha": alpha.detach()}
+
+
+class Agent(nn.Module):
+    """Actor, critics, temperature and their optimisers over an encoder from observations [B, ...] to latents [B, Z].
+
+    Rewards are centred and scaled by their running mean and deviation before they reach the critic. Time limits
+    truncate and never terminate, so a constant added to every reward changes every value alike and no policy
+    (Naik et al. 2024, arXiv 2405.09999); without it, γ = 0.995 makes values of hundreds in which differences between
+    actions of a few tenths drown.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        latent_size: int,
+        *,
+        lr: float = 3e-4,
+        gamma: float = 0.995,
+        tau: float = 5e-3,
+        auxiliary: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.gamma, self.tau = gamma, tau
+        self.encoder = encoder
+        self.auxiliary = auxiliary
+        self.actor = Actor(latent_size)
+        self.critic = TwinCritic(latent_size)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+        self.register_buffer("reward_count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("reward_mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("reward_square", torch.zeros((), dtype=torch.float64))
+        learned = [p for module in (encoder, auxiliary) if module is not None for p in module.parameters()]
+        self._critic_parameters = [*self.critic.parameters(), *learned]
+        self.critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=lr, fused=True)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr, fused=True)
+        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr)
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, *, generator: torch.Generator | None = None) -> np.ndarray:
+        """Actions [B, 2] in [0, 1]: sampled with a generator, else the deterministic tanh(mean)."""
+        mean, log_std = self.actor(self.encoder(observations))
+        noise = torch.zeros_like(mean) if generator is None else torch.randn(mean.shape, generator=generator)
+        return sample_action(mean, log_std, noise)[0].numpy()
+
+    def observe_rewards(self, rewards: np.ndarray) -> None:
+        """Fold rewards [B] into the running mean and deviation (Chan et al.'s parallel update)."""
+        count = self.reward_count + len(rewards)
+        delta = float(rewards.mean()) - self.reward_mean
+        self.reward_square += float(rewards.var()) * len(rewards) + delta**2 * self.reward_count * len(rewards) / count
+        self.reward_mean += delta * len(rewards) / count
+        self.reward_count = count
+
+    def update(
+        self, batch: Transitions, weights: Tensor, *, generator: torch.Generator
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """One step of critic, actor and temperature on observations in `batch`; returns |TD| [B] and the losses.
+
+        `batch.latents` and `batch.next_latents` hold observations here; they are encoded once, and only the critic
+        and auxiliary losses train the encoder. weights: [B] loss weights with mean about 1.
+        """
+        std = (self.reward_square / self.reward_count.clamp(min=1)).sqrt().clamp(min=1e-6)
+        rewards = ((batch.rewards - self.reward_mean) / std).float()
+        latents = self.encoder(batch.latents)
+        with torch.no_grad():
+            next_latents = self.encoder(batch.next_latents)
+        batch = batch._replace(latents=latents, next_latents=next_latents, rewards=rewards)
+        noise, next_noise = torch.randn((2, *batch.actions.shape), generator=generator)
+        alpha = self.log_alpha.detach().exp()
+
+        with torch.no_grad():
+            target = td_target(batch, self.actor, self.target_critic, alpha=alpha, gamma=self.gamma, noise=next_noise)
+        loss, info = critic_loss(self.critic, batch, target, weights)
+        td_error = info.pop("td_error").numpy()
+        if self.auxiliary is not None:
+            auxiliary_loss, auxiliary_info = self.auxiliary(latents, batch.actions, next_latents)
+            loss = loss + auxiliary_loss
+            info |= auxiliary_info
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimizer.step()
+
+        self.critic.requires_grad_(False)
+        loss, actor_info = actor_loss(self.actor, self.critic, latents.detach(), alpha=alpha, noise=noise)
+        self.actor_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.actor_optimizer.step()
+        self.critic.requires_grad_(True)
+
+        loss, alpha_info = temperature_loss(self.log_alpha, actor_info["entropy"], TARGET_ENTROPY)
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.alpha_optimizer.step()
+
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+        info = {name: float(value) for name, value in (info | actor_info | alpha_info).items()}
+        if not all(math.isfinite(value) for value in info.values()):
+            raise VtpError(f"a loss is not finite ({info}); lower --lr, or check the inputs for NaN")
+        return td_error, info
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values atomically, with the file's sha256 beside it."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+        digest = file_sha256(temporary)
+    write_text(path.with_name(path.name + ".sha256"), digest + "\n")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running code from it. CorruptError where it is damaged or holds more than data."""
+    if not path.is_file():
+        raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory")
+    checksum = path.with_name(path.name + ".sha256")
+    if checksum.is_file() and checksum.read_text().strip() != file_sha256(path):
+        raise CorruptError(f"{path} does not match {checksum.name}: it is damaged; train again, or restore a copy")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise CorruptError(f"{path} is no vtp checkpoint ({str(error).splitlines()[0]}); train again") from error
