@@ -1,0 +1,256 @@
+"""Chart geometry: numbers in, SVG paths and positions out.
+
+A chart is drawn in a square of 1000 units that the page stretches to the width it has. Text stands beside it, placed
+by percentages, so it keeps its size on a phone and on paper. y = 0 is the top, as in SVG.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+SIZE = 1000
+COLUMNS = 500  # a longer trace is thinned to the lowest and highest point of each column
+CSV_ROWS = 4000
+
+Style = Literal["trace", "policy", "validation", "target", "oracle", "blind", "human", "second"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line over episodes; an empty label draws it without one. NaN is a gap."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    style: Style
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A horizontal line with its label."""
+
+    label: str
+    value: float
+    style: Style
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label at a percentage of its axis."""
+
+    at: float
+    label: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A CSV file in a data URI; `note` says so where it holds fewer rows than there are."""
+
+    name: str
+    uri: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the page needs to draw a chart; `paths` are (style, SVG path) from back to front."""
+
+    title: str
+    caption: str
+    summary: str
+    paths: list[tuple[str, str]]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    labels: list[Tick]
+    x_label: str
+    download: Download
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar from zero to its value, positions in percent of the axis; `low` and `high` are its interval."""
+
+    label: str
+    text: str
+    style: Style
+    start: float
+    width: float
+    low: float | None = None
+    high: float | None = None
+
+
+def thin(x: np.ndarray, y: np.ndarray, columns: int = COLUMNS) -> tuple[np.ndarray, np.ndarray]:
+    """At most two points a column, its lowest and highest, so that a long trace keeps its outline."""
+    if len(x) <= 2 * columns:
+        return x, y
+    keep = []
+    for chunk in np.array_split(np.arange(len(x)), columns):
+        known = chunk[np.isfinite(y[chunk])]
+        if len(known):
+            keep.extend(sorted({known[np.argmin(y[known])], known[np.argmax(y[known])]}))
+        else:
+            keep.append(chunk[0])
+    return x[keep], y[keep]
+
+
+def line_path(x: np.ndarray, y: np.ndarray) -> str:
+    """SVG path through the finite points, broken at the others; a point alone is a dot (`h0` with round caps)."""
+    parts, pen_down = [], False
+    for px, py in zip(x, y, strict=True):
+        if not (np.isfinite(px) and np.isfinite(py)):
+            pen_down = False
+            continue
+        parts.append(f"L{px:.0f} {py:.0f}" if pen_down else f"M{px:.0f} {py:.0f}h0")
+        pen_down = True
+    return "".join(parts)
+
+
+def dots_path(x: np.ndarray, y: np.ndarray) -> str:
+    """SVG path of one dot a finite point; points that fall together are drawn once."""
+    known = np.isfinite(x) & np.isfinite(y)
+    points = {(round(px), round(py)) for px, py in zip(x[known], y[known], strict=True)}
+    return "".join(f"M{px} {py}h0" for px, py in sorted(points))
+
+
+def spread_apart(positions: Sequence[float], gap: float) -> list[float]:
+    """Positions in [0, 100] moved as little as an order-keeping sweep allows, so that neighbours are `gap` apart."""
+    order = np.argsort(positions, kind="stable")
+    placed = [positions[i] for i in order]
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    ceiling = 100.0
+    for i in range(len(placed) - 1, -1, -1):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    out = [0.0] * len(placed)
+    for i, position in zip(order, placed, strict=True):
+        out[i] = position
+    return out
+
+
+def csv_download(name: str, table: pd.DataFrame) -> Download:
+    """`table` as a data URI; of a long one, every k-th row."""
+    step = -(-len(table) // CSV_ROWS) or 1
+    text = table.iloc[::step].to_csv(index=False, float_format="%.6g")
+    uri = "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode("utf-8")).decode("ascii")
+    return Download(name, uri, f"row 1 of every {step}" if step > 1 else "")
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    caption: str,
+    summary: str,
+    y_format: Callable[[float], str],
+    download: Download,
+    references: Sequence[Reference] = (),
+    include: Sequence[float] = (),
+    label_gap: float = 7.0,
+) -> Chart:
+    """Lines over episodes. The axis holds every line, every reference and `include`, but a `trace` only in its bulk."""
+    values = [r.value for r in references] + list(include)
+    for s in series:
+        known = s.y[np.isfinite(s.y)]
+        if s.style == "trace" and len(known) > 50:
+            known = np.quantile(known, [0.02, 0.98])
+        values.extend(known)
+    x_values = np.concatenate([s.x[np.isfinite(s.y)] for s in series])
+    y_ticks = _ticks(min(values), max(values), nbins=5)
+    bottom, top = y_ticks[0], y_ticks[-1]
+    left, right = x_values.min(), x_values.max()
+    if left == right:
+        left, right = left - 1, right + 1
+    x_ticks = [t for t in _ticks(left, right, nbins=5, integer=True) if left <= t <= right]
+
+    def to_x(x):
+        return (np.asarray(x) - left) / (right - left)
+
+    def to_y(y):
+        return (top - np.asarray(y)) / (top - bottom)
+
+    paths = [(f"ref {r.style}", f"M0 {SIZE * to_y(r.value):.0f}H{SIZE}") for r in references]
+    ends: list[Tick] = [Tick(100 * float(to_y(r.value)), r.label, r.style) for r in references]
+    for s in series:
+        x, y = thin(s.x, s.y)
+        draw = dots_path if s.style == "validation" else line_path
+        paths.append((s.style, draw(SIZE * to_x(x), SIZE * np.clip(to_y(y), -1, 2))))
+        known = s.y[np.isfinite(s.y)]
+        if s.label and len(known):
+            ends.append(Tick(100 * float(to_y(known[-1])), s.label, s.style))
+    placed = spread_apart([end.at for end in ends], label_gap)
+    return Chart(
+        title,
+        caption,
+        summary,
+        paths,
+        x_ticks=[Tick(100 * float(to_x(t)), f"{t:,.0f}") for t in x_ticks],
+        y_ticks=[Tick(100 * float(to_y(t)), y_format(t)) for t in y_ticks],
+        labels=[Tick(at, end.label, end.style) for at, end in zip(placed, ends, strict=True)],
+        x_label="training episode",
+        download=download,
+    )
+
+
+def action_chart(
+    title: str, speed: np.ndarray, care: np.ndarray, *, oracle: tuple[float, float] | None, download: Download
+) -> Chart:
+    """Every action as a dot in the square of speed (x) and care (y), the oracle's as a ring."""
+    margin = 0.05  # a dot on the edge stays whole
+
+    def to_x(x):
+        return SIZE * (np.asarray(x, float) + margin) / (1 + 2 * margin)
+
+    def to_y(y):
+        return SIZE - to_x(y)
+
+    paths = [("dots", dots_path(to_x(speed), to_y(care)))]
+    summary = f"{title}: {len(speed)} actions, mean speed {np.nanmean(speed):.2f} and care {np.nanmean(care):.2f}"
+    if oracle:
+        ring = dots_path(to_x([oracle[0]]), to_y([oracle[1]]))
+        paths += [("ring", ring), ("ring-hole", ring)]
+        summary += f"; the oracle's are {oracle[0]:.2f} and {oracle[1]:.2f}"
+    ticks = (0.0, 0.5, 1.0)
+    return Chart(
+        title,
+        "",
+        summary + ".",
+        paths,
+        x_ticks=[Tick(float(to_x(t)) * 100 / SIZE, f"{t:g}") for t in ticks],
+        y_ticks=[Tick(float(to_y(t)) * 100 / SIZE, f"{t:g}") for t in ticks],
+        labels=[],
+        x_label="speed",
+        download=download,
+    )
+
+
+def bars(
+    rows: Sequence[tuple[str, float, Style]], text: Callable[[float], str], interval: tuple[float, float] | None
+) -> list[Bar]:
+    """Bars on one axis that holds zero; `interval` belongs to the bar of style `policy`."""
+    values = [value for _, value, _ in rows] + [0.0] + list(interval or ())
+    bottom, top = min(values), max(values)
+    unit = 100 / ((top - bottom) or 1.0)
+    out = []
+    for label, value, style in rows:
+        low = high = None
+        if style == "policy" and interval:
+            low, high = ((bound - bottom) * unit for bound in interval)
+        start = (min(value, 0.0) - bottom) * unit
+        out.append(Bar(label, text(value), style, start, abs(value) * unit, low, high))
+    return out
+
+
+def _ticks(low: float, high: float, *, nbins: int, integer: bool = False) -> np.ndarray:
+    """Round numbers that enclose [low, high]."""
+    if low == high:
+        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    return MaxNLocator(nbins, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)

@@ -1,0 +1,213 @@
+"""What a run directory holds, read tolerantly: a part that is missing or damaged becomes a sentence and a command."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pipeline.errors import VtpError
+
+logger = logging.getLogger(__name__)
+
+FRAME_BYTES = 1_100_000  # of images before base64, so that the page stays under 2 MB
+IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something the page cannot show: why, as a sentence, and the command that makes it."""
+
+    sentence: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of what the policy saw, as a data URI, with what it and the oracle did."""
+
+    context: str
+    uri: str
+    speed: float | None
+    care: float | None
+    oracle_speed: float | None
+    oracle_care: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that extraction could not use."""
+
+    video: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The contents of a run directory; `missing` is keyed by part."""
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: pd.DataFrame
+    validation: pd.DataFrame
+    validations: pd.DataFrame
+    frames: list[Frame]
+    frames_left_out: int
+    failures: list[Failure] | None
+    missing: dict[str, Missing]
+
+
+def finite(value: Any) -> float | None:
+    """`value` as a float, None where it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def read_run(run: Path) -> RunFiles:
+    """Read everything that the page can show of `run`."""
+    if not run.is_dir():
+        raise VtpError(f"{run} is not a run directory; make one with: vtp train --out {shlex.quote(str(run))}")
+    if not any((run / name).exists() for name in ("config.yaml", "summary.json", "metrics.csv")):
+        raise VtpError(
+            f"{run} holds none of config.yaml, summary.json and metrics.csv, so it is not a run; "
+            f"make one with: vtp train --out {shlex.quote(str(run))}"
+        )
+
+    missing: dict[str, Missing] = {}
+    evaluate = f"vtp evaluate {shlex.quote(str(run))}"
+    train = f"vtp train --source embeddings --out {shlex.quote(str(run))}"
+
+    def read(part: str, name: str, parse: Callable[[Path], Any], empty: Any, consequence: str, command: str) -> Any:
+        try:
+            return parse(run / name)
+        except FileNotFoundError:
+            missing[part] = Missing(f"{name} is missing: {consequence}.", command)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            missing[part] = Missing(f"{name} cannot be read ({reason}): {consequence}.", command)
+            logger.warning("%s cannot be read: %s", run / name, reason)
+        return empty
+
+    config = read("config", "config.yaml", _mapping_yaml, {}, "the settings of this run are not known", train)
+    if config:
+        train = f"vtp train --config {shlex.quote(str(run / 'config.yaml'))}"
+    summary = read("summary", "summary.json", _mapping_json, {}, "the policy has not been validated", evaluate)
+    metrics = read("metrics", "metrics.csv", _numbers_csv, pd.DataFrame(), "there are no learning curves", train)
+    validation = read(
+        "validation", "validation.csv", pd.read_csv, pd.DataFrame(), "single actions cannot be shown", evaluate
+    )
+    validations = read(
+        "validations",
+        "validations.csv",
+        _numbers_csv,
+        pd.DataFrame(),
+        "the learning curve has no validations made during training",
+        f"{train} --eval-every {max(int(finite(config.get('episodes')) or 200) // 4, 1)}",
+    )
+    frames, left_out = read(
+        "frames",
+        "frames/frames.json",
+        lambda path: _read_frames(path, FRAME_BYTES),
+        ([], 0),
+        "there are no pictures of what the policy saw",
+        evaluate,
+    )
+    failures = None
+    if config.get("source") == "embeddings" and config.get("embeddings"):
+        embeddings = Path(str(config["embeddings"]))
+        failures = _read_failures(embeddings.parent / "failures.jsonl", missing, embeddings)
+    return RunFiles(run, config, summary, metrics, validation, validations, frames, left_out, failures, missing)
+
+
+def _mapping_yaml(path: Path) -> dict[str, Any]:
+    value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("not a mapping")
+    return value
+
+
+def _mapping_json(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def _numbers_csv(path: Path) -> pd.DataFrame:
+    """A table of numbers; an empty or unreadable cell, or an infinite one, is NaN. At least one row."""
+    table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
+    if table.empty:
+        raise ValueError("no rows")
+    return table.replace([math.inf, -math.inf], math.nan)
+
+
+def _read_frames(path: Path, budget: int) -> tuple[list[Frame], int]:
+    """Frames in the order of the file, and how many were left out for size: every context's first comes first."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "file" in e for e in entries):
+        raise ValueError("not a list of objects with a file each")
+    folder = path.parent.resolve()
+    order: list[tuple[int, int]] = []
+    seen: dict[str, int] = {}
+    for i, entry in enumerate(entries):
+        context = str(entry.get("context"))
+        seen[context] = seen.get(context, -1) + 1
+        order.append((seen[context], i))
+
+    frames: dict[int, Frame] = {}
+    for _, i in sorted(order):
+        entry = entries[i]
+        image = (folder / Path(str(entry["file"])).name).resolve()
+        if image.parent != folder or image.suffix.lower() not in IMAGE_TYPES:
+            raise ValueError(f"{entry['file']} is not an image in {path.parent}")
+        if not image.is_file():
+            raise ValueError(f"{entry['file']} does not exist")
+        if image.stat().st_size > budget:
+            continue
+        content = image.read_bytes()
+        budget -= len(content)
+        uri = f"data:image/{IMAGE_TYPES[image.suffix.lower()]};base64,{base64.b64encode(content).decode('ascii')}"
+        actions = (finite(entry.get(key)) for key in ("speed", "care", "oracle_speed", "oracle_care"))
+        frames[i] = Frame(str(entry.get("context")), uri, *actions)
+    return [frames[i] for i in sorted(frames)], len(entries) - len(frames)
+
+
+def _read_failures(path: Path, missing: dict[str, Missing], embeddings: Path) -> list[Failure] | None:
+    """The failures beside the embeddings: [] where extraction recorded none, None where that is not known."""
+    extract = f"vtp extract VIDEOS --out {shlex.quote(str(embeddings))}"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines if line.strip()]
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError("not one object a line")
+    except FileNotFoundError:
+        if embeddings.exists():
+            return []
+        missing["failures"] = Missing(
+            f"{embeddings} is not here any more: whether extraction failed on some videos is not known.", extract
+        )
+        return None
+    except (OSError, ValueError) as error:
+        missing["failures"] = Missing(f"{path} cannot be read ({error}): failed videos are not known.", extract)
+        logger.warning("%s cannot be read: %s", path, error)
+        return None
+    return [
+        Failure(
+            str(entry.get("video_id") or entry.get("path") or entry.get("video") or "?"),
+            str(entry.get("reason") or entry.get("error") or "no reason recorded"),
+            str(entry.get("remedy") or ""),
+        )
+        for entry in entries
+    ]

@@ -1,0 +1,584 @@
+"""What the page says: a run's numbers as sentences, tables and charts, ready for the template."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.econ import PARITY_MARGIN
+from pipeline.report import figures
+from pipeline.report.figures import Bar, Chart, Download, Reference, Series
+from pipeline.report.files import Failure, Missing, RunFiles, finite
+
+DASH = "–"
+ACTIONS_SHOWN = 400  # dots a chart; the download has every action
+MEASURED = {
+    "closed loop from pixels": "in closed loop from pixels, in scenes that training never saw",
+    "held-out clips": "on held-out clips",
+    "simulator": "in the simulator, from its state",
+}
+SUMMARY_NUMBERS = (
+    "profit_mean",
+    "mp_mean",
+    "err_mean",
+    "wage_parity",
+    "oracle_profit",
+    "blind_profit",
+    "spread",
+    "rebate",
+    "captured",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: what is read, and what it sorts by."""
+
+    text: str
+    key: float | str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads are (label, kind), kind `text` or `number`."""
+
+    caption: str
+    heads: list[tuple[str, str]]
+    rows: list[list[Cell]]
+    download: Download
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the headline."""
+
+    figure: str
+    label: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Action:
+    """Speed or care: the policy's mean and the oracle's, in [0, 1]."""
+
+    name: str
+    policy: float | None
+    oracle: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One kind of object: pictures, what the policy did, what it earned."""
+
+    name: str
+    share: str
+    pictures: list[tuple[str, str]]  # (data URI, alternative text)
+    actions: list[Action]
+    earned: str
+
+
+@dataclass(frozen=True)
+class Page:
+    title: str
+    subject: list[str]
+    headline: str
+    lead: list[str]
+    bars: list[Bar]
+    tiles: list[Tile]
+    cards: list[Card]
+    cards_note: str
+    contexts_note: str
+    contexts: Table | None
+    actions: list[Chart]
+    learning: list[Chart]
+    learning_note: str
+    economics: list[tuple[str, str, str]]
+    economics_download: Download | None
+    failures: list[Failure] | None
+    failure_reasons: list[tuple[str, int]]
+    provenance: list[tuple[str, str]]
+    settings: list[tuple[str, str]]
+    commands: list[tuple[str, str]]
+    missing: dict[str, Missing] = field(default_factory=dict)
+
+
+def usd(value: float | None, *, signed: bool = False) -> str:
+    if value is None:
+        return DASH
+    sign = "−" if round(value, 2) < 0 else "+" if signed else ""
+    return f"{sign}${abs(value):,.2f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return DASH if value is None else f"{100 * value:.{digits}f}%"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return DASH if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def build_page(files: RunFiles) -> Page:
+    summary = files.summary
+    missing = dict(files.missing)
+    evaluate = f"vtp evaluate {shlex.quote(str(files.path))}"
+    numbers = {key: finite(summary.get(key)) for key in (*SUMMARY_NUMBERS, "oracle_ratio", "blind_ratio", "human_wage")}
+    unknown = [key for key in SUMMARY_NUMBERS if numbers[key] is None]
+    if summary and unknown:
+        missing["numbers"] = Missing(f"summary.json has no number for {', '.join(unknown)}.", evaluate)
+    contexts = _contexts(summary)
+    if summary and not contexts:
+        missing["contexts"] = Missing(
+            "Nothing is known by kind of object: the validation clips have no context labels.", evaluate
+        )
+
+    headline, lead = _headline(files, numbers)
+    task, scenario = summary.get("task") or files.config.get("task"), summary.get("scenario")
+    kind = " ".join(str(part) for part in (scenario, task) if part)
+    economics = _economics(numbers) if summary else []
+    failures = files.failures or []
+    return Page(
+        title=f"{headline} · {files.path.name}",
+        subject=[part for part in (kind, str(files.path), str(_provenance(summary).get("created") or "")[:10]) if part],
+        headline=headline,
+        lead=lead,
+        bars=_bars(numbers, _interval(summary)),
+        tiles=_tiles(numbers),
+        cards=_cards(files, contexts),
+        cards_note=f"{files.frames_left_out} more frames are left out for size." if files.frames_left_out else "",
+        contexts_note=_where_most_is_lost(contexts),
+        contexts=_context_table(contexts) if contexts else None,
+        actions=_action_charts(files.validation, contexts),
+        learning=_learning(files, numbers, missing),
+        learning_note=_learning_note(files.metrics),
+        economics=economics,
+        economics_download=figures.csv_download(
+            "economics.csv", pd.DataFrame(economics, columns=["quantity", "value", "meaning"])
+        )
+        if economics
+        else None,
+        failures=files.failures,
+        failure_reasons=Counter(failure.reason for failure in failures).most_common(),
+        provenance=_rows(_provenance(summary)) + _rows({key: summary[key] for key in ("wall_s",) if key in summary}),
+        settings=_rows(files.config),
+        commands=_commands(files, evaluate),
+        missing=missing,
+    )
+
+
+def _provenance(summary: dict[str, Any]) -> dict[str, Any]:
+    value = summary.get("provenance")
+    return value if isinstance(value, dict) else {}
+
+
+def _contexts(summary: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    value = summary.get("contexts")
+    if not isinstance(value, dict):
+        return {}
+    keys = ("share", "speed", "care", "oracle_speed", "oracle_care", "profit", "oracle_profit", "blind_profit", "err")
+    return {
+        str(name): {key: finite(means.get(key)) for key in keys}
+        for name, means in value.items()
+        if isinstance(means, dict)
+    }
+
+
+def _interval(summary: dict[str, Any]) -> tuple[float, float] | None:
+    bounds = summary.get("profit_ci95")
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        return None
+    low, high = finite(bounds[0]), finite(bounds[1])
+    return None if low is None or high is None else (low, high)
+
+
+def _window(num_episodes: int) -> int:
+    """Episodes of the rolling mean: a twentieth of the run, from 1 to 50."""
+    return min(max(num_episodes // 20, 1), 50)
+
+
+def _headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, list[str]]:
+    profit = numbers["profit_mean"]
+    if profit is None:
+        trained = files.metrics["profit"].dropna() if "profit" in files.metrics else pd.Series(dtype=float)
+        lead = ["What it earns in scenes that it has not been trained on is not known."]
+        if len(trained):
+            last = trained.tail(_window(len(trained)))
+            lead.append(
+                f"In its last {_count(len(last), 'training episode')} it earned {usd(float(last.mean()))} an hour, "
+                "exploration included."
+            )
+        return "This policy has not been validated", lead
+
+    interval = _interval(files.summary)
+    lead = [
+        f"95% interval {usd(interval[0])} to {usd(interval[1])}."
+        if interval
+        else "There is no interval: that takes at least two validation episodes."
+    ]
+    measured = str(files.summary.get("validation") or "")
+    if measured:
+        episodes = files.validation["episode"].nunique() if "episode" in files.validation else 0
+        over = f"over {_count(episodes, 'episode')} " if episodes else ""
+        lead.append(f"Measured {over}{MEASURED.get(measured, measured)}.")
+    if files.summary.get("outcome_model"):
+        lead.append(f"Outcomes come from: {str(files.summary['outcome_model']).rstrip('.')}.")
+    return f"The policy {'earns' if profit >= 0 else 'loses'} {usd(abs(profit))} an hour", lead
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _bars(numbers: dict[str, float | None], interval: tuple[float, float] | None) -> list[Bar]:
+    rows = (
+        ("Oracle", numbers["oracle_profit"], "oracle"),
+        ("This policy", numbers["profit_mean"], "policy"),
+        ("Blind", numbers["blind_profit"], "blind"),
+        ("Human wage", numbers["human_wage"], "human"),
+    )
+    known = [(label, value, style) for label, value, style in rows if value is not None]
+    return figures.bars(known, usd, interval) if numbers["profit_mean"] is not None else []
+
+
+def _tiles(numbers: dict[str, float | None]) -> list[Tile]:
+    profit, oracle, blind = numbers["profit_mean"], numbers["oracle_profit"], numbers["blind_profit"]
+    tiles = []
+    if numbers["oracle_ratio"] is not None:
+        tiles.append(
+            Tile(
+                percent(numbers["oracle_ratio"]),
+                "of the oracle",
+                "The oracle takes the best action for every object"
+                + (f" and earns {usd(oracle)} an hour." if oracle is not None else "."),
+            )
+        )
+    if profit is not None and blind is not None:
+        same = oracle is not None and abs(oracle - blind) < 0.005
+        more = f" That is {percent(profit / blind - 1, 0)} more." if profit > blind > 0 else ""
+        tiles.append(
+            Tile(
+                usd(profit - blind, signed=True),
+                "an hour against blind",
+                "With one kind of object there is nothing to see: blind is the oracle."
+                if same
+                else f"The best policy that cannot see earns {usd(blind)} an hour.{more}",
+            )
+        )
+    if numbers["wage_parity"] is not None:
+        wage = numbers["human_wage"]
+        tiles.append(
+            Tile(
+                f"{number(numbers['wage_parity'])}×",
+                "the human wage" + (f" of {usd(wage)}" if wage is not None else ""),
+                "Wage parity: what an hour of its work is worth, before energy, over what a person is paid.",
+            )
+        )
+    if numbers["err_mean"] is not None:
+        units = numbers["mp_mean"]
+        tiles.append(
+            Tile(
+                percent(numbers["err_mean"]),
+                "errors",
+                "Share of attempts that went wrong."
+                + (f" It completes {number(units, 1)} good units an hour." if units is not None else ""),
+            )
+        )
+    return tiles
+
+
+def _cards(files: RunFiles, contexts: dict[str, dict[str, float | None]]) -> list[Card]:
+    names = list(contexts) + sorted({frame.context for frame in files.frames} - set(contexts))
+    cards = []
+    for name in names:
+        frames = [frame for frame in files.frames if frame.context == name]
+        means = contexts.get(name, {})
+        actions = []
+        for key in ("speed", "care"):
+            policy, oracle = means.get(key), means.get(f"oracle_{key}")
+            if name not in contexts:
+                policy = _mean([getattr(frame, key) for frame in frames])
+                oracle = _mean([getattr(frame, f"oracle_{key}") for frame in frames])
+            text = f"{number(policy)}, the oracle {number(oracle)}"
+            actions.append(Action(key, policy, oracle, text))
+        pictures = [
+            (
+                frame.uri,
+                f"{name}, as the policy saw it; it answered with speed {number(frame.speed)} "
+                f"and care {number(frame.care)}",
+            )
+            for frame in frames
+        ]
+        earned = ""
+        if means.get("profit") is not None:
+            earned = f"{usd(means['profit'])} an hour"
+            if means.get("oracle_profit") is not None:
+                earned += f" of {usd(means['oracle_profit'])} possible"
+        share = f"{percent(means.get('share'), 0)} of the work" if means.get("share") is not None else ""
+        cards.append(Card(name, share, pictures, actions, earned))
+    return cards
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _where_most_is_lost(contexts: dict[str, dict[str, float | None]]) -> str:
+    losses = {
+        name: m["share"] * (m["oracle_profit"] - m["profit"])
+        for name, m in contexts.items()
+        if None not in (m["share"], m["oracle_profit"], m["profit"])
+    }
+    if len(losses) < 2:
+        return ""
+    worst = max(losses, key=losses.__getitem__)
+    if losses[worst] < 0.005:
+        return ""
+    return (
+        f"Most is lost on {worst}: {usd(losses[worst])} of the {usd(sum(losses.values()))} an hour that lie between "
+        "the policy and the oracle, weighted by the share of the work."
+    )
+
+
+def _context_table(contexts: dict[str, dict[str, float | None]]) -> Table:
+    columns: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+        ("Share of work", "share", lambda value: percent(value, 0)),
+        ("Speed", "speed", number),
+        ("Oracle’s speed", "oracle_speed", number),
+        ("Care", "care", number),
+        ("Oracle’s care", "oracle_care", number),
+        ("Errors", "err", percent),
+        ("Profit $/h", "profit", usd),
+        ("Oracle $/h", "oracle_profit", usd),
+        ("Blind $/h", "blind_profit", usd),
+    )
+    rows = [
+        [Cell(name, name)] + [Cell(show(m[key]), "" if m[key] is None else m[key]) for _, key, show in columns]
+        for name, m in contexts.items()
+    ]
+    table = pd.DataFrame([{"context": name, **m} for name, m in contexts.items()])
+    return Table(
+        "What the policy did and earned on each kind of object, beside the oracle and the best blind policy.",
+        [("Object", "text")] + [(label, "number") for label, _, _ in columns],
+        rows,
+        figures.csv_download("contexts.csv", table),
+    )
+
+
+def _action_charts(validation: pd.DataFrame, contexts: dict[str, dict[str, float | None]]) -> list[Chart]:
+    if not {"speed", "care"} <= set(validation.columns):
+        return []
+    table = validation.assign(
+        speed=pd.to_numeric(validation["speed"], errors="coerce"),
+        care=pd.to_numeric(validation["care"], errors="coerce"),
+    ).dropna(subset=["speed", "care"])
+    if "context" not in table:
+        table = table.assign(context="every object")
+    charts = []
+    for name, steps in table.groupby(table["context"].astype(str), sort=False):
+        means = contexts.get(name, {})
+        oracle = (means.get("oracle_speed"), means.get("oracle_care"))
+        shown = steps.iloc[:: -(-len(steps) // ACTIONS_SHOWN)]
+        charts.append(
+            figures.action_chart(
+                name,
+                shown["speed"].to_numpy(),
+                shown["care"].to_numpy(),
+                oracle=None if None in oracle else oracle,
+                download=figures.csv_download(f"actions-{len(charts) + 1}.csv", steps),
+            )
+        )
+    order = list(contexts)
+    return sorted(charts, key=lambda c: order.index(c.title) if c.title in order else len(order))
+
+
+def _learning_note(metrics: pd.DataFrame) -> str:
+    if metrics.empty:
+        return ""
+    window = _window(len(metrics))
+    return (
+        f"Thin lines are single episodes, thick lines the mean of the last {_count(window, 'episode')}. "
+        "Training explores, so it earns less than the same policy does in validation."
+    )
+
+
+def _learning(files: RunFiles, numbers: dict[str, float | None], missing: dict[str, Missing]) -> list[Chart]:
+    """The learning curves that `metrics.csv` has numbers for; the others are added to `missing`."""
+    metrics = files.metrics
+    if metrics.empty:
+        return []
+    episode = metrics.get("episode", pd.Series(np.nan, metrics.index))
+    x = episode.to_numpy(float) if episode.notna().all() else np.arange(1.0, len(metrics) + 1)
+    window = _window(len(metrics))
+
+    def column(name: str) -> pd.Series:
+        return metrics.get(name, pd.Series(np.nan, metrics.index)).astype(float)
+
+    def chart(title: str, names: dict[str, str], caption: str, y_format: Callable[[float], str], **kwargs) -> None:
+        """names: column to its label; the first is drawn as the policy's. `extra` series come behind.
+
+        A column of `noisy` episodes gets its rolling mean in front.
+        """
+        known = [name for name in names if column(name).notna().any()]
+        if not known:
+            absent.append(title)
+            return
+        series, table, ends = list(kwargs.pop("extra", [])), {"episode": x}, []
+        noisy = kwargs.pop("noisy", True)
+        for name in known:
+            raw = mean = column(name)
+            table[name] = raw
+            if noisy:
+                mean = raw.rolling(window, min_periods=1).mean()
+                table[f"{name}_mean_{window}"] = mean
+                series.append(Series("", x, raw.to_numpy(), "trace"))
+            style = "policy" if name == next(iter(names)) else "second"
+            series.append(Series(names[name], x, mean.to_numpy(), style))
+            ends.append(f"{name} {mean.dropna().iloc[0]:.3g} at the start and {mean.dropna().iloc[-1]:.3g} at the end")
+        download = figures.csv_download(
+            f"{known[0]}.csv", pd.DataFrame(table | {s.style: pd.Series(s.y) for s in series if s.style == "target"})
+        )
+        summary = f"{title} over {_count(len(metrics), 'training episode')}: {', '.join(ends)}."
+        charts.append(
+            figures.line_chart(
+                title, series, caption=caption, summary=summary, y_format=y_format, download=download, **kwargs
+            )
+        )
+
+    charts: list[Chart] = []
+    absent: list[str] = []
+    references = [
+        Reference(f"{label} {usd(numbers[key])}", numbers[key], style)
+        for label, key, style in (
+            ("oracle", "oracle_profit", "oracle"),
+            ("blind", "blind_profit", "blind"),
+            ("human", "human_wage", "human"),
+        )
+        if numbers[key] is not None
+    ]
+    validated = []
+    if {"episode", "profit_sampled"} <= set(files.validations.columns):
+        sampled = files.validations.dropna(subset=["episode", "profit_sampled"])
+        if len(sampled):
+            validated = [
+                Series("", sampled["episode"].to_numpy(float), sampled["profit_sampled"].to_numpy(float), "validation")
+            ]
+    chart(
+        "Profit, $ an hour",
+        {"profit": "policy"},
+        "Oracle and blind are expected profits in validation; a lucky episode can lie above the oracle."
+        + (" Points are validations without exploration; the best one chose the policy." if validated else ""),
+        _dollar_tick,
+        references=references,
+        extra=validated,
+        include=(0.0,),
+        label_gap=6.0,
+    )
+    target = column("err_target")
+    chart(
+        "Error rate",
+        {"err_rate": "policy"},
+        "Share of attempts that went wrong. The target falls as training goes on.",
+        lambda value: f"{100 * value:g}%",
+        extra=[Series("target", x, target.to_numpy(), "target")] if target.notna().any() else [],
+        include=(0.0,),
+        label_gap=9.0,
+    )
+    chart(
+        "Price of errors, λ",
+        {"lambda_dual": ""},
+        "Rises while errors are above the target, falls to zero while they are below.",
+        _plain_tick,
+        noisy=False,
+        include=(0.0,),
+    )
+    chart(
+        "Temperature, α",
+        {"alpha": ""},
+        "How much SAC is paid for exploring; it is tuned to keep a set randomness.",
+        _plain_tick,
+        noisy=False,
+        include=(0.0,),
+    )
+    chart(
+        "Speed and care",
+        {"mean_speed": "speed", "mean_care": "care"},
+        "Mean action of each episode, from 0 to 1.",
+        _plain_tick,
+        include=(0.0, 1.0),
+        label_gap=9.0,
+    )
+    if absent and "metrics" not in missing:
+        missing["curves"] = Missing(
+            f"metrics.csv has no finite number for: {', '.join(absent)}.",
+            f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))}",
+        )
+    return charts
+
+
+def _dollar_tick(value: float) -> str:
+    return f"{'−' if value < 0 else ''}${abs(value):g}"
+
+
+def _plain_tick(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
+
+
+def _economics(numbers: dict[str, float | None]) -> list[tuple[str, str, str]]:
+    """(quantity, value, meaning) rows."""
+    parity, human = numbers["wage_parity"], numbers["human_wage"]
+    wage = parity * human if parity is not None and human is not None else None
+    margin = percent(PARITY_MARGIN, 0)
+    rebate_note = ""
+    if numbers["rebate"] == 0 and (numbers["captured"] or 0) > 0:
+        rebate_note = " It is zero here: no gain in output was attributed to the customer."
+    return [
+        (
+            "Marginal product",
+            f"{number(numbers['mp_mean'], 1)} an hour",
+            "Good units that one more hour of work makes.",
+        ),
+        ("Error rate", percent(numbers["err_mean"]), "Share of attempts that went wrong."),
+        (
+            "Implied wage",
+            f"{usd(wage)} an hour",
+            "What an hour of this work is worth: good units at their price, less damage for the errors.",
+        ),
+        ("Profit", f"{usd(numbers['profit_mean'])} an hour", "Implied wage less energy."),
+        ("Human wage", f"{usd(human)} an hour", "What a person is paid for an hour of the same work."),
+        ("Wage parity", number(parity), "Implied wage over human wage; at 1 the robot’s hour is worth a person’s."),
+        (
+            "Spread",
+            f"{usd(numbers['spread'])} an hour",
+            f"Implied wage less human wage. Paid out only where parity is above 1 by more than {margin}.",
+        ),
+        (
+            "Rebate",
+            usd(numbers["rebate"]),
+            f"The part of the spread that goes to the customer whose data taught the policy.{rebate_note}",
+        ),
+        ("Captured", usd(numbers["captured"]), "The part of the spread that the platform keeps."),
+    ]
+
+
+def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(str(key), DASH if value is None else str(value)) for key, value in values.items()]
+
+
+def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
+    """(what it does, command) in the order to run them."""
+    made_by = _provenance(files.summary).get("command")
+    commands = [("made this run", str(made_by))] if made_by else []
+    if files.config:
+        again = shlex.quote(str(files.path.with_name(f"{files.path.name}-again")))
+        config = shlex.quote(str(files.path / "config.yaml"))
+        commands.append(("trains it again, beside it", f"vtp train --config {config} --out {again}"))
+    commands.append(("validates it again", evaluate))
+    commands.append(("writes this page again", f"vtp report {shlex.quote(str(files.path))}"))
+    return commands

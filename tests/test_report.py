@@ -1,0 +1,464 @@
+"""The report page: what it says, what it says where something is missing, and that it needs nothing from outside."""
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from pipeline import econ, rundir, sim
+from pipeline.config import ReportConfig, TrainConfig
+from pipeline.errors import VtpError
+from pipeline.report import figures, files, run
+
+MIXED = sim.scenario("dishwashing", "mixed")
+BEST = {"pan": (1.0, 0.31), "plate": (1.0, 0.93), "glass": (0.72, 1.0), "mug": (1.0, 0.62)}
+COLOURS = {"pan": "#34383d", "plate": "#f3f1ea", "glass": "#bfe0ea", "mug": "#c8553d"}
+SECTIONS = ("headline", "behaviour", "actions", "learning", "economics", "provenance", "missing")
+
+
+def expected(context: int, speed, care):
+    """Expected profit in $/h and error probability of an action in a context."""
+    rate, p_err = sim.dynamics(MIXED, context, speed, care)
+    c = MIXED.contexts[context]
+    mp = sim.STEPS_PER_HOUR * sim.expected_attempts(rate) * (1 - p_err)
+    return econ.profit(econ.implied_wage(mp, p_err, c.price_usd, c.damage_usd), MIXED.energy_usd_per_hour), p_err
+
+
+def build_run(path, *, episodes=500, seed=0):
+    """A run directory as train and evaluate leave it, of made-up numbers; return its path."""
+    rng = np.random.default_rng(seed)
+    path.mkdir(parents=True)
+    config = TrainConfig(source="embeddings", out=path, embeddings=path / "data" / "embeddings.h5", episodes=episodes)
+    rundir.save_config(path / "config.yaml", config)
+
+    rows, contexts = [], {}
+    for episode in range(8):
+        for step in range(60):
+            k = int(rng.integers(4))
+            best = BEST[MIXED.contexts[k].name]
+            speed, care = (float(np.clip(b + rng.normal(-0.04, 0.06), 0, 1)) for b in best)
+            attempts = int(rng.poisson(2)) + 1
+            rows.append([episode, step, MIXED.contexts[k].name, speed, care, attempts, 0, expected(k, speed, care)[0]])
+    columns = ["episode", "step", "context", "speed", "care", "attempts", "errors", "profit_usd_per_hour"]
+    validation = pd.DataFrame(rows, columns=columns)
+    validation.to_csv(path / "validation.csv", index=False)
+
+    for k, context in enumerate(MIXED.contexts):
+        steps = validation[validation.context == context.name]
+        speed, care = BEST[context.name]
+        contexts[context.name] = dict(
+            share=len(steps) / len(validation),
+            speed=float(steps.speed.mean()),
+            care=float(steps.care.mean()),
+            oracle_speed=speed,
+            oracle_care=care,
+            profit=float(steps.profit_usd_per_hour.mean()),
+            oracle_profit=float(expected(k, speed, care)[0]),
+            blind_profit=float(expected(k, 1.0, 0.85)[0]),
+            err=float(np.mean(expected(k, steps.speed, steps.care)[1])),
+        )
+    profit = float(validation.profit_usd_per_hour.mean())
+    summary = dict(
+        source="embeddings", scenario="mixed", task="dishwashing", episodes=8, seeds=[0],
+        profit_mean=profit, profit_ci95=[profit - 0.9, profit + 0.9], mp_mean=103.4, err_mean=0.0187,
+        wage_parity=(profit + 0.1) / 18, oracle_profit=39.90, blind_profit=31.85, oracle_ratio=profit / 39.90,
+        blind_ratio=profit / 31.85, spread=profit + 0.1 - 18, rebate=0.0, captured=profit + 0.1 - 18, wall_s=412.5,
+        validation="closed loop from pixels", outcome_model="the simulator, with each step’s context",
+        contexts=contexts, human_wage=18.0,
+        provenance=dict(
+            vtp_version="0.1.0", git_commit=None, torch="2.8.0", created="2025-01-31T12:00:00+00:00",
+            command=f"vtp demo --out {path}", embeddings_sha256="ab" * 32, weights="random:0", projector="pca",
+            precision="fp32", num_train_clips=720,
+        ),
+    )  # fmt: skip
+    rundir.write_json(path / "summary.json", summary)
+
+    progress = 1 - np.exp(-np.arange(episodes) / 90)
+    target = np.array([econ.error_target(e) for e in range(episodes)])
+    err_rate = np.clip(0.02 + 0.13 * (1 - progress) + rng.normal(0, 0.018, episodes), 0, 0.5)
+    lambda_dual = [0.0]
+    for e in range(1, episodes):
+        lambda_dual.append(econ.dual_ascent(lambda_dual[-1], err_rate[e], err_target=target[e], dual_lr=0.01))
+    metrics = pd.DataFrame(
+        {
+            "episode": np.arange(episodes),
+            "profit": 8 + 27.5 * progress + rng.normal(0, 4.5, episodes),
+            "err_rate": err_rate,
+            "err_target": target,
+            "lambda_dual": lambda_dual,
+            "alpha": 0.9 * (1 - progress) ** 2 + 0.02,
+            "mean_speed": 0.5 + 0.42 * progress + rng.normal(0, 0.03, episodes),
+            "mean_care": 0.5 + 0.22 * progress + rng.normal(0, 0.04, episodes),
+            "critic_loss": np.full(episodes, np.nan),
+        }
+    )
+    metrics.to_csv(path / "metrics.csv", index=False)
+    checks = np.arange(49, episodes, 50)
+    pd.DataFrame({"episode": checks, "profit_sampled": 9 + 28 * progress[checks]}).to_csv(
+        path / "validations.csv", index=False
+    )
+
+    (path / "frames").mkdir()
+    index = []
+    for name, (speed, care) in BEST.items():
+        for i in range(2):
+            image = Image.new("RGB", (192, 144), ("#7d8b8f", "#5a6d68")[i])
+            draw = ImageDraw.Draw(image)
+            draw.rounded_rectangle([20, 14, 172, 134], 14, "#aeb9bd", "#dfe5e7", 3)
+            draw.ellipse([56 + 20 * i, 38, 130 + 20 * i, 112], COLOURS[name], "#22262a", 2)
+            file = f"{name}-{i}.png"
+            image.save(path / "frames" / file)
+            index.append(dict(file=file, context=name, speed=speed - 0.05, care=care - 0.05, oracle_speed=speed))
+            index[-1]["oracle_care"] = care
+    rundir.write_json(path / "frames" / "frames.json", index)
+
+    (path / "data").mkdir()
+    failure = {"video_id": "broken.mp4", "reason": "no video stream", "remedy": "encode it again"}
+    (path / "data" / "failures.jsonl").write_text(json.dumps(failure) + "\n")
+    return path
+
+
+def edit_summary(path, **changes):
+    summary = json.loads((path / "summary.json").read_text())
+    rundir.write_json(path / "summary.json", summary | changes)
+
+
+class Page(HTMLParser):
+    """A parsed page: elements as (tag, attributes), text outside style and script, and whether tags balance."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "rect", "path"})
+
+    def __init__(self, html):
+        super().__init__()
+        self.html, self.elements, self.text, self.open, self.unbalanced = html, [], "", [], []
+        self.feed(html)
+        self.close()
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+        self.text += " "
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.text += data
+
+    def attributes(self, name, tag=None):
+        return [attrs[name] for t, attrs in self.elements if name in attrs and tag in (None, t)]
+
+    def download(self, name):
+        (uri,) = [a["href"] for t, a in self.elements if t == "a" and a.get("download") == name]
+        return list(csv.DictReader(io.StringIO(base64.b64decode(uri.split(",", 1)[1]).decode("utf-8"))))
+
+
+def report(path):
+    page = Page(run(ReportConfig(run=path)).read_text(encoding="utf-8"))
+    assert not page.unbalanced and not page.open
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    assert set(SECTIONS) <= set(ids)
+    assert "nan" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", page.html).lower().replace("provenance", "").split()
+    return page
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    path = build_run(tmp_path_factory.mktemp("runs") / "full")
+    return path, report(path)
+
+
+# --- chart geometry -------------------------------------------------------------------------------------------------
+
+
+def test_line_path_breaks_at_nan_and_draws_a_lone_point():
+    nan = math.nan
+    assert figures.line_path(np.array([0, 10, 20, 30.0]), np.array([5, 6, nan, 8.0])) == "M0 5h0L10 6M30 8h0"
+    assert figures.line_path(np.array([1.0]), np.array([nan])) == ""
+
+
+def test_thin_keeps_the_extremes():
+    y = np.zeros(10_000)
+    y[1234], y[5678], y[9000:9100] = 7, -7, math.nan
+    x, thinned = figures.thin(np.arange(10_000.0), y, 100)
+    assert len(x) <= 200
+    assert np.nanmax(thinned) == 7 and np.nanmin(thinned) == -7
+    assert np.all(np.diff(x) > 0)
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected_positions"),
+    [([10, 50], [10, 50]), ([50, 50], [50, 57]), ([99, 98], [100, 93]), ([], [])],
+)
+def test_spread_apart(positions, expected_positions):
+    assert figures.spread_apart(positions, 7) == pytest.approx(expected_positions)
+
+
+def test_bars_share_an_axis_that_holds_zero():
+    policy, oracle = figures.bars([("p", -10.0, "policy"), ("o", 30.0, "oracle")], str, (-12.0, -8.0))
+    assert (oracle.start, oracle.width) == pytest.approx((100 * 12 / 42, 100 * 30 / 42))
+    assert (policy.start, policy.width) == pytest.approx((100 * 2 / 42, 100 * 10 / 42))
+    assert (policy.low, policy.high) == pytest.approx((0, 100 * 4 / 42))
+
+
+def test_line_chart_places_values_on_the_axis():
+    x, y = np.arange(3.0), np.array([0.0, 10.0, 20.0])
+    download = figures.csv_download("a.csv", pd.DataFrame({"a": y}))
+    chart = figures.line_chart(
+        "t", [figures.Series("p", x, y, "policy")], caption="", summary="", y_format=str, download=download,
+        references=[figures.Reference("r", 10.0, "oracle")],
+    )  # fmt: skip
+    assert chart.paths == [("ref oracle", "M0 500H1000"), ("policy", "M0 1000h0L500 500L1000 0")]
+    assert [(label.at, label.label) for label in chart.labels] == [(50, "r"), (0, "p")]
+
+
+def test_a_long_table_is_thinned_and_says_so():
+    download = figures.csv_download("a.csv", pd.DataFrame({"a": range(9000)}))
+    rows = base64.b64decode(download.uri.split(",")[1]).decode().split()
+    assert len(rows) == 1 + 3000 and rows[:3] == ["a", "0", "3"]
+    assert download.note == "row 1 of every 3"
+
+
+# --- the whole page -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_missing_and_every_number_is_there(full):
+    path, page = full
+    summary = json.loads((path / "summary.json").read_text())
+    profit = summary["profit_mean"]
+    for text in (
+        f"The policy earns ${profit:.2f} an hour",
+        f"95% interval ${profit - 0.9:.2f} to ${profit + 0.9:.2f}.",
+        f"{100 * profit / 39.90:.1f}% of the oracle",
+        f"+${profit - 31.85:.2f} an hour against blind",
+        f"{(profit + 0.1) / 18:.2f}× the human wage of $18.00",
+        "1.9% errors",
+        "Measured over 8 episodes in closed loop from pixels, in scenes that training never saw.",
+        "103.4 an hour",
+        "broken.mp4 no video stream encode it again",
+        "Nothing: every part of this page had its data.",
+    ):
+        assert text in page.text, text
+    for name, means in summary["contexts"].items():
+        assert f"{name} {means['share']:.0%} of the work" in page.text
+        assert f"${means['profit']:.2f} an hour of ${means['oracle_profit']:.2f} possible" in page.text
+    for value in summary["provenance"].values():
+        assert str(value if value is not None else "–") in page.text
+
+
+def test_page_is_self_contained(full):
+    path, page = full
+    assert (path / "report.html").stat().st_size <= 2_000_000
+    for name in ("src", "href", "srcset", "data", "action", "poster"):
+        assert all(value.startswith("data:") for value in page.attributes(name)), name
+    outside = re.sub(r"data:[^\"]*", "", page.html)
+    assert "://" not in outside
+    assert "url(" not in outside and "@import" not in outside
+
+
+def test_page_is_accessible(full):
+    _, page = full
+    assert page.attributes("lang", "html") == ["en"]
+    assert all(page.attributes("alt", "img")) and len(page.attributes("src", "img")) == 8
+    for tag, attrs in page.elements:
+        if tag == "svg":
+            assert attrs.get("aria-hidden") == "true" or (attrs["role"] == "img" and attrs["aria-label"])
+
+
+def test_figures_carry_their_data(full):
+    path, page = full
+    metrics = pd.read_csv(path / "metrics.csv")
+    rows = page.download("profit.csv")
+    assert len(rows) == 500
+    assert float(rows[-1]["profit"]) == pytest.approx(metrics.profit.iloc[-1], rel=1e-5)
+    assert float(rows[-1]["profit_mean_25"]) == pytest.approx(metrics.profit.tail(25).mean(), rel=1e-5)
+    assert float(page.download("err_rate.csv")[0]["target"]) == 0.1
+    assert [row["context"] for row in page.download("contexts.csv")] == list(BEST)
+    steps = [page.download(f"actions-{i}.csv") for i in range(1, 5)]
+    assert sum(map(len, steps)) == 480
+    assert len(page.download("economics.csv")) == 9
+
+
+def test_same_run_same_page(full):
+    path, page = full
+    assert report(path).html == page.html
+
+
+# --- what is missing ------------------------------------------------------------------------------------------------
+
+PARTS = {
+    "config.yaml": ("the settings of this run are not known", "vtp train --source embeddings --out {run}"),
+    "summary.json": ("the policy has not been validated", "vtp evaluate {run}"),
+    "metrics.csv": ("there are no learning curves", "vtp train --config {run}/config.yaml"),
+    "validation.csv": ("single actions cannot be shown", "vtp evaluate {run}"),
+    "validations.csv": ("no validations made during training", "vtp train --config {run}/config.yaml --eval-every 15"),
+    "frames/frames.json": ("there are no pictures of what the policy saw", "vtp evaluate {run}"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_missing_part_is_said_with_its_command(tmp_path, part, damage):
+    path = build_run(tmp_path / "run", episodes=60)
+    if damage == "missing":
+        (path / part).unlink()
+    else:
+        (path / part).write_text("")
+    page = report(path)
+    consequence, command = PARTS[part]
+    state = "is missing" if damage == "missing" else "cannot be read"
+    assert re.search(rf"{re.escape(part)} {state}.*{re.escape(consequence)}", page.text)
+    assert command.format(run=path) in page.text
+
+
+def test_only_metrics(tmp_path):
+    path = build_run(tmp_path / "run", episodes=100)
+    for name in ("config.yaml", "summary.json", "validation.csv", "validations.csv", "frames", "data"):
+        target = path / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    page = report(path)
+    assert "This policy has not been validated" in page.text
+    assert "In its last 5 training episodes it earned $" in page.text
+    assert len(page.attributes("id")) >= len(SECTIONS)
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(VtpError, match="is not a run directory; make one with: vtp train --out"):
+        run(ReportConfig(run=tmp_path / "none"))
+    with pytest.raises(VtpError, match=r"holds none of config\.yaml, summary\.json and metrics\.csv"):
+        run(ReportConfig(run=tmp_path))
+
+
+def test_one_episode(tmp_path):
+    path = build_run(tmp_path / "run", episodes=1)
+    edit_summary(path, profit_ci95=None, episodes=1)
+    page = report(path)
+    assert "There is no interval: that takes at least two validation episodes." in page.text
+    assert len(page.download("profit.csv")) == 1
+
+
+def test_nan_metrics(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    metrics = pd.read_csv(path / "metrics.csv")
+    metrics["alpha"] = np.nan
+    metrics.loc[5:9, "profit"] = np.nan
+    metrics.loc[20, "err_rate"] = np.inf
+    metrics["episode"] = np.nan
+    metrics.to_csv(path / "metrics.csv", index=False)
+    page = report(path)
+    assert "metrics.csv has no finite number for: Temperature, α." in page.text
+    assert page.download("profit.csv")[5]["profit"] == ""
+
+
+def test_nulls_in_the_summary(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    keys = ("oracle_profit", "blind_profit", "oracle_ratio", "wage_parity", "human_wage", "spread", "contexts")
+    edit_summary(path, **dict.fromkeys(keys), validation="held-out clips", outcome_model="seed parameters")
+    page = report(path)
+    assert "summary.json has no number for wage_parity, oracle_profit, blind_profit, spread." in page.text
+    assert "Nothing is known by kind of object" in page.text
+    assert (
+        "Measured over 8 episodes on held-out clips." in page.text
+        and "Outcomes come from: seed parameters." in page.text
+    )
+    edit_summary(path, profit_mean=None)
+    assert "This policy has not been validated" in report(path).text
+
+
+def test_losing_policy_and_one_context(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    edit_summary(path, profit_mean=-3.21, profit_ci95=[-4.0, -2.4], oracle_profit=28.43, blind_profit=28.43)
+    page = report(path)
+    assert "The policy loses $3.21 an hour" in page.text
+    assert "95% interval −$4.00 to −$2.40." in page.text
+    assert "−$31.64 an hour against blind" in page.text
+    assert "blind is the oracle" in page.text
+
+
+# --- hostile input --------------------------------------------------------------------------------------------------
+
+HOSTILE = "<script>alert('\"x\"')</script>"
+
+
+def test_hostile_strings_are_escaped(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    for name in ("summary.json", "frames/frames.json", "validation.csv"):
+        text = (path / name).read_text().replace('"glass"', json.dumps(HOSTILE))
+        (path / name).write_text(text.replace(",glass,", "," + '"' + HOSTILE.replace('"', '""') + '"' + ","))
+    edit_summary(path, outcome_model=HOSTILE, provenance={HOSTILE: HOSTILE, "command": HOSTILE})
+    (path / "config.yaml").write_text(yaml.safe_dump({"source": "embeddings", "embeddings": str(path / HOSTILE)}))
+    page = report(path)
+    assert len([tag for tag, _ in page.elements if tag == "script"]) == 1
+    assert page.text.count(HOSTILE) >= 5
+    assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
+
+
+@pytest.mark.parametrize("file", ["../config.yaml", "link.png", "gone.png"])
+def test_frames_stay_in_their_folder(tmp_path, file):
+    path = build_run(tmp_path / "run", episodes=40)
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    os.symlink(secret, path / "frames" / "link.png")
+    rundir.write_json(path / "frames" / "frames.json", [{"file": file, "context": "pan"}])
+    page = report(path)
+    assert "frames/frames.json cannot be read" in page.text
+    assert base64.b64encode(b"secret").decode() not in page.html
+
+
+def test_frames_are_left_out_for_size(tmp_path, monkeypatch):
+    path = build_run(tmp_path / "run", episodes=40)
+    largest = max(p.stat().st_size for p in (path / "frames").glob("*.png"))
+    monkeypatch.setattr(files, "FRAME_BYTES", 5 * largest)
+    page = report(path)
+    shown = len(page.attributes("src", "img"))
+    assert 5 <= shown < 8
+    assert f"{8 - shown} more frames are left out for size." in page.text
+    assert {alt.split(",")[0] for alt in page.attributes("alt", "img")} == set(BEST)
+
+
+def test_long_run_stays_small(tmp_path):
+    path = build_run(tmp_path / "run", episodes=20_000)
+    report(path)
+    assert (path / "report.html").stat().st_size <= 2_000_000
+
+
+# --- a real browser -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
+def test_browser_sorts_and_logs_nothing(full, tmp_path):
+    """Chromium renders the page without a console message, and a click on a head sorts the table."""
+    path, page = full
+    probe = tmp_path / "probe.html"
+    click = "<script>document.querySelectorAll('#behaviour th button')[7].click()</script>"
+    probe.write_text(page.html.replace("</body>", f"{click}</body>"), encoding="utf-8")
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom", probe.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    order = re.findall(r'<th scope="row" data-key="(\w+)">', done.stdout.split('id="behaviour"')[1])[:4]
+    contexts = json.loads((path / "summary.json").read_text())["contexts"]
+    assert order == sorted(contexts, key=lambda name: contexts[name]["profit"])
