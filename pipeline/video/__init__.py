@@ -1,0 +1,20 @@
+"""Video files to clips of frames: gate, decode in a child process that can be killed, clip windows.
+
+Only this room imports decord or av, and of this room only what runs in the child does.
+"""
+
+from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH, Windows, clip_windows, resize_frame
+from pipeline.video.decoder import Clip, Decoder, VideoInfo
+from pipeline.video.error import VideoError
+
+__all__ = [
+    "FRAME_HEIGHT",
+    "FRAME_WIDTH",
+    "Clip",
+    "Decoder",
+    "VideoError",
+    "VideoInfo",
+    "Windows",
+    "clip_windows",
+    "resize_frame",
+]

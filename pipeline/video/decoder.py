@@ -1,0 +1,210 @@
+"""The parent's side of decoding: a child process with a deadline, killed and replaced when it hangs or dies."""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+import pipeline
+from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH
+from pipeline.video.error import VideoError
+
+logger = logging.getLogger(__name__)
+
+SLOT_BYTES = 16 << 20  # clips decoded ahead of their use
+MEMORY_BYTES = 4 << 30
+START_S = 60.0
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the file holds, before any of it is decoded; width and height are as stored, before rotation."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    codec: str
+    decoder: str  # decord or pyav
+    num_clips: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """clip_len frames sampled by presentation time; those from `valid_frames` on repeat the last."""
+
+    frames: np.ndarray  # [clip_len, 128, 171, 3] uint8 RGB
+    start_frame: int
+    start_s: float  # shown during [start_s, end_s), in the file's own time
+    end_s: float
+    valid_frames: int
+    frame_indices: tuple[int, ...]  # of the source
+
+
+class Decoder:
+    """One decoder process, started at the first video and kept for the next ones.
+
+    timeout_s bounds the time that one video keeps the caller waiting; what the caller does between clips is free.
+    decoder: auto (decord, and PyAV for what decord gets wrong), decord or pyav.
+    """
+
+    def __init__(self, *, timeout_s: float = 300.0, decoder: str = "auto", memory_bytes: int = MEMORY_BYTES):
+        self._timeout_s = timeout_s
+        self._decoder = decoder
+        self._memory_bytes = memory_bytes
+        self._process: subprocess.Popen | None = None
+        self._reading: ClipStream | None = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def clips(
+        self, path: Path | str, *, clip_len: int = 16, clip_stride: int = 16, fps: float = 15.0, tail: str = "drop"
+    ) -> ClipStream:
+        """The clips of the video at `path`, in order. VideoError, here or while iterating, means none is to be used.
+
+        One video at a time: asking for the next ends the one before.
+        """
+        if self._reading is not None or self._process is None or self._process.poll() is not None:
+            self.close()
+            self._start()
+        num_slots = max(2, SLOT_BYTES // (clip_len * FRAME_HEIGHT * FRAME_WIDTH * 3))
+        self._slots.truncate(num_slots * clip_len * FRAME_HEIGHT * FRAME_WIDTH * 3)
+        request = {
+            "path": os.path.realpath(path),
+            "clip_len": clip_len,
+            "clip_stride": clip_stride,
+            "fps": fps,
+            "tail": tail,
+            "decoder": self._decoder,
+            "num_slots": num_slots,
+        }
+        self._remaining_s = self._timeout_s
+        self._send(request)
+        info = VideoInfo(**self._receive())
+        self._reading = ClipStream(self, info, (num_slots, clip_len, FRAME_HEIGHT, FRAME_WIDTH, 3))
+        return self._reading
+
+    def close(self) -> None:
+        """Kill the child, if there is one, and reap it."""
+        self._reading = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._connection.close()
+            self._slots.close()
+            self._stderr.close()
+            self._process = None
+
+    def _start(self) -> None:
+        """A fresh interpreter rather than a fork or multiprocessing, so that the caller's modules stay out of it."""
+        ours, theirs = socket.socketpair()
+        self._slots = _anonymous_file()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        package_parent = str(Path(pipeline.__file__).parent.parent)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")])),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "DECORD_DUPLICATE_WARNING_THRESHOLD": "0.0",  # so that padding is a complaint
+        }
+        inherited = (theirs.fileno(), self._slots.fileno())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.video.child", *map(str, inherited), str(self._memory_bytes)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._stderr,
+            stderr=self._stderr,
+            pass_fds=inherited,
+            env=environment,
+        )
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._remaining_s = START_S
+        self._receive()
+
+    def _send(self, message: dict) -> None:
+        try:
+            self._connection.send_bytes(json.dumps(message).encode())
+        except OSError as error:
+            raise self._crash() from error
+
+    def _receive(self) -> dict:
+        """The child's next message. VideoError if it reports a failure, dies, or uses up the video's time."""
+        before = time.monotonic()
+        try:
+            if not self._connection.poll(max(0.0, self._remaining_s)):
+                self.close()
+                raise VideoError(
+                    "timeout", f"decoding took longer than {self._timeout_s:g} s", "raise --timeout-s or re-encode it"
+                )
+            message = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._crash() from error
+        self._remaining_s -= time.monotonic() - before
+        if "code" in message:
+            self._reading = None
+            raise VideoError(message["code"], message["reason"], message["fix"])
+        return message
+
+    def _crash(self) -> VideoError:
+        """What the child's death means for the video that it was reading."""
+        status = self._process.wait()
+        lines = os.pread(self._stderr.fileno(), 1 << 16, 0).decode("utf-8", "replace").strip().splitlines()
+        self.close()
+        cause = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        last_line = f": {lines[-1][:200]}" if lines else ""
+        if any(word in last_line for word in ("bad_alloc", "MemoryError", "Cannot allocate")):
+            return VideoError("memory", "needs too much memory to decode", "re-encode it with smaller frames")
+        return VideoError("crashed", f"the decoder died ({cause}{last_line})", "re-encode it")
+
+
+class ClipStream(Iterator[Clip]):
+    """The clips of one video; `info` says what it holds."""
+
+    def __init__(self, decoder: Decoder, info: VideoInfo, shape: tuple[int, ...]):
+        self.info = info
+        self._decoder = decoder
+        self._shape = shape
+        self._memory = mmap.mmap(decoder._slots.fileno(), int(np.prod(shape)), prot=mmap.PROT_READ)
+        self._index = 0
+
+    def __next__(self) -> Clip:
+        if self._decoder._reading is not self:
+            raise StopIteration
+        message = self._decoder._receive()
+        if "done" in message:
+            self._decoder._reading = None
+            raise StopIteration
+        num_slots = self._shape[0]
+        slot_bytes = len(self._memory) // num_slots
+        offset = self._index % num_slots * slot_bytes
+        frames = np.frombuffer(self._memory[offset : offset + slot_bytes], np.uint8).reshape(self._shape[1:])
+        self._index += 1
+        if self._index + num_slots <= self.info.num_clips:
+            self._decoder._send({"emptied": True})
+        return Clip(frames=frames, **{**message, "frame_indices": tuple(message["frame_indices"])})
+
+
+def _anonymous_file():
+    """Memory that the child can map."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("vtp-clips"), "w+b")
+    return tempfile.TemporaryFile()

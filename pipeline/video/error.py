@@ -1,0 +1,17 @@
+"""What goes wrong with one video, while the others go on."""
+
+from pipeline.errors import VtpError
+
+
+class VideoError(VtpError):
+    """One video's failure: a code for machines, the reason and the remedy for people."""
+
+    def __init__(self, code: str, reason: str, fix: str):
+        super().__init__(f"{reason}; {fix}")
+        self.code = code
+        self.reason = reason
+        self.fix = fix
+
+
+def damaged(reason: str) -> VideoError:
+    return VideoError("damaged", reason, "fetch the file again or re-encode it")
