@@ -1,7 +1,7 @@
 """The decoder process: `python -m pipeline.video.child CONNECTION SLOTS MEMORY_BYTES`.
 
 It takes one request at a time, writes clips into shared slots and reports each over the connection as JSON, which
-stays harmless whatever a hostile video makes of this process. It never outlives the parent: a closed connection ends it.
+stays harmless whatever a hostile video makes of this process. A closed connection ends it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
     except VideoError as error:
         return {"code": error.code, "reason": error.reason, "fix": error.fix}
     except MemoryError:
-        return {"code": "memory", "reason": "needs too much memory to decode", "fix": "re-encode it with smaller frames"}
+        return {
+            "code": "memory",
+            "reason": "needs too much memory to decode",
+            "fix": "re-encode it with smaller frames",
+        }
     return {"done": True}
 
 

@@ -86,7 +86,7 @@ def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndar
 
 @lru_cache(maxsize=64)
 def _taps(size: int, resized: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each resized pixel its two source pixels and the second's weight, in float32 (and fused) as torch has them."""
+    """For each resized pixel its two source pixels and the second's weight, as torch has them."""
     scale = np.float64(np.float32(size / resized))
     position = np.maximum(scale * (np.arange(resized) + 0.5) - 0.5, 0).astype(np.float32)
     first = np.minimum(position.astype(np.int64), size - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import mmap
 import os
 import signal
@@ -20,10 +19,9 @@ from pathlib import Path
 import numpy as np
 
 import pipeline
+from pipeline.errors import VtpError
 from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH
 from pipeline.video.error import VideoError
-
-logger = logging.getLogger(__name__)
 
 SLOT_BYTES = 16 << 20  # clips decoded ahead of their use
 MEMORY_BYTES = 4 << 30
@@ -138,7 +136,12 @@ class Decoder:
         theirs.close()
         self._connection = Connection(ours.detach())
         self._remaining_s = START_S
-        self._receive()
+        try:
+            self._receive()
+        except VideoError as error:
+            raise VtpError(
+                f"the decoder process cannot start ({error.reason}); check that decord and av are installed"
+            ) from error
 
     def _send(self, message: dict) -> None:
         try:
@@ -173,7 +176,9 @@ class Decoder:
         last_line = f": {lines[-1][:200]}" if lines else ""
         if any(word in last_line for word in ("bad_alloc", "MemoryError", "Cannot allocate")):
             return VideoError("memory", "needs too much memory to decode", "re-encode it with smaller frames")
-        return VideoError("crashed", f"the decoder died ({cause}{last_line})", "re-encode it")
+        return VideoError(
+            "crashed", f"the decoder died ({cause}{last_line})", "run again; if it dies again, re-encode it"
+        )
 
 
 class ClipStream(Iterator[Clip]):

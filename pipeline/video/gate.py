@@ -69,7 +69,9 @@ def check_file(path: Path) -> None:
     if not head:
         raise VideoError("empty", "the file is empty", "fetch it again")
     if end is None:
-        raise VideoError("not_video", f"not a video ({_describe(head)})", "give an mp4, mov, mkv, webm, avi or mpeg file")
+        raise VideoError(
+            "not_video", f"not a video ({_describe(head)})", "give an mp4, mov, mkv, webm, avi or mpeg file"
+        )
     if end > status.st_size:
         raise damaged(f"cut off: its container declares {end} bytes and {status.st_size} are there")
 
@@ -82,8 +84,7 @@ def _declared_end(file, head: bytes) -> int | None:
         return 8 + int.from_bytes(head[4:8], "little")
     if head.startswith(_EBML):
         return _segment_end(head)
-    is_transport = any(len(head) > start + 2 * size and head[start] == head[start + size] == head[start + 2 * size] == 0x47
-                       for start, size in ((0, 188), (4, 192)))  # fmt: skip
+    is_transport = any(set(head[start : start + 3 * size : size]) == {0x47} for start, size in ((0, 188), (4, 192)))
     return 0 if is_transport or head.startswith(_MAGICS) else None
 
 
@@ -113,7 +114,9 @@ def _segment_end(head: bytes) -> int:
 
 def _describe(head: bytes) -> str:
     is_text = all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
-    return f"it is text that begins {head[:24].decode('utf-8', 'replace')!r}" if is_text else f"it begins {head[:8].hex()}"
+    return (
+        f"it is text that begins {head[:24].decode('utf-8', 'replace')!r}" if is_text else f"it begins {head[:8].hex()}"
+    )
 
 
 def scan(path: Path) -> Scan:

@@ -1,0 +1,313 @@
+"""The HDF5 schema: part files, the embeddings file, novelty weights. Nothing else imports h5py.
+
+Files are written once, whole, and read only after their links, shapes and storage were checked: an HDF5 file of a few
+bytes can point at any other file, or claim terabytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.errors import CorruptError, VtpError
+from pipeline.rundir import atomic_path
+
+SCHEMA_VERSION = 1
+CHUNK_BYTES = 1 << 18
+EMBEDDING_DIM = 128
+CLIP_FIELDS = {"start_frame": np.int64, "start_s": np.float64, "end_s": np.float64, "valid_frames": np.int64}
+LABEL_NUMBERS = ("speed", "care", "attempts", "errors", "novel")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of V videos: those of video v are rows [offset[v], offset[v + 1])."""
+
+    features: np.ndarray  # [N, D] float32
+    start_frame: np.ndarray  # [N] int64
+    start_s: np.ndarray  # [N] float64
+    end_s: np.ndarray  # [N] float64
+    valid_frames: np.ndarray  # [N] int64
+    offset: np.ndarray  # [V + 1] int64
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.features)
+
+    @property
+    def num_videos(self) -> int:
+        return len(self.offset) - 1
+
+
+@dataclass(frozen=True)
+class Videos:
+    """V videos; `path`, `split` and `task` are those of the run that wrote the file."""
+
+    sha256: list[str]
+    fps: np.ndarray  # [V] float64, of the source
+    num_frames: np.ndarray  # [V] int64, of the source
+    decoder: list[str]  # decord or pyav
+    id: list[str] = field(default_factory=list)
+    path: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
+    task: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part file holds: features by content, so that names, splits and labels may change without decoding."""
+
+    clips: Clips
+    videos: Videos
+    settings: dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """An embeddings file in memory.
+
+    labels: context [N] strings ("" where unknown); speed, care, attempts, errors, novel [N] float64 (NaN where
+    unknown); None where no video has labels.
+    """
+
+    embeddings: np.ndarray  # [N, 128] float32
+    clips: Clips
+    videos: Videos
+    labels: dict[str, np.ndarray] | None
+    projector_mean: np.ndarray  # [D] float64
+    projector_components: np.ndarray  # [128, D] float64
+    projector_scale: float
+    attrs: dict[str, str | int | float]
+
+    @property
+    def content_sha256(self) -> str:
+        return str(self.attrs["content_sha256"])
+
+    @property
+    def features(self) -> np.ndarray:
+        return self.clips.features
+
+    @property
+    def offset(self) -> np.ndarray:
+        return self.clips.offset
+
+    @property
+    def num_clips(self) -> int:
+        return self.clips.num_clips
+
+    @property
+    def num_videos(self) -> int:
+        return self.clips.num_videos
+
+    @property
+    def clip_split(self) -> np.ndarray:
+        """The split of each clip's video, [N] strings."""
+        return np.repeat(np.array(self.videos.split), np.diff(self.offset))
+
+
+def write_part(path: Path, part: Part) -> None:
+    arrays = {**_clip_arrays(part.clips), **_video_arrays(part.videos, ("sha256", "fps", "num_frames", "decoder"))}
+    _write(path, arrays, {"schema_version": SCHEMA_VERSION, **part.settings})
+
+
+def read_part(path: Path) -> Part:
+    """CorruptError where the part is damaged: it says how to have it made again."""
+    remedy = "delete it and run the same extraction again: its videos alone are decoded once more"
+    with _open(path, remedy) as checked:
+        return Part(checked.clips(), checked.videos(("sha256", "fps", "num_frames", "decoder")), checked.attrs())
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> str:
+    """Write the file and return its content hash, which is stored in it; `embeddings.attrs` need not have one."""
+    arrays = {
+        "embeddings": embeddings.embeddings.astype(np.float32),
+        **_clip_arrays(embeddings.clips),
+        **_video_arrays(embeddings.videos, tuple(Videos.__dataclass_fields__)),
+        "projector/mean": embeddings.projector_mean.astype(np.float64),
+        "projector/components": embeddings.projector_components.astype(np.float64),
+        "projector/scale": np.array([embeddings.projector_scale], np.float64),
+    }
+    if embeddings.labels is not None:
+        arrays["labels/context"] = _to_bytes(embeddings.labels["context"])
+        arrays |= {f"labels/{name}": embeddings.labels[name].astype(np.float64) for name in LABEL_NUMBERS}
+    content = _content_sha256({name: array for name, array in arrays.items() if name != "videos/path"})
+    _write(path, arrays, {**embeddings.attrs, "schema_version": SCHEMA_VERSION, "content_sha256": content})
+    return content
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """VtpError where there is no such file or its schema is another; CorruptError where it is not to be trusted."""
+    if not path.exists():
+        raise VtpError(f"embeddings {path} do not exist; make them with: vtp extract SOURCE --out {path}")
+    with _open(path, f"make it again with: vtp extract SOURCE --out {path}") as checked:
+        clips = checked.clips()
+        feature_dim = clips.features.shape[1]
+        labels = None
+        if "labels" in checked.file:
+            labels = {"context": np.array(checked.strings("labels/context", clips.num_clips), dtype=object)}
+            labels |= {name: checked.array(f"labels/{name}", (clips.num_clips,), np.float64) for name in LABEL_NUMBERS}
+        attrs = checked.attrs()
+        if "content_sha256" not in attrs:
+            raise CorruptError(f"{path} has no content_sha256; {checked.remedy}")
+        return Embeddings(
+            embeddings=checked.array("embeddings", (clips.num_clips, EMBEDDING_DIM), np.float32),
+            clips=clips,
+            videos=checked.videos(tuple(Videos.__dataclass_fields__)),
+            labels=labels,
+            projector_mean=checked.array("projector/mean", (feature_dim,), np.float64),
+            projector_components=checked.array("projector/components", (EMBEDDING_DIM, feature_dim), np.float64),
+            projector_scale=float(checked.array("projector/scale", (1,), np.float64)[0]),
+            attrs=attrs,
+        )
+
+
+def read_novelty_weights(path: Path, content_sha256: str) -> np.ndarray:
+    """Weights [N] of the clips of the embeddings that have that content hash; VtpError where they belong to others."""
+    remedy = f"make it again with: vtp novelty --out {path}"
+    with _open(path, remedy) as checked:
+        found = checked.attrs().get("content_sha256")
+        if found != content_sha256:
+            raise VtpError(
+                f"novelty {path} belongs to embeddings {str(found)[:12]}, not to {content_sha256[:12]}; {remedy}"
+            )
+        weight = checked.array("weight", (None,), np.float32)
+        if not (np.isfinite(weight).all() and (weight >= 0).all()):
+            raise CorruptError(f"novelty {path} has weights that are negative or not finite; {remedy}")
+        return weight
+
+
+def _clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
+    return {
+        "features": clips.features.astype(np.float32),
+        **{f"clips/{name}": getattr(clips, name).astype(dtype) for name, dtype in CLIP_FIELDS.items()},
+        "videos/offset": clips.offset.astype(np.int64),
+    }
+
+
+def _video_arrays(videos: Videos, fields: Sequence[str]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name in fields:
+        value = getattr(videos, name)
+        arrays[f"videos/{name}"] = _to_bytes(value) if isinstance(value, list) else value
+    return arrays
+
+
+def _to_bytes(strings: Sequence[str]) -> np.ndarray:
+    """Fixed-length UTF-8: variable-length strings lie outside the checksummed chunks. Odd file names are escaped."""
+    encoded = [text.encode("utf-8", "backslashreplace") for text in strings]
+    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
+
+
+def _content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, str | int | float]) -> None:
+    """Write beside, reopen and compare, then rename: a full disk can close "well" with data missing."""
+    with atomic_path(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            for name, array in arrays.items():
+                row_bytes = max(1, array.nbytes // max(1, len(array)))
+                rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
+                file.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), fletcher32=True)
+            file.attrs.update(attrs)
+        with h5py.File(temporary, "r") as file:
+            written = {name: file[name][()] for name in arrays}
+        if _content_sha256(written) != _content_sha256(arrays):
+            raise CorruptError(f"{path} did not read back as written; check the disk")
+
+
+class _Checked:
+    """An open file whose links are all its own; each array is checked for kind, shape and storage before it is read."""
+
+    def __init__(self, file: h5py.File, path: Path, remedy: str):
+        self.file = file
+        self.path = path
+        self.remedy = remedy
+        self._check_links(file)
+        version = file.attrs.get("schema_version")
+        if not isinstance(version, int | np.integer):
+            raise CorruptError(f"{path} has no schema_version; {remedy}")
+        if version != SCHEMA_VERSION:
+            raise VtpError(f"{path} has schema version {version}, this vtp reads {SCHEMA_VERSION}; {remedy}")
+
+    def _check_links(self, group: h5py.Group, depth: int = 0) -> None:
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink) or depth > 4:
+                raise CorruptError(f"{self.path} is not to be trusted: {name} is a link elsewhere; {self.remedy}")
+            if isinstance(child := group[name], h5py.Group):
+                self._check_links(child, depth + 1)
+
+    def attrs(self) -> dict[str, str | int | float]:
+        values = {name: self.file.attrs[name] for name in self.file.attrs}
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+    def array(self, name: str, shape: tuple[int | None, ...], dtype: type) -> np.ndarray:
+        dataset = self._dataset(name, shape)
+        if dataset.dtype != dtype:
+            raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not {np.dtype(dtype)}; {self.remedy}")
+        return dataset[()]
+
+    def strings(self, name: str, length: int) -> list[str]:
+        dataset = self._dataset(name, (length,))
+        if dataset.dtype.kind != "S":
+            raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not strings; {self.remedy}")
+        return [value.decode("utf-8") for value in dataset[()]]
+
+    def _dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+        dataset = self.file.get(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise CorruptError(f"{self.path} lacks {name}; {self.remedy}")
+        if dataset.is_virtual or dataset.external is not None:
+            raise CorruptError(f"{self.path} is not to be trusted: {name} lies in other files; {self.remedy}")
+        fits = len(dataset.shape) == len(shape) and all(
+            want is None or want == have for want, have in zip(shape, dataset.shape, strict=True)
+        )
+        if not fits:
+            raise CorruptError(f"{self.path}: {name} has shape {dataset.shape}, not {shape}; {self.remedy}")
+        if dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize:
+            raise CorruptError(f"{self.path}: {name} claims more data than the file holds; {self.remedy}")
+        return dataset
+
+    def clips(self) -> Clips:
+        features = self.array("features", (None, None), np.float32)
+        fields = {name: self.array(f"clips/{name}", (len(features),), dtype) for name, dtype in CLIP_FIELDS.items()}
+        offset = self.array("videos/offset", (None,), np.int64)
+        if len(offset) < 2 or offset[0] != 0 or offset[-1] != len(features) or (np.diff(offset) < 1).any():
+            raise CorruptError(f"{self.path}: videos/offset does not cover the {len(features)} clips; {self.remedy}")
+        return Clips(features, **fields, offset=offset)
+
+    def videos(self, fields: Sequence[str]) -> Videos:
+        num_videos = self.file["videos/offset"].shape[0] - 1
+        numbers = {"fps": np.float64, "num_frames": np.int64}
+        return Videos(
+            **{
+                name: self.array(f"videos/{name}", (num_videos,), numbers[name])
+                if name in numbers
+                else self.strings(f"videos/{name}", num_videos)
+                for name in fields
+            }
+        )
+
+
+@contextmanager
+def _open(path: Path, remedy: str) -> Iterator[_Checked]:
+    """Open for reading; whatever HDF5 itself finds wrong is a CorruptError that names the file."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield _Checked(file, path, remedy)
+    except FileNotFoundError as error:
+        raise VtpError(f"{path} does not exist; {remedy}") from error
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+        raise CorruptError(f"{path} is damaged ({str(error).splitlines()[0]}); {remedy}") from error
