@@ -74,7 +74,8 @@ def build_run(path, *, episodes=500, seed=0):
         source="embeddings", scenario="mixed", task="dishwashing", episodes=8, seeds=[0],
         profit_mean=profit, profit_ci95=[profit - 0.9, profit + 0.9], mp_mean=103.4, err_mean=0.0187,
         wage_parity=(profit + 0.1) / 18, oracle_profit=39.90, blind_profit=31.85, oracle_ratio=profit / 39.90,
-        blind_ratio=profit / 31.85, spread=profit + 0.1 - 18, rebate=0.0, captured=profit + 0.1 - 18, wall_s=412.5,
+        blind_ratio=profit / 31.85, oracle_ratio_ci95=[0.861, 0.908],
+        spread=profit + 0.1 - 18, rebate=0.0, captured=profit + 0.1 - 18, wall_s=412.5,
         validation="closed loop from pixels", outcome_model="the simulator, with each step’s context",
         contexts=contexts, human_wage=18.0,
         provenance=dict(
@@ -93,7 +94,7 @@ def build_run(path, *, episodes=500, seed=0):
         lambda_dual.append(econ.dual_ascent(lambda_dual[-1], err_rate[e], err_target=target[e], dual_lr=0.01))
     metrics = pd.DataFrame(
         {
-            "episode": np.arange(episodes),
+            "episode": np.arange(1, episodes + 1),
             "profit": 8 + 27.5 * progress + rng.normal(0, 4.5, episodes),
             "err_rate": err_rate,
             "err_target": target,
@@ -105,8 +106,8 @@ def build_run(path, *, episodes=500, seed=0):
         }
     )
     metrics.to_csv(path / "metrics.csv", index=False)
-    checks = np.arange(49, episodes, 50)
-    pd.DataFrame({"episode": checks, "profit_sampled": 9 + 28 * progress[checks]}).to_csv(
+    checks = np.unique([*range(50, episodes, 50), episodes])
+    pd.DataFrame({"episode": checks, "profit_sampled": 9 + 28 * progress[checks - 1]}).to_csv(
         path / "validations.csv", index=False
     )
 
@@ -235,8 +236,8 @@ def test_line_chart_places_values_on_the_axis():
 def test_a_long_table_is_thinned_and_says_so():
     download = figures.csv_download("a.csv", pd.DataFrame({"a": range(9000)}))
     rows = base64.b64decode(download.uri.split(",")[1]).decode().split()
-    assert len(rows) == 1 + 3000 and rows[:3] == ["a", "0", "3"]
-    assert download.note == "row 1 of every 3"
+    assert len(rows) == 1 + 1800 and rows[:3] == ["a", "0", "5"]
+    assert download.note == "row 1 of every 5"
 
 
 # --- the whole page -------------------------------------------------------------------------------------------------
@@ -252,6 +253,7 @@ def test_nothing_is_missing_and_every_number_is_there(full):
         f"{100 * profit / 39.90:.1f}% of the oracle",
         f"+${profit - 31.85:.2f} an hour against blind",
         f"{(profit + 0.1) / 18:.2f}× the human wage of $18.00",
+        "95% interval 86.1% to 90.8%.",
         "1.9% errors",
         "Measured over 8 episodes in closed loop from pixels, in scenes that training never saw.",
         "103.4 an hour",
@@ -311,7 +313,7 @@ PARTS = {
     "summary.json": ("the policy has not been validated", "vtp evaluate {run}"),
     "metrics.csv": ("there are no learning curves", "vtp train --config {run}/config.yaml"),
     "validation.csv": ("single actions cannot be shown", "vtp evaluate {run}"),
-    "validations.csv": ("no validations made during training", "vtp train --config {run}/config.yaml --eval-every 15"),
+    "validations.csv": ("no validations made during training", "vtp train --config {run}/config.yaml"),
     "frames/frames.json": ("there are no pictures of what the policy saw", "vtp evaluate {run}"),
 }
 
@@ -378,11 +380,24 @@ def test_nulls_in_the_summary(tmp_path):
     assert "summary.json has no number for wage_parity, oracle_profit, blind_profit, spread." in page.text
     assert "Nothing is known by kind of object" in page.text
     assert (
-        "Measured over 8 episodes on held-out clips." in page.text
+        "Measured over 8 clips on stored video that training did not use." in page.text
         and "Outcomes come from: seed parameters." in page.text
     )
     edit_summary(path, profit_mean=None)
     assert "This policy has not been validated" in report(path).text
+
+
+def test_no_pictures_where_validation_renders_none(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    shutil.rmtree(path / "frames")
+    edit_summary(path, validation="simulator")
+    page = report(path)
+    assert "There are no pictures: the policy sees the simulator’s state." in page.text
+    assert "Nothing: every part of this page had its data." in page.text
+    edit_summary(path, validation="held-out clips")
+    page = report(path)
+    assert "There are no pictures: validation was on stored clips." in page.text
+    assert f"vtp evaluate {path}" in page.text
 
 
 def test_losing_policy_and_one_context(tmp_path):
@@ -432,12 +447,17 @@ def test_frames_are_left_out_for_size(tmp_path, monkeypatch):
     page = report(path)
     shown = len(page.attributes("src", "img"))
     assert 5 <= shown < 8
-    assert f"{8 - shown} more frames are left out for size." in page.text
+    assert f"{8 - shown} more pictures left out for size." in page.text
     assert {alt.split(",")[0] for alt in page.attributes("alt", "img")} == set(BEST)
 
 
 def test_long_run_stays_small(tmp_path):
     path = build_run(tmp_path / "run", episodes=20_000)
+    validation = pd.read_csv(path / "validation.csv")
+    pd.concat([validation] * 100).to_csv(path / "validation.csv", index=False)
+    rng = np.random.default_rng(0)
+    for image in (path / "frames").glob("*.png"):
+        Image.fromarray(rng.integers(256, size=(144, 192, 3), dtype=np.uint8)).save(image)
     report(path)
     assert (path / "report.html").stat().st_size <= 2_000_000
 

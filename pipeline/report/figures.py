@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 SIZE = 1000
 COLUMNS = 500  # a longer trace is thinned to the lowest and highest point of each column
-CSV_ROWS = 4000
+CSV_ROWS = 2000
 
 Style = Literal["trace", "policy", "validation", "target", "oracle", "blind", "human", "second"]
 

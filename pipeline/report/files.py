@@ -19,7 +19,7 @@ from pipeline.errors import VtpError
 
 logger = logging.getLogger(__name__)
 
-FRAME_BYTES = 1_100_000  # of images before base64, so that the page stays under 2 MB
+FRAME_BYTES = 700_000  # of images before base64, so that the page stays under 2 MB
 IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 
 
@@ -114,7 +114,7 @@ def read_run(run: Path) -> RunFiles:
         _numbers_csv,
         pd.DataFrame(),
         "the learning curve has no validations made during training",
-        f"{train} --eval-every {max(int(finite(config.get('episodes')) or 200) // 4, 1)}",
+        train,
     )
     frames, left_out = read(
         "frames",

@@ -18,10 +18,10 @@ from pipeline.report.files import Failure, Missing, RunFiles, finite
 
 DASH = "–"
 ACTIONS_SHOWN = 400  # dots a chart; the download has every action
-MEASURED = {
-    "closed loop from pixels": "in closed loop from pixels, in scenes that training never saw",
-    "held-out clips": "on held-out clips",
-    "simulator": "in the simulator, from its state",
+MEASURED = {  # what an episode is called, and how it was measured
+    "closed loop from pixels": ("episode", "in closed loop from pixels, in scenes that training never saw"),
+    "held-out clips": ("clip", "on stored video that training did not use"),
+    "simulator": ("episode", "in the simulator, from its state"),
 }
 SUMMARY_NUMBERS = (
     "profit_mean",
@@ -138,6 +138,21 @@ def build_page(files: RunFiles) -> Page:
             "Nothing is known by kind of object: the validation clips have no context labels.", evaluate
         )
 
+    cards_note = "Each picture is a clip from validation."
+    if files.frames_left_out:
+        cards_note += f" {_count(files.frames_left_out, 'more picture')} left out for size."
+    if "frames" in missing:
+        cards_note = ""
+        if summary.get("validation") == "simulator":
+            del missing["frames"]
+            cards_note = "There are no pictures: the policy sees the simulator’s state."
+        elif summary.get("validation") == "held-out clips":
+            missing["frames"] = Missing(
+                "There are no pictures: validation was on stored clips. Where those have labels, closed-loop "
+                "validation renders some.",
+                evaluate,
+            )
+
     headline, lead = _headline(files, numbers)
     task, scenario = summary.get("task") or files.config.get("task"), summary.get("scenario")
     kind = " ".join(str(part) for part in (scenario, task) if part)
@@ -148,10 +163,10 @@ def build_page(files: RunFiles) -> Page:
         subject=[part for part in (kind, str(files.path), str(_provenance(summary).get("created") or "")[:10]) if part],
         headline=headline,
         lead=lead,
-        bars=_bars(numbers, _interval(summary)),
-        tiles=_tiles(numbers),
+        bars=_bars(numbers, _interval(summary, "profit_ci95")),
+        tiles=_tiles(numbers, _interval(summary, "oracle_ratio_ci95")),
         cards=_cards(files, contexts),
-        cards_note=f"{files.frames_left_out} more frames are left out for size." if files.frames_left_out else "",
+        cards_note=cards_note,
         contexts_note=_where_most_is_lost(contexts),
         contexts=_context_table(contexts) if contexts else None,
         actions=_action_charts(files.validation, contexts),
@@ -189,8 +204,8 @@ def _contexts(summary: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _interval(summary: dict[str, Any]) -> tuple[float, float] | None:
-    bounds = summary.get("profit_ci95")
+def _interval(summary: dict[str, Any], key: str) -> tuple[float, float] | None:
+    bounds = summary.get(key)
     if not isinstance(bounds, list) or len(bounds) != 2:
         return None
     low, high = finite(bounds[0]), finite(bounds[1])
@@ -215,7 +230,7 @@ def _headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, l
             )
         return "This policy has not been validated", lead
 
-    interval = _interval(files.summary)
+    interval = _interval(files.summary, "profit_ci95")
     lead = [
         f"95% interval {usd(interval[0])} to {usd(interval[1])}."
         if interval
@@ -224,8 +239,9 @@ def _headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, l
     measured = str(files.summary.get("validation") or "")
     if measured:
         episodes = files.validation["episode"].nunique() if "episode" in files.validation else 0
-        over = f"over {_count(episodes, 'episode')} " if episodes else ""
-        lead.append(f"Measured {over}{MEASURED.get(measured, measured)}.")
+        noun, how = MEASURED.get(measured, ("episode", measured))
+        over = f"over {_count(episodes, noun)} " if episodes else ""
+        lead.append(f"Measured {over}{how}.")
     if files.summary.get("outcome_model"):
         lead.append(f"Outcomes come from: {str(files.summary['outcome_model']).rstrip('.')}.")
     return f"The policy {'earns' if profit >= 0 else 'loses'} {usd(abs(profit))} an hour", lead
@@ -246,7 +262,7 @@ def _bars(numbers: dict[str, float | None], interval: tuple[float, float] | None
     return figures.bars(known, usd, interval) if numbers["profit_mean"] is not None else []
 
 
-def _tiles(numbers: dict[str, float | None]) -> list[Tile]:
+def _tiles(numbers: dict[str, float | None], ratio_interval: tuple[float, float] | None) -> list[Tile]:
     profit, oracle, blind = numbers["profit_mean"], numbers["oracle_profit"], numbers["blind_profit"]
     tiles = []
     if numbers["oracle_ratio"] is not None:
@@ -255,7 +271,8 @@ def _tiles(numbers: dict[str, float | None]) -> list[Tile]:
                 percent(numbers["oracle_ratio"]),
                 "of the oracle",
                 "The oracle takes the best action for every object"
-                + (f" and earns {usd(oracle)} an hour." if oracle is not None else "."),
+                + (f" and earns {usd(oracle)} an hour." if oracle is not None else ".")
+                + (" 95% interval {} to {}.".format(*map(percent, ratio_interval)) if ratio_interval else ""),
             )
         )
     if profit is not None and blind is not None:
