@@ -106,9 +106,14 @@ class Embeddings:
         return self.clips.num_videos
 
     @property
-    def clip_split(self) -> np.ndarray:
-        """The split of each clip's video, [N] strings."""
-        return np.repeat(np.array(self.videos.split), np.diff(self.offset))
+    def video_splits(self) -> np.ndarray:
+        """train, val, test or "" of each video, [V] strings."""
+        return np.array(self.videos.split)
+
+    @property
+    def video_tasks(self) -> np.ndarray:
+        """The task of each video, [V] strings, "" where the manifest names none."""
+        return np.array(self.videos.task)
 
 
 def write_part(path: Path, part: Part) -> None:

@@ -6,6 +6,7 @@ Only this room imports decord or av, and of this room only what runs in the chil
 from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH, Windows, clip_windows, resize_frame
 from pipeline.video.decoder import Clip, Decoder, VideoInfo
 from pipeline.video.error import VideoError
+from pipeline.video.gate import check_file
 
 __all__ = [
     "FRAME_HEIGHT",
@@ -15,6 +16,7 @@ __all__ = [
     "VideoError",
     "VideoInfo",
     "Windows",
+    "check_file",
     "clip_windows",
     "resize_frame",
 ]

@@ -20,8 +20,9 @@ import numpy as np
 
 from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH, clip_windows, rolling_clips
 from pipeline.video.error import VideoError, damaged
-from pipeline.video.gate import check_file, scan
+from pipeline.video.gate import check_file
 from pipeline.video.readers import choose_reader, read_frames
+from pipeline.video.scan import scan
 
 STDERR = 2
 ROUNDING_S = 5e-4  # half the coarsest unit, a millisecond, in which containers round timestamps

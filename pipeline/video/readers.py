@@ -13,7 +13,7 @@ import decord
 import numpy as np
 
 from pipeline.video.error import VideoError, damaged
-from pipeline.video.gate import Scan
+from pipeline.video.scan import Scan
 
 CHUNK_BYTES = 8 << 20
 NARROWEST_DECORD = 80  # some narrower frames come back with a wrong number of channels
