@@ -178,11 +178,15 @@ def line_chart(
         return (top - np.asarray(y)) / (top - bottom)
 
     paths = [(f"ref {r.style}", f"M0 {SIZE * to_y(r.value):.0f}H{SIZE}") for r in references]
-    ends: list[Tick] = [Tick(100 * float(to_y(r.value)), r.label, r.style) for r in references]
+    over: list[tuple[str, str]] = []
+    ends = [Tick(100 * float(to_y(r.value)), r.label, r.style) for r in references]
     for s in series:
         x, y = thin(s.x, s.y)
-        draw = dots_path if s.style == "validation" else line_path
-        paths.append((s.style, draw(SIZE * to_x(x), SIZE * np.clip(to_y(y), -1, 2))))
+        px, py = SIZE * to_x(x), SIZE * np.clip(to_y(y), -1, 2)
+        if s.style == "validation":
+            over += [("validation-halo", dots_path(px, py)), ("validation", dots_path(px, py))]
+        else:
+            paths.append((s.style, line_path(px, py)))
         known = s.y[np.isfinite(s.y)]
         if s.label and len(known):
             ends.append(Tick(100 * float(to_y(known[-1])), s.label, s.style))
@@ -191,7 +195,7 @@ def line_chart(
         title,
         caption,
         summary,
-        paths,
+        paths + over,
         x_ticks=[Tick(100 * float(to_x(t)), f"{t:,.0f}") for t in x_ticks],
         y_ticks=[Tick(100 * float(to_y(t)), y_format(t)) for t in y_ticks],
         labels=[Tick(at, end.label, end.style) for at, end in zip(placed, ends, strict=True)],

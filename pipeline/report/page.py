@@ -421,7 +421,7 @@ def _learning_note(metrics: pd.DataFrame) -> str:
     window = _window(len(metrics))
     return (
         f"Thin lines are single episodes, thick lines the mean of the last {_count(window, 'episode')}. "
-        "Training explores, so it earns less than the same policy does in validation."
+        "Training explores, so it mostly earns less than the same policy in validation."
     )
 
 
@@ -577,10 +577,10 @@ def _economics(numbers: dict[str, float | None]) -> list[tuple[str, str, str]]:
         ),
         (
             "Rebate",
-            usd(numbers["rebate"]),
+            f"{usd(numbers['rebate'])} an hour",
             f"The part of the spread that goes to the customer whose data taught the policy.{rebate_note}",
         ),
-        ("Captured", usd(numbers["captured"]), "The part of the spread that the platform keeps."),
+        ("Captured", f"{usd(numbers['captured'])} an hour", "The part of the spread that the platform keeps."),
     ]
 
 
