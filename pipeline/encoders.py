@@ -93,18 +93,19 @@ def _load_network(weights: str) -> tuple[nn.Module, str]:
         except VtpError as error:
             logger.warning("weights auto: %s; using random:0", str(error).split(";")[0])
             return _load_network("random:0")
-    if (seed := _seed_of(weights)) is not None:
+    if (seed := seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = r3d_18(weights=None)
     else:
         path = _kinetics_file() if weights == "kinetics400" else Path(weights)
         network = _from_state_dict(path, weights)
+        weights = weights if weights == "kinetics400" else str(path.resolve())
     network.fc = nn.Identity()
     return network, weights
 
 
-def _seed_of(spec: str) -> int | None:
+def seed_of(spec: str) -> int | None:
     """SEED of `random:SEED`; None for anything else."""
     if not spec.startswith("random"):
         return None
