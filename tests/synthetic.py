@@ -1,0 +1,64 @@
+"""Videos for tests: every frame carries its number as a barcode that survives compression and resizing."""
+
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+
+BITS = 8
+
+
+def barcode_frame(number: int, height: int, width: int) -> np.ndarray:
+    """White columns for the ones of `number`, most significant first; the top eighth is red, to tell what is up."""
+    columns = np.arange(width) * BITS // width
+    ones = (number >> (BITS - 1 - columns)) & 1
+    frame = np.repeat(np.where(ones, 230, 25).astype(np.uint8)[None, :, None], height, axis=0).repeat(3, axis=2)
+    frame[: height // 8] = (220, 20, 20)
+    return frame
+
+
+def read_barcode(frame: np.ndarray) -> int:
+    height, width, _ = frame.shape
+    centres = ((np.arange(BITS) + 0.5) * width / BITS).astype(int)
+    bits = frame[height // 4 :, centres].mean(axis=(0, 2)) > 128
+    return int(sum(1 << (BITS - 1 - k) for k in np.flatnonzero(bits)))
+
+
+def write_video(
+    path: Path, num_frames: int, *, codec="libx264", fps=15, size=(144, 176), pix_fmt="yuv420p", options=None, pts=None,
+    time_base=None, first=0,
+) -> Path:  # fmt: skip
+    """A video of `num_frames` barcodes from `first` on, at `fps` or at the times `pts` in units of `time_base`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options or {})
+        stream.height, stream.width = size
+        stream.pix_fmt = pix_fmt
+        if time_base is not None:
+            stream.codec_context.time_base = time_base
+        for index in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(barcode_frame(first + index, *size), format="rgb24")
+            if pts is not None:
+                frame.pts, frame.time_base = pts[index], time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def skip_by_edit_list(path: Path, num_skipped: int, *, num_frames: int, fps: int) -> None:
+    """Change the mp4's edit list so that the first frames are in the file and not shown."""
+    data = bytearray(path.read_bytes())
+    entry = data.find(b"elst") + 12
+    media_timescale = struct.unpack(">I", data[data.find(b"mdhd") + 16 :][:4])[0]
+    duration, media_time = struct.unpack(">Ii", data[entry : entry + 8])
+    kept = duration * (num_frames - num_skipped) // num_frames
+    data[entry : entry + 8] = struct.pack(">Ii", kept, media_time + num_skipped * media_timescale // fps)
+    path.write_bytes(data)
+
+
+def turn(path: Path) -> None:
+    """Mark an mp4 as recorded on its side: players turn it by 90 degrees."""
+    data = bytearray(path.read_bytes())
+    matrix = data.find(b"tkhd") + 44
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)

@@ -1,0 +1,353 @@
+import os
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import read_barcode, skip_by_edit_list, turn, write_video
+from torchvision.transforms.functional import resize
+
+from pipeline.video import Decoder, VideoError, check_file, clip_windows, resize_frame
+from pipeline.video.clips import rolling_clips
+from pipeline.video.readers import choose_reader
+from pipeline.video.scan import Scan
+
+
+def constant_rate(num_frames, fps):
+    return np.arange(num_frames + 1) / fps
+
+
+# Clip arithmetic, by hand
+
+
+def test_every_second_frame_of_30_at_15():
+    windows = clip_windows(constant_rate(16, 30), clip_len=4, clip_stride=4, fps=15, tail="drop")
+    assert windows.frame_indices.tolist() == [[0, 2, 4, 6], [8, 10, 12, 14]]
+    assert windows.valid_frames.tolist() == [4, 4]
+
+
+def test_frames_of_10_are_repeated_at_15():
+    # samples at 0, 1/15, 2/15, 3/15 = 0.2, ... show frames 0, 0, 1, 2, 2, 3
+    windows = clip_windows(constant_rate(10, 10), clip_len=6, clip_stride=6, fps=15, tail="drop")
+    assert windows.num_samples == 15
+    assert windows.frame_indices.tolist() == [[0, 0, 1, 2, 2, 3], [4, 4, 5, 6, 6, 7]]
+
+
+def test_variable_rate_goes_by_time():
+    windows = clip_windows(np.array([2.0, 2.5, 2.6, 3.0]), clip_len=5, clip_stride=5, fps=5, tail="drop")
+    assert windows.frame_indices.tolist() == [[0, 0, 0, 2, 2]]  # at 2.0, 2.2, 2.4, 2.6, 2.8
+
+
+def test_times_rounded_to_a_millisecond():
+    edges_s = np.round(constant_rate(60, 15), 3)  # 0, 0.067, 0.133: some start after their sample time
+    windows = clip_windows(edges_s, clip_len=60, clip_stride=60, fps=15, tail="drop", tolerance_s=5e-4 + 1e-9)
+    assert windows.frame_indices.tolist() == [list(range(60))]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "clip_stride", "starts", "valid_frames"),
+    [
+        (10, 4, [0, 4, 8], [4, 4, 2]),
+        (8, 4, [0, 4], [4, 4]),
+        (9, 2, [0, 2, 4, 6], [4, 4, 4, 3]),
+        (9, 8, [0, 8], [4, 1]),
+        (6, 8, [0], [4]),
+        (3, 4, [0], [3]),
+    ],
+)
+def test_tail_pad_makes_at_most_one_more_clip(num_frames, clip_stride, starts, valid_frames):
+    options = dict(clip_len=4, clip_stride=clip_stride, fps=15)
+    padded = clip_windows(constant_rate(num_frames, 15), **options, tail="pad")
+    assert padded.frame_indices[:, 0].tolist() == starts
+    assert padded.valid_frames.tolist() == valid_frames
+    last = padded.frame_indices[-1]
+    assert (last[valid_frames[-1] :] == last[valid_frames[-1] - 1]).all()
+    whole = clip_windows(constant_rate(num_frames, 15), **options, tail="drop")
+    assert whole.frame_indices.tolist() == padded.frame_indices[padded.valid_frames == 4].tolist()
+
+
+@given(
+    durations_ms=st.lists(st.integers(1, 400), min_size=1, max_size=60),
+    fps=st.sampled_from([1.0, 7.5, 15.0, 29.97]),
+    clip_len=st.integers(1, 8),
+    clip_stride=st.integers(1, 12),
+)
+@settings(max_examples=100, deadline=None)
+def test_each_sample_is_the_frame_shown_then(durations_ms, fps, clip_len, clip_stride):
+    edges_s = np.cumsum([0, *durations_ms]) / 1000
+    windows = clip_windows(edges_s, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail="drop")
+    for clip, indices in enumerate(windows.frame_indices):
+        times_s = (clip * clip_stride + np.arange(clip_len)) / fps
+        assert (edges_s[indices] <= times_s + 1e-6).all()
+        assert (times_s + 1e-6 < edges_s[indices + 1]).all()
+
+
+def test_rolling_clips_reads_once_and_holds_what_it_needs():
+    frames = [np.full((128, 171, 3), number, np.uint8) for number in range(12)]
+    indices = np.array([[0, 2, 2], [1, 4, 7], [4, 4, 9]])
+    source = iter(frames)
+    clips = [[int(frame[0, 0, 0]) for frame in clip] for clip in rolling_clips(source, indices)]
+    assert clips == indices.tolist()
+    assert next(source, None) is None  # to the end, so that damage there is found
+
+
+@pytest.mark.parametrize("size", [(240, 320), (720, 1280), (64, 90), (37, 41), (320, 216), (128, 171), (1, 1)])
+def test_resize_equals_torchvision(size):
+    frames = np.random.default_rng(0).integers(0, 256, (4, *size, 3), dtype=np.uint8)
+    expected = resize(torch.from_numpy(frames).permute(0, 3, 1, 2), [128, 171], antialias=False)
+    got = np.stack([resize_frame(frame) for frame in frames])
+    difference = np.abs(got.astype(int) - expected.permute(0, 2, 3, 1).numpy())
+    if torch.get_num_threads() > 1:
+        assert difference.max() == 0
+    else:  # on one thread torch takes another kernel, which rounds ties otherwise
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 1e-3
+
+
+# The gate
+
+
+def refused(path):
+    with pytest.raises(VideoError) as caught:
+        check_file(path)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return write_video(folder / "plain.mp4", 40)
+
+
+@pytest.mark.parametrize(
+    "text", ["hello, this is no video\n", "#EXTM3U\n/etc/passwd\n", "ffconcat version 1.0\nfile '/tmp/a.mp4'\n"]
+)
+def test_text_is_no_video(tmp_path, text):
+    path = tmp_path / "text.mp4"
+    path.write_text(text)
+    error = refused(path)
+    assert error.code == "not_video"
+    assert "it is text that begins" in error.reason
+
+
+def test_refused_without_opening(tmp_path, plain):
+    os.mkfifo(tmp_path / "fifo.mp4")
+    (tmp_path / "link.mp4").symlink_to(plain)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "noise.mp4").write_bytes(bytes(range(1, 200)))
+    assert refused(tmp_path / "fifo.mp4").code == "not_regular"
+    assert refused(tmp_path / "link.mp4").code == "not_regular"
+    assert refused(tmp_path / "empty.mp4").code == "empty"
+    assert refused(tmp_path / "noise.mp4").code == "not_video"
+    assert refused(tmp_path / "none.mp4").code == "missing"
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")])
+def test_a_file_cut_off_at_any_point_is_refused(tmp_path, name, codec):
+    whole = write_video(tmp_path / name, 30, codec=codec)
+    check_file(whole)
+    data = whole.read_bytes()
+    for share in (0.5, 0.9, 0.999):
+        whole.write_bytes(data[: int(len(data) * share)])
+        assert "cut off" in refused(whole).reason
+
+
+def scanned(**changes):
+    return Scan(**{"container": "matroska,webm", "codec": "h264", "width": 320, "height": 240,
+                   "edges_s": constant_rate(10, 15), "tick_s": 1e-3, "edited": False, **changes})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "reader"),
+    [({}, "decord"), ({"codec": "av1"}, "pyav"), ({"edited": True}, "pyav"), ({"container": "mpegts"}, "pyav"),
+     ({"width": 72}, "pyav")],
+)  # fmt: skip
+def test_auto_avoids_what_decord_gets_wrong(changes, reader):
+    assert choose_reader(scanned(**changes), "auto") == reader
+    assert choose_reader(scanned(**changes), "pyav") == "pyav"
+    if reader == "pyav":
+        with pytest.raises(VideoError, match="use --decoder auto"):
+            choose_reader(scanned(**changes), "decord")
+
+
+# Decoding
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with Decoder(timeout_s=60) as decoder:
+        yield decoder
+
+
+def shown(clips):
+    return [[read_barcode(frame) for frame in clip.frames] for clip in clips]
+
+
+KINDS = {
+    "b_frames.mp4": dict(options={"bf": "3", "g": "12"}),
+    "open_gop.mp4": dict(options={"x264-params": "open-gop=1:bframes=3:keyint=10", "preset": "veryfast"}),
+    "hevc.mp4": dict(codec="libx265", options={"x265-params": "log-level=none"}),
+    "vp9.webm": dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4.avi": dict(codec="mpeg4", options={"bf": "2"}),
+    "ten_bit.mkv": dict(pix_fmt="yuv420p10le"),
+    "odd.mp4": dict(size=(98, 130)),
+    "program.mpg": dict(codec="mpeg2video", fps=25),
+    "transport.ts": dict(options={"bf": "2"}),
+    "narrow.mp4": dict(size=(144, 72)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_frame_is_the_right_one(folder, decoder, name):
+    path = write_video(folder / name, 40, **KINDS[name])
+    fps = KINDS[name].get("fps", 15)
+    stream = decoder.clips(path, clip_len=8, clip_stride=6, fps=fps)
+    clips = list(stream)
+    assert shown(clips) == [list(range(start, start + 8)) for start in (0, 6, 12, 18, 24, 30)]
+    assert [clip.frame_indices for clip in clips] == [tuple(range(c.start_frame, c.start_frame + 8)) for c in clips]
+    assert stream.info.num_frames == 40
+    assert stream.info.decoder == ("pyav" if name in ("transport.ts", "narrow.mp4") else "decord")
+    first_s = clips[0].start_s
+    assert [clip.start_s - first_s for clip in clips] == pytest.approx([6 * k / fps for k in range(6)], abs=1e-3)
+    assert [clip.end_s - clip.start_s for clip in clips] == pytest.approx([8 / fps] * 6, abs=2e-3)
+
+
+def test_variable_frame_rate(folder, decoder):
+    # ten frames at 15 a second, then ten at 5 a second
+    pts = [*range(0, 10), *range(10, 40, 3)]
+    path = write_video(folder / "variable.mp4", 20, pts=pts, time_base=Fraction(1, 15), options={"bf": "0"})
+    (clip,) = decoder.clips(path, clip_len=36, clip_stride=36, fps=15)
+    assert shown([clip]) == [[*range(10), *np.repeat(range(10, 19), 3)[:26]]]
+
+
+def test_edit_list_hides_frames(folder, decoder):
+    path = write_video(folder / "edited.mp4", 40, options={"bf": "2", "g": "10"})
+    skip_by_edit_list(path, 13, num_frames=40, fps=15)
+    stream = decoder.clips(path, clip_len=9, clip_stride=9, fps=15)
+    assert shown(stream) == [list(range(start, start + 9)) for start in (13, 22, 31)]
+    assert (stream.info.decoder, stream.info.num_frames) == ("pyav", 27)
+
+
+def test_turned_video_comes_upright(folder):
+    path = write_video(folder / "turned.mp4", 16)
+    turn(path)
+    clips = {}
+    for name in ("decord", "pyav"):
+        with Decoder(decoder=name) as decoder:
+            (clips[name],) = decoder.clips(path)
+    frame = clips["decord"].frames[0].astype(int)
+    assert np.abs(frame - clips["pyav"].frames[0]).max() <= 2
+    right, left = frame[:, 155:], frame[:, :16]  # what was on top has turned to the right
+    assert (right[..., 0] > right[..., 1] + 100).all()
+    assert not (left[..., 0] > left[..., 1] + 100).any()
+
+
+def test_decord_and_pyav_agree(plain):
+    frames = {}
+    for name in ("decord", "pyav"):
+        with Decoder(decoder=name) as decoder:
+            frames[name] = np.stack([clip.frames for clip in decoder.clips(plain)]).astype(int)
+    assert np.abs(frames["decord"] - frames["pyav"]).max() <= 2
+
+
+def test_too_short_says_how_short(folder, decoder):
+    path = write_video(folder / "short.mp4", 41)
+    with pytest.raises(VideoError, match=r"clip_len \(64\) is longer than short.mp4 \(41 frames at 15 fps\)") as caught:
+        decoder.clips(path, clip_len=64)
+    assert caught.value.code == "too_short"
+    assert caught.value.fix == "lower --clip-len or use --tail pad"
+    (clip,) = decoder.clips(path, clip_len=64, tail="pad")
+    assert clip.valid_frames == 41
+    assert shown([clip]) == [[*range(41), *[40] * 23]]
+
+
+def test_clips_wait_for_their_reader(plain, decoder):
+    # far more than the slots hold, so the child must wait for the parent to empty them
+    clips = list(decoder.clips(plain, clip_len=32, clip_stride=1, fps=60))
+    assert len(clips) == 160 - 32 + 1
+    assert shown(clips[-1:]) == [[39 - (31 - k) // 4 for k in range(32)]]
+
+
+def damage(path, start, num_bytes):
+    data = bytearray(path.read_bytes())
+    at = int(len(data) * start)
+    data[at : at + num_bytes] = np.random.default_rng(0).bytes(num_bytes)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["decord", "pyav"])
+def test_a_damaged_stream_fails(tmp_path, name):
+    path = write_video(tmp_path / "damaged.mkv", 60, options={"g": "10"})
+    damage(path, 0.5, 200)
+    with Decoder(decoder=name) as decoder, pytest.raises(VideoError) as caught:
+        list(decoder.clips(path))
+    assert caught.value.code == "damaged"
+
+
+# The child
+
+
+def test_a_hanging_child_is_killed_and_replaced(plain):
+    with Decoder(timeout_s=30) as decoder:
+        next(decoder.clips(plain))
+        decoder._timeout_s = 1
+        process = decoder._process
+        list(decoder.clips(plain))
+        decoder._process.send_signal(signal.SIGSTOP)
+        stopped = decoder._process
+        with pytest.raises(VideoError, match="longer than 1 s; raise --timeout-s") as caught:
+            decoder.clips(plain)
+        assert caught.value.code == "timeout"
+        assert stopped.returncode == -signal.SIGKILL
+        assert stopped is not process
+        decoder._timeout_s = 30
+        assert len(list(decoder.clips(plain))) == 2
+
+
+def test_a_dying_child_fails_one_video(plain):
+    with Decoder() as decoder:
+        stream = decoder.clips(plain, clip_stride=1, fps=240)
+        decoder._process.kill()
+        with pytest.raises(VideoError, match="the decoder died \\(SIGKILL\\)") as caught:
+            list(stream)
+        assert caught.value.code == "crashed"
+        assert len(list(decoder.clips(plain))) == 2
+
+
+def test_the_next_video_ends_the_one_before(plain):
+    with Decoder() as decoder:
+        first = decoder.clips(plain, clip_stride=1)
+        next(first)
+        assert len(list(decoder.clips(plain))) == 2
+        assert list(first) == []
+
+
+def test_one_child_serves_many_files_and_none_is_left(plain):
+    with Decoder() as decoder:
+        list(decoder.clips(plain))
+        process = decoder._process
+        for _ in range(5):
+            list(decoder.clips(plain))
+        assert decoder._process is process
+    assert process.returncode is not None
+
+
+def test_memory_is_limited(tmp_path):
+    path = write_video(tmp_path / "large.mp4", 20, size=(2160, 3840), options={"preset": "ultrafast", "crf": "40"})
+    with Decoder(memory_bytes=450 << 20) as decoder, pytest.raises(VideoError) as caught:
+        list(decoder.clips(path))
+    assert caught.value.code in ("memory", "crashed", "damaged")
+
+
+def test_decoders_stay_out_of_the_caller():
+    code = "import pipeline.video, sys; print(sorted({'av', 'decord', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
