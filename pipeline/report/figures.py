@@ -141,7 +141,7 @@ def csv_download(name: str, table: pd.DataFrame) -> Download:
     step = -(-len(table) // CSV_ROWS) or 1
     text = table.iloc[::step].to_csv(index=False, float_format="%.6g")
     uri = "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode("utf-8")).decode("ascii")
-    return Download(name, uri, f"row 1 of every {step}" if step > 1 else "")
+    return Download(name, uri, f"1 row in {step}" if step > 1 else "")
 
 
 def line_chart(
@@ -256,5 +256,5 @@ def bars(
 def _ticks(low: float, high: float, *, nbins: int, integer: bool = False) -> np.ndarray:
     """Round numbers that enclose [low, high]."""
     if low == high:
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+        low, high = (0.0, 1.0) if low == 0 else (min(low, 0.0), max(high, 0.0))
     return MaxNLocator(nbins, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)

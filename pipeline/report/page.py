@@ -138,12 +138,11 @@ def build_page(files: RunFiles) -> Page:
             "Nothing is known by kind of object: the validation clips have no context labels.", evaluate
         )
 
-    cards_note = "Each picture is a clip from validation."
+    cards_note = "Each picture is a clip from validation." if files.frames else ""
     if files.frames_left_out:
         cards_note += f" {_count(files.frames_left_out, 'more picture')} left out for size."
     if "frames" in missing:
-        cards_note = ""
-        if summary.get("validation") == "simulator":
+        if summary.get("validation") == "simulator" or files.config.get("source") == "sim":
             del missing["frames"]
             cards_note = "There are no pictures: the policy sees the simulator’s state."
         elif summary.get("validation") == "held-out clips":
@@ -479,18 +478,20 @@ def _learning(files: RunFiles, numbers: dict[str, float | None], missing: dict[s
         )
         if numbers[key] is not None
     ]
-    validated = []
+    caption, validated = [], []
+    if numbers["oracle_profit"] is not None:
+        caption.append("Oracle and blind are expected profits in validation; a lucky episode can lie above the oracle.")
     if {"episode", "profit_sampled"} <= set(files.validations.columns):
         sampled = files.validations.dropna(subset=["episode", "profit_sampled"])
         if len(sampled):
+            caption.append("Points are validations without exploration; the best one chose the policy.")
             validated = [
                 Series("", sampled["episode"].to_numpy(float), sampled["profit_sampled"].to_numpy(float), "validation")
             ]
     chart(
         "Profit, $ an hour",
         {"profit": "policy"},
-        "Oracle and blind are expected profits in validation; a lucky episode can lie above the oracle."
-        + (" Points are validations without exploration; the best one chose the policy." if validated else ""),
+        " ".join(caption),
         _dollar_tick,
         references=references,
         extra=validated,
@@ -585,7 +586,10 @@ def _economics(numbers: dict[str, float | None]) -> list[tuple[str, str, str]]:
 
 
 def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(str(key), DASH if value is None else str(value)) for key, value in values.items()]
+    return [
+        (str(key), DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value))
+        for key, value in values.items()
+    ]
 
 
 def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
