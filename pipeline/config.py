@@ -64,20 +64,23 @@ class TrainConfig(Config):
     task: Task = Field("dishwashing", description="Simulator task, for --source sim.")
     scenario: Scenario = Field("seed", description="Simulator scenario, for --source sim.")
     episodes: int = Field(500, ge=1, description="Training episodes.")
-    num_envs: int = Field(10, ge=1, le=1024, description="Episodes simulated side by side.")
-    updates_per_step: int = Field(2, ge=1, le=1024, description="SAC updates per step of all environments.")
+    num_envs: int = Field(32, ge=1, le=1024, description="Episodes simulated side by side.")
+    updates_per_episode: float = Field(20.0, gt=0, le=6000, description="SAC updates per episode of 60 steps.")
     seed: int = Field(0, ge=0, description="Random seed.")
     reward_window: Literal["step", "episode"] = Field(
         "step", description="Rates in the reward: of the step, or of the episode to date."
     )
-    batch_size: int = Field(1024, ge=2, description="Transitions an update.")
+    batch_size: int = Field(256, ge=2, description="Transitions an update.")
     buffer_size: int = Field(1_000_000, ge=1, description="Replay capacity in transitions.")
     warmup_steps: int = Field(600, ge=0, description="Transitions with uniformly random actions before learning.")
     lr: float = Field(3e-4, gt=0, description="Learning rate of actor, critics and temperature.")
     gamma: float = Field(0.995, ge=0, lt=1, description="Discount per step.")
     tau: float = Field(5e-3, gt=0, le=1, description="Step of the target networks' moving average.")
+    final_entropy: float = Field(
+        -6.0, description="Target entropy at the end, in the [-1, 1] space; it starts at -2 and falls linearly."
+    )
     dual_lr: float = Field(0.01, ge=0, description="Step of dual ascent on the error constraint.")
-    eval_every: int = Field(50, ge=1, description="Episodes between sampled validations, which choose best.pt.")
+    eval_every: int = Field(64, ge=1, description="Episodes between sampled validations, which choose best.pt.")
 
 
 class EvaluateConfig(Config):

@@ -67,6 +67,10 @@ class Workplace:
         self.steps = np.zeros(num_envs, np.int64)
         self.attempts = np.zeros((num_envs, len(scenario.contexts)))
         self.errors = np.zeros_like(self.attempts)
+        self.outcomes = (
+            np.zeros(num_envs, np.int64),
+            np.zeros(num_envs, np.int64),
+        )  # (attempts, errors) of the last step
 
     def open_books(self, envs: np.ndarray) -> None:
         """Start new episodes in `envs`, a boolean mask [N]."""
@@ -86,9 +90,12 @@ class Workplace:
         (n−1) p (1−p) rather than n p (1−p).
         """
         if not (np.isfinite(actions).all() and (actions >= 0).all() and (actions <= 1).all()):
-            raise VtpError(f"an action lies outside [0, 1]: {actions.min()}..{actions.max()}; scale speed and care to [0, 1]")
+            raise VtpError(
+                f"an action lies outside [0, 1]: {actions.min()}..{actions.max()}; scale speed and care to [0, 1]"
+            )
         rate, p_err = sim.dynamics(self.scenario, context, actions[:, 0], actions[:, 1])
         attempts, errors = sim.sample_outcomes(rate, p_err, self.rng)
+        self.outcomes = attempts, errors
         envs = np.arange(len(context))
         self.steps += 1
         self.attempts[envs, context] += attempts
@@ -130,9 +137,7 @@ class SimEnv:
 
     OBSERVATION_SIZE = 4
 
-    def __init__(
-        self, scenario: sim.Scenario, num_envs: int, *, reward_window: str = "step", rng: np.random.Generator
-    ):
+    def __init__(self, scenario: sim.Scenario, num_envs: int, *, reward_window: str = "step", rng: np.random.Generator):
         self.workplace = Workplace(scenario, num_envs, reward_window=reward_window, rng=rng)
         self.context = np.zeros(num_envs, np.int64)
 

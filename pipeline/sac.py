@@ -23,6 +23,8 @@ from pipeline.rundir import atomic_path, file_sha256, write_text
 ACTION_SIZE = 2
 HIDDEN_SIZE = 256
 TARGET_ENTROPY = -float(ACTION_SIZE)
+INITIAL_ALPHA = 0.05  # rewards have deviation one, so 1.0 would drown them for thousands of updates
+ALPHA_LR_FACTOR = 10.0
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -138,6 +140,9 @@ class Agent(nn.Module):
     truncate and never terminate, so a constant added to every reward changes every value alike and no policy
     (Naik et al. 2024, arXiv 2405.09999); without it, γ = 0.995 makes values of hundreds in which differences between
     actions of a few tenths drown.
+
+    `target_entropy` is for the training loop to lower: held at -2, the policy must keep a fifth of the action range
+    to itself, and where the best action lies in a corner (fast and very careful) it settles for a slow one.
     """
 
     def __init__(
@@ -157,7 +162,8 @@ class Agent(nn.Module):
         self.actor = Actor(latent_size)
         self.critic = TwinCritic(latent_size)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.zeros(()))
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(INITIAL_ALPHA)))
+        self.target_entropy = TARGET_ENTROPY
         self.register_buffer("reward_count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_square", torch.zeros((), dtype=torch.float64))
@@ -165,7 +171,7 @@ class Agent(nn.Module):
         self._critic_parameters = [*self.critic.parameters(), *learned]
         self.critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=lr, fused=True)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr, fused=True)
-        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr)
+        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=ALPHA_LR_FACTOR * lr)
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, generator: torch.Generator | None = None) -> np.ndarray:
@@ -218,7 +224,7 @@ class Agent(nn.Module):
         self.actor_optimizer.step()
         self.critic.requires_grad_(True)
 
-        loss, alpha_info = temperature_loss(self.log_alpha, actor_info["entropy"], TARGET_ENTROPY)
+        loss, alpha_info = temperature_loss(self.log_alpha, actor_info["entropy"], self.target_entropy)
         self.alpha_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.alpha_optimizer.step()
@@ -248,5 +254,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CorruptError(f"{path} does not match {checksum.name}: it is damaged; train again, or restore a copy")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise CorruptError(f"{path} is no vtp checkpoint ({str(error).splitlines()[0]}); train again") from error
+    except pickle.UnpicklingError as error:
+        raise CorruptError(f"{path} holds more than tensors and plain values; it was not run; train again") from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise CorruptError(f"{path} is no checkpoint ({type(error).__name__}); train again, or restore a copy") from error

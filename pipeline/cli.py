@@ -1,0 +1,273 @@
+"""The command line, nothing else: flags from the config models, progress bars, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import typer
+import yaml
+from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline import __version__
+from pipeline.config import (
+    Config,
+    DemoConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    ReportConfig,
+    SimulateConfig,
+    TrainConfig,
+)
+from pipeline.errors import EXIT_PARTIAL, EXIT_TRY_AGAIN, VtpError
+
+app = typer.Typer(
+    help="Demonstration videos in, a validated policy and its dollars out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console(stderr=True)
+C = TypeVar("C", bound=Config)
+
+
+def _option(model: type[Config], name: str) -> Any:
+    """The typer option of one config field: unset on the command line means unset, so that a config file can speak."""
+    field = model.model_fields[name]
+    default = field.get_default()
+    shown = "required" if default is PydanticUndefined else f"default: {'off' if default is None else default}"
+    return typer.Option(
+        None,
+        f"--{name.replace('_', '-')}",
+        help=f"{field.description} [{shown}]",
+        metavar=_metavar(field.annotation),
+        show_default=False,
+    )
+
+
+def _metavar(annotation: Any) -> str | None:
+    """INTEGER, PATH, a|b ...: what may stand behind a flag; None for a switch."""
+    if annotation is bool:
+        return None
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    kinds = {int: "INTEGER", float: "FLOAT", Path: "PATH"}
+    return next((kinds[kind] for kind in (annotation, *get_args(annotation)) if kind in kinds), "TEXT")
+
+
+def _command(model: type[C], argument: str | None = None, *, as_json: bool = False) -> Callable[..., Any]:
+    """Register a function of one config (and `as_json`) as a command whose flags are the config's fields.
+
+    `argument` names the field that is given by position. Values stay text here and are checked by the model, once.
+    """
+
+    def register(body: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            config_file, wants_json = values.pop("config"), values.pop("json", False)
+            cfg = _resolve(model, config_file, {key: value for key, value in values.items() if value is not None})
+            body(cfg, as_json=wants_json) if as_json else body(cfg)
+
+        parameters = []
+        for name, field in model.model_fields.items():
+            if name == argument:
+                default = typer.Argument(None, help=field.description, show_default=False)
+            else:
+                default = _option(model, name)
+            annotation = bool if field.annotation is bool else str
+            parameters.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation | None)
+            )
+        config = typer.Option(None, "--config", help="YAML file of these settings; flags win over it.")
+        parameters.append(_keyword("config", config, Path | None))
+        if as_json:
+            parameters.append(_keyword("json", typer.Option(False, "--json", help="Print the result as JSON."), bool))
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__doc__ = model.__doc__
+        app.command(body.__name__)(command)
+        return body
+
+    return register
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _resolve(model: type[C], config_file: Path | None, flags: dict[str, Any]) -> C:
+    """The config from defaults, file and flags, in rising order; VtpError in one line where a value breaks a rule."""
+    values: dict[str, Any] = {}
+    if config_file is not None:
+        try:
+            values = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise VtpError(f"--config {config_file} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(values, dict):
+            raise VtpError(f"--config {config_file} holds no settings; write one `name: value` a line")
+    try:
+        return model(**values | flags)
+    except ValidationError as error:
+        raise VtpError(_explain(model, error)) from error
+
+
+def _explain(model: type[Config], error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    flag = f"--{name.replace('_', '-')}"
+    if first["type"] == "missing":
+        return f"{name} is missing: {model.model_fields[name].description} Give it as {flag} or in --config"
+    if first["type"] == "extra_forbidden":
+        return f"{name!r} is no setting of this command; use one of {', '.join(model.model_fields)}"
+    rule = first["msg"][0].lower() + first["msg"][1:]
+    return f"{flag} {first['input']}: {rule}"
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[..., None]]:
+    """A progress bar fed with (done, total, text); it vanishes where the output is no terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(label, total=None, text="")
+        yield lambda done, total, text="": bar.update(task, completed=done, total=total, text=text)
+
+
+def _training_text(row: dict[str, float]) -> str:
+    return (
+        f"profit ${row['profit']:.2f}/h  error {row['err_rate']:.1%}  parity {row['wage_parity']:.2f}  "
+        f"lambda {row['lambda_dual']:.4f}  alpha {row['alpha']:.3f}"
+    )
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    table = Table(title=f"{summary['task']} {summary['scenario']}, {summary['validation']}", title_justify="left")
+    for column in ("", "policy", "oracle", "blind"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(
+        "profit $/h", f"{summary['profit_mean']:.2f}{_interval(summary['profit_ci95'])}",
+        f"{summary['oracle_profit']:.2f}", f"{summary['blind_profit']:.2f}",
+    )  # fmt: skip
+    table.add_row("policy over", "", f"{summary['oracle_ratio']:.3f}", f"{summary['blind_ratio']:.3f}")
+    for name, row in summary["contexts"].items():
+        table.add_row(
+            f"{name}: speed, care", f"{row['speed']:.2f}, {row['care']:.2f}",
+            f"{row['oracle_speed']:.2f}, {row['oracle_care']:.2f}", "",
+        )  # fmt: skip
+    Console().print(table)
+    print(
+        f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   "
+        f"spread ${summary['spread']:.2f}/h (rebate ${summary['rebate']:.2f}, captured ${summary['captured']:.2f})"
+    )
+    print(f"outcome model: {summary['outcome_model']}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+@_command(DemoConfig, as_json=True)
+def demo(cfg: DemoConfig, *, as_json: bool) -> None:
+    from pipeline import demo
+
+    with contextlib.ExitStack() as bars:
+
+        def stage(label: str) -> Callable[..., None]:
+            bars.close()
+            console.print(label)
+            return bars.enter_context(_progress(label))
+
+        summary = demo.run(cfg, stage=stage)
+    if as_json:
+        _print_json(summary)
+    else:
+        _print_summary(summary)
+        print(f"{summary['wall_s']:.0f} s; open {cfg.out / 'report.html'}")
+
+
+@_command(SimulateConfig)
+def simulate(cfg: SimulateConfig) -> None:
+    from pipeline import simulate
+
+    with _progress("simulate") as advance:
+        manifest = simulate.run(cfg, progress=advance)
+    print(f"wrote {cfg.videos} videos; next: vtp extract {manifest}")
+
+
+@_command(ExtractConfig, argument="source", as_json=True)
+def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
+    from pipeline import extract
+
+    with _progress("extract") as advance:
+        result = extract.run(cfg, progress=advance)
+    if as_json:
+        _print_json(result.as_dict())
+    raise typer.Exit(EXIT_PARTIAL if result.failures else 0)
+
+
+@_command(TrainConfig, as_json=True)
+def train(cfg: TrainConfig, *, as_json: bool) -> None:
+    from pipeline import train
+
+    with _progress("train") as advance:
+        summary = train.run(cfg, progress=lambda done, total, row: advance(done, total, _training_text(row)))
+    if as_json:
+        _print_json(summary)
+    else:
+        _print_summary(summary)
+        print(f"next: vtp evaluate {cfg.out}, vtp report {cfg.out}")
+
+
+@_command(EvaluateConfig, argument="run", as_json=True)
+def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
+    from pipeline import evaluate
+
+    with _progress("evaluate") as advance:
+        summary = evaluate.run(cfg, progress=advance)
+    if as_json:
+        _print_json(summary)
+    else:
+        _print_summary(summary)
+
+
+@_command(ReportConfig, argument="run")
+def report(cfg: ReportConfig) -> None:
+    from pipeline import report
+
+    print(report.run(cfg))
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"vtp {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line: a VtpError is one line and its exit code, anything else keeps its traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except VtpError as error:
+        console.print(f"vtp: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("vtp: interrupted; run the same command again to go on", style="red")
+        sys.exit(EXIT_TRY_AGAIN)

@@ -1,0 +1,40 @@
+"""Closed-loop validation of a policy, with the oracle and the blind optimum beside it.
+
+The policy sees what it was trained to see: the simulator's state, stored clips held out from training, or fresh
+rendered clips that pass through the codec, the same encoder and the same projector. Profit is expected profit,
+analytic given context and action; sampled outcomes are recorded beside it.
+"""
+
+from pipeline.evaluate.loops import from_pixels, in_simulator, on_clips
+from pipeline.evaluate.reference import Reference, blind, interval95, oracle, summarise
+from pipeline.evaluate.runs import (
+    SIM_EPISODES,
+    OutcomeModel,
+    build_agent,
+    load_embeddings,
+    load_run,
+    outcome_model,
+    run,
+    split_rows,
+    write_summary,
+)
+
+__all__ = [
+    "SIM_EPISODES",
+    "OutcomeModel",
+    "Reference",
+    "blind",
+    "build_agent",
+    "from_pixels",
+    "in_simulator",
+    "interval95",
+    "load_embeddings",
+    "load_run",
+    "on_clips",
+    "oracle",
+    "outcome_model",
+    "run",
+    "split_rows",
+    "summarise",
+    "write_summary",
+]

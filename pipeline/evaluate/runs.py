@@ -1,0 +1,191 @@
+"""A run directory's policy: how it is built, loaded, validated and summed up."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from pipeline import encoders, render, sim, store, video
+from pipeline.config import EvaluateConfig
+from pipeline.envs import SimEnv, expected_work
+from pipeline.errors import VtpError
+from pipeline.evaluate.loops import PIXEL_STREAM, PixelObserver, Progress, from_pixels, in_simulator, on_clips
+from pipeline.evaluate.reference import summarise
+from pipeline.rundir import atomic_path, write_json
+from pipeline.sac import ACTION_SIZE, Agent, load_checkpoint
+
+SIM_EPISODES = 200
+
+
+class OutcomeModel(NamedTuple):
+    """What the env and held-out validation take an action's outcome from: a scenario and each clip's context [N]."""
+
+    scenario: sim.Scenario
+    context: np.ndarray
+    labelled: bool
+    description: str
+
+
+def outcome_model(data: store.Embeddings) -> OutcomeModel:
+    """The simulator with each clip's labelled context, or with the seed's parameters where there are no labels."""
+    tasks = sorted({str(task) for task in data.videos.task if task}) or ["dishwashing"]
+    if len(tasks) > 1:
+        raise VtpError(f"the embeddings mix tasks ({', '.join(tasks)}); extract each task to a file of its own")
+    seed = sim.scenario(tasks[0], "seed")
+    labels = data.labels.get("context") if data.labels else None
+    if labels is None or not any(labels):
+        description = f"simulator, {tasks[0]} with the seed's parameters (the clips have no labels)"
+        return OutcomeModel(seed, np.zeros(len(data.embeddings), np.int64), False, description)
+    default = seed.context_names[0]
+    names = np.array([str(name) or default for name in labels])
+    scenario = seed if set(names) == {default} else sim.scenario(tasks[0], "mixed")
+    unknown = sorted(set(names) - set(scenario.context_names))
+    if unknown:
+        raise VtpError(
+            f"label context {unknown[0]!r} is unknown in {tasks[0]}; use one of {', '.join(scenario.context_names)}"
+        )
+    unlabelled = sum(not name for name in labels)
+    description = f"simulator, {tasks[0]} with each clip's labelled context"
+    if unlabelled:
+        description += f" ({unlabelled} of {len(names)} clips have none and count as {default})"
+    index = {name: k for k, name in enumerate(scenario.context_names)}
+    return OutcomeModel(scenario, np.array([index[name] for name in names]), True, description)
+
+
+def split_rows(data: store.Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
+    """Row ranges [V, 2] of training videos, held-out rows [n], and how they were held out.
+
+    The val split's videos are held out; where there is none, the last fifth of each video.
+    """
+    ranges = np.stack([data.clips.offset[:-1], data.clips.offset[1:]], 1)
+    ranges, splits = ranges[ranges[:, 1] > ranges[:, 0]], np.array(data.videos.split)[ranges[:, 1] > ranges[:, 0]]
+    train, val = ranges[splits == "train"], ranges[splits == "val"]
+    if len(train) and len(val):
+        rows = np.concatenate([np.arange(start, end) for start, end in val])
+        return train, rows, f"{len(val)} videos of the val split"
+    ranges = ranges[splits != "test"]
+    held = np.maximum(ranges[:, 1] - np.maximum((ranges[:, 1] - ranges[:, 0]) // 5, 1), ranges[:, 0])
+    rows = np.concatenate([np.arange(cut, end) for cut, (_, end) in zip(held, ranges, strict=True)])
+    train = np.stack([ranges[:, 0], held], 1)
+    train = train[train[:, 1] > train[:, 0]]
+    if len(train) == 0:
+        raise VtpError("no clip is left to train on after holding out a fifth of each video; extract longer videos")
+    return train, rows, "the last fifth of each video (there is no val split)"
+
+
+def build_agent(source: str, **options: Any) -> Agent:
+    """An untrained agent for that source; options are those of `Agent`."""
+    if source == "sim":
+        encoder: nn.Module = encoders.MLPEncoder(SimEnv.OBSERVATION_SIZE)
+        auxiliary = encoders.AuxiliaryHeads(encoders.EMBEDDING_DIM, ACTION_SIZE)
+        return Agent(encoder, encoders.EMBEDDING_DIM, auxiliary=auxiliary, **options)
+    return Agent(encoders.Normalizer(), encoders.EMBEDDING_DIM, **options)
+
+
+def load_run(run_dir: Path) -> tuple[Agent, dict[str, Any]]:
+    """A run's best policy and its checkpoint's `meta`."""
+    if not run_dir.is_dir():
+        raise VtpError(f"{run_dir} is no run directory; name the --out of a vtp train")
+    path = run_dir / "best.pt" if (run_dir / "best.pt").is_file() else run_dir / "last.pt"
+    checkpoint = load_checkpoint(path)
+    agent = build_agent(checkpoint["meta"]["source"])
+    agent.load_state_dict(checkpoint["agent"])
+    return agent, checkpoint["meta"]
+
+
+def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Validate the run's best policy; writes and returns its summary, and writes `validation.csv`."""
+    started = time.monotonic()
+    agent, meta = load_run(cfg.run)
+    rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
+    scenario = sim.scenario(meta["task"], meta["scenario"])
+    if meta["source"] == "sim":
+        validation = "simulator"
+        steps = in_simulator(agent, scenario, episodes=max(cfg.episodes, SIM_EPISODES), steps=cfg.steps, rng=rng)
+    elif meta["labelled"]:
+        validation = "closed loop from pixels"
+        with _observer(meta) as see:
+            steps = from_pixels(
+                agent, scenario, see, episodes=cfg.episodes, steps=cfg.steps, seed=cfg.seed,
+                frames=cfg.run / "frames", progress=progress,
+            )  # fmt: skip
+    else:
+        validation = "held-out clips"
+        data = load_embeddings(meta)
+        _, rows, _ = split_rows(data)
+        model = outcome_model(data)
+        steps = on_clips(agent, model.scenario, data.embeddings[rows], model.context[rows], rng=rng)
+    return write_summary(cfg.run, scenario, steps, meta=meta, validation=validation, wall_s=time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _observer(meta: dict[str, Any]) -> Iterator[PixelObserver]:
+    """The encoder and projector that the policy was trained with, checked by hash, behind a decoder."""
+    encoding = meta["encoding"]
+    encoder = encoders.load_encoder(encoding["backbone"], encoding["weights"], encoding["precision"])
+    if encoder.weights_sha256 != encoding["weights_sha256"]:
+        raise VtpError(
+            f"weights {encoding['weights']} have sha256 {encoder.weights_sha256[:12]}, but the policy was trained with "
+            f"{encoding['weights_sha256'][:12]}; restore those weights, or extract and train again"
+        )
+    if (encoding["clip_len"], encoding["fps"]) != (render.CLIP_LEN, render.FPS):
+        raise VtpError(
+            f"the policy was trained on clips of {encoding['clip_len']} frames at {encoding['fps']:g} fps, rendered "
+            f"ones have {render.CLIP_LEN} at {render.FPS}; extract with --clip-len {render.CLIP_LEN} --fps {render.FPS}"
+        )
+    projector = encoders.Projector(
+        meta["projector"]["mean"].numpy(), meta["projector"]["components"].numpy(),
+        meta["projector"]["scale"], encoding["projector"],
+    )  # fmt: skip
+    with video.Decoder() as decoder:
+        yield PixelObserver(encoder, projector, decoder)
+
+
+def load_embeddings(meta: dict[str, Any]) -> store.Embeddings:
+    """The embeddings that a policy was trained on; VtpError where the file has changed since."""
+    path = Path(meta["embeddings"])
+    data = store.read_embeddings(path)
+    if data.attrs["content_sha256"] != meta["content_sha256"]:
+        raise VtpError(
+            f"{path} has content {data.attrs['content_sha256'][:12]}, but the policy was trained on "
+            f"{meta['content_sha256'][:12]}; restore that file, or train again"
+        )
+    return data
+
+
+def write_summary(
+    run_dir: Path, scenario: sim.Scenario, steps: pd.DataFrame, *, meta: dict[str, Any], validation: str, wall_s: float
+) -> dict[str, Any]:
+    """Write `validation.csv` and `summary.json` into the run; returns the summary."""
+    _, _, profit = expected_work(
+        scenario, steps["context"].to_numpy(), steps["speed"].to_numpy(), steps["care"].to_numpy()
+    )
+    rows = steps.assign(context=np.array(scenario.context_names)[steps["context"]], profit_usd_per_hour=profit)
+    with atomic_path(run_dir / "validation.csv") as temporary:
+        rows.to_csv(temporary, index=False)
+    summary = {
+        "source": meta["source"],
+        "seeds": [meta["seed"]],
+        **summarise(scenario, steps, s_cust=_customer_share(run_dir / "metrics.csv")),
+        "validation": validation,
+        "outcome_model": meta["outcome_model"],
+        "wall_s": wall_s,
+        "provenance": meta["provenance"],
+    }
+    write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def _customer_share(metrics: Path) -> float:
+    """The customer's mean share of the spread over the last 100 training episodes; 0 with no record of them."""
+    if not metrics.is_file():
+        return 0.0
+    shares = pd.read_csv(metrics, usecols=["s_cust"])["s_cust"].tail(100)
+    return float(shares.mean()) if len(shares) else 0.0

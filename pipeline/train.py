@@ -1,0 +1,330 @@
+"""Train a policy: SAC on stored embeddings or on the simulator, under an economic reward.
+
+`run` is the loop: act, step, insert, update, log, validate.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import SGDRegressor
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline import __version__, econ, evaluate, sim, store
+from pipeline.config import TrainConfig
+from pipeline.envs import Economics, EmbeddingEnv, SimEnv, VectorEnv, value_work
+from pipeline.errors import VtpError
+from pipeline.replay import Batch, ReplayBuffer
+from pipeline.rundir import MetricsCsv, save_config
+from pipeline.sac import TARGET_ENTROPY, Agent, Transitions, save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+METRICS = (
+    "episode", "time_h", "completed", "attempts", "errors", "err_rate", "err_target", "mp_r", "mp_h", "w_hat_r",
+    "w_h", "wage_parity", "prod_parity", "profit", "lambda_dual", "episode_reward", "episode_steps", "mean_speed",
+    "mean_care", "buffer_size", "critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss",
+    "mean_novelty", "mean_weight", "q_mean", "delta_mpl_total", "delta_mpl_cust", "spread", "spread_value", "s_cust",
+    "s_plat", "rebate", "captured_spread",
+)  # fmt: skip
+LOSSES = ("critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss", "q_mean", "mean_weight")
+TRAILING_EPISODES = 100
+VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
+ENTROPY_FALLS_UNTIL = 0.8  # of training; the rest polishes at the final entropy
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+class Source(NamedTuple):
+    """What a policy is trained on and validated with; observations index `table`, or are states where it is None."""
+
+    env: VectorEnv
+    scenario: sim.Scenario
+    table: torch.Tensor | None  # [N, 128] embeddings
+    train_rows: np.ndarray | None  # [n] rows of the table that training may see
+    novelty: np.ndarray | None  # [N] weights
+    validate: Callable[[Agent, np.random.Generator], pd.DataFrame]  # → validation steps
+    validation: str
+    meta: dict[str, Any]
+
+
+def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Train, validate and write the run directory; returns its summary."""
+    started = time.monotonic()
+    seeds = np.random.SeedSequence(cfg.seed).spawn(3)
+    env_rng, rng, validation_rng = (np.random.default_rng(s) for s in seeds)
+    torch.manual_seed(cfg.seed)
+    generator = torch.Generator().manual_seed(cfg.seed)
+
+    source = open_source(cfg, env_rng)
+    env, books = source.env, source.env.workplace
+    agent = evaluate.build_agent(cfg.source, lr=cfg.lr, gamma=cfg.gamma, tau=cfg.tau)
+    if source.table is not None:
+        agent.encoder.fit(source.table[source.train_rows].numpy())
+    observations = env.reset()
+    buffer = ReplayBuffer(cfg.buffer_size, observations.shape[1:], observations.dtype)
+    updates_per_step = cfg.updates_per_episode * cfg.num_envs / sim.EPISODE_STEPS
+
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    save_config(cfg.out / "config.yaml", cfg)
+    logger.info("outcome model: %s; validation: %s", source.meta["outcome_model"], source.validation)
+    metrics, validations = (
+        MetricsCsv(cfg.out / "metrics.csv", METRICS),
+        MetricsCsv(cfg.out / "validations.csv", ("episode", "profit_sampled")),
+    )
+    board = SummaryWriter(str(cfg.out / "tensorboard"))
+    ledger = EpisodeLedger(source.scenario)
+    sums = EpisodeSums(cfg.num_envs)
+    losses: dict[str, list[float]] = {name: [] for name in LOSSES}
+    best_profit, episode, updates_due = -np.inf, 0, 0.0
+
+    def validate_and_save() -> None:
+        nonlocal best_profit
+        profit = sampled_profit(source.scenario, source.validate(agent, np.random.default_rng(cfg.seed)))
+        validations.write({"episode": episode, "profit_sampled": profit})
+        board.add_scalar("validation/profit_sampled", profit, episode)
+        checkpoint = {"agent": agent.state_dict(), "meta": source.meta, "episode": episode}
+        save_checkpoint(cfg.out / "last.pt", checkpoint)
+        if profit > best_profit:
+            best_profit = profit
+            save_checkpoint(cfg.out / "best.pt", checkpoint)
+
+    while episode < cfg.episodes:
+        if buffer.size < cfg.warmup_steps:
+            actions = rng.random((cfg.num_envs, 2), np.float32)
+        else:
+            actions = agent.act(look_up(source.table, observations), generator=generator)
+        next_observations, rewards, truncated = env.step(actions)
+        novelty = np.ones(cfg.num_envs) if source.novelty is None else source.novelty[observations]
+        masks = np.ones(cfg.num_envs)  # a time limit is no end: the critic bootstraps through it
+        buffer.add(Batch(observations, actions, rewards, masks, next_observations), novelty)
+        agent.observe_rewards(rewards)
+        sums.add(rewards, actions, novelty)
+
+        if buffer.size >= cfg.warmup_steps:
+            updates_due += updates_per_step
+        agent.target_entropy = entropy_target(episode / cfg.episodes, cfg.final_entropy)
+        while updates_due >= 1:
+            updates_due -= 1
+            batch, slots, importance, batch_novelty = buffer.sample(cfg.batch_size, rng)
+            weights = importance * batch_novelty
+            td_error, info = agent.update(
+                transitions(batch, source.table), torch.from_numpy(weights), generator=generator
+            )
+            buffer.update_priorities(slots, td_error)
+            for name, value in (info | {"mean_weight": float(weights.mean())}).items():
+                losses.setdefault(name, []).append(value)
+
+        economics = books.economics() if truncated.any() else None
+        for i in np.flatnonzero(truncated)[: cfg.episodes - episode]:
+            episode += 1
+            err_target = econ.error_target(episode - 1)
+            row = {
+                "episode": episode,
+                "completed": books.attempts[i].sum() - books.errors[i].sum(),
+                "attempts": books.attempts[i].sum(),
+                "errors": books.errors[i].sum(),
+                "err_target": err_target,
+                "lambda_dual": books.lambda_dual,
+                "buffer_size": buffer.size,
+                **{
+                    name: float(np.mean(values)) if values else 0.0
+                    for name, values in losses.items()
+                    if name in METRICS
+                },
+                **sums.means(i),
+            }
+            hours = books.steps[i] / sim.STEPS_PER_HOUR
+            row |= ledger.close(hours, Economics(*(float(field[i]) for field in economics)), row["mean_novelty"])
+            books.lambda_dual = econ.dual_ascent(
+                books.lambda_dual, row["err_rate"], err_target=err_target, dual_lr=cfg.dual_lr
+            )
+            books.err_target = econ.error_target(episode)
+            metrics.write(row)
+            for name in METRICS[1:]:
+                board.add_scalar(f"train/{name}", row[name], episode)
+            if progress:
+                progress(episode, cfg.episodes, row)
+            if episode % cfg.eval_every == 0 or episode == cfg.episodes:
+                validate_and_save()
+        if truncated.any():
+            sums.clear(truncated)
+            losses = {name: [] for name in LOSSES}
+            observations = env.reset(truncated)
+        else:
+            observations = next_observations
+
+    metrics.close()
+    validations.close()
+    board.close()
+    best, meta = evaluate.load_run(cfg.out)
+    return evaluate.write_summary(
+        cfg.out,
+        source.scenario,
+        source.validate(best, validation_rng),
+        meta=meta,
+        validation=source.validation,
+        wall_s=time.monotonic() - started,
+    )
+
+
+def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
+    """The env of that source, and how a policy on it is validated with sampled outcomes."""
+    provenance = {
+        "vtp_version": __version__,
+        "torch": str(torch.__version__),  # a plain string: checkpoints hold nothing else
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["vtp", *sys.argv[1:]]),
+    }
+    if cfg.source == "sim":
+        scenario = sim.scenario(cfg.task, cfg.scenario)
+        env = SimEnv(scenario, cfg.num_envs, reward_window=cfg.reward_window, rng=rng)
+        meta = {
+            "source": "sim", "task": cfg.task, "scenario": cfg.scenario, "seed": cfg.seed,
+            "outcome_model": f"simulator, {cfg.task} scenario {cfg.scenario}", "provenance": provenance,
+        }  # fmt: skip
+        return Source(
+            env, scenario, None, None, None,
+            lambda agent, rng: evaluate.in_simulator(
+                agent, scenario, episodes=evaluate.SIM_EPISODES, steps=sim.EPISODE_STEPS, rng=rng
+            ),
+            "simulator", meta,
+        )  # fmt: skip
+
+    if not cfg.embeddings.is_file():
+        raise VtpError(
+            f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "
+            "or train without video: --source sim"
+        )
+    data = store.read_embeddings(cfg.embeddings)
+    model = evaluate.outcome_model(data)
+    videos, held_out, how = evaluate.split_rows(data)
+    train_rows = np.concatenate([np.arange(start, end) for start, end in videos])
+    novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
+    novelty = None
+    if cfg.novelty or novelty_path.is_file():
+        novelty = store.read_novelty_weights(novelty_path, data.attrs["content_sha256"])
+    env = EmbeddingEnv(
+        model.scenario, cfg.num_envs, videos=videos, context=model.context,
+        reward_window=cfg.reward_window, rng=rng,
+    )  # fmt: skip
+    encoding = {
+        key: data.attrs[key]
+        for key in ("backbone", "weights", "weights_sha256", "transform", "clip_len", "fps", "precision", "projector")
+    }
+    provenance |= encoding | {
+        "embeddings": str(cfg.embeddings),
+        "embeddings_sha256": data.attrs["content_sha256"],
+        "novelty": str(novelty_path) if novelty is not None else "none: every clip weighs 1",
+        "num_train_clips": len(train_rows),
+        "held_out": how,
+    }
+    meta = {
+        "source": "embeddings", "task": model.scenario.task, "scenario": model.scenario.name, "seed": cfg.seed,
+        "outcome_model": model.description, "labelled": model.labelled, "provenance": provenance,
+        "embeddings": str(cfg.embeddings.resolve()), "content_sha256": data.attrs["content_sha256"],
+        "encoding": encoding,
+        "projector": {
+            "mean": torch.from_numpy(data.projector_mean), "components": torch.from_numpy(data.projector_components),
+            "scale": float(data.projector_scale),
+        },
+    }  # fmt: skip
+    rows = np.tile(held_out, max(1, VALIDATION_DRAWS // len(held_out)))
+    return Source(
+        env, model.scenario, torch.from_numpy(data.embeddings), train_rows, novelty,
+        lambda agent, rng: evaluate.on_clips(
+            agent, model.scenario, data.embeddings[rows], model.context[rows], rng=rng
+        ),
+        "held-out clips", meta,
+    )  # fmt: skip
+
+
+def entropy_target(progress: float, final: float) -> float:
+    """Target entropy at a training progress in [0, 1]: from -2 linearly to `final`, then constant."""
+    return TARGET_ENTROPY + min(progress / ENTROPY_FALLS_UNTIL, 1.0) * (final - TARGET_ENTROPY)
+
+
+def look_up(table: torch.Tensor | None, observations: np.ndarray) -> torch.Tensor:
+    """Observations as the agent sees them: states [B, 4] as they are, rows [B] as embeddings [B, 128]."""
+    observations = torch.from_numpy(observations)
+    return observations if table is None else table[observations]
+
+
+def transitions(batch: Batch, table: torch.Tensor | None) -> Transitions:
+    return Transitions(
+        look_up(table, batch.observations),
+        torch.from_numpy(batch.actions),
+        torch.from_numpy(batch.rewards),
+        torch.from_numpy(batch.masks),
+        look_up(table, batch.next_observations),
+    )
+
+
+def sampled_profit(scenario: sim.Scenario, steps: pd.DataFrame) -> float:
+    """Profit in $/h from the sampled outcomes of validation steps: what may choose a policy."""
+    k = len(scenario.contexts)
+    attempts, errors = (
+        np.bincount(steps["context"], steps[column], minlength=k)[None] for column in ("attempts", "errors")
+    )
+    return float(value_work(scenario, attempts, errors, np.array([len(steps) / sim.STEPS_PER_HOUR])).profit[0])
+
+
+class EpisodeSums:
+    """Sums over the current episode of each of N environments."""
+
+    def __init__(self, num_envs: int):
+        self._sums = np.zeros((num_envs, 5))
+
+    def add(self, rewards: np.ndarray, actions: np.ndarray, novelty: np.ndarray) -> None:
+        self._sums += np.stack([np.ones(len(rewards)), rewards, actions[:, 0], actions[:, 1], novelty], 1)
+
+    def means(self, env: int) -> dict[str, float]:
+        steps, reward, speed, care, novelty = self._sums[env]
+        return {
+            "episode_reward": reward, "episode_steps": int(steps), "mean_speed": speed / steps,
+            "mean_care": care / steps, "mean_novelty": novelty / steps,
+        }  # fmt: skip
+
+    def clear(self, envs: np.ndarray) -> None:
+        self._sums[envs] = 0
+
+
+class EpisodeLedger:
+    """Prices finished episodes and splits their spread.
+
+    The gain in marginal product is measured against the last 100 episodes. The customer's part of it is what an online
+    linear model predicts from the novelty of the clips played (the seed's estimator); how little skill such a model may
+    have is for the reader to judge from `metrics.csv`.
+    """
+
+    def __init__(self, scenario: sim.Scenario):
+        self._scenario = scenario
+        self._trailing: deque[float] = deque(maxlen=TRAILING_EPISODES)
+        self._estimator = SGDRegressor(random_state=0)
+
+    def close(self, hours: float, economics: Economics, mean_novelty: float) -> dict[str, float]:
+        """The econ columns of `metrics.csv` for an episode whose economics are scalars."""
+        mp, err_rate, implied_wage, profit = economics
+        human_wage = self._scenario.human_wage_usd
+        human_mp = econ.human_marginal_product(human_wage, self._scenario.table["price_usd"].mean())
+        delta_total = mp - float(np.mean(self._trailing)) if self._trailing else 0.0
+        self._trailing.append(mp)
+        self._estimator.partial_fit([[mean_novelty]], [delta_total])
+        delta_cust = float(self._estimator.predict([[mean_novelty]])[0])
+        split = econ.allocate_spread(
+            implied_wage, human_wage, hours, delta_mpl_total=delta_total, delta_mpl_cust=delta_cust
+        )
+        return {
+            "time_h": hours, "mp_r": mp, "mp_h": human_mp, "err_rate": err_rate, "w_hat_r": implied_wage,
+            "w_h": human_wage, "wage_parity": econ.wage_parity(implied_wage, human_wage), "prod_parity": mp / human_mp,
+            "profit": profit, "delta_mpl_total": delta_total, "delta_mpl_cust": delta_cust, **split._asdict(),
+        }  # fmt: skip
