@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pipeline.errors import VtpError
@@ -166,7 +167,7 @@ def read_labels(path: Path) -> pd.DataFrame:
     errors are whole numbers, errors at most attempts. Empty values are NaN ("" for context).
     """
     try:
-        table = pd.read_csv(path, dtype={"context": str}, keep_default_na=True, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise VtpError(f"labels {path} do not exist; correct the manifest's labels column or leave it empty") from error
     except (ValueError, OSError) as error:
@@ -179,7 +180,7 @@ def read_labels(path: Path) -> pd.DataFrame:
     for name in table.columns.drop("context", errors="ignore"):
         table[name] = _numbers(table[name], f"labels {path}: {name}", *_LABEL_RANGES.get(name, (0, None)))
     table = table.sort_values("step", ignore_index=True)
-    if not (table["step"] == range(len(table))).all():
+    if not (table["step"] == np.arange(len(table))).all():
         raise VtpError(f"labels {path}: steps do not count from 0 to {len(table) - 1} without a gap; number them so")
     if {"attempts", "errors"} <= set(table.columns) and (table["errors"] > table["attempts"]).any():
         step = int((table["errors"] > table["attempts"]).idxmax())
