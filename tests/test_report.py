@@ -372,7 +372,7 @@ def test_one_episode(tmp_path):
 def test_nan_metrics(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
     metrics = pd.read_csv(path / "metrics.csv")
-    metrics["alpha"] = np.nan
+    metrics["alpha"] = metrics["mean_care"] = np.nan
     metrics.loc[5:9, "profit"] = np.nan
     metrics.loc[20, "err_rate"] = np.inf
     metrics["episode"] = np.nan

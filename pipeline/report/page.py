@@ -8,16 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeline.econ import PARITY_MARGIN
 from pipeline.report import figures
-from pipeline.report.figures import Bar, Chart, Download, Reference, Series
+from pipeline.report.curves import action_charts, learning_charts, rolling_window
+from pipeline.report.figures import Bar, Chart, Download
 from pipeline.report.files import Failure, Missing, RunFiles, finite
+from pipeline.report.words import DASH, count, number, percent, usd
 
-DASH = "–"
-ACTIONS_SHOWN = 400  # dots a chart; the download has every action
 MEASURED = {  # what an episode is called, and how it was measured
     "closed loop from pixels": ("episode", "in closed loop from pixels, in scenes that training never saw"),
     "held-out clips": ("clip", "on stored video that training did not use"),
@@ -109,21 +108,6 @@ class Page:
     missing: dict[str, Missing] = field(default_factory=dict)
 
 
-def usd(value: float | None, *, signed: bool = False) -> str:
-    if value is None:
-        return DASH
-    sign = "−" if round(value, 2) < 0 else "+" if signed else ""
-    return f"{sign}${abs(value):,.2f}"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return DASH if value is None else f"{100 * value:.{digits}f}%"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return DASH if value is None else f"{value:,.{digits}f}".replace("-", "−")
-
-
 def build_page(files: RunFiles) -> Page:
     summary = files.summary
     missing = dict(files.missing)
@@ -140,7 +124,7 @@ def build_page(files: RunFiles) -> Page:
 
     cards_note = "Each picture is a clip from validation." if files.frames else ""
     if files.frames_left_out:
-        cards_note += f" {_count(files.frames_left_out, 'more picture')} left out for size."
+        cards_note += f" {count(files.frames_left_out, 'more picture')} left out for size."
     if "frames" in missing:
         if summary.get("validation") == "simulator" or files.config.get("source") == "sim":
             del missing["frames"]
@@ -151,6 +135,13 @@ def build_page(files: RunFiles) -> Page:
                 "validation renders some.",
                 evaluate,
             )
+
+    learning, absent = learning_charts(files.metrics, files.validations, numbers)
+    if absent:
+        missing["curves"] = Missing(
+            f"metrics.csv has no finite number for: {', '.join(absent)}.",
+            f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))}",
+        )
 
     headline, lead = _headline(files, numbers)
     task, scenario = summary.get("task") or files.config.get("task"), summary.get("scenario")
@@ -168,8 +159,8 @@ def build_page(files: RunFiles) -> Page:
         cards_note=cards_note,
         contexts_note=_where_most_is_lost(contexts),
         contexts=_context_table(contexts) if contexts else None,
-        actions=_action_charts(files.validation, contexts),
-        learning=_learning(files, numbers, missing),
+        actions=action_charts(files.validation, contexts),
+        learning=learning,
         learning_note=_learning_note(files.metrics),
         economics=economics,
         economics_download=figures.csv_download(
@@ -211,20 +202,15 @@ def _interval(summary: dict[str, Any], key: str) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _window(num_episodes: int) -> int:
-    """Episodes of the rolling mean: a twentieth of the run, from 1 to 50."""
-    return min(max(num_episodes // 20, 1), 50)
-
-
 def _headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, list[str]]:
     profit = numbers["profit_mean"]
     if profit is None:
         trained = files.metrics["profit"].dropna() if "profit" in files.metrics else pd.Series(dtype=float)
         lead = ["What it earns in scenes that it has not been trained on is not known."]
         if len(trained):
-            last = trained.tail(_window(len(trained)))
+            last = trained.tail(rolling_window(len(trained)))
             lead.append(
-                f"In its last {_count(len(last), 'training episode')} it earned {usd(float(last.mean()))} an hour, "
+                f"In its last {count(len(last), 'training episode')} it earned {usd(float(last.mean()))} an hour, "
                 "exploration included."
             )
         return "This policy has not been validated", lead
@@ -239,15 +225,11 @@ def _headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, l
     if measured:
         episodes = files.validation["episode"].nunique() if "episode" in files.validation else 0
         noun, how = MEASURED.get(measured, ("episode", measured))
-        over = f"over {_count(episodes, noun)} " if episodes else ""
+        over = f"over {count(episodes, noun)} " if episodes else ""
         lead.append(f"Measured {over}{how}.")
     if files.summary.get("outcome_model"):
         lead.append(f"Outcomes come from: {str(files.summary['outcome_model']).rstrip('.')}.")
     return f"The policy {'earns' if profit >= 0 else 'loses'} {usd(abs(profit))} an hour", lead
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _bars(numbers: dict[str, float | None], interval: tuple[float, float] | None) -> list[Bar]:
@@ -387,165 +369,14 @@ def _context_table(contexts: dict[str, dict[str, float | None]]) -> Table:
     )
 
 
-def _action_charts(validation: pd.DataFrame, contexts: dict[str, dict[str, float | None]]) -> list[Chart]:
-    if not {"speed", "care"} <= set(validation.columns):
-        return []
-    table = validation.assign(
-        speed=pd.to_numeric(validation["speed"], errors="coerce"),
-        care=pd.to_numeric(validation["care"], errors="coerce"),
-    ).dropna(subset=["speed", "care"])
-    if "context" not in table:
-        table = table.assign(context="every object")
-    charts = []
-    for name, steps in table.groupby(table["context"].astype(str), sort=False):
-        means = contexts.get(name, {})
-        oracle = (means.get("oracle_speed"), means.get("oracle_care"))
-        shown = steps.iloc[:: -(-len(steps) // ACTIONS_SHOWN)]
-        charts.append(
-            figures.action_chart(
-                name,
-                shown["speed"].to_numpy(),
-                shown["care"].to_numpy(),
-                oracle=None if None in oracle else oracle,
-                download=figures.csv_download(f"actions-{len(charts) + 1}.csv", steps),
-            )
-        )
-    order = list(contexts)
-    return sorted(charts, key=lambda c: order.index(c.title) if c.title in order else len(order))
-
-
 def _learning_note(metrics: pd.DataFrame) -> str:
     if metrics.empty:
         return ""
-    window = _window(len(metrics))
+    window = rolling_window(len(metrics))
     return (
-        f"Thin lines are single episodes, thick lines the mean of the last {_count(window, 'episode')}. "
+        f"Thin lines are single episodes, thick lines the mean of the last {count(window, 'episode')}. "
         "Training explores, so it mostly earns less than the same policy in validation."
     )
-
-
-def _learning(files: RunFiles, numbers: dict[str, float | None], missing: dict[str, Missing]) -> list[Chart]:
-    """The learning curves that `metrics.csv` has numbers for; the others are added to `missing`."""
-    metrics = files.metrics
-    if metrics.empty:
-        return []
-    episode = metrics.get("episode", pd.Series(np.nan, metrics.index))
-    x = episode.to_numpy(float) if episode.notna().all() else np.arange(1.0, len(metrics) + 1)
-    window = _window(len(metrics))
-
-    def column(name: str) -> pd.Series:
-        return metrics.get(name, pd.Series(np.nan, metrics.index)).astype(float)
-
-    def chart(title: str, names: dict[str, str], caption: str, y_format: Callable[[float], str], **kwargs) -> None:
-        """names: column to its label; the first is drawn as the policy's. `extra` series come behind.
-
-        A column of `noisy` episodes gets its rolling mean in front.
-        """
-        known = [name for name in names if column(name).notna().any()]
-        if not known:
-            absent.append(title)
-            return
-        series, table, ends = list(kwargs.pop("extra", [])), {"episode": x}, []
-        noisy = kwargs.pop("noisy", True)
-        for name in known:
-            raw = mean = column(name)
-            table[name] = raw
-            if noisy:
-                mean = raw.rolling(window, min_periods=1).mean()
-                table[f"{name}_mean_{window}"] = mean
-                series.append(Series("", x, raw.to_numpy(), "trace"))
-            style = "policy" if name == next(iter(names)) else "second"
-            series.append(Series(names[name], x, mean.to_numpy(), style))
-            ends.append(f"{name} {mean.dropna().iloc[0]:.3g} at the start and {mean.dropna().iloc[-1]:.3g} at the end")
-        download = figures.csv_download(
-            f"{known[0]}.csv", pd.DataFrame(table | {s.style: pd.Series(s.y) for s in series if s.style == "target"})
-        )
-        summary = f"{title} over {_count(len(metrics), 'training episode')}: {', '.join(ends)}."
-        charts.append(
-            figures.line_chart(
-                title, series, caption=caption, summary=summary, y_format=y_format, download=download, **kwargs
-            )
-        )
-
-    charts: list[Chart] = []
-    absent: list[str] = []
-    references = [
-        Reference(f"{label} {usd(numbers[key])}", numbers[key], style)
-        for label, key, style in (
-            ("oracle", "oracle_profit", "oracle"),
-            ("blind", "blind_profit", "blind"),
-            ("human", "human_wage", "human"),
-        )
-        if numbers[key] is not None
-    ]
-    caption, validated = [], []
-    if numbers["oracle_profit"] is not None:
-        caption.append("Oracle and blind are expected profits in validation; a lucky episode can lie above the oracle.")
-    if {"episode", "profit_sampled"} <= set(files.validations.columns):
-        sampled = files.validations.dropna(subset=["episode", "profit_sampled"])
-        if len(sampled):
-            caption.append("Points are validations without exploration; the best one chose the policy.")
-            validated = [
-                Series("", sampled["episode"].to_numpy(float), sampled["profit_sampled"].to_numpy(float), "validation")
-            ]
-    chart(
-        "Profit, $ an hour",
-        {"profit": "policy"},
-        " ".join(caption),
-        _dollar_tick,
-        references=references,
-        extra=validated,
-        include=(0.0,),
-        label_gap=6.0,
-    )
-    target = column("err_target")
-    chart(
-        "Error rate",
-        {"err_rate": "policy"},
-        "Share of attempts that went wrong. The target falls as training goes on.",
-        lambda value: f"{100 * value:g}%",
-        extra=[Series("target", x, target.to_numpy(), "target")] if target.notna().any() else [],
-        include=(0.0,),
-        label_gap=9.0,
-    )
-    chart(
-        "Price of errors, λ",
-        {"lambda_dual": ""},
-        "Rises while errors are above the target, falls to zero while they are below.",
-        _plain_tick,
-        noisy=False,
-        include=(0.0,),
-    )
-    chart(
-        "Temperature, α",
-        {"alpha": ""},
-        "How much SAC is paid for exploring; it is tuned to keep a set randomness.",
-        _plain_tick,
-        noisy=False,
-        include=(0.0,),
-    )
-    chart(
-        "Speed and care",
-        {"mean_speed": "speed", "mean_care": "care"},
-        "Mean action of each episode, from 0 to 1.",
-        _plain_tick,
-        include=(0.0, 1.0),
-        label_gap=9.0,
-    )
-    if absent and "metrics" not in missing:
-        missing["curves"] = Missing(
-            f"metrics.csv has no finite number for: {', '.join(absent)}.",
-            f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))}",
-        )
-    return charts
-
-
-def _dollar_tick(value: float) -> str:
-    return f"{'−' if value < 0 else ''}${abs(value):g}"
-
-
-def _plain_tick(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
 
 
 def _economics(numbers: dict[str, float | None]) -> list[tuple[str, str, str]]:

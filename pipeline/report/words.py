@@ -1,0 +1,36 @@
+"""Numbers as text; what is not known is a dash."""
+
+from __future__ import annotations
+
+DASH = "–"
+
+
+def usd(value: float | None, *, signed: bool = False) -> str:
+    if value is None:
+        return DASH
+    sign = "−" if round(value, 2) < 0 else "+" if signed else ""
+    return f"{sign}${abs(value):,.2f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return DASH if value is None else f"{100 * value:.{digits}f}%"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return DASH if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def number_tick(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
+
+
+def usd_tick(value: float) -> str:
+    return f"{'−' if value < 0 else ''}${abs(value):g}"
+
+
+def percent_tick(value: float) -> str:
+    return f"{100 * value:g}%"
