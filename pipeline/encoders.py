@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 EMBEDDING_DIM = 128
 RESIZE_HEIGHT, RESIZE_WIDTH = 128, 171
-_KINETICS = R3D_18_Weights.KINETICS400_V1
-_PRESET = _KINETICS.transforms()
+_PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
+_KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
 _WAYS_OUT = "pass --weights FILE with a state dict, or --weights random:SEED"
 _PROBE_S = 10.0
 
@@ -59,9 +59,9 @@ class Encoder:
 
     @torch.inference_mode()
     def features(self, clips: np.ndarray | Tensor) -> np.ndarray:
-        """clips: [B, T, H, W, 3] uint8 → [B, 512] float32."""
-        batches = [self._forward(batch) for batch in torch.as_tensor(clips).split(self.batch_size)]
-        return torch.cat(batches).numpy() if batches else np.zeros((0, self.feature_dim), np.float32)
+        """clips: [B, T, H, W, 3] uint8, at least one → [B, 512] float32."""
+        batches = torch.as_tensor(clips).split(self.batch_size)
+        return torch.cat([self._forward(batch) for batch in batches]).numpy()
 
     def _forward(self, clips: Tensor) -> Tensor:
         missing = self.batch_size - len(clips)
@@ -137,14 +137,14 @@ def _from_state_dict(path: Path, name: str) -> nn.Module:
 
 def _kinetics_file() -> Path:
     """Torchvision's Kinetics-400 weights, from its cache or downloaded; the checksum is in the file's name."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / _KINETICS.url.rsplit("/", 1)[1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _KINETICS_URL.rsplit("/", 1)[1]
     checksum = path.stem.rsplit("-", 1)[1]
     if not path.exists():
         try:
-            _probe(_KINETICS.url)
+            _probe(_KINETICS_URL)
             path.parent.mkdir(parents=True, exist_ok=True)
             with _socket_timeout(_PROBE_S):
-                torch.hub.download_url_to_file(_KINETICS.url, str(path), hash_prefix=checksum, progress=False)
+                torch.hub.download_url_to_file(_KINETICS_URL, str(path), hash_prefix=checksum, progress=False)
         except (OSError, RuntimeError) as error:
             raise VtpError(f"weights kinetics400 cannot be had ({_first_line(error)}); {_WAYS_OUT}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -252,6 +252,24 @@ def random_projector(seed: int, feature_dim: int) -> Projector:
     return Projector(np.zeros(feature_dim), (q * np.sign(np.diag(r))).T, 1.0, f"random:{seed}")
 
 
+class Normalizer(nn.Module):
+    """Centre embeddings [B, D] and divide them by one global deviation, so that directions keep their importance."""
+
+    def __init__(self, embedding_dim: int = EMBEDDING_DIM):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(embedding_dim))
+        self.register_buffer("std", torch.ones(()))
+
+    def fit(self, embeddings: np.ndarray) -> Normalizer:
+        """Take mean and deviation from embeddings [N, D]."""
+        self.mean.copy_(torch.from_numpy(embeddings.mean(0, dtype=np.float64)))
+        self.std.fill_(max(float(np.sqrt(embeddings.var(0, dtype=np.float64).mean())), 1e-6))
+        return self
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return (embeddings - self.mean) / self.std
+
+
 class MLPEncoder(nn.Module):
     """Simulator states [B, 4] in [0, 1] → latents [B, 128]: 4, 256, 256, 128 and a layer norm."""
 
@@ -273,9 +291,9 @@ class MLPEncoder(nn.Module):
 class AuxiliaryHeads(nn.Module):
     """Self-supervised losses that train an encoder: predict the next latent from a latent and an action.
 
-    Consistency is one minus the cosine between prediction and what came (SPR, arXiv 2007.05929, equation 2); InfoNCE asks
-    to find it among the batch (CPC, arXiv 1807.03748, equation 4). Targets carry no gradient; cosines are taken with a
-    floor on the norm, so both losses are always finite.
+    Consistency is one minus the cosine between prediction and what came (SPR, arXiv 2007.05929, equation 2);
+    InfoNCE asks to find it among the batch (CPC, arXiv 1807.03748, equation 4). Targets carry no gradient; cosines
+    are taken with a floor on the norm, so both losses are always finite.
     """
 
     CONSISTENCY_WEIGHT = 0.1
