@@ -101,6 +101,7 @@ def allocate_spread(
     spread = float(implied_wage_usd - human_wage_usd)
     above = wage_parity(implied_wage_usd, human_wage_usd) > 1 + PARITY_MARGIN
     spread_value = max(spread, 0.0) * hours if above else 0.0
-    s_cust = min(max(delta_mpl_cust / delta_mpl_total, 0.0), 1.0) if delta_mpl_total > 0 else 0.0
+    # Clipped before the division, which therefore cannot overflow however small the total is.
+    s_cust = float(min(max(delta_mpl_cust, 0.0), delta_mpl_total) / delta_mpl_total) if delta_mpl_total > 0 else 0.0
     rebate = s_cust * spread_value
     return Spread(spread, spread_value, s_cust, 1.0 - s_cust, rebate, spread_value - rebate)
