@@ -102,6 +102,8 @@ class ReplayBuffer:
         make errors look likelier than they are. What novelty takes from P(i) the caller gives back as a loss weight.
         """
         total = self._tree.total
+        if total <= 0:
+            raise VtpError("every transition weighs 0, so none can be drawn; give novelty weights above 0")
         slots = self._tree.find((np.arange(batch_size) + rng.random(batch_size)) * (total / batch_size))
         importance = total / (self.size * self._tree.get(slots))
         batch = Batch(

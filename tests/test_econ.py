@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_the_multiplier_never_turns_negative_and_moves_with_the_breach(lambda_du
 @given(st.lists(st.integers(-1000, 5000), min_size=2))
 def test_the_error_target_never_rises_and_stays_in_its_range(episodes):
     targets = [econ.error_target(episode) for episode in sorted(episodes)]
-    assert all(a >= b for a, b in zip(targets, targets[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(targets))
     assert all(0.06 - 1e-12 <= target <= 0.10 for target in targets)
 
 
