@@ -47,7 +47,7 @@ class ExtractConfig(Config):
     )
     batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
     decoder: Literal["auto", "decord", "pyav"] = Field(
-        "auto", description="auto: decord, and PyAV for what decord gets wrong (AV1, edit lists, MPEG-TS, narrow frames)."
+        "auto", description="auto: decord, or PyAV for what decord gets wrong: AV1, edit lists, MPEG-TS, narrow frames."
     )
     timeout_s: float = Field(300.0, gt=0, description="Deadline for decoding one video, in seconds.")
 
