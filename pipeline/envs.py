@@ -131,8 +131,8 @@ class VectorEnv(Protocol):
 class SimEnv:
     """The simulator itself: observations [N, 4] float32 are progress, context, attempts to date and errors to date.
 
-    Each lies in [0, 1]: the step over 60; the context's index over K−1; attempts a step over the fastest context's
-    rate; errors over attempts.
+    Each lies in [0, 1]: the step over 60; the context's index over K−1; attempts a step over twice the fastest
+    context's rate; errors over attempts.
     """
 
     OBSERVATION_SIZE = 4
@@ -240,4 +240,5 @@ class GymEnv(gymnasium.Env):
         return self._observation(observations), float(rewards[0]), False, bool(truncated[0]), info
 
     def _observation(self, observations: np.ndarray) -> np.ndarray:
-        return observations[0] if self._embeddings is None else self._embeddings[observations[0]]
+        # A copy: who keeps an observation and writes to it must not write to the table.
+        return observations[0] if self._embeddings is None else self._embeddings[observations[0]].copy()
