@@ -30,7 +30,8 @@ from pipeline.config import (
     SimulateConfig,
     TrainConfig,
 )
-from pipeline.errors import EXIT_PARTIAL, EXIT_TRY_AGAIN, VtpError
+from pipeline.errors import EXIT_PARTIAL, TryAgainError, VtpError
+from pipeline.rundir import out_of_space_is_try_again
 
 app = typer.Typer(
     help="Demonstration videos in, a validated policy and its dollars out.",
@@ -76,8 +77,12 @@ def _command(model: type[C], argument: str | None = None, *, as_json: bool = Fal
     def register(body: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             config_file, wants_json = values.pop("config"), values.pop("json", False)
-            cfg = _resolve(model, config_file, {key: value for key, value in values.items() if value is not None})
-            body(cfg, as_json=wants_json) if as_json else body(cfg)
+            flags = {key: value for key, value in values.items() if value is not None}
+            cfg = _resolve(model, config_file, flags, argument)
+            try:
+                body(cfg, as_json=wants_json) if as_json else body(cfg)
+            except KeyboardInterrupt as error:  # here, for typer would end with 130 and say nothing
+                raise TryAgainError("interrupted; run the same command again to go on") from error
 
         parameters = []
         for name, field in model.model_fields.items():
@@ -105,32 +110,35 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _resolve(model: type[C], config_file: Path | None, flags: dict[str, Any]) -> C:
+def _resolve(model: type[C], config_file: Path | None, flags: dict[str, Any], argument: str | None) -> C:
     """The config from defaults, file and flags, in rising order; VtpError in one line where a value breaks a rule."""
     values: dict[str, Any] = {}
     if config_file is not None:
         try:
             values = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise VtpError(f"--config {config_file} cannot be read: {str(error).splitlines()[0]}") from error
-        if not isinstance(values, dict):
+            mark = getattr(error, "problem_mark", None)
+            reason = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
+            raise VtpError(f"--config {config_file} cannot be read: {reason}") from error
+        if not (isinstance(values, dict) and all(isinstance(name, str) for name in values)):
             raise VtpError(f"--config {config_file} holds no settings; write one `name: value` a line")
     try:
         return model(**values | flags)
     except ValidationError as error:
-        raise VtpError(_explain(model, error)) from error
+        raise VtpError(_explain(model, error, argument)) from error
 
 
-def _explain(model: type[Config], error: ValidationError) -> str:
+def _explain(model: type[Config], error: ValidationError, argument: str | None) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
-    flag = f"--{name.replace('_', '-')}"
+    flag = name.upper() if name == argument else f"--{name.replace('_', '-')}"
     if first["type"] == "missing":
         return f"{name} is missing: {model.model_fields[name].description} Give it as {flag} or in --config"
     if first["type"] == "extra_forbidden":
         return f"{name!r} is no setting of this command; use one of {', '.join(model.model_fields)}"
     rule = first["msg"][0].lower() + first["msg"][1:]
-    return f"{flag} {first['input']}: {rule}"
+    value = str(first["input"])
+    return f"{flag} {value if value and value.isprintable() else repr(value)}: {rule}"
 
 
 @contextmanager
@@ -264,10 +272,8 @@ def main() -> None:
     """Run the command line: a VtpError is one line and its exit code, anything else keeps its traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        app()
+        with out_of_space_is_try_again():
+            app()
     except VtpError as error:
         console.print(f"vtp: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("vtp: interrupted; run the same command again to go on", style="red")
-        sys.exit(EXIT_TRY_AGAIN)

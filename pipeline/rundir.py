@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Config
-from pipeline.errors import TryAgainError
+from pipeline.errors import TryAgainError, VtpError
 
 
 def fsync_path(path: Path) -> None:
@@ -28,26 +28,49 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
+def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
+    """Turn a full disk or quota into a TryAgainError that names `path` and how much is free beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        name = path or error.filename
+        where = f" to write {name}" if name else ""
+        if path is not None:
+            existing = next(folder for folder in path.absolute().parents if folder.is_dir())
+            free = os.statvfs(existing)
+            where += f" ({free.f_bavail * free.f_frsize} bytes free)"
+        raise TryAgainError(f"no space left{where}; free some space and run the same command again") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents where they are missing; VtpError where that cannot be."""
+    with out_of_space_is_try_again(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise VtpError(f"{path} cannot be a folder, for there is a file in its place; name another") from error
+        except PermissionError as error:
+            raise VtpError(f"{path} cannot be made: permission denied; name another folder") from error
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling to write; on success it is fsynced and renamed to `path`, on any error removed.
 
     Raises TryAgainError where the disk is full; what stood at `path` before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise VtpError(f"{path} is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        fsync_path(temporary)
-        os.replace(temporary, path)
-        fsync_path(path.parent)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = os.statvfs(path.parent)
-        raise TryAgainError(
-            f"no space left to write {path} ({free.f_bavail * free.f_frsize} bytes free); "
-            "free some space and run the same command again"
-        ) from error
+        with out_of_space_is_try_again(path):
+            yield temporary
+            fsync_path(temporary)
+            os.replace(temporary, path)
+            fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,15 +102,17 @@ class MetricsCsv:
     """`metrics.csv`, one row an episode, flushed a row at a time so that a killed run keeps what it had."""
 
     def __init__(self, path: Path, columns: tuple[str, ...]):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        self._path = path
         self._file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)
         self._writer.writeheader()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Write one row; ValueError if it has a column that the header lacks."""
-        self._writer.writerow(row)
-        self._file.flush()
+        with out_of_space_is_try_again(self._path):
+            self._writer.writerow(row)
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

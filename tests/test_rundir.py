@@ -1,0 +1,168 @@
+import csv
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config, rundir
+from pipeline.errors import TryAgainError, VtpError
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# Atomic writes
+
+
+def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    with rundir.atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists(), "the file must not be seen before it is complete"
+        assert temporary.parent == path.parent, "a rename is atomic within one folder only"
+    assert path.read_text() == "new"
+    assert leftovers(path.parent) == []
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])
+def test_an_error_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)), rundir.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_where_and_how_much_is_left_and_keeps_the_old_file(tmp_path, monkeypatch, call, number):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(
+        TryAgainError, match=r"no space left to write .*file\.txt \(\d+ bytes free\); free some"
+    ) as caught:
+        rundir.write_text(path, "new")
+    assert caught.value.exit_code == 75
+    assert path.read_text() == "old"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_disk_that_is_full_before_the_folder_is_made_says_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", full_disk)
+    with pytest.raises(TryAgainError, match=r"no space left to write .* bytes free"):
+        rundir.write_text(tmp_path / "new" / "file.txt", "text")
+
+
+def test_any_other_error_of_the_disk_keeps_its_name(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        rundir.write_text(tmp_path / "file.txt", "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_reaches_the_disk_before_its_name_and_the_name_after(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = rundir.fsync_path, os.replace
+    monkeypatch.setattr(rundir, "fsync_path", lambda path: (calls.append(f"fsync {path.suffix}"), fsync(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    rundir.write_text(tmp_path / "file.txt", "new")
+    assert calls == ["fsync .tmp", "replace", "fsync "]
+
+
+def test_a_file_in_the_place_of_a_folder_and_the_reverse_are_errors_of_the_user(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(VtpError, match=r"file cannot be a folder, for there is a file in its place"):
+        rundir.write_text(tmp_path / "file" / "config.yaml", "x")
+    with pytest.raises(VtpError, match=r"file/sub cannot be a folder"):
+        rundir.make_folder(tmp_path / "file" / "sub")
+    with pytest.raises(VtpError, match="is a folder; name a file in it"):
+        rundir.write_text(tmp_path, "x")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+# What is written
+
+
+def test_json_is_strict_and_ends_in_a_newline(tmp_path):
+    path = tmp_path / "summary.json"
+    rundir.write_json(path, {"profit": 28.5, "interval": None, "names": ["pan"]})
+    assert path.read_text().endswith("}\n")
+    assert json.loads(path.read_text()) == {"profit": 28.5, "interval": None, "names": ["pan"]}
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="Out of range float"):
+            rundir.write_json(path, {"profit": value})
+    assert json.loads(path.read_text())["profit"] == 28.5, "a refused value must not replace a good file"
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        config.SimulateConfig(out=Path("räume/x y"), val_fraction=0.0),
+        config.ExtractConfig(source="videos: #1", fps=29.97),
+        config.TrainConfig(source="embeddings", lr=1e-5, novelty=None),
+        config.TrainConfig(source="sim", novelty=Path("n.h5"), buffer_size=7),
+        config.EvaluateConfig(run=Path("runs/a")),
+        config.DemoConfig(quick=True),
+    ],
+    ids=lambda cfg: type(cfg).__name__,
+)
+def test_a_saved_config_reads_back_as_itself(tmp_path, cfg):
+    path = tmp_path / "config.yaml"
+    rundir.save_config(path, cfg)
+    assert type(cfg)(**yaml.safe_load(path.read_text(encoding="utf-8"))) == cfg
+
+
+def test_sha256_of_a_file_is_hashlibs(tmp_path):
+    data = os.urandom(3_000_001)  # more than two of its blocks
+    (tmp_path / "data").write_bytes(data)
+    assert rundir.file_sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
+
+
+# metrics.csv
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    path = tmp_path / "run" / "metrics.csv"
+    metrics = rundir.MetricsCsv(path, ("episode", "profit"))
+    assert rows_of(path) == []
+    for episode, profit in ((1, 20.5), (2, -3.25)):
+        metrics.write({"profit": profit, "episode": episode})
+        assert rows_of(path)[-1] == {"episode": str(episode), "profit": str(profit)}
+    metrics.close()
+    assert path.read_text().splitlines()[0] == "episode,profit"
+
+
+def test_a_column_that_the_header_lacks_is_an_error(tmp_path):
+    metrics = rundir.MetricsCsv(tmp_path / "metrics.csv", ("episode",))
+    with pytest.raises(ValueError, match="profit"):
+        metrics.write({"episode": 1, "profit": 2.0})
+    metrics.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_metrics_on_a_full_disk_ask_to_try_again():
+    with pytest.raises(TryAgainError, match=r"no space left to write /dev/full"):
+        rundir.MetricsCsv(Path("/dev/full"), ("episode",)).write({"episode": 1})
