@@ -1,0 +1,278 @@
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from pipeline import cli, config
+from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
+
+COMMANDS = {
+    "demo": config.DemoConfig,
+    "simulate": config.SimulateConfig,
+    "extract": config.ExtractConfig,
+    "train": config.TrainConfig,
+    "evaluate": config.EvaluateConfig,
+    "report": config.ReportConfig,
+}
+POSITIONAL = {"source": "extract", "run": "evaluate, report"}
+
+
+@pytest.fixture
+def vtp(monkeypatch, capfd, tmp_path):
+    """Run a command line in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.logging, "basicConfig", lambda **settings: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vtp", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def trained_with(monkeypatch):
+    """The configs that `vtp train` hands to the stage, in place of training."""
+    from pipeline import train
+
+    seen = []
+
+    def run(cfg, *, progress):
+        seen.append(cfg)
+        return {"profit_mean": 28.0}
+
+    monkeypatch.setattr(train, "run", run)
+    return seen
+
+
+def assert_one_line(result, *words, code=2):
+    exit_code, out, err = result
+    assert exit_code == code, (out, err)
+    assert err.startswith("vtp: ")
+    assert err.count("\n") == 1, f"not one line: {err!r}"
+    for word in words:
+        assert word in err, f"{word!r} is missing from {err!r}"
+    assert "Traceback" not in err
+    assert out == ""
+
+
+# Start-up
+
+
+def test_help_loads_no_heavy_library():
+    code = """
+import sys
+from pipeline import cli
+sys.argv = ["vtp", "--help"]
+try:
+    cli.main()
+finally:
+    heavy = {"torch", "h5py", "decord", "av", "numpy", "pandas", "sklearn", "matplotlib", "gymnasium", "PIL"}
+    print("loaded:", sorted(heavy & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "loaded: []"
+    for name in COMMANDS:
+        assert f"  {name} " in result.stdout
+
+
+def test_version(vtp):
+    from pipeline import __version__
+
+    assert vtp("--version")[:2] == (0, f"vtp {__version__}\n")
+
+
+def test_no_command_shows_the_help(vtp):
+    code, out, err = vtp()
+    assert code == 2
+    assert "Commands:" in out + err
+
+
+# Flags
+
+
+@pytest.mark.parametrize(("name", "model"), COMMANDS.items())
+def test_every_setting_has_a_flag_and_every_flag_a_setting(name, model):
+    command = get_command(cli.app).commands[name]
+    options = {p.name: p for p in command.params}
+    assert set(options) - {"config", "json", "help"} == set(model.model_fields)
+    for setting in model.model_fields:
+        if name in POSITIONAL.get(setting, ""):
+            assert options[setting].param_type_name == "argument"
+        else:
+            assert options[setting].opts == [f"--{setting.replace('_', '-')}"]
+
+
+@pytest.mark.parametrize(("name", "model"), COMMANDS.items())
+def test_the_help_of_a_command_shows_every_default(vtp, name, model):
+    code, out, _ = vtp(name, "--help")
+    assert code == 0
+    text = " ".join(out.split())
+    for setting, field in model.model_fields.items():
+        if not field.is_required():
+            shown = "off" if field.default is None else str(field.default)
+            # the terminal breaks long lines anywhere after a hyphen or a slash
+            assert f"[default: {shown}]".replace(" ", "") in text.replace(" ", ""), setting
+
+
+def test_defaults_reach_the_stage_untouched(vtp, trained_with):
+    code, out, _ = vtp("train", "--source", "sim", "--json")
+    assert code == 0
+    assert trained_with == [config.TrainConfig(source="sim")]
+    assert json.loads(out) == {"profit_mean": 28.0}
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(vtp, trained_with, tmp_path):
+    (tmp_path / "c.yaml").write_text("source: sim\nepisodes: 7\nlr: 1.0e-4\n")
+    vtp("train", "--config", "c.yaml", "--episodes", 9, "--json")
+    assert trained_with == [config.TrainConfig(source="sim", episodes=9, lr=1e-4)]
+
+
+def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path):
+    from pipeline.rundir import save_config
+
+    cfg = config.TrainConfig(source="sim", episodes=3, novelty=None, tau=0.02)
+    save_config(tmp_path / "c.yaml", cfg)
+    vtp("train", "--config", "c.yaml", "--json")
+    assert trained_with == [cfg]
+
+
+# What is wrong is said in one line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], ["source is missing", "What the policy observes", "--source"]),
+        (["extract"], ["source is missing", "Give it as SOURCE or in --config"]),
+        (["evaluate"], ["run is missing", "Give it as RUN"]),
+        (["extract", "x.mp4", "--clip-len", "0"], ["--clip-len 0", "greater than or equal to 1"]),
+        (["extract", "x.mp4", "--fps", "nan"], ["--fps nan", "input should be"]),
+        (["extract", "x.mp4", "--tail", "keep"], ["--tail keep", "'drop' or 'pad'"]),
+        (["train", "--source", "film"], ["--source film", "'embeddings' or 'sim'"]),
+        (["train", "--source", "sim", "--episodes", "many"], ["--episodes many", "valid integer"]),
+        (["train", "--source", "sim", "--episodes", "0"], ["--episodes 0", "greater than or equal to 1"]),
+        (["train", "--source", "sim", "--gamma", "1"], ["--gamma 1", "less than 1"]),
+        (["train", "--source", "sim", "--lr", ""], ["--lr ''", "valid number"]),
+        (["train", "--source", "sim", "--seed", "1\n2"], [r"--seed '1\n2'", "valid integer"]),
+        (["simulate", "--videos", "-1"], ["--videos -1", "greater than or equal to 1"]),
+        (["simulate", "--task", "ironing"], ["--task ironing", "'dishwashing' or 'bricklaying'"]),
+        (["evaluate", "runs/none"], ["runs/none"]),
+        (["report", "runs/none"], ["runs/none"]),
+    ],
+)
+def test_a_bad_value_is_named_with_its_rule(vtp, tmp_path, arguments, words):
+    assert_one_line(vtp(*arguments), *words)
+    assert list(tmp_path.iterdir()) == [], "an error of usage writes nothing"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("wat: 1\n", ["'wat' is no setting", "use one of source, out, embeddings"]),
+        ("episodes: 0\n", ["--episodes 0", "greater than or equal to 1"]),
+        ("episodes: [1, 2]\n", ["--episodes [1, 2]", "valid integer"]),
+        ("- episodes\n", ["holds no settings", "name: value"]),
+        ("episodes\n", ["holds no settings", "name: value"]),
+        ("1: 2\n", ["holds no settings", "name: value"]),
+        ("on: 2\n", ["holds no settings", "name: value"]),  # YAML reads `on` as true
+        ("seed: 1\nepisodes: [1,\n", ["cannot be read", "line 3"]),
+        ("a: !!python/object/apply:os.system ['touch ran']\n", ["cannot be read", "line 1"]),
+        ("\0", ["cannot be read"]),
+    ],
+)
+def test_a_bad_config_file_is_one_line_too(vtp, tmp_path, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    assert_one_line(vtp("train", "--source", "sim", "--config", "c.yaml"), *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_a_config_file_that_cannot_be_read(vtp, tmp_path):
+    assert_one_line(vtp("train", "--config", "none.yaml"), "none.yaml cannot be read", "No such file")
+    assert_one_line(vtp("train", "--config", "."), "cannot be read")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00\xd8")
+    assert_one_line(vtp("train", "--config", "c.yaml"), "c.yaml cannot be read")
+
+
+def test_training_on_embeddings_that_are_not_there_names_both_ways_out(vtp):
+    assert_one_line(
+        vtp("train", "--source", "embeddings", "--embeddings", "d/e.h5"),
+        "no embeddings at d/e.h5",
+        "vtp extract VIDEOS --out d/e.h5",
+        "--source sim",
+    )
+
+
+@pytest.mark.parametrize("arguments", [["train", "--wat", "1"], ["fly"], ["train", "--episodes"]])
+def test_unknown_flags_and_commands_are_errors_of_usage(vtp, arguments):
+    code, out, err = vtp(*arguments)
+    assert code == 2
+    assert "Traceback" not in out + err
+
+
+# How it ends
+
+
+def ends_with(monkeypatch, error):
+    from pipeline import train
+
+    def run(cfg, *, progress):
+        raise error
+
+    monkeypatch.setattr(train, "run", run)
+
+
+def test_an_interrupted_command_ends_with_75(vtp, monkeypatch):
+    ends_with(monkeypatch, KeyboardInterrupt())
+    assert_one_line(vtp("train", "--source", "sim"), "interrupted; run the same command again", code=75)
+
+
+def test_a_full_disk_ends_with_75_wherever_it_is_noticed(vtp, monkeypatch):
+    ends_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "runs/a/events"))
+    assert_one_line(vtp("train", "--source", "sim"), "no space left to write runs/a/events", "free some", code=75)
+
+
+def test_our_own_bugs_keep_their_traceback(vtp, monkeypatch):
+    ends_with(monkeypatch, ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        vtp("train", "--source", "sim")
+
+
+@pytest.mark.parametrize(("error", "code"), [(VtpError, 2), (PartialError, 3), (CorruptError, 4), (TryAgainError, 75)])
+def test_every_error_has_its_exit_code(vtp, monkeypatch, error, code):
+    ends_with(monkeypatch, error("a [bold]value[/bold] breaks a rule"))
+    assert_one_line(vtp("train", "--source", "sim"), "a [bold]value[/bold] breaks a rule", code=code)
+
+
+@pytest.mark.slow
+def test_a_short_training_run_from_a_shell_and_again_in_process(vtp, tmp_path):
+    """A pipe for output, a summary to read by machine, and the same seed gives the same policy."""
+    small = {"episodes": 8, "num-envs": 8, "warmup-steps": 100, "updates-per-episode": 2}
+    command = ["train", "--source=sim", "--json", *(f"--{name}={value}" for name, value in small.items())]
+    result = subprocess.run(
+        [sys.executable, "-c", "from pipeline.cli import main; main()", *command, "--out", "a"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "\x1b" not in result.stderr, "a progress bar was drawn where there is no terminal"
+    summary = json.loads(result.stdout)
+    assert summary == json.loads((tmp_path / "a" / "summary.json").read_text())
+    saved = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    assert (saved["episodes"], saved["source"]) == (8, "sim")
+
+    code, out, _ = vtp(*command, "--out", "b")
+    assert code == 0
+    again = json.loads(out)
+    assert again["profit_mean"] == pytest.approx(summary["profit_mean"], rel=1e-4)
+    assert again["contexts"]["plate"] == pytest.approx(summary["contexts"]["plate"], rel=1e-4)
