@@ -1,0 +1,122 @@
+"""One simulator step as one clip: the scene's backdrop, the work in it, and a hand that moves."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipeline.errors import VtpError
+from pipeline.render import places, tools
+from pipeline.render.bricks import BRICKWORK
+from pipeline.render.dishes import DISHES, Area
+from pipeline.render.paint import FRAME_HEIGHT, FRAME_WIDTH, SUPERSAMPLE, Canvas, Point, Pose, shadow_mask
+from pipeline.render.scene import Scene
+
+FRAME_SHAPE = (FRAME_HEIGHT, FRAME_WIDTH)
+CLIP_LEN = 16
+FPS = 15
+
+_WORK = {"dishwashing": DISHES, "bricklaying": BRICKWORK}
+_WORK_CENTRE = {"dishwashing": (96.0, 76.0), "bricklaying": (96.0, 72.0)}
+
+
+def _bubbles(draw: ImageDraw.ImageDraw, centres: np.ndarray, radii: np.ndarray) -> None:
+    """Suds: each bubble a grey-blue ball with a white cap."""
+    for (x, y), r in zip(centres * SUPERSAMPLE, radii * SUPERSAMPLE, strict=True):
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=(203, 216, 226, 225))
+        draw.ellipse((x - r * 0.9, y - r * 0.95, x + r * 0.65, y + r * 0.6), fill=(250, 252, 254, 235))
+
+
+def _foam(area: Area, care: float, rng: np.random.Generator) -> Image.Image:
+    """Suds on and around the dish; careful washing makes more."""
+    image = Image.new("RGBA", (FRAME_WIDTH * SUPERSAMPLE, FRAME_HEIGHT * SUPERSAMPLE))
+    number = int(8 + 45 * care)
+    clusters = rng.normal((area.x, area.y), (area.reach_x, area.reach_y), (5, 2))
+    centres = clusters[rng.integers(5, size=number)] + rng.normal(0, 4.5, (number, 2))
+    _bubbles(ImageDraw.Draw(image), centres, rng.gamma(4.0, 0.55, number))
+    return image
+
+
+def _water(spout: Point, landing_y: float, frame: int, ripples: np.ndarray) -> Image.Image:
+    """A thin stream from the tap, with ripples that run down it, and its splash."""
+    image = Image.new("RGBA", (FRAME_WIDTH * SUPERSAMPLE, FRAME_HEIGHT * SUPERSAMPLE))
+    draw = ImageDraw.Draw(image)
+    x, top, bottom = (SUPERSAMPLE * a for a in (spout[0], spout[1], landing_y))
+    draw.line((x, top, x, bottom), fill=(205, 228, 240, 130), width=3 * SUPERSAMPLE)
+    for y in np.arange(top, bottom, 6):
+        sway = ripples[int(y - 14 * frame) % len(ripples)]
+        draw.line((x + sway, y, x + sway, y + 5), fill=(250, 254, 255, 170), width=2)
+    for k in range(5):
+        spread = 3 + 9 * abs(ripples[(7 * frame + 31 * k) % len(ripples)])
+        height = 1 + 3 * abs(ripples[(11 * frame + 17 * k) % len(ripples)])
+        angle = 1.26 * k + 0.7 * frame
+        cx, cy = x + spread * np.cos(angle), bottom + spread * 0.5 * np.sin(angle)
+        draw.ellipse((cx - height, cy - height, cx + height, cy + height), fill=(240, 248, 252, 150))
+    return image
+
+
+def _stand(scene: Scene, rng: np.random.Generator) -> Pose:
+    """Where this clip's work stands: nearly in the middle, for all of it must stay in the encoder's crop."""
+    x, y = _WORK_CENTRE[scene.task] + rng.uniform(-3.5, 3.5, 2)
+    return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(rng.normal(0, 0.06)))
+
+
+def _still(scene: Scene, context: str, care: float, rng: np.random.Generator) -> tuple[Image.Image, Area]:
+    """Everything that does not move in a clip, supersampled, and the area to work on."""
+    canvas = Canvas()
+    towards = scene.light.towards
+    area = _WORK[scene.task][context](canvas, _stand(scene, rng), towards, rng)
+    sprite = canvas.image()
+    still = places.backdrop(scene).copy()
+    shadow = shadow_mask(sprite, (-8 * towards[0], 3 - 8 * towards[1]), blur=5, strength=scene.light.shadow)
+    still.paste((12, 14, 20), mask=shadow)
+    still.paste(sprite, mask=sprite)
+    if scene.task == "dishwashing":
+        foam = _foam(area, care, rng)
+        still.paste(foam, mask=foam)
+    return still, area
+
+
+def _tool(scene: Scene, rng: np.random.Generator) -> Image.Image:
+    towards = scene.light.towards
+    if scene.task == "dishwashing":
+        return tools.sponge_hand(scene.worker, towards, rng)
+    return tools.trowel_hand(scene.worker, scene.place.mortar_rgb, towards, rng)
+
+
+def _exposed(frames: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Frames [T, H, W, 3] in 0 to 255 under the scene's light, which drifts a little, with sensor noise: uint8."""
+    drift = rng.uniform(0.95, 1.05) + rng.uniform(-0.02, 0.02) * np.linspace(-1, 1, len(frames))
+    noise = rng.standard_normal((2 * FRAME_HEIGHT, FRAME_WIDTH), np.float32) * np.float32(rng.uniform(1.0, 3.0))
+    lit = frames.astype(np.float32)
+    lit *= places.light_map(scene)
+    for frame, gain, start in zip(lit, drift, rng.integers(FRAME_HEIGHT, size=len(lit)), strict=True):
+        frame *= np.float32(gain)
+        frame += noise[start : start + FRAME_HEIGHT, :, None]
+    return np.clip(lit, 0, 255).astype(np.uint8)
+
+
+def render_clip(scene: Scene, context: str, speed: float, care: float, rng: np.random.Generator) -> np.ndarray:
+    """A clip [16, 144, 192, 3] uint8 of one step; `rng` varies pose, hue, foam, hand, light drift and noise."""
+    if context not in _WORK[scene.task]:
+        raise VtpError(f"context {context!r} is unknown; for {scene.task} use one of {', '.join(_WORK[scene.task])}")
+    still, area = _still(scene, context, care, rng)
+    tool = _tool(scene, rng)
+    shadow = tool.getchannel("A").point(lambda a: round(a * 0.6 * scene.light.shadow))
+    offsets = tools.strokes(speed, care, (area.reach_x, area.reach_y), CLIP_LEN, fps=FPS, rng=rng)
+    path = offsets + np.array([area.x, area.y])
+    ripples, start = rng.uniform(-1.2, 1.2, 97), int(rng.integers(97))
+
+    frames = np.empty((CLIP_LEN, *FRAME_SHAPE, 3), np.uint8)
+    for t, (x, y) in enumerate(path):
+        image = still.copy()
+        if scene.task == "dishwashing":
+            water = _water(places.spout(scene), area.y - 0.6 * area.reach_y, t + start, ripples)
+            image.paste(water, mask=water)
+            image.paste(places.tap(scene), mask=places.tap(scene))
+        left, top = (round((a + b) * SUPERSAMPLE) for a, b in ((x, tools.TOOL_LEFT), (y, tools.TOOL_TOP)))
+        image.paste((10, 10, 16), (left + 4, top + 10), shadow)
+        image.paste(tool, (left, top), tool)
+        frames[t] = image.reduce(SUPERSAMPLE)
+    frames = _exposed(frames, scene, rng)
+    return np.ascontiguousarray(frames[:, :, ::-1]) if scene.camera.mirrored else frames
