@@ -6,16 +6,16 @@ The command line is generated from these models, so a parameter has one name fro
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Task = Literal["dishwashing", "bricklaying"]
 Scenario = Literal["seed", "mixed"]
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SimulateConfig(Config):
@@ -52,6 +52,14 @@ class ExtractConfig(Config):
     timeout_s: float = Field(300.0, gt=0, description="Deadline for decoding one video, in seconds.")
 
 
+# Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;
+# clips have noise of their own to be told from that of outcomes, which takes many more of them.
+TRAIN_DEFAULTS = {
+    "sim": {"episodes": 500, "num_envs": 32, "updates_per_episode": 8.0},
+    "embeddings": {"episodes": 20_000, "num_envs": 256, "updates_per_episode": 1.0},
+}
+
+
 class TrainConfig(Config):
     """Train a policy with SAC under an economic reward."""
 
@@ -63,9 +71,15 @@ class TrainConfig(Config):
     )
     task: Task = Field("dishwashing", description="Simulator task, for --source sim.")
     scenario: Scenario = Field("seed", description="Simulator scenario, for --source sim.")
-    episodes: int = Field(500, ge=1, description="Training episodes.")
-    num_envs: int = Field(32, ge=1, le=1024, description="Episodes simulated side by side.")
-    updates_per_episode: float = Field(20.0, gt=0, le=6000, description="SAC updates per episode of 60 steps.")
+    episodes: int | None = Field(
+        None, ge=1, description="Training episodes; by default 500 of sim, 20000 of embeddings."
+    )
+    num_envs: int | None = Field(
+        None, ge=1, le=1024, description="Episodes side by side; by default 32 of sim, 256 of embeddings."
+    )
+    updates_per_episode: float | None = Field(
+        None, gt=0, le=6000, description="SAC updates per 60 steps; by default 8 of sim, 1 of embeddings."
+    )
     seed: int = Field(0, ge=0, description="Random seed.")
     reward_window: Literal["step", "episode"] = Field(
         "step", description="Rates in the reward: of the step, or of the episode to date."
@@ -73,14 +87,24 @@ class TrainConfig(Config):
     batch_size: int = Field(256, ge=2, description="Transitions an update.")
     buffer_size: int = Field(1_000_000, ge=1, description="Replay capacity in transitions.")
     warmup_steps: int = Field(600, ge=0, description="Transitions with uniformly random actions before learning.")
-    lr: float = Field(3e-4, gt=0, description="Learning rate of actor, critics and temperature.")
+    priority_exponent: float = Field(
+        0.2, ge=0, le=1, description="Replay priority is |TD| to this power, times novelty."
+    )
+    random_actions: float = Field(0.1, ge=0, le=1, description="Share of training actions drawn uniformly.")
+    lr: float = Field(1e-3, gt=0, description="Initial learning rate; it falls linearly to a twentieth.")
     gamma: float = Field(0.995, ge=0, lt=1, description="Discount per step.")
     tau: float = Field(5e-3, gt=0, le=1, description="Step of the target networks' moving average.")
     final_entropy: float = Field(
         -6.0, description="Target entropy at the end, in the [-1, 1] space; it starts at -2 and falls linearly."
     )
     dual_lr: float = Field(0.01, ge=0, description="Step of dual ascent on the error constraint.")
-    eval_every: int = Field(64, ge=1, description="Episodes between sampled validations, which choose best.pt.")
+    evaluations: int = Field(20, ge=1, description="Sampled validations during training, which choose best.pt.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_source(cls, values: dict[str, Any]) -> dict[str, Any]:
+        defaults = TRAIN_DEFAULTS.get(values.get("source"), {})
+        return defaults | {name: value for name, value in values.items() if value is not None}
 
 
 class EvaluateConfig(Config):

@@ -253,21 +253,26 @@ def random_projector(seed: int, feature_dim: int) -> Projector:
 
 
 class Normalizer(nn.Module):
-    """Centre embeddings [B, D] and divide them by one global deviation, so that directions keep their importance."""
+    """Centre embeddings [B, D] and divide each dimension by √(its variance + the mean variance).
+
+    The few dimensions in which clips differ most come to about one, and the many small ones stay small: whitening would
+    raise their noise to the same size, one global deviation would let the light in a scene drown all else.
+    """
 
     def __init__(self, embedding_dim: int = EMBEDDING_DIM):
         super().__init__()
         self.register_buffer("mean", torch.zeros(embedding_dim))
-        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("scale", torch.ones(embedding_dim))
 
     def fit(self, embeddings: np.ndarray) -> Normalizer:
-        """Take mean and deviation from embeddings [N, D]."""
+        """Take mean and deviations from embeddings [N, D]."""
+        variance = embeddings.var(0, dtype=np.float64)
         self.mean.copy_(torch.from_numpy(embeddings.mean(0, dtype=np.float64)))
-        self.std.fill_(max(float(np.sqrt(embeddings.var(0, dtype=np.float64).mean())), 1e-6))
+        self.scale.copy_(torch.from_numpy(np.sqrt(np.maximum(variance + variance.mean(), 1e-12))))
         return self
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return (embeddings - self.mean) / self.std
+        return (embeddings - self.mean) / self.scale
 
 
 class MLPEncoder(nn.Module):

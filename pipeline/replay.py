@@ -8,7 +8,6 @@ import numpy as np
 
 from pipeline.errors import VtpError
 
-PRIORITY_EXPONENT = 0.6
 MIN_PRIORITY = 1e-3
 
 
@@ -60,13 +59,22 @@ class SumTree:
 
 
 class ReplayBuffer:
-    """Ring buffer sampled in proportion to |TD|^0.6 · novelty (Schaul et al. 2016, with novelty as a factor).
+    """Ring buffer sampled in proportion to |TD|^priority_exponent · novelty (Schaul et al. 2016, arXiv
+    1511.05952, with novelty as a factor).
 
     A new transition enters with the highest |TD| priority so far, so that it is soon seen.
     """
 
-    def __init__(self, capacity: int, observation_shape: tuple[int, ...], observation_dtype: np.dtype | type):
+    def __init__(
+        self,
+        capacity: int,
+        observation_shape: tuple[int, ...],
+        observation_dtype: np.dtype | type,
+        *,
+        priority_exponent: float,
+    ):
         self.capacity = capacity
+        self.priority_exponent = priority_exponent
         self.size = 0
         self._next = 0
         self._observations = np.zeros((capacity, *observation_shape), observation_dtype)
@@ -117,6 +125,6 @@ class ReplayBuffer:
 
     def update_priorities(self, slots: np.ndarray, td_error: np.ndarray) -> None:
         """Set the priorities of `slots` [B] from their temporal-difference errors [B]."""
-        td_priority = np.maximum(np.abs(td_error), MIN_PRIORITY) ** PRIORITY_EXPONENT
+        td_priority = np.maximum(np.abs(td_error), MIN_PRIORITY) ** self.priority_exponent
         self._max_td_priority = max(self._max_td_priority, float(td_priority.max()))
         self._tree.set(slots, td_priority * self._novelty[slots])

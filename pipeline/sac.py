@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ ACTION_SIZE = 2
 HIDDEN_SIZE = 256
 TARGET_ENTROPY = -float(ACTION_SIZE)
 INITIAL_ALPHA = 0.05  # rewards have deviation one, so 1.0 would drown them for thousands of updates
-ALPHA_LR_FACTOR = 10.0
+ANNEALED_AFTER = 0.8  # of training: by then entropy is at its final target
+FINAL_LR_FACTOR = 0.05
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -76,10 +78,10 @@ class TwinCritic(nn.Module):
         super().__init__()
         self.net = nn.Sequential(
             EnsembleLinear(2, latent_size + ACTION_SIZE, HIDDEN_SIZE),
-            nn.LayerNorm(HIDDEN_SIZE),
+            nn.LayerNorm(HIDDEN_SIZE, elementwise_affine=False),  # gains would be shared by the twins
             nn.ReLU(),
             EnsembleLinear(2, HIDDEN_SIZE, HIDDEN_SIZE),
-            nn.LayerNorm(HIDDEN_SIZE),
+            nn.LayerNorm(HIDDEN_SIZE, elementwise_affine=False),
             nn.ReLU(),
             EnsembleLinear(2, HIDDEN_SIZE, 1),
         )
@@ -141,8 +143,8 @@ class Agent(nn.Module):
     (Naik et al. 2024, arXiv 2405.09999); without it, γ = 0.995 makes values of hundreds in which differences between
     actions of a few tenths drown.
 
-    `target_entropy` is for the training loop to lower: held at -2, the policy must keep a fifth of the action range
-    to itself, and where the best action lies in a corner (fast and very careful) it settles for a slow one.
+    The deterministic policy is a moving average of the actor, with the target networks' step: single updates follow
+    the noise of sampled outcomes, their average does not.
     """
 
     def __init__(
@@ -156,12 +158,13 @@ class Agent(nn.Module):
         auxiliary: nn.Module | None = None,
     ):
         super().__init__()
-        self.gamma, self.tau = gamma, tau
+        self.lr, self.gamma, self.tau = lr, gamma, tau
         self.encoder = encoder
         self.auxiliary = auxiliary
         self.actor = Actor(latent_size)
         self.critic = TwinCritic(latent_size)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.average_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(INITIAL_ALPHA)))
         self.target_entropy = TARGET_ENTROPY
         self.register_buffer("reward_count", torch.zeros((), dtype=torch.float64))
@@ -171,12 +174,25 @@ class Agent(nn.Module):
         self._critic_parameters = [*self.critic.parameters(), *learned]
         self.critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=lr, fused=True)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr, fused=True)
-        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=ALPHA_LR_FACTOR * lr)
+        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr)
+
+    def anneal(self, progress: float, *, final_entropy: float) -> None:
+        """Lower target entropy and learning rates with the progress of training in [0, 1].
+
+        Held at -2, the target entropy makes the policy keep a fifth of the action range to itself, and where the best
+        action lies in a corner (fast and very careful) it settles for a slow one.
+        """
+        self.target_entropy = TARGET_ENTROPY + min(progress / ANNEALED_AFTER, 1.0) * (final_entropy - TARGET_ENTROPY)
+        lr = self.lr * (1 + progress * (FINAL_LR_FACTOR - 1))
+        for optimizer in (self.critic_optimizer, self.actor_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, generator: torch.Generator | None = None) -> np.ndarray:
-        """Actions [B, 2] in [0, 1]: sampled with a generator, else the deterministic tanh(mean)."""
-        mean, log_std = self.actor(self.encoder(observations))
+        """Actions [B, 2] in [0, 1]: sampled with a generator, else the averaged actor's deterministic tanh(mean)."""
+        actor = self.average_actor if generator is None else self.actor
+        mean, log_std = actor(self.encoder(observations))
         noise = torch.zeros_like(mean) if generator is None else torch.randn(mean.shape, generator=generator)
         return sample_action(mean, log_std, noise)[0].numpy()
 
@@ -230,7 +246,8 @@ class Agent(nn.Module):
         self.alpha_optimizer.step()
 
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.tau)
+            for average, source in ((self.target_critic, self.critic), (self.average_actor, self.actor)):
+                torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), self.tau)
         info = {name: float(value) for name, value in (info | actor_info | alpha_info).items()}
         if not all(math.isfinite(value) for value in info.values()):
             raise VtpError(f"a loss is not finite ({info}); lower --lr, or check the inputs for NaN")
@@ -238,23 +255,26 @@ class Agent(nn.Module):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically, with the file's sha256 beside it."""
+    """Write tensors and plain values atomically. Beside the file lie the sha256 of it and of the one before it, so
+    that a kill between the two writes leaves a checkpoint that still matches."""
+    checksums = path.with_name(path.name + ".sha256")
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
-        digest = file_sha256(temporary)
-    write_text(path.with_name(path.name + ".sha256"), digest + "\n")
+        known = [file_sha256(temporary)] + ([file_sha256(path)] if path.is_file() else [])
+        write_text(checksums, "\n".join(known) + "\n")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without running code from it. CorruptError where it is damaged or holds more than data."""
     if not path.is_file():
         raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory")
-    checksum = path.with_name(path.name + ".sha256")
-    if checksum.is_file() and checksum.read_text().strip() != file_sha256(path):
-        raise CorruptError(f"{path} does not match {checksum.name}: it is damaged; train again, or restore a copy")
+    checksums = path.with_name(path.name + ".sha256")
+    if checksums.is_file() and file_sha256(path) not in checksums.read_text().split():
+        raise CorruptError(f"{path} does not match {checksums.name}: it is damaged; train again, or restore a copy")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CorruptError(f"{path} holds more than tensors and plain values; it was not run; train again") from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CorruptError(f"{path} is no checkpoint ({type(error).__name__}); train again, or restore a copy") from error
+    except (RuntimeError, EOFError, LookupError, ValueError, OSError, struct.error) as error:
+        reason = type(error).__name__
+        raise CorruptError(f"{path} is no checkpoint ({reason}); train again, or restore a copy") from error

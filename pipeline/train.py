@@ -24,8 +24,8 @@ from pipeline.config import TrainConfig
 from pipeline.envs import Economics, EmbeddingEnv, SimEnv, VectorEnv, value_work
 from pipeline.errors import VtpError
 from pipeline.replay import Batch, ReplayBuffer
-from pipeline.rundir import MetricsCsv, save_config
-from pipeline.sac import TARGET_ENTROPY, Agent, Transitions, save_checkpoint
+from pipeline.rundir import MetricsCsv, make_folder, save_config
+from pipeline.sac import Agent, Transitions, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ METRICS = (
 LOSSES = ("critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss", "q_mean", "mean_weight")
 TRAILING_EPISODES = 100
 VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
-ENTROPY_FALLS_UNTIL = 0.8  # of training; the rest polishes at the final entropy
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -65,16 +64,20 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     torch.manual_seed(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
 
+    if cfg.buffer_size < cfg.num_envs:
+        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it")
     source = open_source(cfg, env_rng)
     env, books = source.env, source.env.workplace
     agent = evaluate.build_agent(cfg.source, lr=cfg.lr, gamma=cfg.gamma, tau=cfg.tau)
     if source.table is not None:
         agent.encoder.fit(source.table[source.train_rows].numpy())
     observations = env.reset()
-    buffer = ReplayBuffer(cfg.buffer_size, observations.shape[1:], observations.dtype)
+    buffer = ReplayBuffer(
+        cfg.buffer_size, observations.shape[1:], observations.dtype, priority_exponent=cfg.priority_exponent
+    )
     updates_per_step = cfg.updates_per_episode * cfg.num_envs / sim.EPISODE_STEPS
 
-    cfg.out.mkdir(parents=True, exist_ok=True)
+    make_folder(cfg.out)
     save_config(cfg.out / "config.yaml", cfg)
     logger.info("outcome model: %s; validation: %s", source.meta["outcome_model"], source.validation)
     metrics, validations = (
@@ -103,6 +106,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             actions = rng.random((cfg.num_envs, 2), np.float32)
         else:
             actions = agent.act(look_up(source.table, observations), generator=generator)
+            at_random = rng.random(cfg.num_envs) < cfg.random_actions  # keeps the critic informed all over
+            actions[at_random] = rng.random((at_random.sum(), 2), np.float32)
         next_observations, rewards, truncated = env.step(actions)
         novelty = np.ones(cfg.num_envs) if source.novelty is None else source.novelty[observations]
         masks = np.ones(cfg.num_envs)  # a time limit is no end: the critic bootstraps through it
@@ -112,7 +117,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
 
         if buffer.size >= cfg.warmup_steps:
             updates_due += updates_per_step
-        agent.target_entropy = entropy_target(episode / cfg.episodes, cfg.final_entropy)
+        agent.anneal(episode / cfg.episodes, final_entropy=cfg.final_entropy)
         while updates_due >= 1:
             updates_due -= 1
             batch, slots, importance, batch_novelty = buffer.sample(cfg.batch_size, rng)
@@ -124,7 +129,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             for name, value in (info | {"mean_weight": float(weights.mean())}).items():
                 losses.setdefault(name, []).append(value)
 
-        economics = books.economics() if truncated.any() else None
+        economics, ended = books.economics() if truncated.any() else None, []
         for i in np.flatnonzero(truncated)[: cfg.episodes - episode]:
             episode += 1
             err_target = econ.error_target(episode - 1)
@@ -150,12 +155,14 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             )
             books.err_target = econ.error_target(episode)
             metrics.write(row)
-            for name in METRICS[1:]:
-                board.add_scalar(f"train/{name}", row[name], episode)
+            ended.append(row)
             if progress:
                 progress(episode, cfg.episodes, row)
-            if episode % cfg.eval_every == 0 or episode == cfg.episodes:
+            if episode * cfg.evaluations // cfg.episodes > (episode - 1) * cfg.evaluations // cfg.episodes:
                 validate_and_save()
+        if ended:
+            for name in METRICS[1:]:  # one point for the episodes that end together
+                board.add_scalar(f"train/{name}", np.mean([row[name] for row in ended]), episode)
         if truncated.any():
             sums.clear(truncated)
             losses = {name: [] for name in LOSSES}
@@ -238,19 +245,14 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
             "scale": float(data.projector_scale),
         },
     }  # fmt: skip
-    rows = np.tile(held_out, max(1, VALIDATION_DRAWS // len(held_out)))
     return Source(
         env, model.scenario, torch.from_numpy(data.embeddings), train_rows, novelty,
         lambda agent, rng: evaluate.on_clips(
-            agent, model.scenario, data.embeddings[rows], model.context[rows], rng=rng
+            agent, model.scenario, data.embeddings[held_out], model.context[held_out],
+            draws=max(1, VALIDATION_DRAWS // len(held_out)), rng=rng,
         ),
         "held-out clips", meta,
     )  # fmt: skip
-
-
-def entropy_target(progress: float, final: float) -> float:
-    """Target entropy at a training progress in [0, 1]: from -2 linearly to `final`, then constant."""
-    return TARGET_ENTROPY + min(progress / ENTROPY_FALLS_UNTIL, 1.0) * (final - TARGET_ENTROPY)
 
 
 def look_up(table: torch.Tensor | None, observations: np.ndarray) -> torch.Tensor:

@@ -22,7 +22,7 @@ def transitions(rewards):
 
 
 def buffer_of(count, capacity=None, novelty=None, td_error=None):
-    buffer = ReplayBuffer(capacity or count, (), np.int64)
+    buffer = ReplayBuffer(capacity or count, (), np.int64, priority_exponent=0.6)
     buffer.add(transitions(np.arange(count)), np.ones(count) if novelty is None else np.asarray(novelty))
     if td_error is not None:
         buffer.update_priorities(np.arange(count), np.asarray(td_error))
@@ -161,7 +161,7 @@ def test_what_goes_in_comes_out():
 
 
 def test_the_oldest_are_overwritten_across_the_end_of_the_ring():
-    buffer = ReplayBuffer(5, (), np.int64)
+    buffer = ReplayBuffer(5, (), np.int64, priority_exponent=0.6)
     for start in (0, 3, 6):
         buffer.add(transitions(np.arange(start, start + 3)), np.ones(3))
     assert buffer.size == 5
@@ -171,7 +171,7 @@ def test_the_oldest_are_overwritten_across_the_end_of_the_ring():
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 20), min_size=1, max_size=12))
 def test_a_ring_holds_the_last_transitions_whatever_the_batches(capacity, counts):
-    buffer, seen = ReplayBuffer(capacity, (), np.int64), 0
+    buffer, seen = ReplayBuffer(capacity, (), np.int64, priority_exponent=0.6), 0
     for count in counts:
         count = min(count, capacity)
         buffer.add(transitions(np.arange(seen, seen + count)), np.ones(count))
@@ -182,7 +182,7 @@ def test_a_ring_holds_the_last_transitions_whatever_the_batches(capacity, counts
 
 
 def test_capacity_one_keeps_the_last():
-    buffer = ReplayBuffer(1, (3,), np.float32)
+    buffer = ReplayBuffer(1, (3,), np.float32, priority_exponent=0.6)
     for reward in (1.0, 2.0):
         buffer.add(Batch(*(np.full(s, reward) for s in ((1, 3), (1, 2), 1, 1, (1, 3)))), np.ones(1))
         buffer.update_priorities(np.array([0]), np.array([0.0]))

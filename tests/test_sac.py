@@ -327,7 +327,6 @@ def test_one_flipped_byte_is_found(tmp_path, position):
         sac.load_checkpoint(path)
 
 
-@pytest.mark.xfail(reason="load_checkpoint lets IndexError, OSError and struct.error of torch's reader through")
 @pytest.mark.parametrize("keep", [0, 1, 100, 5000])
 def test_a_file_cut_short_or_of_another_kind_is_corrupt_even_without_a_checksum(tmp_path, keep):
     _, path = saved(tmp_path)

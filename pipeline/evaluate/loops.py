@@ -55,12 +55,22 @@ def in_simulator(
 
 
 def on_clips(
-    agent: Agent, scenario: sim.Scenario, embeddings: np.ndarray, context: np.ndarray, *, rng: np.random.Generator
+    agent: Agent,
+    scenario: sim.Scenario,
+    embeddings: np.ndarray,
+    context: np.ndarray,
+    *,
+    draws: int = 1,
+    rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """The deterministic policy on stored clips [n, 128] of known or assumed context [n]; each clip an episode."""
+    """The deterministic policy on stored clips [n, 128] of known or assumed context [n].
+
+    Each clip is an episode, in which its action's outcome is drawn `draws` times.
+    """
     recorder = _Recorder()
     actions = agent.act(torch.from_numpy(embeddings))
-    recorder.add(context, actions, _sample(scenario, context, actions, rng))
+    for _ in range(draws):
+        recorder.add(context, actions, _sample(scenario, context, actions, rng))
     return recorder.steps()
 
 
