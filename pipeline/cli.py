@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -225,8 +226,17 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     with _progress("extract") as advance:
         result = extract.run(cfg, progress=advance)
     if as_json:
-        _print_json(result.as_dict())
-    raise typer.Exit(EXIT_PARTIAL if result.failures else 0)
+        _print_json(asdict(result) | {"path": str(result.path) if result.path else None})
+    elif result.path:
+        print(f"wrote {result.path}: {result.num_clips} clips of {result.num_videos} videos")
+        print(f"next: vtp train --source embeddings --embeddings {result.path}")
+    if result.failures:
+        table = Table("video", "reason", "remedy", title=f"{len(result.failures)} videos failed", title_justify="left")
+        for row in result.failures:
+            table.add_row(row["video_id"], row["reason"], row["fix"])
+        console.print(table)
+        console.print(f"each is in {cfg.out.parent / 'failures.jsonl'}")
+        raise typer.Exit(EXIT_PARTIAL)
 
 
 @_command(TrainConfig, as_json=True)

@@ -98,6 +98,7 @@ class TrainConfig(Config):
         -6.0, description="Target entropy at the end, in the [-1, 1] space; it starts at -2 and falls linearly."
     )
     dual_lr: float = Field(0.01, ge=0, description="Step of dual ascent on the error constraint.")
+    overwrite: bool = Field(False, description="Replace an earlier run in the run directory.")
     evaluations: int = Field(20, ge=1, description="Sampled validations during training, which choose best.pt.")
 
     @model_validator(mode="before")

@@ -43,7 +43,12 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
         raise VtpError(f"{len(result.failures)} rendered videos failed; see {embeddings.with_name('failures.jsonl')}")
     train.run(
         TrainConfig(
-            source="embeddings", out=cfg.out, embeddings=embeddings, episodes=size["train_episodes"], seed=cfg.seed
+            source="embeddings",
+            out=cfg.out,
+            embeddings=embeddings,
+            episodes=size["train_episodes"],
+            seed=cfg.seed,
+            overwrite=True,
         ),
         progress=stage("train: SAC on the embeddings"),
     )

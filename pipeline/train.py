@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import logging
-import sys
+import shlex
+import shutil
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -37,6 +38,10 @@ METRICS = (
     "s_plat", "rebate", "captured_spread",
 )  # fmt: skip
 LOSSES = ("critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss", "q_mean", "mean_weight")
+RUN_FILES = (
+    "last.pt", "last.pt.sha256", "best.pt", "best.pt.sha256", "metrics.csv", "validations.csv", "validation.csv",
+    "summary.json", "report.html", "tensorboard", "frames",
+)  # fmt: skip
 TRAILING_EPISODES = 100
 VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
 
@@ -77,7 +82,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     )
     updates_per_step = cfg.updates_per_episode * cfg.num_envs / sim.EPISODE_STEPS
 
-    make_folder(cfg.out)
+    start_run(cfg)
     save_config(cfg.out / "config.yaml", cfg)
     logger.info("outcome model: %s; validation: %s", source.meta["outcome_model"], source.validation)
     metrics, validations = (
@@ -87,7 +92,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     board = SummaryWriter(str(cfg.out / "tensorboard"))
     ledger = EpisodeLedger(source.scenario)
     sums = EpisodeSums(cfg.num_envs)
-    losses: dict[str, list[float]] = {name: [] for name in LOSSES}
+    losses: dict[str, list[float]] = defaultdict(list)  # of the updates since the last episode ended
+    mean_losses = dict.fromkeys(LOSSES, 0.0)
     best_profit, episode, updates_due = -np.inf, 0, 0.0
 
     def validate_and_save() -> None:
@@ -127,9 +133,13 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             )
             buffer.update_priorities(slots, td_error)
             for name, value in (info | {"mean_weight": float(weights.mean())}).items():
-                losses.setdefault(name, []).append(value)
+                losses[name].append(value)
 
-        economics, ended = books.economics() if truncated.any() else None, []
+        if truncated.any():
+            economics = books.economics()
+            mean_losses |= {name: float(np.mean(losses[name])) for name in LOSSES if losses[name]}
+            losses.clear()
+        ended = []
         for i in np.flatnonzero(truncated)[: cfg.episodes - episode]:
             episode += 1
             err_target = econ.error_target(episode - 1)
@@ -141,11 +151,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
                 "err_target": err_target,
                 "lambda_dual": books.lambda_dual,
                 "buffer_size": buffer.size,
-                **{
-                    name: float(np.mean(values)) if values else 0.0
-                    for name, values in losses.items()
-                    if name in METRICS
-                },
+                **mean_losses,
                 **sums.means(i),
             }
             hours = books.steps[i] / sim.STEPS_PER_HOUR
@@ -165,7 +171,6 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
                 board.add_scalar(f"train/{name}", np.mean([row[name] for row in ended]), episode)
         if truncated.any():
             sums.clear(truncated)
-            losses = {name: [] for name in LOSSES}
             observations = env.reset(truncated)
         else:
             observations = next_observations
@@ -190,7 +195,7 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
         "vtp_version": __version__,
         "torch": str(torch.__version__),  # a plain string: checkpoints hold nothing else
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["vtp", *sys.argv[1:]]),
+        "command": command_line(cfg),
     }
     if cfg.source == "sim":
         scenario = sim.scenario(cfg.task, cfg.scenario)
@@ -253,6 +258,27 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
         ),
         "held-out clips", meta,
     )  # fmt: skip
+
+
+def start_run(cfg: TrainConfig) -> None:
+    """Make the run directory; an earlier run in it is refused, or with `overwrite` removed."""
+    make_folder(cfg.out)
+    earlier = [cfg.out / name for name in RUN_FILES if (cfg.out / name).exists()]
+    if earlier and not cfg.overwrite:
+        raise VtpError(f"{cfg.out} holds a run already ({earlier[0].name}); choose another --out, or add --overwrite")
+    for path in earlier:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def command_line(cfg: TrainConfig) -> str:
+    """The command that trains with these settings: its flags are those that differ from the defaults."""
+    defaults = TrainConfig(source=cfg.source)
+    words = ["vtp", "train", "--source", cfg.source]
+    for name in TrainConfig.model_fields:
+        value = getattr(cfg, name)
+        if name != "overwrite" and value != getattr(defaults, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def look_up(table: torch.Tensor | None, observations: np.ndarray) -> torch.Tensor:

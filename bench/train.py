@@ -1,0 +1,39 @@
+"""Expected profit of policies trained on the simulator's state against the analytic optimum, over seeds, as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline import evaluate, train
+from pipeline.config import TrainConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenario", default="seed", choices=("seed", "mixed"))
+    parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    rows = []
+    for seed in range(args.seeds):
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            summary = train.run(
+                TrainConfig(
+                    source="sim", scenario=args.scenario, episodes=args.episodes, seed=seed, out=Path(folder) / "run"
+                )
+            )
+        row = {"seed": seed, "wall_s": round(time.perf_counter() - started, 1)}
+        rows.append(row | {key: round(summary[key], 4) for key in ("oracle_ratio", "profit_mean", "err_mean")})
+    ratios = [row["oracle_ratio"] for row in rows]
+    result = {"scenario": args.scenario, "episodes": args.episodes, "runs": rows}
+    result |= {"oracle_ratio_mean": sum(ratios) / len(ratios), "oracle_ratio_worst": min(ratios)}
+    print(json.dumps(result | {"oracle_ratio_ci95": evaluate.interval95(ratios)}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+import json
+
+import pytest
+
+from pipeline import demo
+from pipeline.config import DemoConfig
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_in_small(tmp_path, monkeypatch):
+    sizes = {"videos": 4, "steps": 3, "train_episodes": 64, "episodes": 2, "eval_steps": 2}
+    monkeypatch.setattr(demo, "QUICK", sizes)
+    stages = []
+
+    def stage(label):
+        stages.append(label.split(":")[0])
+        return lambda *progress: None
+
+    for _ in range(2):  # the same command again goes through, and decodes nothing that it has
+        summary = demo.run(DemoConfig(out=tmp_path / "demo", quick=True), stage=stage)
+    assert stages == ["simulate", "extract", "train", "evaluate", "report"] * 2
+    written = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert written == summary
+    assert summary["validation"] == "closed loop from pixels"
+    assert summary["scenario"] == "mixed"
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert f"{summary['profit_mean']:.2f}" in page
