@@ -20,7 +20,8 @@ CRF = 19
 def write_mp4(path: Path, frames: Iterable[np.ndarray], *, fps: float = 15) -> None:
     """Write frames [H, W, 3] uint8 with even sides as H.264, whole or not at all.
 
-    One thread, for slices differ with the number of threads and the same frames shall give the same bytes.
+    The same frames give the same bytes: one thread, for slices differ with their number, and no macroblock tree, which
+    in x264's vector code comes out differently from one encode to the next.
     """
     frames = iter(frames)
     first = next(frames, None)
@@ -33,7 +34,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], *, fps: float = 15) -> N
         stream.pix_fmt = "yuv420p"
         stream.gop_size = KEYFRAME_EVERY
         stream.thread_count = 1
-        x264 = f"keyint={KEYFRAME_EVERY}:min-keyint={KEYFRAME_EVERY}:scenecut=0:threads=1:lookahead-threads=1"
+        x264 = f"keyint={KEYFRAME_EVERY}:min-keyint={KEYFRAME_EVERY}:scenecut=0:mbtree=0:threads=1:lookahead-threads=1"
         stream.options = {"crf": str(CRF), "preset": "veryfast", "x264-params": x264}
         for pixels in chain([first], frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
