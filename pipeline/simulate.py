@@ -26,9 +26,8 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     scenario = sim.scenario(cfg.task, cfg.scenario)
     make_folder(cfg.out)
     save_config(cfg.out / "config.yaml", cfg)
-    num_val = round(cfg.videos * cfg.val_fraction)
-    if cfg.val_fraction > 0 and cfg.videos >= 2:
-        num_val = min(max(num_val, 1), cfg.videos - 1)
+    num_val = max(round(cfg.videos * cfg.val_fraction), 1) if cfg.val_fraction > 0 else 0
+    num_val = min(num_val, cfg.videos - 1)  # something is left to learn from
     rows = []
     for index, stream in enumerate(np.random.SeedSequence(cfg.seed).spawn(cfg.videos)):
         rng = np.random.default_rng(stream)
@@ -58,7 +57,7 @@ def demonstrate(scenario: sim.Scenario, steps: int, rng: np.random.Generator) ->
     rows = []
     for step in range(steps):
         speed, care = action
-        attempts, errors = sim.sample_outcomes(*sim.dynamics(scenario, context, speed, care), rng)
+        attempts, errors = sim.sample_outcomes(*sim.dynamics(scenario, context, action[:1], action[1:]), rng)
         name = scenario.context_names[context[0]]
         rows.append((step, name, round(speed, 4), round(care, 4), int(attempts[0]), int(errors[0])))
         context = sim.next_context(scenario, context, rng)
