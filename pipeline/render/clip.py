@@ -55,9 +55,9 @@ def _water(spout: Point, landing_y: float, frame: int, ripples: np.ndarray) -> I
     return image
 
 
-def _stand(scene: Scene, rng: np.random.Generator) -> Pose:
+def stand(task: str, rng: np.random.Generator) -> Pose:
     """Where this clip's work stands: nearly in the middle, for all of it must stay in the encoder's crop."""
-    x, y = _WORK_CENTRE[scene.task] + rng.uniform(-3.5, 3.5, 2)
+    x, y = _WORK_CENTRE[task] + rng.uniform(-3.5, 3.5, 2)
     return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(rng.normal(0, 0.06)))
 
 
@@ -65,7 +65,7 @@ def _still(scene: Scene, context: str, care: float, rng: np.random.Generator) ->
     """Everything that does not move in a clip, supersampled, and the area to work on."""
     canvas = Canvas()
     towards = scene.light.towards
-    area = _WORK[scene.task][context](canvas, _stand(scene, rng), towards, rng)
+    area = _WORK[scene.task][context](canvas, stand(scene.task, rng), towards, rng)
     sprite = canvas.image()
     still = places.backdrop(scene).copy()
     shadow = shadow_mask(sprite, (-8 * towards[0], 3 - 8 * towards[1]), blur=5, strength=scene.light.shadow)

@@ -1,0 +1,201 @@
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import render, sim
+from pipeline.errors import VtpError
+from pipeline.render import bricks, clip, dishes, paint, tools
+from pipeline.render.thumbnail import write_webp
+
+TASKS = ("dishwashing", "bricklaying")
+WORKS = {"dishwashing": dishes.DISHES, "bricklaying": bricks.BRICKWORK}
+NAMED = [(task, name) for task in TASKS for name in WORKS[task]]
+
+
+def contexts(task):
+    return sim.scenario(task, "mixed").context_names
+
+
+def scene_of(task="dishwashing", seed=0):
+    return render.sample_scene(task, np.random.default_rng(seed))
+
+
+def clip_of(scene, context="plate", speed=0.5, care=0.5, seed=0):
+    return render.render_clip(scene, context, speed, care, np.random.default_rng(seed))
+
+
+def strokes(speed, care, seed=0, num_frames=60):
+    rng = np.random.default_rng(seed)
+    return tools.strokes(speed, care, (30.0, 20.0), num_frames, fps=render.FPS, rng=rng)
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    """A clip a context in each of 12 scenes, as small pictures of the encoder's crop: task -> [12, 4, 14, 14, 3]."""
+
+    def look(clip):
+        crop = clip[:, 9:135, 33:159].mean(0)
+        return crop.reshape(14, 9, 14, 9, 3).mean((1, 3))
+
+    def looks(task, seed):
+        scene, rng = scene_of(task, seed), np.random.default_rng(1000 + seed)
+        return [look(render.render_clip(scene, context, *rng.random(2), rng)) for context in contexts(task)]
+
+    return {task: np.array([looks(task, seed) for seed in range(12)]) for task in TASKS}
+
+
+def test_every_context_of_the_simulator_has_a_look():
+    for task in TASKS:
+        assert set(WORKS[task]) == set(contexts(task))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_clip_is_sixteen_lively_frames(task):
+    scene = scene_of(task)
+    for context in contexts(task):
+        clip = clip_of(scene, context)
+        assert clip.shape == (render.CLIP_LEN, *render.FRAME_SHAPE, 3) and clip.dtype == np.uint8
+        assert clip.std() > 25 and 60 < clip.mean() < 190
+        assert (clip[:-1] != clip[1:]).any(axis=(1, 2, 3)).all()
+
+
+def test_the_same_seed_gives_the_same_pixels():
+    assert scene_of(seed=3) == scene_of(seed=3) != scene_of(seed=4)
+    assert np.array_equal(clip_of(scene_of(seed=3)), clip_of(scene_of(seed=3)))
+    assert not np.array_equal(clip_of(scene_of(seed=3)), clip_of(scene_of(seed=3), seed=1))
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    with pytest.raises(VtpError, match="'spoon' is unknown; for dishwashing use one of pan, plate, glass, mug"):
+        clip_of(scene_of(), "spoon")
+    with pytest.raises(VtpError, match="'gardening' is unknown; use dishwashing or bricklaying"):
+        scene_of("gardening")
+
+
+@pytest.mark.parametrize(("speed", "tempo_hz"), [(0.0, 0.7), (0.5, 1.85), (1.0, 3.0)])
+def test_speed_is_strokes_a_second(speed, tempo_hz):
+    path = strokes(speed, care=1.0) / (30.0, 20.0)
+    turns = np.unwrap(np.arctan2(path[:, 1], path[:, 0])) / (2 * np.pi)
+    assert np.diff(turns).mean() * render.FPS == pytest.approx(tempo_hz, rel=0.06)
+
+
+def test_care_turns_short_straight_strokes_into_rounds_of_the_whole_area():
+    for seed in range(20):
+        careless, careful = strokes(0.5, 0.0, seed), strokes(0.5, 1.0, seed)
+        assert np.linalg.matrix_rank(careless - careless.mean(0), tol=1e-6) == 1
+        assert np.linalg.norm(np.ptp(careless, axis=0)) < 13.5
+        assert np.hypot(*(careful / (30.0, 20.0)).T) == pytest.approx(1.0)
+
+
+def test_tempo_is_seen_in_the_frames():
+    def motion(speed):
+        clips = (clip_of(scene_of(seed=seed), speed=speed, care=0.7, seed=seed) for seed in range(4))
+        return np.mean([np.square(np.diff(clip.astype(np.float32), axis=0)).mean() for clip in clips])
+
+    slow, brisk, fast = (motion(speed) for speed in (0.0, 0.5, 1.0))
+    assert slow * 1.2 < brisk and brisk * 1.1 < fast
+
+
+def test_care_is_seen_in_the_frames():
+    def swept(care):
+        clips = (clip_of(scene_of(seed=seed), speed=0.6, care=care, seed=seed) for seed in range(4))
+        return np.mean([(np.ptp(clip.astype(int), axis=0).max(-1) > 50).mean() for clip in clips])
+
+    assert swept(0.0) * 1.3 < swept(0.5) and swept(0.5) * 1.1 < swept(1.0)
+
+
+@pytest.mark.parametrize(("task", "name"), NAMED)
+def test_the_work_lies_in_the_part_that_the_encoder_sees(task, name):
+    """R3D-18 sees the middle 112/171 of the width and 112/128 of the height: x in [33, 159), y in [9, 135)."""
+    for seed in range(6):
+        canvas, rng = paint.Canvas(), np.random.default_rng(seed)
+        pose = clip.stand(task, rng)
+        area = WORKS[task][name](canvas, pose, (-0.3, -0.5, 0.81), rng)
+        seen = canvas.window(33, 9, 159, 135).alpha.sum()
+        assert seen > 0.995 * canvas.alpha.sum()
+        assert area.x - area.reach_x > 33 and area.x + area.reach_x < 159
+        assert area.y - area.reach_y > 9 and area.y + area.reach_y < 135
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_pixel_is_constant_over_scenes(task):
+    frames = np.array([clip_of(scene_of(task, seed), contexts(task)[seed % 4], seed=seed)[0] for seed in range(16)])
+    assert frames.std(axis=0).min() > 4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_contexts_are_told_apart_in_scenes_not_seen(task, gallery):
+    """The simplest reader there is, the nearest mean picture of eight scenes, is right in four others."""
+    looks = gallery[task].reshape(12, 4, -1)
+    means = looks[:8].mean(0)
+    distance = np.square(looks[8:, :, None] - means).sum(-1)  # [4 scenes, 4 contexts, 4 means]
+    assert (distance.argmin(-1) == np.arange(4)).mean() > 0.8
+
+
+def test_cover_is_half_on_the_edge_and_one_inside():
+    assert paint.cover(np.array([-1.0, 0.0, 1.0])).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_painting_half_over_white_gives_the_mean():
+    canvas = paint.Canvas(2, 1)
+    canvas.paint((1, 1, 1), np.float32(1))
+    canvas.paint((0, 0, 1), np.float32(0.5))
+    assert canvas.rgb[0, 0].tolist() == [0.5, 0.5, 1.0] and canvas.alpha.min() == 1
+    assert np.asarray(canvas.image())[0, 0].tolist() == [128, 128, 255, 255]
+
+
+def test_painting_on_a_window_paints_the_canvas():
+    canvas = paint.Canvas(8, 8)
+    canvas.window(2, 4, 3, 6).paint((1, 0, 0), np.float32(1))
+    rows, columns = np.nonzero(canvas.alpha)
+    assert (columns.min() / 2, (columns.max() + 1) / 2, rows.min() / 2, (rows.max() + 1) / 2) == (2, 3, 4, 6)
+
+
+def decoded(path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        keys = [i for i, frame in enumerate(frames) if frame.key_frame]
+        return stream, np.array([frame.to_ndarray(format="rgb24") for frame in frames]), keys
+
+
+def test_mp4_decodes_to_the_frames_that_went_in(tmp_path):
+    scene = scene_of()
+    frames = np.concatenate([clip_of(scene, context, 0.8, 0.5) for context in ("pan", "glass", "mug")])
+    render.write_mp4(tmp_path / "a.mp4", frames, fps=15)
+    stream, back, keys = decoded(tmp_path / "a.mp4")
+    assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+    assert stream.average_rate == 15 and stream.frames == 48 and back.shape == frames.shape
+    assert keys == [0, 16, 32]
+    psnr = 10 * np.log10(255**2 / np.square(back.astype(float) - frames).mean())
+    assert psnr > 30
+
+
+def test_mp4_bytes_are_the_same_each_time(tmp_path):
+    frames = clip_of(scene_of())
+    for name in "ab":
+        render.write_mp4(tmp_path / name, frames)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_mp4_is_whole_or_not_there(tmp_path):
+    def broken():
+        yield np.zeros((16, 16, 3), np.uint8)
+        raise RuntimeError("camera unplugged")
+
+    with pytest.raises(RuntimeError, match="unplugged"):
+        render.write_mp4(tmp_path / "a.mp4", broken())
+    with pytest.raises(VtpError, match="no frames to write"):
+        render.write_mp4(tmp_path / "a.mp4", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_webp_keeps_frames_and_tempo(tmp_path):
+    clip = clip_of(scene_of())
+    write_webp(tmp_path / "a.webp", clip, fps=render.FPS)
+    with Image.open(tmp_path / "a.webp") as image:
+        assert image.n_frames == render.CLIP_LEN and image.size == render.FRAME_SHAPE[::-1]
+        image.seek(1)
+        image.load()
+        assert image.info["duration"] == 67
