@@ -88,6 +88,8 @@ def face(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) ->
         lambda bu, bv: (np.abs(bu) < 50) & (bv < 0) & (bv > -62 - 0.5 * lean * bu),
         brick, sample_rgb(rng, *MORTAR), light, rng,
     )  # fmt: skip
+    footing = rounded_box(u, v - 49, 57, 4.5, 1)
+    canvas.paint(shade((0.6, 0.6, 0.58), footing * 0, ramp(footing, -3, 0) * -0.5, light), cover(footing, pose.scale))
     capsule(canvas, pose.frame(-57, -40), pose.frame(57, -40), 0.7, (0.95, 0.95, 0.3), light)
     return Area(*pose.frame(-6 * lean, -10), 30 * pose.scale, 18 * pose.scale)
 
@@ -120,7 +122,7 @@ def corner(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) 
 
 def paver(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> Area:
     """Buff pavers in herringbone on a bed of sand, seen from above."""
-    buff = sample_rgb(rng, (0.11, 0.145), (0.55, 0.75), (0.78, 0.95))
+    buff = sample_rgb(rng, (0.1, 0.125), (0.55, 0.72), (0.8, 0.95))
     sand = sample_rgb(rng, (0.1, 0.13), (0.2, 0.35), (0.78, 0.9))
     u, v = pose.local(canvas)
     v = v / 0.86

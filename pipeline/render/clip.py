@@ -17,6 +17,7 @@ CLIP_LEN = 16
 FPS = 15
 
 _WORK = {"dishwashing": DISHES, "bricklaying": BRICKWORK}
+_TILT = {"dishwashing": 0.06, "bricklaying": 0.015}  # walls stand upright
 _WORK_CENTRE = {"dishwashing": (96.0, 76.0), "bricklaying": (96.0, 72.0)}
 
 
@@ -58,7 +59,7 @@ def _water(spout: Point, landing_y: float, frame: int, ripples: np.ndarray) -> I
 def stand(task: str, rng: np.random.Generator) -> Pose:
     """Where this clip's work stands: nearly in the middle, for all of it must stay in the encoder's crop."""
     x, y = _WORK_CENTRE[task] + rng.uniform(-3.5, 3.5, 2)
-    return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(rng.normal(0, 0.06)))
+    return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(rng.normal(0, _TILT[task])))
 
 
 def _still(scene: Scene, context: str, care: float, rng: np.random.Generator) -> tuple[Image.Image, Area]:

@@ -57,7 +57,8 @@ def _sponge(canvas: Canvas, angle: float, colour: RGB, light: Vector, rng: np.ra
 def _blade(canvas: Canvas, angle: float, mortar: RGB, light: Vector, rng: np.random.Generator) -> None:
     part = canvas.window(-34, -34, 34, 34)
     u, v = Pose(0, 0, 1, angle).local(part)
-    distance = np.maximum(np.abs(v) - 12 * np.clip((u + 24) / 24, 0, 1), u - 14 + np.abs(v) * 0.4)
+    side = np.abs(v) - 12 * np.clip((u + 24) / 24, 0, 1)
+    distance = np.maximum(np.maximum(side, -24 - u), u - 14 + np.abs(v) * 0.4)
     steel = shade((0.62, 0.65, 0.68), 0.25 + v / 50, v / 30, light, gloss=0.4)
     part.paint(steel, cover(distance))
     lump = np.hypot((u + 2) / 11, v / 7) - 1 + 0.25 * grain(rng, u.shape, cell=(6, 6))
