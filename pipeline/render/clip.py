@@ -9,7 +9,7 @@ from pipeline.errors import VtpError
 from pipeline.render import places, tools
 from pipeline.render.bricks import BRICKWORK
 from pipeline.render.dishes import DISHES, Area
-from pipeline.render.paint import FRAME_HEIGHT, FRAME_WIDTH, SUPERSAMPLE, Canvas, Point, Pose, shadow_mask
+from pipeline.render.paint import FRAME_HEIGHT, FRAME_WIDTH, SUPERSAMPLE, Canvas, Pose, shadow_mask
 from pipeline.render.scene import Scene
 
 FRAME_SHAPE = (FRAME_HEIGHT, FRAME_WIDTH)
@@ -17,8 +17,13 @@ CLIP_LEN = 16
 FPS = 15
 
 _WORK = {"dishwashing": DISHES, "bricklaying": BRICKWORK}
-_TILT = {"dishwashing": 0.06, "bricklaying": 0.015}  # walls stand upright
+_TILT = {"dishwashing": 0.12, "bricklaying": 0.03}  # walls stand upright
 _WORK_CENTRE = {"dishwashing": (96.0, 76.0), "bricklaying": (96.0, 72.0)}
+
+
+def _samples(*lengths: float) -> tuple[int, ...]:
+    """Frame pixels in samples of the supersampled image."""
+    return tuple(round(length * SUPERSAMPLE) for length in lengths)
 
 
 def _bubbles(draw: ImageDraw.ImageDraw, centres: np.ndarray, radii: np.ndarray) -> None:
@@ -38,28 +43,29 @@ def _foam(area: Area, care: float, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def _water(spout: Point, landing_y: float, frame: int, ripples: np.ndarray) -> Image.Image:
-    """A thin stream from the tap, with ripples that run down it, and its splash."""
-    image = Image.new("RGBA", (FRAME_WIDTH * SUPERSAMPLE, FRAME_HEIGHT * SUPERSAMPLE))
+def _water(height: float, frame: int, ripples: np.ndarray) -> Image.Image:
+    """A thin stream in the middle of a strip, with ripples that run down it, and its splash, `height` below the top."""
+    x, bottom = 16.0 * SUPERSAMPLE, max(height, 0) * SUPERSAMPLE
+    image = Image.new("RGBA", (round(2 * x), round(bottom + 12 * SUPERSAMPLE)))
     draw = ImageDraw.Draw(image)
-    x, top, bottom = (SUPERSAMPLE * a for a in (spout[0], spout[1], landing_y))
-    draw.line((x, top, x, bottom), fill=(205, 228, 240, 130), width=3 * SUPERSAMPLE)
-    for y in np.arange(top, bottom, 6):
+    draw.line((x, 0, x, bottom), fill=(205, 228, 240, 130), width=3 * SUPERSAMPLE)
+    for y in np.arange(0, bottom, 6):
         sway = ripples[int(y - 14 * frame) % len(ripples)]
         draw.line((x + sway, y, x + sway, y + 5), fill=(250, 254, 255, 170), width=2)
     for k in range(5):
         spread = 3 + 9 * abs(ripples[(7 * frame + 31 * k) % len(ripples)])
-        height = 1 + 3 * abs(ripples[(11 * frame + 17 * k) % len(ripples)])
+        size = 1 + 3 * abs(ripples[(11 * frame + 17 * k) % len(ripples)])
         angle = 1.26 * k + 0.7 * frame
         cx, cy = x + spread * np.cos(angle), bottom + spread * 0.5 * np.sin(angle)
-        draw.ellipse((cx - height, cy - height, cx + height, cy + height), fill=(240, 248, 252, 150))
+        draw.ellipse((cx - size, cy - size, cx + size, cy + size), fill=(240, 248, 252, 150))
     return image
 
 
 def stand(task: str, rng: np.random.Generator) -> Pose:
     """Where this clip's work stands: nearly in the middle, for all of it must stay in the encoder's crop."""
     x, y = _WORK_CENTRE[task] + rng.uniform(-3.5, 3.5, 2)
-    return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(rng.normal(0, _TILT[task])))
+    tilt = _TILT[task] * rng.uniform(-1, 1)
+    return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(tilt))
 
 
 def _still(scene: Scene, context: str, care: float, rng: np.random.Generator) -> tuple[Image.Image, Area]:
@@ -75,6 +81,8 @@ def _still(scene: Scene, context: str, care: float, rng: np.random.Generator) ->
     if scene.task == "dishwashing":
         foam = _foam(area, care, rng)
         still.paste(foam, mask=foam)
+        tap = places.tap(scene)
+        still.paste(tap, mask=tap)
     return still, area
 
 
@@ -112,10 +120,10 @@ def render_clip(scene: Scene, context: str, speed: float, care: float, rng: np.r
     for t, (x, y) in enumerate(path):
         image = still.copy()
         if scene.task == "dishwashing":
-            water = _water(places.spout(scene), area.y - 0.6 * area.reach_y, t + start, ripples)
-            image.paste(water, mask=water)
-            image.paste(places.tap(scene), mask=places.tap(scene))
-        left, top = (round((a + b) * SUPERSAMPLE) for a, b in ((x, tools.TOOL_LEFT), (y, tools.TOOL_TOP)))
+            spout_x, spout_y = places.spout(scene)
+            water = _water(area.y - area.reach_y - 4 - spout_y, t + start, ripples)
+            image.paste(water, _samples(spout_x - 16, spout_y), water)
+        left, top = _samples(x + tools.TOOL_LEFT, y + tools.TOOL_TOP)
         image.paste((10, 10, 16), (left + 4, top + 10), shadow)
         image.paste(tool, (left, top), tool)
         frames[t] = image.reduce(SUPERSAMPLE)

@@ -117,8 +117,8 @@ def glass(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -
     mouth = np.hypot(u / 24, (v + 50) / 6)
     canvas.paint(mix(tint, (0.1, 0.35, 0.4), 0.35), cover((mouth - 1) * 6, pose.scale) * 0.5)
     canvas.paint((0.95, 1, 1), cover(np.abs(mouth - 1) * 6 - 0.7, pose.scale) * 0.9)
-    x, y = pose.frame(2, -18)
-    return Area(x, y, 13 * pose.scale, 24 * pose.scale)
+    x, y = pose.frame(6, -8)
+    return Area(x, y, 12 * pose.scale, 22 * pose.scale)
 
 
 def mug(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> Area:

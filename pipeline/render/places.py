@@ -127,7 +127,7 @@ def _kitchen(scene: Scene, room: Kitchen) -> Canvas:
 
 def spout(scene: Scene) -> tuple[float, float]:
     """Where the tap's water leaves it, in frame pixels."""
-    return _seen(scene.camera, 96 + scene.place.tap_x, scene.place.wall_bottom + 21)
+    return _seen(scene.camera, 96 + scene.place.tap_x, scene.place.wall_bottom + 17)
 
 
 @lru_cache(maxsize=64)
@@ -136,7 +136,7 @@ def tap(scene: Scene) -> Image.Image:
     canvas, light = Canvas(), scene.light.towards
     chrome, dark = (0.72, 0.75, 0.78), (0.5, 0.53, 0.56)
     x, y = spout(scene)
-    base = y - 18
+    base = y - 15
     for side in (-1, 1):
         capsule(canvas, (x + side * 13, base + 1), (x + side * 19, base - 1), (2.6, 2.0), chrome, light, gloss=0.6)
     capsule(canvas, (x - 13, base + 2), (x + 13, base + 2), 2.6, dark, light, gloss=0.5)

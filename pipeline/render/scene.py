@@ -95,7 +95,7 @@ def _camera(rng: np.random.Generator) -> Camera:
 
 def _light(rng: np.random.Generator) -> Light:
     azimuth, height = rng.uniform(-np.pi * 0.95, -np.pi * 0.05), rng.uniform(0.75, 1.2)
-    warmth, gain = rng.uniform(-1, 1), rng.uniform(0.82, 1.08)
+    warmth, gain = rng.uniform(-1, 1), rng.uniform(0.9, 1.12)
     return Light(
         towards=tuple(
             float(a) for a in (np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height))
