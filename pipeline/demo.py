@@ -20,7 +20,7 @@ from pipeline.rundir import write_json
 
 # Many scenes rather than long ones: a policy has to meet kitchens that it has never seen.
 FULL = {"videos": 40, "steps": 20, "train_episodes": 20_000, "episodes": 8, "eval_steps": 60}
-QUICK = {"videos": 12, "steps": 16, "train_episodes": 6000, "episodes": 8, "eval_steps": 10}
+QUICK = {"videos": 10, "steps": 16, "train_episodes": 6000, "episodes": 8, "eval_steps": 8}
 
 
 def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def outcome_model(data: store.Embeddings) -> OutcomeModel:
     unknown = sorted(set(names) - set(scenario.context_names))
     if unknown:
         raise VtpError(
-            f"label context {str(unknown[0])!r} is unknown in {tasks[0]}; use one of {', '.join(scenario.context_names)}"
+            f"label context {str(unknown[0])!r} is unknown in {tasks[0]}; "
+            f"use one of {', '.join(scenario.context_names)}"
         )
     unlabelled = sum(not name for name in labels)
     description = f"simulator, {tasks[0]} with each clip's labelled context"
