@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +21,7 @@ from pipeline.rundir import atomic_path, make_folder, save_config
 
 # A demonstrator tries things out and keeps at each for a few steps: the marginals are uniform, corners included.
 KEEP_PROBABILITY = 0.5
+POOL_CLIPS = 40  # about two seconds of rendering; for less, starting processes is not worth while
 
 Progress = Callable[[int, int], None]
 
@@ -23,32 +31,81 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
 
     Video i has a random stream of its own, so it is the same however many are made.
     """
-    scenario = sim.scenario(cfg.task, cfg.scenario)
     make_folder(cfg.out)
     save_config(cfg.out / "config.yaml", cfg)
     num_val = max(round(cfg.videos * cfg.val_fraction), 1) if cfg.val_fraction > 0 else 0
     num_val = min(num_val, cfg.videos - 1)  # something is left to learn from
-    rows = []
-    for index, stream in enumerate(np.random.SeedSequence(cfg.seed).spawn(cfg.videos)):
-        rng = np.random.default_rng(stream)
-        name = f"{index:04d}"
-        labels = demonstrate(scenario, cfg.steps, rng)
-        render.write_mp4(cfg.out / "videos" / f"{name}.mp4", film(cfg.task, labels, rng), fps=render.FPS)
-        _write_csv(cfg.out / "labels" / f"{name}.csv", labels)
-        rows.append(
-            {
-                "video_id": name,
-                "path": f"videos/{name}.mp4",
-                "split": "val" if index >= cfg.videos - num_val else "train",
-                "task": cfg.task,
-                "labels": f"labels/{name}.csv",
-            }
-        )
-        if progress:
-            progress(index + 1, cfg.videos)
+    make_videos(cfg, progress or (lambda done, total: None))
+    rows = [
+        {
+            "video_id": f"{index:04d}",
+            "path": f"videos/{index:04d}.mp4",
+            "split": "val" if index >= cfg.videos - num_val else "train",
+            "task": cfg.task,
+            "labels": f"labels/{index:04d}.csv",
+        }
+        for index in range(cfg.videos)
+    ]
     manifest = cfg.out / "manifest.csv"
     _write_csv(manifest, pd.DataFrame(rows))
     return manifest
+
+
+def make_videos(cfg: SimulateConfig, progress: Progress) -> None:
+    """Make every video and its labels, on all processors where there is enough to do."""
+    streams = np.random.SeedSequence(cfg.seed).spawn(cfg.videos)
+    num_workers = min(_num_processors(), cfg.videos)
+    if num_workers == 1 or cfg.videos * cfg.steps < POOL_CLIPS:
+        for index, stream in enumerate(streams):
+            make_video(cfg, index, stream)
+            progress(index + 1, cfg.videos)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads or a progress bar's can hang
+    stop = spawn.Event()
+    with ProcessPoolExecutor(num_workers, spawn, _start_worker, (stop,)) as pool:
+        try:
+            with _no_ctrl_c():  # the workers start here and inherit this: Ctrl-C is the parent's to handle
+                videos = [pool.submit(make_video, cfg, index, stream) for index, stream in enumerate(streams)]
+            for done, video in enumerate(as_completed(videos), 1):
+                video.result()
+                progress(done, cfg.videos)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def make_video(cfg: SimulateConfig, index: int, stream: np.random.SeedSequence) -> None:
+    """Write OUT/videos/INDEX.mp4 and OUT/labels/INDEX.csv of one episode."""
+    rng = np.random.default_rng(stream)
+    labels = demonstrate(sim.scenario(cfg.task, cfg.scenario), cfg.steps, rng)
+    render.write_mp4(cfg.out / "videos" / f"{index:04d}.mp4", film(cfg.task, labels, rng), fps=render.FPS)
+    _write_csv(cfg.out / "labels" / f"{index:04d}.csv", labels)
+
+
+_stop: threading.Event | Event = threading.Event()  # in a worker, the parent sets it to have work dropped
+
+
+def _start_worker(stop: Event) -> None:
+    """Take `stop`, and end when the parent does, however it ends."""
+    global _stop
+    _stop = stop
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+@contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """Hold it back until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _num_processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def demonstrate(scenario: sim.Scenario, steps: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -70,6 +127,8 @@ def film(task: str, labels: pd.DataFrame, rng: np.random.Generator) -> Iterator[
     """The episode's frames [144, 192, 3] uint8, 16 a step, in one scene."""
     scene = render.sample_scene(task, rng)
     for step in labels.itertuples():
+        if _stop.is_set():
+            raise KeyboardInterrupt
         yield from render.render_clip(scene, step.context, step.speed, step.care, rng)
 
 

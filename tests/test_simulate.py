@@ -1,10 +1,14 @@
+import multiprocessing
+import signal
+
 import av
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import render, sim, simulate
+from pipeline import manifest, render, sim, simulate
 from pipeline.config import SimulateConfig
+from pipeline.errors import VtpError
 
 SMALL = {"videos": 3, "steps": 2, "seed": 5}
 
@@ -13,8 +17,8 @@ SMALL = {"videos": 3, "steps": 2, "seed": 5}
 def demos(tmp_path_factory):
     cfg = SimulateConfig(out=tmp_path_factory.mktemp("demos"), **SMALL)
     calls = []
-    manifest = simulate.run(cfg, progress=lambda done, total: calls.append((done, total)))
-    return cfg, manifest, calls
+    path = simulate.run(cfg, progress=lambda done, total: calls.append((done, total)))
+    return cfg, path, calls
 
 
 def explored(seed, *, steps=60, task="dishwashing", name="mixed"):
@@ -26,9 +30,9 @@ def files(folder):
 
 
 def test_labels_join_the_manifest_and_the_frames(demos):
-    cfg, manifest, calls = demos
-    rows = pd.read_csv(manifest, dtype=str)
-    assert manifest == cfg.out / "manifest.csv" and (cfg.out / "config.yaml").is_file()
+    cfg, path, calls = demos
+    rows = pd.read_csv(path, dtype=str)
+    assert path == cfg.out / "manifest.csv" and (cfg.out / "config.yaml").is_file()
     assert list(rows) == ["video_id", "path", "split", "task", "labels"]
     assert rows["video_id"].tolist() == ["0000", "0001", "0002"] and calls == [(1, 3), (2, 3), (3, 3)]
     for row in rows.itertuples():
@@ -39,6 +43,26 @@ def test_labels_join_the_manifest_and_the_frames(demos):
             stream = container.streams.video[0]
             assert stream.frames == 2 * render.CLIP_LEN and stream.average_rate == render.FPS
             assert (stream.height, stream.width) == render.FRAME_SHAPE
+
+
+def test_extraction_reads_what_was_written(demos):
+    """The manifest and the labels pass the checks of the stage that takes them, and each video shows its labels."""
+    cfg, path, _ = demos
+    entries = manifest.find_videos(str(path))
+    assert [(entry.video_id, entry.split) for entry in entries] == [
+        ("0000", "train"),
+        ("0001", "train"),
+        ("0002", "val"),
+    ]
+    for entry, stream in zip(entries, np.random.SeedSequence(cfg.seed).spawn(cfg.videos), strict=True):
+        rng = np.random.default_rng(stream)
+        explored = simulate.demonstrate(sim.scenario(cfg.task, cfg.scenario), cfg.steps, rng)
+        pd.testing.assert_frame_equal(manifest.read_labels(entry.labels), explored, check_dtype=False)
+        shown = np.stack(list(simulate.film(cfg.task, explored, rng)))
+        with av.open(str(entry.path)) as container:
+            seen = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        error = np.square(seen.astype(float) - shown).mean(axis=(1, 2, 3))
+        assert (10 * np.log10(255**2 / error) > 28).all(), f"{entry.video_id} shows something else than its labels"
 
 
 def test_the_same_seed_gives_the_same_bytes(demos, tmp_path):
@@ -52,6 +76,42 @@ def test_a_video_does_not_depend_on_how_many_are_made(demos, tmp_path):
     simulate.run(cfg.model_copy(update={"out": tmp_path, "videos": 1}))
     for name in ("videos/0000.mp4", "labels/0000.csv"):
         assert (tmp_path / name).read_bytes() == (cfg.out / name).read_bytes()
+
+
+@pytest.fixture
+def in_processes(monkeypatch):
+    """Two processes, however little there is to do; what a test puts in `simulate` does not reach them."""
+    monkeypatch.setattr(simulate, "POOL_CLIPS", 0)
+    monkeypatch.setattr(simulate, "_num_processors", lambda: 2)
+    monkeypatch.setattr(simulate, "film", None)
+    yield
+    assert multiprocessing.active_children() == [], "a process was left behind"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "Ctrl-C is still held back"
+
+
+def test_processes_give_the_same_bytes(demos, tmp_path, in_processes):
+    cfg, _, calls = demos
+    told = []
+    simulate.run(cfg.model_copy(update={"out": tmp_path}), progress=lambda done, total: told.append((done, total)))
+    assert files(tmp_path) == files(cfg.out) and told == calls
+
+
+def test_an_error_in_a_process_is_the_caller_s(tmp_path, in_processes):
+    (tmp_path / "videos").write_text("in the way")
+    with pytest.raises(VtpError, match="videos cannot be a folder, for there is a file in its place"):
+        simulate.run(SimulateConfig(out=tmp_path, videos=3, steps=1))
+    assert not (tmp_path / "manifest.csv").exists()
+
+
+def test_ctrl_c_ends_the_processes_and_leaves_whole_videos(tmp_path, in_processes):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate.run(SimulateConfig(out=tmp_path, videos=12, steps=3), progress=interrupt)
+    made = sorted(path.name for path in (tmp_path / "videos").iterdir())
+    assert len(made) < 12 and all(name.endswith(".mp4") for name in made), made
+    assert not (tmp_path / "manifest.csv").exists()
 
 
 def test_a_folder_made_before_is_overwritten(demos, tmp_path):
@@ -68,8 +128,8 @@ def test_a_folder_made_before_is_overwritten(demos, tmp_path):
 )
 def test_the_last_videos_are_val(videos, fraction, num_val, tmp_path, monkeypatch):
     monkeypatch.setattr(simulate, "film", lambda *_: iter(np.zeros((16, 32, 32, 3), np.uint8)))
-    manifest = simulate.run(SimulateConfig(out=tmp_path, videos=videos, steps=1, val_fraction=fraction))
-    assert pd.read_csv(manifest)["split"].tolist() == ["train"] * (videos - num_val) + ["val"] * num_val
+    path = simulate.run(SimulateConfig(out=tmp_path, videos=videos, steps=1, val_fraction=fraction))
+    assert pd.read_csv(path)["split"].tolist() == ["train"] * (videos - num_val) + ["val"] * num_val
 
 
 def test_a_failed_run_leaves_no_manifest(tmp_path, monkeypatch):
