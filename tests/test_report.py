@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from pipeline import econ, rundir, sim
+from pipeline import econ, evaluate, rundir, sim
 from pipeline.config import ReportConfig, TrainConfig
 from pipeline.errors import VtpError
 from pipeline.report import figures, files, run
@@ -126,7 +126,7 @@ def build_run(path, *, episodes=500, seed=0):
     rundir.write_json(path / "frames" / "frames.json", index)
 
     (path / "data").mkdir()
-    failure = {"video_id": "broken.mp4", "reason": "no video stream", "remedy": "encode it again"}
+    failure = {"video_id": "broken.mp4", "reason": "no video stream", "fix": "encode it again"}
     (path / "data" / "failures.jsonl").write_text(json.dumps(failure) + "\n")
     return path
 
@@ -316,6 +316,40 @@ def test_same_run_same_page(full):
     assert report(path).html == page.html
 
 
+@pytest.mark.parametrize(
+    ("validation", "measured"),
+    [
+        ("closed loop from pixels", "3 episodes in closed loop from pixels, in scenes that training never saw"),
+        ("held-out clips", "3 clips on stored video that training did not use"),
+        ("simulator", "3 episodes in the simulator, from its state"),
+    ],
+)
+def test_a_summary_as_validation_writes_it(tmp_path, validation, measured):
+    path = build_run(tmp_path / "run", episodes=40)
+    if validation != "closed loop from pixels":
+        shutil.rmtree(path / "frames")
+    steps = pd.DataFrame([(episode, step, step) for episode in range(3) for step in range(4)])
+    steps.columns = ["episode", "step", "context"]
+    steps[["speed", "care"]] = [BEST[MIXED.context_names[k]] for k in steps.context]
+    steps["attempts"], steps["errors"] = 2, 0
+    metrics = pd.read_csv(path / "metrics.csv").assign(s_cust=0.25)
+    metrics.to_csv(path / "metrics.csv", index=False)
+    meta = {"source": "embeddings", "seed": 3, "outcome_model": "simulator", "provenance": {"command": "vtp train"}}
+    summary = evaluate.write_summary(path, MIXED, steps, meta=meta, validation=validation, wall_s=1.5)
+    page = report(path)
+    for text in (
+        f"The policy earns ${summary['profit_mean']:.2f} an hour",
+        f"Measured over {measured}. Outcomes come from: simulator.",
+        f"${summary['rebate']:.2f} an hour The part of the spread that goes to the customer",
+        "made this run vtp train",
+        *(f"{name} 25% of the work" for name in BEST),
+    ):
+        assert text in page.text, text
+    assert [row["context"] for row in page.download("contexts.csv")] == list(BEST)
+    assert summary["rebate"] == pytest.approx(summary["captured"] / 3) and summary["rebate"] > 1
+    assert ("Nothing: every part of this page had its data." in page.text) == (validation != "held-out clips")
+
+
 # --- what is missing ------------------------------------------------------------------------------------------------
 
 PARTS = {
@@ -410,12 +444,23 @@ def test_no_pictures_where_validation_renders_none(tmp_path):
     assert f"vtp evaluate {path}" in page.text
 
 
+@pytest.mark.parametrize("row", ['{"video_id": "a.mp4", "reason": "empty"}', "[]", "not JSON"])
+def test_a_damaged_list_of_failures_is_said(tmp_path, row):
+    path = build_run(tmp_path / "run", episodes=40)
+    (path / "data" / "failures.jsonl").write_text(row)
+    page = report(path)
+    assert re.search(r"failures\.jsonl cannot be read \(.+\): failed videos are not known", page.text)
+    assert f"vtp extract VIDEOS --out {path / 'data' / 'embeddings.h5'}" in page.text
+
+
 def test_losing_policy_and_one_context(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
     edit_summary(path, profit_mean=-3.21, profit_ci95=[-4.0, -2.4], oracle_profit=28.43, blind_profit=28.43)
+    edit_summary(path, oracle_ratio=-0.113, oracle_ratio_ci95=[-0.141, -0.084])
     page = report(path)
     assert "The policy loses $3.21 an hour" in page.text
     assert "95% interval −$4.00 to −$2.40." in page.text
+    assert "−11.3% of the oracle" in page.text and "95% interval −14.1% to −8.4%." in page.text
     assert "−$31.64 an hour against blind" in page.text
     assert "blind is the oracle" in page.text
 

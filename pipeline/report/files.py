@@ -47,9 +47,9 @@ class Frame:
 class Failure:
     """A video that extraction could not use."""
 
-    video: str
+    video_id: str
     reason: str
-    remedy: str
+    fix: str
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def _read_failures(path: Path, missing: dict[str, Missing], embeddings: Path) ->
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         entries = [json.loads(line) for line in lines if line.strip()]
-        if not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError("not one object a line")
+        if not all(isinstance(entry, dict) and entry.keys() >= {"video_id", "reason", "fix"} for entry in entries):
+            raise ValueError("not one object a line with video_id, reason and fix")
     except FileNotFoundError:
         if embeddings.exists():
             return []
@@ -203,11 +203,4 @@ def _read_failures(path: Path, missing: dict[str, Missing], embeddings: Path) ->
         missing["failures"] = Missing(f"{path} cannot be read ({error}): failed videos are not known.", extract)
         logger.warning("%s cannot be read: %s", path, error)
         return None
-    return [
-        Failure(
-            str(entry.get("video_id") or entry.get("path") or entry.get("video") or "?"),
-            str(entry.get("reason") or entry.get("error") or "no reason recorded"),
-            str(entry.get("remedy") or ""),
-        )
-        for entry in entries
-    ]
+    return [Failure(str(entry["video_id"]), str(entry["reason"]), str(entry["fix"])) for entry in entries]

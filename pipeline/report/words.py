@@ -13,7 +13,7 @@ def usd(value: float | None, *, signed: bool = False) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    return DASH if value is None else f"{100 * value:.{digits}f}%"
+    return DASH if value is None else f"{number(100 * value, digits)}%"
 
 
 def number(value: float | None, digits: int = 2) -> str:
