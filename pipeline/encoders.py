@@ -90,6 +90,8 @@ def _load_network(weights: str) -> tuple[nn.Module, str]:
     if weights == "auto":
         try:
             return _load_network("kinetics400")
+        except CorruptError:
+            raise
         except VtpError as error:
             logger.warning("weights auto: %s; using random:0", str(error).split(";")[0])
             return _load_network("random:0")

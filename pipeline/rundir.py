@@ -27,13 +27,16 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
     """Turn a full disk or quota into a TryAgainError that names `path` and how much is free beside it."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in OUT_OF_SPACE:
             raise
         name = path or error.filename
         where = f" to write {name}" if name else ""
@@ -51,8 +54,10 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise VtpError(f"{path} cannot be a folder, for there is a file in its place; name another") from error
-        except PermissionError as error:
-            raise VtpError(f"{path} cannot be made: permission denied; name another folder") from error
+        except OSError as error:
+            if error.errno in OUT_OF_SPACE:
+                raise
+            raise VtpError(f"{path} cannot be made: {error.strerror}; name another folder") from error
 
 
 @contextmanager
@@ -64,6 +69,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     if path.is_dir():
         raise VtpError(f"{path} is a folder; name a file in it")
+    if not os.access(path.parent, os.W_OK):
+        raise VtpError(f"{path} cannot be written: its folder is read-only; name another")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with out_of_space_is_try_again(path):

@@ -35,6 +35,7 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     save_config(cfg.out / "config.yaml", cfg)
     num_val = max(round(cfg.videos * cfg.val_fraction), 1) if cfg.val_fraction > 0 else 0
     num_val = min(num_val, cfg.videos - 1)  # something is left to learn from
+    (cfg.out / "manifest.csv").unlink(missing_ok=True)  # it lists what is complete
     make_videos(cfg, progress or (lambda done, total: None))
     rows = [
         {

@@ -16,6 +16,7 @@ from pipeline.evaluate.runs import (
     outcome_model,
     run,
     split_rows,
+    video_of,
     write_summary,
 )
 
@@ -36,5 +37,6 @@ __all__ = [
     "run",
     "split_rows",
     "summarise",
+    "video_of",
     "write_summary",
 ]

@@ -29,9 +29,16 @@ class _Recorder:
     def __init__(self) -> None:
         self._rows: list[pd.DataFrame] = []
 
-    def add(self, context: np.ndarray, actions: np.ndarray, outcomes: tuple[np.ndarray, np.ndarray]) -> None:
+    def add(
+        self,
+        context: np.ndarray,
+        actions: np.ndarray,
+        outcomes: tuple[np.ndarray, np.ndarray],
+        episode: np.ndarray | None = None,
+    ) -> None:
         """One step of every episode: context [E], actions [E, 2], sampled (attempts, errors) [E]."""
-        columns = {"episode": np.arange(len(context)), "step": len(self._rows), "context": context}
+        episode = np.arange(len(context)) if episode is None else episode
+        columns = {"episode": episode, "step": len(self._rows), "context": context}
         columns |= {"speed": actions[:, 0], "care": actions[:, 1], "attempts": outcomes[0], "errors": outcomes[1]}
         self._rows.append(pd.DataFrame(columns))
 
@@ -60,17 +67,18 @@ def on_clips(
     embeddings: np.ndarray,
     context: np.ndarray,
     *,
+    video: np.ndarray,
     draws: int = 1,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """The deterministic policy on stored clips [n, 128] of known or assumed context [n].
 
-    Each clip is an episode, in which its action's outcome is drawn `draws` times.
+    The clips of one video [n] are one episode, for they are alike; each action's outcome is drawn `draws` times.
     """
     recorder = _Recorder()
-    actions = agent.act(torch.from_numpy(embeddings))
-    for _ in range(draws):
-        recorder.add(context, actions, _sample(scenario, context, actions, rng))
+    actions = np.repeat(agent.act(torch.from_numpy(embeddings)), draws, axis=0)
+    context, video = np.repeat(context, draws), np.repeat(video, draws)
+    recorder.add(context, actions, _sample(scenario, context, actions, rng), video)
     return recorder.steps()
 
 

@@ -63,6 +63,12 @@ def interval95(samples: np.ndarray) -> list[float] | None:
     return [float(np.mean(samples)) - half, float(np.mean(samples)) + half]
 
 
+def ratio_interval95(numerator: np.ndarray, denominator: np.ndarray) -> list[float] | None:
+    """95% interval of the ratio of two means over the same episodes [n], by linearisation (the delta method)."""
+    ratio = numerator.mean() / denominator.mean()
+    return interval95(ratio + (numerator - ratio * denominator) / denominator.mean())
+
+
 def summarise(scenario: sim.Scenario, steps: pd.DataFrame, *, s_cust: float) -> dict[str, Any]:
     """The figures of validation steps. Oracle and blind act in the very contexts that the policy met.
 
@@ -104,7 +110,7 @@ def summarise(scenario: sim.Scenario, steps: pd.DataFrame, *, s_cust: float) -> 
         "oracle_profit": oracle_profit,
         "blind_profit": blind_profit,
         "oracle_ratio": profit_mean / oracle_profit,
-        "oracle_ratio_ci95": interval95((by_episode["profit"] / by_episode["oracle"]).to_numpy()),
+        "oracle_ratio_ci95": ratio_interval95(by_episode["profit"].to_numpy(), by_episode["oracle"].to_numpy()),
         "blind_ratio": profit_mean / blind_profit,
         "spread": split.spread,
         "rebate": split.rebate,

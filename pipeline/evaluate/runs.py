@@ -15,13 +15,14 @@ from torch import nn
 from pipeline import encoders, render, sim, store, video
 from pipeline.config import EvaluateConfig
 from pipeline.envs import SimEnv, expected_work
-from pipeline.errors import VtpError
+from pipeline.errors import CorruptError, VtpError
 from pipeline.evaluate.loops import PIXEL_STREAM, PixelObserver, Progress, from_pixels, in_simulator, on_clips
 from pipeline.evaluate.reference import summarise
 from pipeline.rundir import atomic_path, write_json
 from pipeline.sac import ACTION_SIZE, Agent, load_checkpoint
 
 SIM_EPISODES = 200
+PIXEL_EPISODES = 8
 
 
 class OutcomeModel(NamedTuple):
@@ -78,7 +79,12 @@ def split_rows(data: store.Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     train = train[train[:, 1] > train[:, 0]]
     if len(train) == 0:
         raise VtpError("no clip is left to train on after holding out a fifth of each video; extract longer videos")
-    return train, rows, "the last fifth of each video (there is no val split)"
+    return train, rows, "the last fifth of each video (there are not both train and val videos)"
+
+
+def video_of(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
+    """The video [n] of each clip."""
+    return np.searchsorted(data.offset, rows, side="right") - 1
 
 
 def build_agent(source: str, **options: Any) -> Agent:
@@ -91,13 +97,16 @@ def build_agent(source: str, **options: Any) -> Agent:
 
 
 def load_run(run_dir: Path) -> tuple[Agent, dict[str, Any]]:
-    """A run's best policy and its checkpoint's `meta`."""
+    """A run's best policy, or its last where a run ended before any was chosen, and its checkpoint's `meta`."""
     if not run_dir.is_dir():
         raise VtpError(f"{run_dir} is no run directory; name the --out of a vtp train")
     path = run_dir / "best.pt" if (run_dir / "best.pt").is_file() else run_dir / "last.pt"
     checkpoint = load_checkpoint(path)
-    agent = build_agent(checkpoint["meta"]["source"])
-    agent.load_state_dict(checkpoint["agent"])
+    try:
+        agent = build_agent(checkpoint["meta"]["source"])
+        agent.load_state_dict(checkpoint["agent"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CorruptError(f"{path} is no checkpoint of this version ({type(error).__name__}); train again") from error
     return agent, checkpoint["meta"]
 
 
@@ -109,12 +118,12 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
     scenario = sim.scenario(meta["task"], meta["scenario"])
     if meta["source"] == "sim":
         validation = "simulator"
-        steps = in_simulator(agent, scenario, episodes=max(cfg.episodes, SIM_EPISODES), steps=cfg.steps, rng=rng)
-    elif meta["labelled"]:
+        steps = in_simulator(agent, scenario, episodes=cfg.episodes or SIM_EPISODES, steps=cfg.steps, rng=rng)
+    elif cfg.validation == "pixels" or (cfg.validation == "auto" and meta["labelled"]):
         validation = "closed loop from pixels"
         with _observer(meta) as see:
             steps = from_pixels(
-                agent, scenario, see, episodes=cfg.episodes, steps=cfg.steps, seed=cfg.seed,
+                agent, scenario, see, episodes=cfg.episodes or PIXEL_EPISODES, steps=cfg.steps, seed=cfg.seed,
                 frames=cfg.run / "frames", progress=progress,
             )  # fmt: skip
     else:
@@ -122,7 +131,9 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
         data = load_embeddings(meta)
         _, rows, _ = split_rows(data)
         model = outcome_model(data)
-        steps = on_clips(agent, model.scenario, data.embeddings[rows], model.context[rows], rng=rng)
+        steps = on_clips(
+            agent, model.scenario, data.embeddings[rows], model.context[rows], video=video_of(data, rows), rng=rng
+        )
     return write_summary(cfg.run, scenario, steps, meta=meta, validation=validation, wall_s=time.monotonic() - started)
 
 
