@@ -105,3 +105,59 @@ def allocate_spread(
     s_cust = float(min(max(delta_mpl_cust, 0.0), delta_mpl_total) / delta_mpl_total) if delta_mpl_total > 0 else 0.0
     rebate = s_cust * spread_value
     return Spread(spread, spread_value, s_cust, 1.0 - s_cust, rebate, spread_value - rebate)
+
+
+def share(part: ArrayLike, whole: ArrayLike) -> np.ndarray | float:
+    """part / whole in [0, 1]; 0 where the whole is not positive."""
+    whole = np.maximum(np.asarray(whole, float), 0.0)
+    return _ratio(np.clip(part, 0.0, whole), whole)
+
+
+def delta_mpl(mp_per_hour: float, earlier: ArrayLike, *, window: int) -> float:
+    """Gain in marginal product over the mean of the last `window` of `earlier` periods [n], units an hour.
+
+    A window of 1 is the gain on the period before. With no earlier period nothing has been gained yet: 0.
+    """
+    baseline = np.asarray(earlier, float)[-window:]
+    return float(mp_per_hour - baseline.mean()) if baseline.size else 0.0
+
+
+def wage_index(wage_usd: float, market_wage_usd: ArrayLike, *, smoothing: float, inflation: float) -> np.ndarray:
+    """The human wage over T periods in $/h, [T]: it follows the market exponentially, and prices carry it meanwhile.
+
+    w_t = (1 − smoothing) · w_(t−1) · (1 + inflation) + smoothing · market_t
+
+    market_wage_usd: [T] in $/h. smoothing in [0, 1]: 0 never looks at the market, 1 is the market. inflation: a period.
+    """
+    wages = []
+    for market in np.asarray(market_wage_usd, float):
+        wage_usd = (1.0 - smoothing) * wage_usd * (1.0 + inflation) + smoothing * market
+        wages.append(wage_usd)
+    return np.array(wages)
+
+
+def customer_cost(implied_wage_usd: ArrayLike, hours: ArrayLike, rebate_usd: ArrayLike):
+    """What the customer pays for `hours` of robot work, US dollars: its implied wage, less the rebate."""
+    return np.asarray(implied_wage_usd) * np.asarray(hours) - np.asarray(rebate_usd)
+
+
+def consumer_surplus(completed: ArrayLike, price_usd: ArrayLike, customer_cost_usd: ArrayLike):
+    """What the customer has of the work beyond what it cost, US dollars: good units at their price, less the cost.
+
+    The price is also what a unit costs in flawless human work, for that earns the human wage at the human MP.
+    """
+    return np.asarray(completed) * np.asarray(price_usd) - np.asarray(customer_cost_usd)
+
+
+def data_prices(value_usd_per_hour: ArrayLike, spread_usd_per_hour: float) -> np.ndarray:
+    """What demonstrations [n] are paid an hour of robot work, $/h, given what each adds to profit.
+
+    None is paid more than it adds, none less than nothing, and all together at most the spread.
+    """
+    # A value below a billionth of the largest one is nothing: scaled by it, a sum of subnormal numbers loses its way.
+    value = np.maximum(np.asarray(value_usd_per_hour, float), 0.0)
+    largest = value.max(initial=0.0)
+    if largest == 0.0:
+        return value
+    total = largest * (value / largest).sum()
+    return value * min(1.0, max(spread_usd_per_hour, 0.0) / total)
