@@ -17,7 +17,7 @@ ERROR_TARGET_END = 0.06
 CURRICULUM_EPISODES = 600
 
 
-def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
     """numerator / denominator, 0 where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     shape = np.broadcast_shapes(numerator.shape, denominator.shape)
@@ -27,12 +27,12 @@ def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
 
 def error_rate(errors: ArrayLike, attempts: ArrayLike) -> np.ndarray | float:
     """Errors over attempts in [0, 1]; 0 with no attempts."""
-    return _ratio(errors, attempts)
+    return ratio(errors, attempts)
 
 
 def marginal_product(completed: ArrayLike, hours: ArrayLike) -> np.ndarray | float:
     """Good units an hour (MPL); 0 for no time."""
-    return _ratio(completed, hours)
+    return ratio(completed, hours)
 
 
 def implied_wage(mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike):
@@ -47,12 +47,12 @@ def profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float):
 
 def wage_parity(implied_wage_usd: ArrayLike, human_wage_usd: float) -> np.ndarray | float:
     """Implied wage over the human wage; 1 means that robot and human earn the same."""
-    return _ratio(implied_wage_usd, human_wage_usd)
+    return ratio(implied_wage_usd, human_wage_usd)
 
 
 def human_marginal_product(human_wage_usd: float, price_usd: ArrayLike) -> np.ndarray | float:
     """Units an hour at which flawless work just earns the human wage; productivity parity compares with it."""
-    return _ratio(human_wage_usd, price_usd)
+    return ratio(human_wage_usd, price_usd)
 
 
 def lagrangian_reward(
@@ -110,7 +110,7 @@ def allocate_spread(
 def share(part: ArrayLike, whole: ArrayLike) -> np.ndarray | float:
     """part / whole in [0, 1]; 0 where the whole is not positive."""
     whole = np.maximum(np.asarray(whole, float), 0.0)
-    return _ratio(np.clip(part, 0.0, whole), whole)
+    return ratio(np.clip(part, 0.0, whole), whole)
 
 
 def delta_mpl(mp_per_hour: float, earlier: ArrayLike, *, window: int) -> float:
@@ -154,10 +154,10 @@ def data_prices(value_usd_per_hour: ArrayLike, spread_usd_per_hour: float) -> np
 
     None is paid more than it adds, none less than nothing, and all together at most the spread.
     """
-    # A value below a billionth of the largest one is nothing: scaled by it, a sum of subnormal numbers loses its way.
     value = np.maximum(np.asarray(value_usd_per_hour, float), 0.0)
     largest = value.max(initial=0.0)
     if largest == 0.0:
         return value
-    total = largest * (value / largest).sum()
-    return value * min(1.0, max(spread_usd_per_hour, 0.0) / total)
+    total = largest * (value / largest).sum()  # a sum of subnormal numbers would lose its way
+    spread = max(spread_usd_per_hour, 0.0)
+    return value if spread >= total else value * (spread / total)
