@@ -33,6 +33,7 @@ from pipeline.config import (
     SimulateConfig,
     SpreadConfig,
     TrainConfig,
+    ValueConfig,
 )
 from pipeline.errors import EXIT_PARTIAL, TryAgainError, VtpError
 from pipeline.rundir import out_of_space_is_try_again
@@ -303,6 +304,15 @@ def spread(cfg: SpreadConfig, *, as_json: bool) -> None:
     from pipeline.experiments import spread
 
     _print_result(spread.run(cfg), as_json)
+
+
+@_command(ValueConfig, as_json=True, group=experiment)
+def value(cfg: ValueConfig, *, as_json: bool) -> None:
+    from pipeline.experiments import value
+
+    with _progress("value") as advance:
+        result = value.run(cfg, progress=advance)
+    _print_result(result, as_json)
 
 
 @_command(ReportConfig, argument="run")

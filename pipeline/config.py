@@ -154,11 +154,11 @@ class ValueConfig(Config):
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
     out: Path = Field(Path("runs/value"), description="Folder for the files; RUN/experiments puts them in its report.")
     by: Literal["video", "contributor"] = Field("video", description="What is valued and paid.")
-    permutations: int = Field(60, ge=2, le=100_000, description="Orders of arrival to average over: the budget.")
+    rounds: int = Field(12, ge=2, le=10_000, description="Rounds of up to 32 orders of arrival: the budget.")
     tolerance: float = Field(
-        0.2, ge=0, description="An order is cut short once its profit is within this of all data's, in $/h."
+        0.0, ge=0, description="Cut an order short once its profit is within this of all data's, in $/h."
     )
-    draws: int = Field(60, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
+    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
     seed: int = Field(0, ge=0, description="Random seed.")
 
 
