@@ -25,11 +25,15 @@ from pipeline import __version__
 from pipeline.config import (
     Config,
     DemoConfig,
+    ElasticityConfig,
     EvaluateConfig,
     ExtractConfig,
+    FrontierConfig,
     ReportConfig,
     SimulateConfig,
+    SpreadConfig,
     TrainConfig,
+    ValueConfig,
 )
 from pipeline.errors import EXIT_PARTIAL, TryAgainError, VtpError
 from pipeline.rundir import out_of_space_is_try_again
@@ -41,6 +45,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+experiment = typer.Typer(
+    help="Economic experiments: tables and figures, in RUN/experiments or --out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(experiment, name="experiment")
 console = Console(stderr=True)
 C = TypeVar("C", bound=Config)
 
@@ -69,10 +79,13 @@ def _metavar(annotation: Any) -> str | None:
     return next((kinds[kind] for kind in (annotation, *get_args(annotation)) if kind in kinds), "TEXT")
 
 
-def _command(model: type[C], argument: str | None = None, *, as_json: bool = False) -> Callable[..., Any]:
+def _command(
+    model: type[C], argument: str | None = None, *, as_json: bool = False, group: typer.Typer = app
+) -> Callable[..., Any]:
     """Register a function of one config (and `as_json`) as a command whose flags are the config's fields.
 
-    `argument` names the field that is given by position. Values stay text here and are checked by the model, once.
+    `argument` names the field that is given by position, `group` the app that the command belongs to. Values stay text
+    here and are checked by the model, once.
     """
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
@@ -101,7 +114,7 @@ def _command(model: type[C], argument: str | None = None, *, as_json: bool = Fal
             parameters.append(_keyword("json", typer.Option(False, "--json", help="Print the result as JSON."), bool))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__doc__ = model.__doc__
-        app.command(body.__name__)(command)
+        group.command(body.__name__)(command)
         return body
 
     return register
@@ -191,6 +204,14 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    """An experiment's key numbers, as JSON or as YAML's lighter form of the same."""
+    if as_json:
+        _print_json(result)
+    else:
+        print(yaml.safe_dump(result, sort_keys=False, allow_unicode=True).rstrip())
+
+
 @_command(DemoConfig, as_json=True)
 def demo(cfg: DemoConfig, *, as_json: bool) -> None:
     from pipeline import demo
@@ -262,6 +283,36 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
         _print_json(summary)
     else:
         _print_summary(summary)
+
+
+@_command(FrontierConfig, argument="run", as_json=True, group=experiment)
+def frontier(cfg: FrontierConfig, *, as_json: bool) -> None:
+    from pipeline.experiments import frontier
+
+    _print_result(frontier.run(cfg), as_json)
+
+
+@_command(ElasticityConfig, argument="run", as_json=True, group=experiment)
+def elasticity(cfg: ElasticityConfig, *, as_json: bool) -> None:
+    from pipeline.experiments import elasticity
+
+    _print_result(elasticity.run(cfg), as_json)
+
+
+@_command(SpreadConfig, argument="run", as_json=True, group=experiment)
+def spread(cfg: SpreadConfig, *, as_json: bool) -> None:
+    from pipeline.experiments import spread
+
+    _print_result(spread.run(cfg), as_json)
+
+
+@_command(ValueConfig, as_json=True, group=experiment)
+def value(cfg: ValueConfig, *, as_json: bool) -> None:
+    from pipeline.experiments import value
+
+    with _progress("value") as advance:
+        result = value.run(cfg, progress=advance)
+    _print_result(result, as_json)
 
 
 @_command(ReportConfig, argument="run")

@@ -117,6 +117,51 @@ class EvaluateConfig(Config):
     seed: int = Field(10_000, ge=0, description="Random seed of the validation scenes.")
 
 
+class FrontierConfig(Config):
+    """Which actions meet the service level, by formula and by simulation, and where a run's policy sits."""
+
+    run: Path | None = Field(None, description="Run directory whose policy to place; its task and scenario are used.")
+    out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
+    task: Task = Field("dishwashing", description="Simulator task, where no run is given.")
+    scenario: Scenario = Field("seed", description="Simulator scenario, where no run is given.")
+    grid: int = Field(50, ge=2, le=500, description="Points of speed and of care.")
+    episodes: int = Field(100, ge=1, le=10_000, description="Simulated episodes a point.")
+    min_mp: float = Field(80.0, ge=0, description="Service level: good units an hour, at least.")
+    max_err: float = Field(0.06, ge=0, le=1, description="Service level: error rate, at most.")
+    seed: int = Field(0, ge=0, description="Random seed.")
+
+
+class ElasticityConfig(Config):
+    """How a run's profit, spread and price of errors answer to prices, wages and targets, beside the oracle's."""
+
+    run: Path = Field(description="Run directory, with its validation.")
+    out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
+    points: int = Field(10, ge=2, le=200, description="Points a curve.")
+    range: float = Field(2.0, gt=1, le=100, description="Curves go from today's value over this to today's times this.")
+    seed: int = Field(0, ge=0, description="Random seed of the intervals' bootstrap.")
+
+
+class SpreadConfig(Config):
+    """Who got what a run earned above the human wage, over its training."""
+
+    run: Path = Field(description="Run directory.")
+    out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
+
+
+class ValueConfig(Config):
+    """What each demonstration is worth: its Shapley value in profit on videos held out, and its price."""
+
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
+    out: Path = Field(Path("runs/value"), description="Folder for the files; RUN/experiments puts them in its report.")
+    by: Literal["video", "contributor"] = Field("video", description="What is valued and paid.")
+    rounds: int = Field(12, ge=2, le=10_000, description="Rounds of up to 32 orders of arrival: the budget.")
+    tolerance: float = Field(
+        0.0, ge=0, description="Cut an order short once its profit is within this of all data's, in $/h."
+    )
+    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
+    seed: int = Field(0, ge=0, description="Random seed.")
+
+
 class ReportConfig(Config):
     """Write a run's report page."""
 

@@ -1,21 +1,27 @@
-"""The whole pipeline on rendered demonstrations: simulate, extract, train, evaluate, report."""
+"""The whole pipeline on rendered demonstrations: simulate, extract, train, evaluate, experiments, report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline import evaluate, extract, report, simulate, train
 from pipeline.config import (
     DemoConfig,
+    ElasticityConfig,
     EvaluateConfig,
     ExtractConfig,
+    FrontierConfig,
     ReportConfig,
     SimulateConfig,
+    SpreadConfig,
     TrainConfig,
+    ValueConfig,
 )
 from pipeline.errors import VtpError
+from pipeline.experiments import elasticity, frontier, spread, value
 from pipeline.rundir import write_json
 
 # Many scenes rather than long ones: a policy has to meet kitchens that it has never seen.
@@ -56,8 +62,17 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
         EvaluateConfig(run=cfg.out, episodes=size["episodes"], steps=size["eval_steps"]),
         progress=stage("evaluate: closed loop from pixels, in kitchens never seen"),
     )
+    run_experiments(cfg, embeddings, progress=stage("experiments: frontier, elasticity, spread, data value"))
     summary |= {"wall_s": time.monotonic() - started}
     write_json(cfg.out / "summary.json", summary)
     stage("report")
     report.run(ReportConfig(run=cfg.out))
     return summary
+
+
+def run_experiments(cfg: DemoConfig, embeddings: Path, *, progress: Callable[[int, int], None]) -> None:
+    """The economic experiments of the trained run, for its report."""
+    frontier.run(FrontierConfig(run=cfg.out, episodes=20 if cfg.quick else 100))
+    elasticity.run(ElasticityConfig(run=cfg.out))
+    spread.run(SpreadConfig(run=cfg.out))
+    value.run(ValueConfig(embeddings=embeddings, out=cfg.out / "experiments", seed=cfg.seed), progress=progress)

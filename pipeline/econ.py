@@ -17,7 +17,7 @@ ERROR_TARGET_END = 0.06
 CURRICULUM_EPISODES = 600
 
 
-def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
     """numerator / denominator, 0 where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     shape = np.broadcast_shapes(numerator.shape, denominator.shape)
@@ -27,12 +27,12 @@ def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
 
 def error_rate(errors: ArrayLike, attempts: ArrayLike) -> np.ndarray | float:
     """Errors over attempts in [0, 1]; 0 with no attempts."""
-    return _ratio(errors, attempts)
+    return ratio(errors, attempts)
 
 
 def marginal_product(completed: ArrayLike, hours: ArrayLike) -> np.ndarray | float:
     """Good units an hour (MPL); 0 for no time."""
-    return _ratio(completed, hours)
+    return ratio(completed, hours)
 
 
 def implied_wage(mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike):
@@ -47,12 +47,12 @@ def profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float):
 
 def wage_parity(implied_wage_usd: ArrayLike, human_wage_usd: float) -> np.ndarray | float:
     """Implied wage over the human wage; 1 means that robot and human earn the same."""
-    return _ratio(implied_wage_usd, human_wage_usd)
+    return ratio(implied_wage_usd, human_wage_usd)
 
 
 def human_marginal_product(human_wage_usd: float, price_usd: ArrayLike) -> np.ndarray | float:
     """Units an hour at which flawless work just earns the human wage; productivity parity compares with it."""
-    return _ratio(human_wage_usd, price_usd)
+    return ratio(human_wage_usd, price_usd)
 
 
 def lagrangian_reward(
@@ -105,3 +105,59 @@ def allocate_spread(
     s_cust = float(min(max(delta_mpl_cust, 0.0), delta_mpl_total) / delta_mpl_total) if delta_mpl_total > 0 else 0.0
     rebate = s_cust * spread_value
     return Spread(spread, spread_value, s_cust, 1.0 - s_cust, rebate, spread_value - rebate)
+
+
+def share(part: ArrayLike, whole: ArrayLike) -> np.ndarray | float:
+    """part / whole in [0, 1]; 0 where the whole is not positive."""
+    whole = np.maximum(np.asarray(whole, float), 0.0)
+    return ratio(np.clip(part, 0.0, whole), whole)
+
+
+def delta_mpl(mp_per_hour: float, earlier: ArrayLike, *, window: int) -> float:
+    """Gain in marginal product over the mean of the last `window` of `earlier` periods [n], units an hour.
+
+    A window of 1 is the gain on the period before. With no earlier period nothing has been gained yet: 0.
+    """
+    baseline = np.asarray(earlier, float)[-window:]
+    return float(mp_per_hour - baseline.mean()) if baseline.size else 0.0
+
+
+def wage_index(wage_usd: float, market_wage_usd: ArrayLike, *, smoothing: float, inflation: float) -> np.ndarray:
+    """The human wage over T periods in $/h, [T]: it follows the market exponentially, and prices carry it meanwhile.
+
+    w_t = (1 − smoothing) · w_(t−1) · (1 + inflation) + smoothing · market_t
+
+    market_wage_usd: [T] in $/h. smoothing in [0, 1]: 0 never looks at the market, 1 is the market. inflation: a period.
+    """
+    wages = []
+    for market in np.asarray(market_wage_usd, float):
+        wage_usd = (1.0 - smoothing) * wage_usd * (1.0 + inflation) + smoothing * market
+        wages.append(wage_usd)
+    return np.array(wages)
+
+
+def customer_cost(implied_wage_usd: ArrayLike, hours: ArrayLike, rebate_usd: ArrayLike):
+    """What the customer pays for `hours` of robot work, US dollars: its implied wage, less the rebate."""
+    return np.asarray(implied_wage_usd) * np.asarray(hours) - np.asarray(rebate_usd)
+
+
+def consumer_surplus(completed: ArrayLike, price_usd: ArrayLike, customer_cost_usd: ArrayLike):
+    """What the customer has of the work beyond what it cost, US dollars: good units at their price, less the cost.
+
+    The price is also what a unit costs in flawless human work, for that earns the human wage at the human MP.
+    """
+    return np.asarray(completed) * np.asarray(price_usd) - np.asarray(customer_cost_usd)
+
+
+def data_prices(value_usd_per_hour: ArrayLike, spread_usd_per_hour: float) -> np.ndarray:
+    """What demonstrations [n] are paid an hour of robot work, $/h, given what each adds to profit.
+
+    None is paid more than it adds, none less than nothing, and all together at most the spread.
+    """
+    value = np.maximum(np.asarray(value_usd_per_hour, float), 0.0)
+    largest = value.max(initial=0.0)
+    if largest == 0.0:
+        return value
+    total = largest * (value / largest).sum()  # a sum of subnormal numbers would lose its way
+    spread = max(spread_usd_per_hour, 0.0)
+    return value if spread >= total else value * (spread / total)

@@ -313,6 +313,7 @@ def merge(videos: Sequence[LabelledVideo], projector: Projector | None, attrs: S
             path=[str(video.entry.path) for video in videos],
             split=[video.entry.split or "" for video in videos],
             task=[video.entry.task or "" for video in videos],
+            contributor=[video.entry.contributor or "" for video in videos],
             sha256=[video.part.videos.sha256[video.number] for video in videos],
             decoder=[video.part.videos.decoder[video.number] for video in videos],
             fps=np.array([video.part.videos.fps[video.number] for video in videos]),

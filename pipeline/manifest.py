@@ -19,7 +19,7 @@ from pipeline.errors import VtpError
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("video_id", "path", "sha256", "split", "task", "labels")
+COLUMNS = ("video_id", "path", "sha256", "split", "task", "labels", "contributor")
 SPLITS = ("train", "val", "test")
 LABEL_COLUMNS = ("step", "context", "speed", "care", "attempts", "errors", "novel")
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -40,6 +40,7 @@ class VideoEntry:
     split: str | None = None
     task: str | None = None
     labels: Path | None = None
+    contributor: str | None = None  # who is paid for it
 
 
 def find_videos(source: str) -> list[VideoEntry]:
@@ -131,6 +132,7 @@ def _entry(row: dict[str, str], root: Path, where: str) -> VideoEntry:
         split=split,
         task=row.get("task"),
         labels=_under_root(row["labels"], root, where) if "labels" in row else None,
+        contributor=row.get("contributor"),
     )
 
 

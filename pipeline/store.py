@@ -47,7 +47,7 @@ class Clips:
 
 @dataclass(frozen=True)
 class Videos:
-    """V videos; `path`, `split` and `task` are those of the run that wrote the file."""
+    """V videos; `path`, `split`, `task` and `contributor` are those of the run that wrote the file."""
 
     sha256: list[str]
     fps: np.ndarray  # [V] float64, of the source
@@ -57,6 +57,7 @@ class Videos:
     path: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
     task: list[str] = field(default_factory=list)
+    contributor: list[str] = field(default_factory=list)  # "" where unknown; in a file only where one is known
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     arrays = {
         "embeddings": embeddings.embeddings.astype(np.float32),
         **_clip_arrays(embeddings.clips),
-        **_video_arrays(embeddings.videos, tuple(Videos.__dataclass_fields__)),
+        **_video_arrays(embeddings.videos, _video_fields(any(embeddings.videos.contributor))),
         "projector/mean": embeddings.projector_mean.astype(np.float64),
         "projector/components": embeddings.projector_components.astype(np.float64),
         "projector/scale": np.array([embeddings.projector_scale], np.float64),
@@ -163,7 +164,7 @@ def read_embeddings(path: Path) -> Embeddings:
         return Embeddings(
             embeddings=checked.array("embeddings", (clips.num_clips, EMBEDDING_DIM), np.float32),
             clips=clips,
-            videos=checked.videos(tuple(Videos.__dataclass_fields__)),
+            videos=checked.videos(_video_fields("videos/contributor" in checked.file)),
             labels=labels,
             projector_mean=checked.array("projector/mean", (feature_dim,), np.float64),
             projector_components=checked.array("projector/components", (EMBEDDING_DIM, feature_dim), np.float64),
@@ -193,6 +194,10 @@ def _clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
         **{f"clips/{name}": getattr(clips, name).astype(dtype) for name, dtype in CLIP_FIELDS.items()},
         "videos/offset": clips.offset.astype(np.int64),
     }
+
+
+def _video_fields(contributors: bool) -> tuple[str, ...]:
+    return tuple(name for name in Videos.__dataclass_fields__ if contributors or name != "contributor")
 
 
 def _video_arrays(videos: Videos, fields: Sequence[str]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import logging
 import shlex
 import shutil
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import SGDRegressor
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import __version__, econ, evaluate, sim, store
 from pipeline.config import TrainConfig
 from pipeline.envs import Economics, EmbeddingEnv, SimEnv, VectorEnv, value_work
 from pipeline.errors import VtpError
+from pipeline.ledger import EpisodeLedger
 from pipeline.replay import Batch, ReplayBuffer
-from pipeline.rundir import MetricsCsv, make_folder, save_config
+from pipeline.rundir import MetricsCsv, make_folder, save_config, write_json
 from pipeline.sac import Agent, Transitions, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,8 @@ METRICS = (
 LOSSES = ("critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss", "q_mean", "mean_weight")
 RUN_FILES = (
     "last.pt", "last.pt.sha256", "best.pt", "best.pt.sha256", "metrics.csv", "validations.csv", "validation.csv",
-    "summary.json", "report.html", "tensorboard", "frames",
+    "summary.json", "report.html", "data_value.json", "tensorboard", "frames", "experiments",
 )  # fmt: skip
-TRAILING_EPISODES = 100
 VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -175,6 +174,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
         else:
             observations = next_observations
 
+    write_json(cfg.out / "data_value.json", {"estimator": ledger.skill()})
     metrics.close()
     validations.close()
     board.close()
@@ -324,35 +324,3 @@ class EpisodeSums:
 
     def clear(self, envs: np.ndarray) -> None:
         self._sums[envs] = 0
-
-
-class EpisodeLedger:
-    """Prices finished episodes and splits their spread.
-
-    The gain in marginal product is measured against the last 100 episodes. The customer's part of it is what an online
-    linear model predicts from the novelty of the clips played (the seed's estimator); how little skill such a model may
-    have is for the reader to judge from `metrics.csv`.
-    """
-
-    def __init__(self, scenario: sim.Scenario):
-        self._scenario = scenario
-        self._trailing: deque[float] = deque(maxlen=TRAILING_EPISODES)
-        self._estimator = SGDRegressor(random_state=0)
-
-    def close(self, hours: float, economics: Economics, mean_novelty: float) -> dict[str, float]:
-        """The econ columns of `metrics.csv` for an episode whose economics are scalars."""
-        mp, err_rate, implied_wage, profit = economics
-        human_wage = self._scenario.human_wage_usd
-        human_mp = econ.human_marginal_product(human_wage, self._scenario.table["price_usd"].mean())
-        delta_total = mp - float(np.mean(self._trailing)) if self._trailing else 0.0
-        self._trailing.append(mp)
-        self._estimator.partial_fit([[mean_novelty]], [delta_total])
-        delta_cust = float(self._estimator.predict([[mean_novelty]])[0])
-        split = econ.allocate_spread(
-            implied_wage, human_wage, hours, delta_mpl_total=delta_total, delta_mpl_cust=delta_cust
-        )
-        return {
-            "time_h": hours, "mp_r": mp, "mp_h": human_mp, "err_rate": err_rate, "w_hat_r": implied_wage,
-            "w_h": human_wage, "wage_parity": econ.wage_parity(implied_wage, human_wage), "prod_parity": mp / human_mp,
-            "profit": profit, "delta_mpl_total": delta_total, "delta_mpl_cust": delta_cust, **split._asdict(),
-        }  # fmt: skip

@@ -276,3 +276,20 @@ def test_a_short_training_run_from_a_shell_and_again_in_process(vtp, tmp_path):
     again = json.loads(out)
     assert again["profit_mean"] == pytest.approx(summary["profit_mean"], rel=1e-4)
     assert again["contexts"]["plate"] == pytest.approx(summary["contexts"]["plate"], rel=1e-4)
+
+
+# Experiments
+
+
+def test_an_experiment_prints_its_key_numbers_and_leaves_its_files(vtp):
+    code, out, _ = vtp("experiment", "frontier", "--out", "here", "--grid", 5, "--episodes", 1, "--json")
+    assert code == 0
+    assert {"analytic_count", "monte_carlo_count", "optimum", "wall_s"} <= set(json.loads(out))
+    code, out, _ = vtp("experiment", "frontier", "--out", "here", "--grid", 5, "--episodes", 1)
+    assert code == 0 and yaml.safe_load(out)["grid"] == 5
+
+
+def test_an_experiment_on_no_run_is_one_line(vtp):
+    assert_one_line(vtp("experiment", "elasticity"), "RUN")
+    assert_one_line(vtp("experiment", "elasticity", "nowhere"), "nowhere", "vtp evaluate")
+    assert_one_line(vtp("experiment", "spread", "nowhere"), "nowhere", "vtp train")

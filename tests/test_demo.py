@@ -18,10 +18,11 @@ def test_the_whole_pipeline_in_small(tmp_path, monkeypatch):
 
     for _ in range(2):  # the same command again goes through, and decodes nothing that it has
         summary = demo.run(DemoConfig(out=tmp_path / "demo", quick=True), stage=stage)
-    assert stages == ["simulate", "extract", "train", "evaluate", "report"] * 2
+    assert stages == ["simulate", "extract", "train", "evaluate", "experiments", "report"] * 2
     written = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert written == summary
     assert summary["validation"] == "closed loop from pixels"
     assert summary["scenario"] == "mixed"
     page = (tmp_path / "demo" / "report.html").read_text()
     assert f"{summary['profit_mean']:.2f}" in page
+    assert "vtp experiment value" not in page, "every experiment is there"

@@ -103,6 +103,38 @@ def test_nothing_divides_by_zero():
     np.testing.assert_array_equal(econ.error_rate([0, 1, 2], [0, 4, 2]), [0, 0.25, 1])
 
 
+def test_gains_are_on_the_mean_of_the_window_before():
+    assert econ.delta_mpl(10.0, [], window=100) == 0.0
+    assert econ.delta_mpl(10.0, [1.0, 4.0, 8.0], window=2) == pytest.approx(4.0)
+    assert econ.delta_mpl(10.0, [1.0, 4.0, 8.0], window=1) == pytest.approx(2.0)
+
+
+def test_the_wage_index_follows_the_market_and_prices_carry_it():
+    wages = econ.wage_index(20.0, [30.0, 30.0], smoothing=0.1, inflation=0.02)
+    assert wages == pytest.approx([0.9 * 20 * 1.02 + 3, 0.9 * (0.9 * 20 * 1.02 + 3) * 1.02 + 3])
+
+
+def test_the_customers_account_by_hand():
+    """100 good units at $0.30 in an hour that is worth $25, of which $2 come back."""
+    cost = econ.customer_cost(25.0, 1.0, 2.0)
+    assert cost == pytest.approx(23.0)
+    assert econ.consumer_surplus(100, 0.30, cost) == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "prices"),
+    [
+        ([3.0, -1.0, 1.0], 8.0, [3.0, 0.0, 1.0]),
+        ([3.0, -1.0, 1.0], 2.0, [1.5, 0.0, 0.5]),
+        ([3.0, 1.0], -5.0, [0.0, 0.0]),
+        ([-1.0], 5.0, [0.0]),
+        ([], 5.0, []),
+    ],
+)
+def test_data_is_paid_what_it_adds_and_together_at_most_the_spread(value, spread, prices):
+    assert econ.data_prices(value, spread).tolist() == pytest.approx(prices)
+
+
 # Properties
 
 
@@ -242,3 +274,66 @@ def test_all_ratios_stay_finite(numbers, hours):
         econ.human_marginal_product(18.0, numbers),
     ):
         assert np.isfinite(ratio).all()
+
+
+@given(st.lists(gains, min_size=1, max_size=30), gains)
+def test_no_demonstration_is_paid_more_than_it_adds_nor_all_more_than_the_spread(values, spread):
+    prices = econ.data_prices(values, spread)
+    assert (prices >= 0).all()
+    assert (prices <= np.maximum(values, 0)).all()
+    assert prices.sum() <= max(spread, 0) * (1 + 1e-9)
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=10), st.floats(0, 50), st.integers(0, 9))
+def test_who_adds_more_is_never_paid_less(values, spread, which):
+    prices = econ.data_prices(values, spread)
+    assert (np.diff(prices[np.argsort(values)]) >= -1e-12).all()
+    assert econ.data_prices(values[::-1], spread)[::-1] == pytest.approx(prices)
+
+
+@given(gains, gains)
+def test_a_share_is_a_share_whatever_its_parts(part, whole):
+    assert 0 <= econ.share(part, whole) <= 1
+
+
+@given(wages, st.lists(wages, min_size=1, max_size=50), rates)
+def test_without_inflation_the_wage_index_stays_between_where_it_was_and_the_market(start, market, smoothing):
+    index = econ.wage_index(start, market, smoothing=smoothing, inflation=0.0)
+    assert index.shape == (len(market),)
+    assert (index >= min(start, *market) * (1 - 1e-9)).all()
+    assert (index <= max(start, *market) * (1 + 1e-9)).all()
+
+
+@given(wages, wages, st.floats(-0.1, 0.1), st.integers(1, 20))
+def test_a_wage_index_that_ignores_the_market_grows_with_prices_and_one_that_trusts_it_is_the_market(
+    start, market, inflation, periods
+):
+    alone = econ.wage_index(start, [market] * periods, smoothing=0.0, inflation=inflation)
+    assert alone[-1] == pytest.approx(start * (1 + inflation) ** periods)
+    assert econ.wage_index(start, [market] * periods, smoothing=1.0, inflation=inflation).tolist() == [market] * periods
+
+
+@given(counts, counts, st.floats(0.01, 10), st.floats(0.01, 10), st.floats(0.01, 100), rates)
+def test_what_the_output_is_worth_goes_to_damage_rebate_worker_or_customer(one, other, price, damage, hours, share):
+    """Money is conserved: surplus and cost are all that the good units are worth; the surplus is damage and rebate."""
+    errors, attempts = min(one, other), max(one, other)
+    completed, err_rate = attempts - errors, econ.error_rate(errors, attempts)
+    wage = econ.implied_wage(econ.marginal_product(completed, hours), err_rate, price, damage)
+    rebate = share * max(float(wage) * hours, 0.0)
+    cost = econ.customer_cost(wage, hours, rebate)
+    surplus = econ.consumer_surplus(completed, price, cost)
+    assert surplus + cost == pytest.approx(completed * price)
+    assert surplus == pytest.approx(completed * damage * err_rate + rebate, abs=1e-6)
+
+
+@given(st.floats(0, 1e6), st.lists(st.floats(0, 1e6), max_size=30), st.integers(1, 40), st.floats(-1e3, 1e3))
+def test_a_gain_is_a_difference(mp, earlier, window, shift):
+    gain = econ.delta_mpl(mp, earlier, window=window)
+    assert econ.delta_mpl(mp + shift, [e + shift for e in earlier], window=window) == pytest.approx(gain, abs=1e-6)
+    assert econ.delta_mpl(mp, [mp] * window, window=window) == pytest.approx(0, abs=1e-6)
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=2, max_size=30))
+def test_gains_by_the_period_add_up_to_the_whole_gain(mp):
+    gains_by_period = [econ.delta_mpl(m, mp[:i], window=1) for i, m in enumerate(mp)]
+    assert sum(gains_by_period) == pytest.approx(mp[-1] - mp[0], abs=1e-6)

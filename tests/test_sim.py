@@ -73,16 +73,6 @@ def test_expected_attempts_are_the_rate_and_the_chance_of_none():
     assert sim.expected_attempts([0.0, 1.0, 2.0]) == pytest.approx([1.0, 1.367879441, 2.135335283])
 
 
-def test_frontier_by_formula_is_1621_points():
-    assert runpy.run_path(BENCH / "frontier.py")["analytic_count"]() == 1621
-
-
-@pytest.mark.slow
-def test_frontier_by_simulation_is_the_sources_1615_give_or_take_25(rng):
-    count = runpy.run_path(BENCH / "frontier.py")["monte_carlo_count"](rng)
-    assert abs(count - 1615) <= 25, f"{count} points of 2500 satisfy MP ≥ 80/h and error ≤ 6%"
-
-
 @pytest.mark.parametrize("task", ["dishwashing", "bricklaying"])
 def test_every_task_has_one_context_or_four_and_the_one_is_among_the_four(task):
     seed, mixed = sim.scenario(task), sim.scenario(task, "mixed")

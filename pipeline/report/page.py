@@ -13,6 +13,7 @@ import pandas as pd
 from pipeline.econ import PARITY_MARGIN
 from pipeline.report import figures
 from pipeline.report.curves import action_charts, learning_charts, rolling_window
+from pipeline.report.experiments import Experiments, read_experiments
 from pipeline.report.figures import Bar, Chart, Download
 from pipeline.report.files import Failure, Missing, RunFiles, finite
 from pipeline.report.words import DASH, count, number, percent, usd
@@ -100,6 +101,7 @@ class Page:
     learning_note: str
     economics: list[tuple[str, str, str]]
     economics_download: Download | None
+    experiments: Experiments
     failures: list[Failure] | None
     failure_reasons: list[tuple[str, int]]
     provenance: list[tuple[str, str]]
@@ -143,6 +145,8 @@ def build_page(files: RunFiles) -> Page:
             f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))}",
         )
 
+    experiments = read_experiments(files.path, files.config)
+    missing |= experiments.missing
     headline, lead = _headline(files, numbers)
     task, scenario = summary.get("task") or files.config.get("task"), summary.get("scenario")
     kind = " ".join(str(part) for part in (scenario, task) if part)
@@ -168,6 +172,7 @@ def build_page(files: RunFiles) -> Page:
         )
         if economics
         else None,
+        experiments=experiments,
         failures=files.failures,
         failure_reasons=Counter(failure.reason for failure in failures).most_common(),
         provenance=_rows(_provenance(summary)) + _rows({key: summary[key] for key in ("wall_s",) if key in summary}),
@@ -432,5 +437,7 @@ def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
         config = shlex.quote(str(files.path / "config.yaml"))
         commands.append(("trains it again, beside it", f"vtp train --config {config} --out {again}"))
     commands.append(("validates it again", evaluate))
+    for name in ("frontier", "elasticity", "spread"):
+        commands.append((f"makes its {name} again", f"vtp experiment {name} {shlex.quote(str(files.path))}"))
     commands.append(("writes this page again", f"vtp report {shlex.quote(str(files.path))}"))
     return commands

@@ -1,0 +1,86 @@
+"""Spread: what a run's training episodes earned above the human wage, and who got it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline import econ
+from pipeline.config import SpreadConfig
+from pipeline.errors import VtpError
+from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, read_table, save
+
+COLUMNS = ("episode", "time_h", "wage_parity", "spread", "spread_value", "rebate", "captured_spread")
+DRAWN = 1000  # points a line
+
+
+def run(cfg: SpreadConfig) -> dict[str, Any]:
+    """Write the table and the figure; returns the key numbers. An episode with a gap in its numbers is left out."""
+    metrics = read_table(cfg.run, "metrics.csv", "vtp train --out")
+    lacking = [name for name in COLUMNS if name not in metrics]
+    remedy = f"train it again with: vtp train --out {shlex.quote(str(cfg.run))}"
+    if lacking:
+        raise VtpError(f"{cfg.run / 'metrics.csv'} lacks {', '.join(lacking)}; {remedy}")
+    numbers = metrics[list(COLUMNS)].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    known = numbers.dropna()
+    if known.empty:
+        raise VtpError(f"{cfg.run / 'metrics.csv'} has no episode without a gap in its numbers; {remedy}")
+    table = accumulate(known)
+    result = key_numbers(table) | {"episodes_left_out": len(numbers) - len(known)}
+    save(output_folder(cfg.out, cfg.run), "spread", table, _draw(table), result)
+    return result
+
+
+def accumulate(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row an episode, with dollars to date and the customers' share of them in [0, 1]; 0 before the first."""
+    totals = metrics[["spread_value", "rebate", "captured_spread"]].cumsum().add_suffix("_total")
+    share = econ.share(totals["rebate_total"].to_numpy(), totals["spread_value_total"].to_numpy())
+    return metrics.join(totals).assign(customer_share_to_date=share)
+
+
+def key_numbers(table: pd.DataFrame) -> dict[str, Any]:
+    """Dollars of the whole training, the customers' share of them, and how often and since when there were any."""
+    paid = table["spread_value"] > 0
+    last = table.iloc[-1]
+    return {
+        "episodes": len(table),
+        "hours": float(table["time_h"].sum()),
+        "spread_per_hour": float(
+            econ.marginal_product((table["spread"] * table["time_h"]).sum(), table["time_h"].sum())
+        ),
+        "spread_usd": float(last["spread_value_total"]),
+        "rebate_usd": float(last["rebate_total"]),
+        "captured_usd": float(last["captured_spread_total"]),
+        "customer_share": float(last["customer_share_to_date"]),
+        "platform_share": 1.0 - float(last["customer_share_to_date"]),
+        "episodes_paid": float(paid.mean()),
+        "first_episode_paid": int(table.loc[paid.idxmax(), "episode"]) if paid.any() else None,
+    }
+
+
+@in_style
+def _draw(table: pd.DataFrame) -> Figure:
+    figure, (spread, dollars, share) = new_figure(3)
+    thin = table.iloc[:: -(-len(table) // DRAWN)]
+    window = min(max(len(table) // 20, 1), 100)
+    spread.plot(thin["episode"], table["spread"].rolling(window, min_periods=1).mean()[thin.index], c=COLOURS["policy"])
+    spread.axhline(0, c=COLOURS["human"], lw=1, ls="--")
+    spread.set(title="Spread, $ an hour", xlabel=f"training episode (mean of the last {window})")
+    dollars.stackplot(
+        thin["episode"], thin["rebate_total"], thin["captured_spread_total"],
+        colors=[COLOURS["second"], "#8fc4c5"], labels=["rebate to customers", "captured by the platform"],
+    )  # fmt: skip
+    dollars.legend(loc="upper left", fontsize=7)
+    dollars.set(title="Paid to date, $", xlabel="training episode")
+    share.plot(thin["episode"], thin["customer_share_to_date"], c=COLOURS["second"])
+    share.set(title="Customers' share to date", xlabel="training episode", ylim=(0, 1))
+    for ax in (spread, dollars, share):
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+    dollars.yaxis.set_major_formatter("{x:,.0f}")
+    return figure

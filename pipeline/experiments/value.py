@@ -1,0 +1,290 @@
+"""Data value: what each demonstration adds to the profit of a policy learned from it and others, and what it is paid.
+
+A demonstration's value is its Shapley value: what it adds to the expected profit on held-out videos, averaged over
+all orders in which demonstrations could arrive. That takes thousands of policies, so they are learned by ridge
+regression of sampled outcomes on what is seen times what is done, whose evidence adds up over videos: a subset's
+policy costs one sum and one solve. It is a simpler learner than SAC, so values rank demonstrations rather than
+forecast what SAC will earn. Before the first demonstration the learner has tried things out without looking; what
+demonstrations add is what can be seen.
+
+Learning meets sampled outcomes only; the analytic profit judges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.linalg
+from matplotlib.figure import Figure
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+
+from pipeline import econ, sim, store
+from pipeline.config import ValueConfig
+from pipeline.envs import expected_work
+from pipeline.errors import VtpError
+from pipeline.evaluate import blind, interval95, oracle, outcome_model, split_rows
+from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save
+
+COMPONENTS, LANDMARKS = 12, 24  # of the embeddings, that the learner sees them by
+RIDGE = 1.0  # in clips  # in clips
+BLIND_CLIPS = 400  # tried out without looking, as often as there are draws a clip
+BLIND_WEIGHT = 100.0  # of them together, in clips
+ROTATIONS = 32  # orders a round, at most
+ACTIONS = np.stack(np.meshgrid(np.linspace(0, 1, 21), np.linspace(0, 1, 21), indexing="ij"), -1).reshape(-1, 2)
+DRAWN = 40  # demonstrations in the figure, the first of the table
+
+Progress = Callable[[int, int], None]
+
+
+class Evidence(NamedTuple):
+    """Sums of a regression, which add up over clips: gram [m, m] and moment [m]."""
+
+    gram: np.ndarray
+    moment: np.ndarray
+
+
+class HeldOut(NamedTuple):
+    """Clips that judge: what is seen of them [n, d], and the expected profit of every grid action on them [n, 441]."""
+
+    seen: np.ndarray
+    profit: np.ndarray
+
+
+def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Value every video or contributor of the training split; writes the table and the figure, returns key numbers."""
+    started = time.monotonic()
+    data = store.read_embeddings(cfg.embeddings)
+    model = outcome_model(data)
+    if not model.labelled:
+        raise VtpError(
+            f"{cfg.embeddings} has no labels: without contexts there is no outcome to learn from; "
+            "name labels in the manifest and extract again"
+        )
+    videos, held_rows, how = split_rows(data)
+    names, rows = players(data, videos, by=cfg.by)
+    if len(names) < 2:
+        raise VtpError(f"there is only one {cfg.by} to value ({names[0]}); give at least two")
+    see = resemblances(data.embeddings[np.concatenate(rows)])
+    held = held_out(model.scenario, see(data.embeddings[held_rows]), model.context[held_rows])
+    keys = [content_key(data.embeddings[r]) for r in rows]
+    rounds = []
+    for number in range(cfg.rounds):
+        evidence = [
+            sample_evidence(
+                model.scenario, see(data.embeddings[r]), model.context[r], draws=cfg.draws,
+                rng=np.random.default_rng([cfg.seed, number, *key]),
+            )
+            for key, r in zip(keys, rows, strict=True)
+        ]  # fmt: skip
+        rng = np.random.default_rng([cfg.seed, number])
+        own = own_trials(model.scenario, held.seen.shape[1], draws=cfg.draws, rng=rng)
+        rounds.append(
+            value_round(evidence, keys, own, lambda total: judge(total, held), rng=rng, tolerance=cfg.tolerance)
+        )
+        if progress:
+            progress(number + 1, cfg.rounds)
+    result, table = conclude(names, [len(r) for r in rows], rounds, model.scenario)
+    context = model.context[held_rows]
+    result |= {
+        "by": cfg.by,
+        "held_out": how,
+        "oracle_profit": float(oracle(model.scenario).profit[context].mean()),
+        "blind_profit": float(blind(model.scenario).profit[context].mean()),
+        "seed": cfg.seed,
+        "wall_s": time.monotonic() - started,
+    }
+    save(output_folder(cfg.out, None), "value", table, _draw(table), result)
+    return result
+
+
+def players(data: store.Embeddings, videos: np.ndarray, *, by: str) -> tuple[list[str], list[np.ndarray]]:
+    """Names and rows of what is valued: training videos [V, 2], or their contributors in order of appearance."""
+    of_row = np.searchsorted(data.offset, videos[:, 0], side="right") - 1
+    ids = data.videos.id if by == "video" else data.videos.contributor or [""] * data.num_videos
+    if by == "contributor" and not all(ids[v] for v in of_row):
+        lacking = next(data.videos.id[v] for v in of_row if not ids[v])
+        raise VtpError(f"video {lacking} has no contributor; name one for each in the manifest, or value by video")
+    rows: dict[str, list[np.ndarray]] = {}
+    for video, (start, end) in zip(of_row, videos, strict=True):
+        rows.setdefault(ids[video], []).append(np.arange(start, end))
+    return list(rows), [np.concatenate(parts) for parts in rows.values()]
+
+
+def resemblances(embeddings: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A view of embeddings [n, 128]: 1 and how much each is like every landmark, in (0, 1], [n, 1 + landmarks].
+
+    Landmarks are cluster centres in the whitened principal components. What is like none of them leaves only the 1, so
+    that of what it has never seen the learner says what it knows blind; a linear view would extrapolate.
+    """
+    whiten = PCA(min(COMPONENTS, *embeddings.shape), whiten=True, svd_solver="full").fit(embeddings.astype(float))
+    clusters = KMeans(min(LANDMARKS, len(embeddings)), n_init=1, random_state=0).fit(whiten.transform(embeddings))
+    width = np.sqrt(clusters.inertia_ / len(embeddings)) or 1.0
+
+    def see(embeddings: np.ndarray) -> np.ndarray:
+        distance = clusters.transform(whiten.transform(embeddings.astype(float))) / width
+        return np.column_stack([np.ones(len(embeddings)), np.exp(-(distance**2) / 2)])
+
+    return see
+
+
+def action_terms(actions: np.ndarray) -> np.ndarray:
+    """Products of Legendre polynomials of speed and care up to degree 3 together, [..., 2] → [..., 10].
+
+    They are orthogonal for the uniform actions that were tried, and scaled alike, so the ridge bears on all the same.
+    """
+    x = 2 * actions - 1
+    polynomials = [np.ones_like(x), x, (3 * x**2 - 1) / 2, (5 * x**3 - 3 * x) / 2]
+    speed, care = ([np.sqrt(2 * n + 1) * p[..., i] for n, p in enumerate(polynomials)] for i in (0, 1))
+    return np.stack([speed[n] * care[m] for n in range(4) for m in range(4 - n)], -1)
+
+
+def sample_evidence(
+    scenario: sim.Scenario, seen: np.ndarray, context: np.ndarray, *, draws: int, rng: np.random.Generator
+) -> Evidence:
+    """Evidence of clips [n, 1 + d] in which random actions were tried `draws` times each; a clip weighs one."""
+    actions = rng.random((len(seen), draws, 2))
+    rate, p_err = sim.dynamics(scenario, context[:, None], actions[..., 0], actions[..., 1])
+    attempts, errors = sim.sample_outcomes(rate, p_err, rng)
+    price, damage = (scenario.table[name][context][:, None] for name in ("price_usd", "damage_usd"))
+    value = econ.profit(
+        sim.STEPS_PER_HOUR * (price * (attempts - errors) - damage * errors), scenario.energy_usd_per_hour
+    )
+    terms = action_terms(actions)
+    squares = np.einsum("nki,nkj->nij", terms, terms) / draws
+    products = np.einsum("nki,nk->ni", terms, value) / draws
+    size = seen.shape[1] * terms.shape[-1]
+    gram = np.einsum("na,nb,nij->aibj", seen, seen, squares, optimize=True).reshape(size, size)
+    return Evidence(gram, np.einsum("na,ni->ai", seen, products).ravel())
+
+
+def own_trials(scenario: sim.Scenario, width: int, *, draws: int, rng: np.random.Generator) -> Evidence:
+    """What the learner knows without a demonstration: actions tried in the contexts of the work, nothing seen."""
+    seen = np.zeros((BLIND_CLIPS, width))
+    seen[:, 0] = 1.0
+    context = np.arange(BLIND_CLIPS) % len(scenario.contexts)
+    evidence = sample_evidence(scenario, seen, context, draws=draws, rng=rng)
+    return Evidence(*(BLIND_WEIGHT / BLIND_CLIPS * part for part in evidence))
+
+
+def content_key(embeddings: np.ndarray) -> tuple[int, ...]:
+    """What tells clips from others, as integers that seed their outcomes: the same clips bring the same outcomes."""
+    digest = hashlib.sha256(np.ascontiguousarray(embeddings, np.float32)).digest()
+    return tuple(np.frombuffer(digest, np.uint32).tolist())
+
+
+def held_out(scenario: sim.Scenario, seen: np.ndarray, context: np.ndarray) -> HeldOut:
+    _, _, profit = expected_work(scenario, context[:, None], ACTIONS[:, 0], ACTIONS[:, 1])
+    return HeldOut(seen, np.broadcast_to(profit, (len(seen), len(ACTIONS))))
+
+
+def judge(total: Evidence, held: HeldOut) -> float:
+    """Expected profit in $/h, on the clips held out, of the actions that a ridge regression on the evidence prefers."""
+    gram = total.gram + RIDGE * np.eye(len(total.moment))
+    weights = scipy.linalg.solve(gram, total.moment, assume_a="pos", check_finite=False)
+    preferred = (held.seen @ weights.reshape(held.seen.shape[1], -1) @ action_terms(ACTIONS).T).argmax(1)
+    return float(held.profit[np.arange(len(preferred)), preferred].mean())
+
+
+class Round(NamedTuple):
+    """One estimate: Shapley and leave-one-out values [V] in $/h, profit of no and of all data, policies learned."""
+
+    value: np.ndarray
+    leave_one_out: np.ndarray
+    nothing: float
+    everything: float
+    policies: int
+
+
+def value_round(
+    evidence: list[Evidence],
+    keys: list[tuple[int, ...]],
+    own: Evidence,
+    utility: Callable[[Evidence], float],
+    *,
+    rng: np.random.Generator,
+    tolerance: float,
+) -> Round:
+    """Shapley values over a random order and rotations of it, so that each demonstration takes all places evenly.
+
+    Ghorbani and Zou 2019, algorithm 1, with rotations for independent orders. An order is cut short, what is left of
+    it adding nothing, once its profit is within `tolerance` of that of all data. What has the key of something that is
+    there already is a copy: it is no new evidence.
+    """
+    distinct = dict(zip(keys, evidence, strict=True))
+    total = Evidence(*(sum(parts, start) for start, *parts in zip(own, *distinct.values(), strict=True)))
+    nothing, everything = utility(own), utility(total)
+    left_out = [Evidence(total.gram - gram, total.moment - moment) for gram, moment in evidence]
+    leave_one_out = np.array(
+        [everything - utility(rest) if keys.count(key) == 1 else 0.0 for key, rest in zip(keys, left_out, strict=True)]
+    )
+    order, rotations = rng.permutation(len(evidence)), min(len(evidence), ROTATIONS)
+    value, policies = np.zeros(len(evidence)), 2 + len(evidence)
+    for turn in range(rotations):
+        total, before, present = own, nothing, set()
+        for player in np.roll(order, turn * len(evidence) // rotations):
+            if abs(everything - before) < tolerance:
+                break
+            if keys[player] in present:
+                continue
+            present.add(keys[player])
+            total = Evidence(total.gram + evidence[player].gram, total.moment + evidence[player].moment)
+            after = utility(total)
+            value[player] += (after - before) / rotations
+            before, policies = after, policies + 1
+    return Round(value, leave_one_out, nothing, everything, policies)
+
+
+def conclude(
+    names: list[str], clips: list[int], rounds: list[Round], scenario: sim.Scenario
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Means over rounds with Student's 95% intervals, and prices: at most the value, together at most the spread."""
+    values, left_out = (np.stack([getattr(r, name) for r in rounds]) for name in ("value", "leave_one_out"))
+    everything = float(np.mean([r.everything for r in rounds]))
+    implied_wage = everything + scenario.energy_usd_per_hour
+    spread = econ.allocate_spread(
+        implied_wage, scenario.human_wage_usd, 1.0, delta_mpl_total=1.0, delta_mpl_cust=1.0
+    ).spread_value
+    value = values.mean(0)
+    # What some take away is not paid for either: together no more than all of them add.
+    price = econ.data_prices(value, min(spread, float(value.sum())))
+    scale = econ.share(price.sum(), np.maximum(value, 0).sum())
+    low, high = np.array([interval95(column) for column in values.T]).T
+    table = pd.DataFrame(
+        {
+            "name": names, "clips": clips, "value": value, "low": low, "high": high, "leave_one_out": left_out.mean(0),
+            "price": price, "price_low": scale * np.maximum(low, 0), "price_high": scale * np.maximum(high, 0),
+        }
+    ).sort_values("value", ascending=False, kind="stable")  # fmt: skip
+    result = {
+        "demonstrations": len(names),
+        "profit_of_none": float(np.mean([r.nothing for r in rounds])),
+        "profit_of_all": everything,
+        "value_total": float(value.sum()),
+        "spread_per_hour": spread,
+        "paid_per_hour": float(price.sum()),
+        "worth_more_than_nothing": int((low > 0).sum()),
+        "rounds": len(rounds),
+        "policies_learned": sum(r.policies for r in rounds),
+        "most": table[["name", "value", "low", "high", "price"]].head(3).to_dict("records"),
+    }  # fmt: skip
+    return result, table
+
+
+@in_style
+def _draw(table: pd.DataFrame) -> Figure:
+    rows = table.head(DRAWN)[::-1]
+    figure, (ax,) = new_figure(1, width=6.0, height=1.2 + 0.2 * len(rows))
+    ax.errorbar(
+        rows["value"], range(len(rows)), xerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]],
+        fmt="o", ms=4, c=COLOURS["policy"], elinewidth=1.2,
+    )  # fmt: skip
+    ax.axvline(0, c=COLOURS["soft"], lw=0.8)
+    ax.set_yticks(range(len(rows)), labels=rows["name"], fontsize=7)
+    ax.set(title="Value of each demonstration", xlabel="profit that it adds, $ an hour")
+    return figure

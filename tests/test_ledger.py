@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from pipeline import sim
+from pipeline.envs import Economics
+from pipeline.ledger import EpisodeLedger, estimator_skill
+
+
+def close(ledger, mp=100.0, novelty=1.0):
+    return ledger.close(0.5, Economics(mp, 0.02, 30.0, 29.9), novelty)
+
+
+def test_an_episode_is_priced_by_hand():
+    row = close(EpisodeLedger(sim.scenario()), mp=109.0)
+    assert (row["delta_mpl_total"], row["delta_mpl_cust"]) == (0.0, 0.0), "there is nothing before the first"
+    assert (row["mp_h"], row["spread"]) == pytest.approx((60.0, 12.0))
+    assert (row["spread_value"], row["rebate"], row["captured_spread"]) == pytest.approx((6.0, 0.0, 6.0))
+    assert row["prod_parity"] == pytest.approx(109 / 60)
+
+
+def test_gains_are_on_the_last_hundred_episodes():
+    ledger = EpisodeLedger(sim.scenario())
+    for _ in range(150):
+        close(ledger, mp=50.0)
+    assert close(ledger, mp=60.0)["delta_mpl_total"] == pytest.approx(10.0)
+    assert close(ledger, mp=60.0)["delta_mpl_total"] == pytest.approx(60 - 50.1)
+
+
+def test_the_estimator_is_asked_before_it_is_told():
+    """Two ledgers with one past answer the same, whatever comes of the episode."""
+    ledgers = EpisodeLedger(sim.scenario()), EpisodeLedger(sim.scenario())
+    for ledger in ledgers:
+        for mp in (50.0, 60.0, 40.0):
+            close(ledger, mp=mp, novelty=mp / 50)
+    poor, rich = (close(ledger, mp=mp)["delta_mpl_cust"] for ledger, mp in zip(ledgers, (0.0, 500.0), strict=True))
+    assert poor == rich != 0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_standardised_features_make_the_estimator_blind_to_their_unit(scale):
+    rng = np.random.default_rng(0)
+    ledger = EpisodeLedger(sim.scenario())
+    for _ in range(600):
+        novelty = rng.normal()
+        close(ledger, mp=100 + 10 * novelty + rng.normal(), novelty=scale * (5 + novelty))
+    skill = ledger.skill()
+    assert skill["r2_ci95"][0] > 0.5
+    assert skill["rank_correlation_ci95"][0] > 0.9
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_novelty_that_says_nothing_has_no_skill(constant):
+    rng = np.random.default_rng(1)
+    ledger = EpisodeLedger(sim.scenario())
+    for _ in range(1000):
+        close(ledger, mp=100 + 10 * rng.normal(), novelty=1.0 if constant else rng.normal())
+    skill = ledger.skill()
+    assert skill["r2_ci95"][0] <= 0
+    assert skill["r2"] < 0.01
+    assert skill["rank_correlation_ci95"][0] <= 0
+
+
+def test_skill_by_hand():
+    gains = np.tile([1.0, -1.0], 50)
+    perfect, none = estimator_skill(gains, gains), estimator_skill(np.zeros(100), gains)
+    assert (perfect["r2"], perfect["rank_correlation"]) == pytest.approx((1.0, 1.0))
+    assert perfect["r2_ci95"] == pytest.approx([1.0, 1.0])
+    assert none["r2"] == pytest.approx(0.0), "0 is the gains' mean"
+    assert none["rank_correlation"] == 0.0
+
+
+@pytest.mark.parametrize("episodes", [0, 1, 19])
+def test_too_few_episodes_have_no_figure(episodes):
+    skill = estimator_skill(np.zeros(episodes), np.ones(episodes))
+    assert skill["episodes"] == episodes
+    assert skill["r2"] is skill["r2_ci95"] is skill["rank_correlation"] is None

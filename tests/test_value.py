@@ -1,0 +1,171 @@
+"""Data value: on made-up embeddings whose worth is known, and the arithmetic of Shapley values by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import sim, store
+from pipeline.config import ValueConfig
+from pipeline.errors import VtpError
+from pipeline.experiments import value
+
+MIXED = sim.scenario("dishwashing", "mixed")
+CLIPS = 12
+COMMON, UNIQUE = ("plate", "glass", "mug"), "pan"
+
+
+def look(context, rng):
+    """Embeddings [n, 128] of clips of contexts in one scene: what it is, the scene, the clip."""
+    embeddings = rng.normal(0, 0.2, (len(context), 128)) + rng.normal(0, 0.1, 128)
+    embeddings[np.arange(len(context)), [MIXED.context_names.index(name) for name in context]] += 4
+    return embeddings.astype(np.float32)
+
+
+def write_file(path, videos, *, contributors=(), labelled=True):
+    """An embeddings file of {id: (contexts [n], embeddings [n, 128])}; ids that begin with `val` are held out."""
+    context = np.concatenate([context for context, _ in videos.values()])
+    embeddings = np.concatenate([embeddings for _, embeddings in videos.values()])
+    counts = [len(context) for context, _ in videos.values()]
+    n, names = len(context), list(videos)
+    numbers = dict.fromkeys(store.LABEL_NUMBERS, np.full(n, np.nan))
+    zeros, ones = np.zeros(n), np.ones(len(names))
+    data = store.Embeddings(
+        embeddings=embeddings,
+        clips=store.Clips(embeddings, zeros, zeros, zeros, zeros.astype(int), np.concatenate([[0], np.cumsum(counts)])),
+        videos=store.Videos(
+            sha256=names, fps=ones, num_frames=ones.astype(int), decoder=names, id=names, path=names,
+            split=["val" if name.startswith("val") else "train" for name in names],
+            task=["dishwashing"] * len(names), contributor=list(contributors),
+        ),
+        labels={"context": context.astype(object), **numbers} if labelled else None,
+        projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0, attrs={},
+    )  # fmt: skip
+    store.write_embeddings(path, data)
+    return path
+
+
+def demos(seed, *, duplicate):
+    """The only video with a pan, eight common ones, one of noise; and, or not, a copy of the first.
+
+    Of all contexts it is pans that must be seen: blind work treats everything as if it were a glass.
+    """
+    rng = np.random.default_rng(seed)
+    videos = {f"common-{i}": np.array(COMMON)[rng.integers(3, size=CLIPS)] for i in range(8)}
+    videos |= {"unique": np.array([UNIQUE] * CLIPS)}
+    videos |= {f"val-{i}": np.array(MIXED.context_names)[rng.integers(4, size=20)] for i in range(6)}
+    videos = {name: (context, look(context, rng)) for name, context in videos.items()}
+    videos["noise"] = (np.array([""] * CLIPS), rng.normal(0, 0.2, (CLIPS, 128)).astype(np.float32))
+    if duplicate:
+        videos["copy"] = videos["unique"]
+    return videos
+
+
+def values_of(tmp_path, videos, seed, **settings):
+    path = write_file(tmp_path / "embeddings.h5", videos)
+    result = value.run(ValueConfig(embeddings=path, out=tmp_path / "out", rounds=4, seed=seed, **settings))
+    return result, pd.read_csv(tmp_path / "out" / "value.csv").set_index("name")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_planted_demonstrations_are_ranked(tmp_path, seed):
+    result, alone = values_of(tmp_path, demos(seed, duplicate=False), seed)
+    _, pair = values_of(tmp_path, demos(seed, duplicate=True), seed)
+    common = alone.value[alone.index.str.startswith("common")]
+    assert alone.value.sum() == pytest.approx(result["profit_of_all"] - result["profit_of_none"]), "all is shared out"
+    assert alone.low["unique"] > common.max(), "what nobody else shows is worth more"
+    assert pair.value["unique"] + pair.value["copy"] < 1.5 * alone.value["unique"], "a copy is no second demo"
+    assert abs(alone.value["noise"]) < 0.15 * alone.value["unique"], "noise is worth about nothing"
+    assert alone.price.sum() <= min(result["spread_per_hour"], alone.value.sum()) + 1e-6
+
+
+def test_the_same_seed_gives_the_same_values(tmp_path):
+    videos = {name: pair for name, pair in demos(0, duplicate=False).items() if name[-1] in "01s"}
+    one, other = (values_of(tmp_path / name, videos, 0)[1] for name in "ab")
+    pd.testing.assert_frame_equal(one, other)
+
+
+# By hand
+
+
+def additive(parts):
+    """Evidence whose utility is the sum of what each part is worth."""
+    return [value.Evidence(np.zeros((1, 1)), np.array([float(p)])) for p in parts]
+
+
+def round_of(parts, utility, *, keys=None, **settings):
+    zero, rng = value.Evidence(np.zeros((1, 1)), np.zeros(1)), np.random.default_rng(0)
+    keys = [(i,) for i in range(len(parts))] if keys is None else keys
+    return value.value_round(additive(parts), keys, zero, utility, rng=rng, **{"tolerance": 0.0, **settings})
+
+
+def test_what_adds_up_is_valued_at_what_it_adds():
+    found = round_of([1, -2, 5], lambda total: float(total.moment[0]) + 10)
+    assert found.value == pytest.approx([1, -2, 5])
+    assert found.leave_one_out == pytest.approx([1, -2, 5])
+    assert (found.nothing, found.everything) == (10, 14)
+
+
+def test_of_two_of_which_one_would_do_each_is_worth_half_and_neither_is_missed():
+    found = round_of([1, 1], lambda total: float(total.moment[0] >= 1))
+    assert found.value == pytest.approx([0.5, 0.5])
+    assert found.leave_one_out == pytest.approx([0, 0])
+
+
+def test_a_copy_shares_the_value_of_what_it_copies():
+    found = round_of([3, 3, 4], lambda total: float(total.moment[0]), keys=[(0,), (0,), (1,)])
+    assert found.value[0] + found.value[1] == pytest.approx(3)
+    assert found.value[2] == pytest.approx(4)
+    assert found.leave_one_out == pytest.approx([0, 0, 4])
+    assert found.everything == 7
+
+
+def test_a_tolerance_saves_policies_and_never_pays_more_than_there_is():
+    parts, done = [3.0] * 10, lambda total: min(float(total.moment[0]), 9.0)
+    full, cut = round_of(parts, done), round_of(parts, done, tolerance=0.5)
+    assert cut.policies < full.policies
+    assert cut.value == pytest.approx(full.value)
+
+
+def test_the_learner_knows_what_an_action_brings():
+    """On clips of one context seen in training, the preferred actions earn nearly what the oracle earns."""
+    rng = np.random.default_rng(0)
+    context = np.repeat(np.arange(4), 30)
+    seen = np.column_stack([np.ones(120), np.eye(4)[context] * 3])
+    evidence = value.sample_evidence(MIXED, seen, context, draws=200, rng=rng)
+    profit = value.judge(evidence, value.held_out(MIXED, seen, context))
+    assert profit > 0.95 * value.oracle(MIXED).profit.mean()
+
+
+def test_copies_bring_the_same_outcomes_and_others_do_not():
+    clips = np.arange(256, dtype=np.float32).reshape(2, 128)
+    assert value.content_key(clips) == value.content_key(clips.copy()) != value.content_key(clips + 1)
+
+
+# Contributors, and what cannot be valued
+
+
+def small(n=4):
+    rng = np.random.default_rng(0)
+    contexts = {f"{'val' if i == 0 else 'v'}-{i}": np.array(MIXED.context_names) for i in range(n)}
+    return {name: (context, look(context, rng)) for name, context in contexts.items()}
+
+
+def test_contributors_are_valued_over_all_their_videos(tmp_path):
+    path = write_file(tmp_path / "e.h5", small(), contributors=["", "ann", "bob", "ann"])
+    result = value.run(ValueConfig(embeddings=path, out=tmp_path, by="contributor", rounds=2))
+    table = pd.read_csv(tmp_path / "value.csv").set_index("name")
+    assert dict(table.clips) == {"ann": 8, "bob": 4}
+    assert result["demonstrations"] == 2
+
+
+def test_what_cannot_be_valued_says_why(tmp_path):
+    def run(path, **settings):
+        return value.run(ValueConfig(embeddings=path, out=tmp_path / "out", rounds=2, **settings))
+
+    with pytest.raises(VtpError, match="v-1 has no contributor; name one for each in the manifest"):
+        run(write_file(tmp_path / "a.h5", small()), by="contributor")
+    with pytest.raises(VtpError, match="has no labels"):
+        run(write_file(tmp_path / "b.h5", small(), labelled=False))
+    with pytest.raises(VtpError, match="only one video to value"):
+        run(write_file(tmp_path / "c.h5", small(2)))
