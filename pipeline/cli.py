@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -160,7 +161,8 @@ def _progress(label: str) -> Iterator[Callable[..., None]]:
     """A progress bar fed with (done, total, text); it vanishes where the output is no terminal."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal,
+        TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
+        console=console, disable=not console.is_terminal,
     )  # fmt: skip
     with bar:
         task = bar.add_task(label, total=None, text="")
@@ -254,9 +256,9 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     if result.failures:
         table = Table("video", "reason", "remedy", title=f"{len(result.failures)} videos failed", title_justify="left")
         for row in result.failures:
-            table.add_row(row["video_id"], row["reason"], row["fix"])
+            table.add_row(*(escape(row[name]) for name in ("video_id", "reason", "fix")))
         console.print(table)
-        console.print(f"each is in {cfg.out.parent / 'failures.jsonl'}")
+        console.print(f"each is in {cfg.out.parent / 'failures.jsonl'}", markup=False)
         raise typer.Exit(EXIT_PARTIAL)
 
 

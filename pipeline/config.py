@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MAX_SEED = 2**63 - 1
+
 Task = Literal["dishwashing", "bricklaying"]
 Scenario = Literal["seed", "mixed"]
 
@@ -27,7 +29,7 @@ class SimulateConfig(Config):
     task: Task = Field("dishwashing", description="What the demonstrator does.")
     scenario: Scenario = Field("mixed", description="seed: one kind of object; mixed: a context per step.")
     val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
-    seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same bytes.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed; the same seed gives the same bytes.")
 
 
 class ExtractConfig(Config):
@@ -80,12 +82,12 @@ class TrainConfig(Config):
     updates_per_episode: float | None = Field(
         None, gt=0, le=6000, description="SAC updates per 60 steps; by default 8 of sim, 1 of embeddings."
     )
-    seed: int = Field(0, ge=0, description="Random seed.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
     reward_window: Literal["step", "episode"] = Field(
         "step", description="Rates in the reward: of the step, or of the episode to date."
     )
-    batch_size: int = Field(256, ge=2, description="Transitions an update.")
-    buffer_size: int = Field(1_000_000, ge=1, description="Replay capacity in transitions.")
+    batch_size: int = Field(256, ge=2, le=1 << 20, description="Transitions an update.")
+    buffer_size: int = Field(1_000_000, ge=1, le=1 << 28, description="Replay capacity in transitions.")
     warmup_steps: int = Field(600, ge=0, description="Transitions with uniformly random actions before learning.")
     priority_exponent: float = Field(
         0.2, ge=0, le=1, description="Replay priority is |TD| to this power, times novelty."
@@ -104,7 +106,7 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_source(cls, values: dict[str, Any]) -> dict[str, Any]:
-        defaults = TRAIN_DEFAULTS.get(values.get("source"), {})
+        defaults = TRAIN_DEFAULTS.get(str(values.get("source")), {})
         return defaults | {name: value for name, value in values.items() if value is not None}
 
 
@@ -112,9 +114,14 @@ class EvaluateConfig(Config):
     """Validate a run's policy in closed loop."""
 
     run: Path = Field(description="Run directory.")
-    episodes: int = Field(8, ge=1, le=10_000, description="Validation episodes.")
+    validation: Literal["auto", "pixels", "clips"] = Field(
+        "auto", description="pixels: rendered scenes; clips: held-out clips; auto: pixels where the clips have labels."
+    )
+    episodes: int | None = Field(
+        None, ge=1, le=10_000, description="Validation episodes; by default 8 from pixels, 200 in the simulator."
+    )
     steps: int = Field(60, ge=1, le=60, description="Steps an episode.")
-    seed: int = Field(10_000, ge=0, description="Random seed of the validation scenes.")
+    seed: int = Field(10_000, ge=0, le=MAX_SEED, description="Random seed of the validation scenes.")
 
 
 class FrontierConfig(Config):
@@ -128,7 +135,7 @@ class FrontierConfig(Config):
     episodes: int = Field(100, ge=1, le=10_000, description="Simulated episodes a point.")
     min_mp: float = Field(80.0, ge=0, description="Service level: good units an hour, at least.")
     max_err: float = Field(0.06, ge=0, le=1, description="Service level: error rate, at most.")
-    seed: int = Field(0, ge=0, description="Random seed.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 
 class ElasticityConfig(Config):
@@ -138,7 +145,7 @@ class ElasticityConfig(Config):
     out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
     points: int = Field(10, ge=2, le=200, description="Points a curve.")
     range: float = Field(2.0, gt=1, le=100, description="Curves go from today's value over this to today's times this.")
-    seed: int = Field(0, ge=0, description="Random seed of the intervals' bootstrap.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap.")
 
 
 class SpreadConfig(Config):
@@ -159,7 +166,7 @@ class ValueConfig(Config):
         0.0, ge=0, description="Cut an order short once its profit is within this of all data's, in $/h."
     )
     draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
-    seed: int = Field(0, ge=0, description="Random seed.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 
 class ReportConfig(Config):
@@ -173,4 +180,4 @@ class DemoConfig(Config):
 
     out: Path = Field(Path("runs/demo"), description="Run directory; videos and embeddings lie in it too.")
     quick: bool = Field(False, description="A small version of the same, in under three minutes.")
-    seed: int = Field(0, ge=0, description="Random seed.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")

@@ -35,6 +35,8 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
     stage: announces a stage by name and returns its progress callback.
     """
     started = time.monotonic()
+    if (cfg.out / "summary.json").exists() and not (cfg.out / "demos").is_dir():
+        raise VtpError(f"{cfg.out} holds a run that is no demo; choose another --out")
     size = QUICK if cfg.quick else FULL
     embeddings = cfg.out / "embeddings.h5"
     manifest = simulate.run(

@@ -22,7 +22,7 @@ from pipeline.config import ExtractConfig
 from pipeline.encoders import Encoder, Projector
 from pipeline.errors import VtpError
 from pipeline.manifest import VideoEntry
-from pipeline.rundir import file_sha256, save_config, write_text
+from pipeline.rundir import file_sha256, make_folder, save_config, write_text
 from pipeline.video import Clip, Decoder, VideoError, VideoInfo, check_file
 
 logger = logging.getLogger(__name__)
@@ -47,31 +47,35 @@ class ExtractResult:
 
 def run(cfg: ExtractConfig, *, progress: Progress | None = None) -> ExtractResult:
     """Decode and encode the videos that no part holds yet, then put the embeddings file together."""
+    make_folder(cfg.out.parent)
+    if cfg.out.is_dir():
+        raise VtpError(f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}")
     entries = manifest.assign_splits(manifest.find_videos(cfg.source))
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
     projector = given_projector(cfg.projector, encoder)
     settings = feature_settings(cfg, encoder)
     failures_path = cfg.out.parent / "failures.jsonl"
-    failures_path.unlink(missing_ok=True)
 
     writer = PartWriter(cfg.out.parent / f"{cfg.out.stem}.parts", settings, encoder)
     contents: list[tuple[VideoEntry, str]] = []
     failures: list[dict[str, str]] = []
-    with Decoder(timeout_s=cfg.timeout_s, decoder=cfg.decoder) as decoder:
-        for index, entry in enumerate(entries):
-            if progress is not None:
-                progress(index, len(entries), entry.video_id)
-            try:
-                sha256, stamp = read_content(entry)
-                if sha256 not in writer.contents:
-                    clips = decoder.clips(
-                        entry.path, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail
-                    )
-                    writer.add(sha256, clips.info, unchanged(entry.path, stamp, clips))
-                contents.append((entry, sha256))
-            except VideoError as error:
-                failures.append(failure(entry, "decode", error))
-    writer.close()
+    try:
+        with Decoder(timeout_s=cfg.timeout_s, decoder=cfg.decoder) as decoder:
+            for index, entry in enumerate(entries):
+                if progress is not None:
+                    progress(index, len(entries), entry.video_id)
+                try:
+                    sha256, stamp = read_content(entry)
+                    if sha256 not in writer.contents:
+                        clips = decoder.clips(
+                            entry.path, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail
+                        )
+                        writer.add(sha256, clips.info, unchanged(entry.path, stamp, clips))
+                    contents.append((entry, sha256))
+                except VideoError as error:
+                    failures.append(failure(entry, "decode", error))
+    finally:  # what is finished is kept, also when the user has had enough
+        writer.close()
     if progress is not None:
         progress(len(entries), len(entries), "putting together")
 
@@ -84,6 +88,8 @@ def run(cfg: ExtractConfig, *, progress: Progress | None = None) -> ExtractResul
             failures.append(failure(entry, "labels", error))
     if failures:
         write_text(failures_path, "".join(json.dumps(row) + "\n" for row in failures))
+    else:
+        failures_path.unlink(missing_ok=True)
     logger.info("%d videos: %d decoded now, %d failed", len(entries), writer.num_decoded, len(failures))
     if not labelled:
         return ExtractResult(None, 0, 0, writer.num_decoded, failures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import hashlib
 import json
@@ -91,18 +92,23 @@ def read_manifest(path: Path) -> list[VideoEntry]:
     return entries
 
 
+EXTRA_FIELDS = "\0"
+
+
 def _read_rows(path: Path) -> list[dict[str, str]]:
     """The rows as text; absent and empty values are left out."""
     try:
         if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-            rows = table.to_dict("records")
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file, restkey=EXTRA_FIELDS, strict=True))
+            if any(EXTRA_FIELDS in row for row in rows):
+                raise ValueError("a row has more fields than the header")
         elif path.suffix.lower() == ".jsonl":
             lines = path.read_text(encoding="utf-8").splitlines()
             rows = [json.loads(line) for line in lines if line.strip()]
         else:
             rows = pd.read_parquet(path).astype(object).to_dict("records")
-    except (ValueError, OSError) as error:  # pandas' and json's own errors are ValueErrors
+    except (ValueError, OSError, csv.Error) as error:  # pandas' and json's own errors are ValueErrors
         raise VtpError(
             f"manifest {path} cannot be read ({str(error).splitlines()[0]}); see manifests/README.md"
         ) from error
@@ -112,7 +118,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _is_absent(value: object) -> bool:
-    return value is None or value == "" or value != value  # NaN is not itself
+    return value is None or (isinstance(value, str | float) and (value == "" or value != value))  # NaN is not itself
 
 
 def _entry(row: dict[str, str], root: Path, where: str) -> VideoEntry:

@@ -70,6 +70,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
 
     if cfg.buffer_size < cfg.num_envs:
         raise VtpError(f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it")
+    if cfg.buffer_size < cfg.warmup_steps:
+        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --warmup-steps {cfg.warmup_steps}; lower the latter")
     source = open_source(cfg, env_rng)
     env, books = source.env, source.env.workplace
     agent = evaluate.build_agent(cfg.source, lr=cfg.lr, gamma=cfg.gamma, tau=cfg.tau)
@@ -82,7 +84,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     updates_per_step = cfg.updates_per_episode * cfg.num_envs / sim.EPISODE_STEPS
 
     start_run(cfg)
-    save_config(cfg.out / "config.yaml", cfg)
+    save_config(cfg.out / "config.yaml", cfg.model_copy(update={"overwrite": False}))
     logger.info("outcome model: %s; validation: %s", source.meta["outcome_model"], source.validation)
     metrics, validations = (
         MetricsCsv(cfg.out / "metrics.csv", METRICS),
@@ -175,6 +177,11 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             observations = next_observations
 
     write_json(cfg.out / "data_value.json", {"estimator": ledger.skill()})
+    if buffer.size < cfg.warmup_steps:
+        raise VtpError(
+            f"{cfg.episodes} episodes gave {buffer.size} steps, fewer than --warmup-steps {cfg.warmup_steps}: "
+            "nothing was learned; raise --episodes or lower --warmup-steps"
+        )
     metrics.close()
     validations.close()
     board.close()
@@ -238,7 +245,7 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
         "embeddings_sha256": data.attrs["content_sha256"],
         "novelty": str(novelty_path) if novelty is not None else "none: every clip weighs 1",
         "num_train_clips": len(train_rows),
-        "held_out": how,
+        "held_out": f"{how}; they also chose the checkpoint",
     }
     meta = {
         "source": "embeddings", "task": model.scenario.task, "scenario": model.scenario.name, "seed": cfg.seed,
@@ -254,18 +261,20 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
         env, model.scenario, torch.from_numpy(data.embeddings), train_rows, novelty,
         lambda agent, rng: evaluate.on_clips(
             agent, model.scenario, data.embeddings[held_out], model.context[held_out],
-            draws=max(1, VALIDATION_DRAWS // len(held_out)), rng=rng,
+            video=evaluate.video_of(data, held_out), draws=max(1, VALIDATION_DRAWS // len(held_out)), rng=rng,
         ),
         "held-out clips", meta,
     )  # fmt: skip
 
 
 def start_run(cfg: TrainConfig) -> None:
-    """Make the run directory; an earlier run in it is refused, or with `overwrite` removed."""
+    """Make the run directory; a finished run in it is refused, an unfinished one or with `overwrite` any is removed."""
     make_folder(cfg.out)
+    if (cfg.out / "summary.json").exists() and not cfg.overwrite:
+        raise VtpError(f"{cfg.out} holds a run already; choose another --out, or add --overwrite")
     earlier = [cfg.out / name for name in RUN_FILES if (cfg.out / name).exists()]
-    if earlier and not cfg.overwrite:
-        raise VtpError(f"{cfg.out} holds a run already ({earlier[0].name}); choose another --out, or add --overwrite")
+    if earlier:
+        logger.warning("%s: the earlier run in it is replaced", cfg.out)
     for path in earlier:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

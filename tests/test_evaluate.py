@@ -120,9 +120,11 @@ def test_a_constant_policy_in_the_simulator():
     assert evaluate.summarise(scenario, steps, s_cust=0.0)["oracle_ratio"] == pytest.approx(1, abs=1e-4)
 
 
-def test_each_held_out_clip_is_an_episode_however_often_it_is_drawn():
-    context = np.array([0, 1, 2, 3])
+def test_the_clips_of_a_video_are_one_episode_however_often_they_are_drawn():
+    context, video = np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1])
     scenario, rng = sim.scenario("dishwashing", "mixed"), np.random.default_rng(0)
-    steps = evaluate.on_clips(Constant(), scenario, np.zeros((4, 128), np.float32), context, draws=5, rng=rng)
-    assert steps.groupby("episode")["context"].unique().str[0].tolist() == [0, 1, 2, 3]
+    embeddings = np.zeros((4, 128), np.float32)
+    steps = evaluate.on_clips(Constant(), scenario, embeddings, context, video=video, draws=5, rng=rng)
     assert len(steps) == 20
+    assert steps.groupby("episode")["context"].unique().apply(sorted).tolist() == [[0, 1], [2, 3]]
+    assert evaluate.summarise(scenario, steps, s_cust=0.0)["episodes"] == 2

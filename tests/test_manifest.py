@@ -99,7 +99,8 @@ def test_ids_keep_their_leading_zeros(tmp_path):
         ("path,sha256\na.mp4,abc\n", r"sha256 'abc' is not 64 hexadecimal digits"),
         ("path,labels\na.mp4,../l.csv\n", r"'../l.csv' leads out of"),
         ("path\n", r"has no rows"),
-        ("", r"cannot be read .*; see manifests/README.md"),
+        ("", r"has no rows"),
+        ("path,split\na.mp4,train,zzz\n", r"more fields than the header"),
     ],
 )
 def test_bad_manifests_say_what_and_how(tmp_path, text, message):
