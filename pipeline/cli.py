@@ -24,6 +24,7 @@ from rich.table import Table
 
 from pipeline import __version__
 from pipeline.config import (
+    CompareConfig,
     Config,
     DemoConfig,
     ElasticityConfig,
@@ -92,7 +93,7 @@ def _command(
     def register(body: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             config_file, wants_json = values.pop("config"), values.pop("json", False)
-            flags = {key: value for key, value in values.items() if value is not None}
+            flags = {key: value for key, value in values.items() if value not in (None, [])}
             cfg = _resolve(model, config_file, flags, argument)
             try:
                 body(cfg, as_json=wants_json) if as_json else body(cfg)
@@ -105,7 +106,7 @@ def _command(
                 default = typer.Argument(None, help=field.description, show_default=False)
             else:
                 default = _option(model, name)
-            annotation = bool if field.annotation is bool else str
+            annotation = {bool: bool, list[Path]: list[str]}.get(field.annotation, str)
             parameters.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation | None)
             )
@@ -200,6 +201,14 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"spread ${summary['spread']:.2f}/h (rebate ${summary['rebate']:.2f}, captured ${summary['captured']:.2f})"
     )
     print(f"outcome model: {summary['outcome_model']}")
+
+
+COMPARED = (("profit_mean", "profit"), ("profit_difference", "profit_difference"), ("oracle_ratio", "oracle_ratio"))
+
+
+def _figure(row: dict[str, Any], name: str, interval: str) -> str:
+    bounds = [row[f"{interval}_low"], row[f"{interval}_high"]]
+    return "" if row[name] is None else f"{row[name]:.2f}{_interval(None if None in bounds else bounds)}"
 
 
 def _print_json(value: Any) -> None:
@@ -322,6 +331,27 @@ def report(cfg: ReportConfig) -> None:
     from pipeline import report
 
     print(report.run(cfg))
+
+
+@_command(CompareConfig, argument="runs", as_json=True)
+def compare(cfg: CompareConfig, *, as_json: bool) -> None:
+    from pipeline.report import compare
+
+    rows = compare.run(cfg)
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table()
+    for column in ("run", "profit $/h", "beyond the first", "of the oracle", "error"):
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["run"],
+            *(_figure(row, *columns) for columns in COMPARED),
+            "" if row["err_mean"] is None else f"{row['err_mean']:.1%}",
+        )
+    Console().print(table)
+    print(f"open {cfg.out / 'compare.html'}")
 
 
 @app.callback(invoke_without_command=True)

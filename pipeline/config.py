@@ -175,6 +175,13 @@ class ReportConfig(Config):
     run: Path = Field(description="Run directory.")
 
 
+class CompareConfig(Config):
+    """Put validated runs beside each other in one table and page, with intervals."""
+
+    runs: list[Path] = Field(min_length=2, description="Run directories; the others are compared with the first.")
+    out: Path = Field(Path("runs"), description="Folder for compare.csv and compare.html.")
+
+
 class DemoConfig(Config):
     """Run the whole pipeline on rendered demonstrations, then the report."""
 

@@ -293,3 +293,9 @@ def test_an_experiment_on_no_run_is_one_line(vtp):
     assert_one_line(vtp("experiment", "elasticity"), "RUN")
     assert_one_line(vtp("experiment", "elasticity", "nowhere"), "nowhere", "vtp evaluate")
     assert_one_line(vtp("experiment", "spread", "nowhere"), "nowhere", "vtp train")
+
+
+def test_compare_takes_two_runs_or_more(vtp, tmp_path):
+    assert_one_line(vtp("compare"), "RUNS")
+    assert_one_line(vtp("compare", "one"), "at least 2")
+    assert_one_line(vtp("compare", "one", "two"), "one", "vtp evaluate")

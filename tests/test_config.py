@@ -10,7 +10,7 @@ from pipeline import config
 
 MODELS = [model for _, model in inspect.getmembers(config, inspect.isclass) if issubclass(model, config.Config)]
 STAGES = [model for model in MODELS if model is not config.Config]
-REQUIRED = {"source": "sim", "run": "runs/x"}
+REQUIRED = {"source": "sim", "run": "runs/x", "runs": ["runs/x", "runs/y"]}
 
 
 def build(model, **values):
@@ -86,5 +86,6 @@ def test_values_that_break_a_rule_are_refused(model, values):
 def test_text_from_the_command_line_becomes_the_settings_type(model):
     cfg = build(model)
     values = cfg.model_dump(mode="json", exclude_none=True)
-    assert model(**{name: str(value) for name, value in values.items()}) == cfg
+    text = {name: value if isinstance(value, list) else str(value) for name, value in values.items()}
+    assert model(**text) == cfg
     assert all(isinstance(getattr(cfg, n), Path) for n, f in model.model_fields.items() if f.annotation is Path)

@@ -79,6 +79,11 @@ def test_all_formats_read_the_same(tmp_path, write_rows):
     ]
 
 
+def test_a_video_may_name_its_contributor(tmp_path):
+    manifest = write(tmp_path / "m.csv", "path,contributor\na.mp4,Ann\nb.mp4,\n")
+    assert [entry.contributor for entry in find_videos(str(manifest))] == ["Ann", None]
+
+
 def test_ids_keep_their_leading_zeros(tmp_path):
     manifest = write(tmp_path / "m.csv", "video_id,path\n007,a.mp4\nNA,b.mp4\n")
     assert [entry.video_id for entry in find_videos(str(manifest))] == ["007", "NA"]

@@ -159,6 +159,16 @@ def test_contributors_are_valued_over_all_their_videos(tmp_path):
     assert result["demonstrations"] == 2
 
 
+def test_a_file_that_names_no_contributor_is_what_it_was_before_there_were_any(tmp_path):
+    one, other = (
+        write_file(tmp_path / name, small(), contributors=c) for name, c in (("a.h5", []), ("b.h5", [""] * 4))
+    )
+    assert store.read_embeddings(one).content_sha256 == store.read_embeddings(other).content_sha256
+    assert store.read_embeddings(one).videos.contributor == []
+    named = store.read_embeddings(write_file(tmp_path / "c.h5", small(), contributors=["", "ann", "bob", "ann"]))
+    assert named.videos.contributor == ["", "ann", "bob", "ann"]
+
+
 def test_what_cannot_be_valued_says_why(tmp_path):
     def run(path, **settings):
         return value.run(ValueConfig(embeddings=path, out=tmp_path / "out", rounds=2, **settings))

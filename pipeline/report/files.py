@@ -19,7 +19,7 @@ from pipeline.errors import VtpError
 
 logger = logging.getLogger(__name__)
 
-FRAME_BYTES = 800_000  # of images before base64, so that the page stays under 2 MB
+FRAME_BYTES = 800_000  # of images before base64, so that the page stays small
 IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 
 

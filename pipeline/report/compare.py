@@ -1,0 +1,108 @@
+"""Runs beside each other: one table with intervals, as CSV and as a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline import rundir
+from pipeline.config import CompareConfig
+from pipeline.errors import VtpError
+from pipeline.report.figures import csv_download
+from pipeline.report.files import finite
+from pipeline.report.words import DASH, number, percent, usd
+
+NUMBERS = (
+    "profit_mean", "oracle_profit", "blind_profit", "oracle_ratio", "blind_ratio", "mp_mean", "err_mean", "wage_parity",
+    "spread", "rebate", "captured",
+)  # fmt: skip
+INTERVALS = {"profit": "profit_ci95", "oracle_ratio": "oracle_ratio_ci95"}
+
+
+def run(cfg: CompareConfig) -> list[dict[str, Any]]:
+    """Write OUT/compare.csv and OUT/compare.html; returns a row a run, in the order given."""
+    rows = [read_row(path) for path in cfg.runs]
+    for row in rows:
+        row |= difference(row, rows[0])
+    table = pd.DataFrame(rows)
+    with rundir.atomic_path(cfg.out / "compare.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    worlds = sorted({f"{row['task']} {row['scenario']}, {row['validation']}" for row in rows})
+    page = environment.get_template("compare.html").render(
+        heads=HEADS, rows=[_cells(row) for row in rows], worlds=worlds, download=csv_download("compare.csv", table)
+    )
+    rundir.write_text(cfg.out / "compare.html", page)
+    return rows
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """A run's figures from its summary; None where it has none."""
+    remedy = f"make it with: vtp evaluate {shlex.quote(str(path))}"
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        row = {"run": str(path)} | {key: str(summary[key]) for key in ("source", "task", "scenario", "validation")}
+        row |= {"episodes": int(summary["episodes"])} | {key: finite(summary.get(key)) for key in NUMBERS}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VtpError(f"{path / 'summary.json'} does not exist; {remedy}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VtpError(f"{path / 'summary.json'} is no summary of a run ({error}); {remedy}") from error
+    for name, key in INTERVALS.items():
+        bounds = summary.get(key)
+        low, high = map(finite, bounds) if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row
+
+
+def difference(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float | None]:
+    """Profit beyond the first run's in $/h, its interval from both intervals as if the runs were independent."""
+    names = ("profit_difference", "profit_difference_low", "profit_difference_high")
+    if row is first or row["profit_mean"] is None or first["profit_mean"] is None:
+        return dict.fromkeys(names)
+    value = row["profit_mean"] - first["profit_mean"]
+    if None in (row["profit_low"], row["profit_high"], first["profit_low"], first["profit_high"]):
+        return dict(zip(names, (value, None, None), strict=True))
+    half = math.hypot(*((r["profit_high"] - r["profit_low"]) / 2 for r in (row, first)))
+    return dict(zip(names, (value, value - half, value + half), strict=True))
+
+
+HEADS = (
+    "Run", "Source", "Episodes", "Profit $/h", "Beyond the first", "Of the oracle", "Over blind", "Errors", "Parity",
+    "Spread $/h", "Rebate", "Captured",
+)  # fmt: skip
+
+
+def _cells(row: dict[str, Any]) -> list[tuple[str, float | str]]:
+    """(text, sort key) of every column."""
+
+    def between(value: str, low: float | None, high: float | None, show: Any) -> str:
+        return value if low is None or high is None else f"{value} [{show(low)}, {show(high)}]"
+
+    texts = [
+        (between(usd(row["profit_mean"]), row["profit_low"], row["profit_high"], usd), row["profit_mean"]),
+        (
+            between(
+                usd(row["profit_difference"], signed=True), row["profit_difference_low"],
+                row["profit_difference_high"], usd,
+            ),
+            row["profit_difference"],
+        ),
+        (
+            between(percent(row["oracle_ratio"]), row["oracle_ratio_low"], row["oracle_ratio_high"], percent),
+            row["oracle_ratio"],
+        ),
+        (f"{number(row['blind_ratio'])}×" if row["blind_ratio"] is not None else DASH, row["blind_ratio"]),
+        (percent(row["err_mean"]), row["err_mean"]),
+        (number(row["wage_parity"]), row["wage_parity"]),
+        *((usd(row[key]), row[key]) for key in ("spread", "rebate", "captured")),
+    ]  # fmt: skip
+    cells = [(row["run"], row["run"]), (row["source"], row["source"]), (f"{row['episodes']:,}", row["episodes"])]
+    return cells + [(text, "" if key is None else key) for text, key in texts]

@@ -1,0 +1,85 @@
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import rundir
+from pipeline.config import CompareConfig
+from pipeline.errors import VtpError
+from pipeline.report import compare
+
+SUMMARY = dict(
+    source="sim", task="dishwashing", scenario="mixed", validation="simulator", episodes=8, profit_mean=36.0,
+    profit_ci95=[33.0, 39.0], oracle_profit=40.0, blind_profit=32.0, oracle_ratio=0.9, oracle_ratio_ci95=[0.88, 0.92],
+    blind_ratio=1.125, mp_mean=100.0, err_mean=0.02, wage_parity=2.0, spread=18.0, rebate=1.0, captured=17.0,
+)  # fmt: skip
+
+
+def build_run(path, **changes):
+    rundir.write_json(path / "summary.json", SUMMARY | changes)
+    return path
+
+
+def test_runs_stand_in_their_order_with_differences_from_the_first(tmp_path):
+    runs = [
+        build_run(tmp_path / "b"),
+        build_run(tmp_path / "a", profit_mean=42.0, profit_ci95=[38.0, 46.0]),
+        build_run(tmp_path / "c", profit_mean=35.0, profit_ci95=None, blind_ratio=None, err_mean=None),
+    ]
+    first, second, third = compare.run(CompareConfig(runs=runs, out=tmp_path))
+    assert first["profit_difference"] is None
+    assert [second[f"profit_difference{end}"] for end in ("", "_low", "_high")] == pytest.approx([6.0, 1.0, 11.0])
+    assert (third["profit_difference"], third["profit_difference_low"]) == (-1.0, None)
+    table = pd.read_csv(tmp_path / "compare.csv")
+    assert table.run.tolist() == [str(path) for path in runs]
+    assert np.isnan(table.err_mean[2])
+    page = (tmp_path / "compare.html").read_text()
+    for text in ("3 runs compared", "$42.00 [$38.00, $46.00]", "+$6.00 [$1.00, $11.00]", "90.0% [88.0%, 92.0%]"):
+        assert text in page
+    assert "://" not in re.sub(r"data:[^\"]*", "", page)
+    assert "compare with care" not in page
+
+
+def test_runs_of_different_worlds_are_compared_with_a_warning_and_names_are_escaped(tmp_path):
+    runs = [build_run(tmp_path / "a"), build_run(tmp_path / "<b>", scenario="seed")]
+    compare.run(CompareConfig(runs=runs, out=tmp_path))
+    page = (tmp_path / "compare.html").read_text()
+    assert "not validated alike: compare with care" in page
+    assert "<b>" not in page and "&lt;b&gt;" in page
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_a_run_without_a_summary_is_named_with_its_remedy(tmp_path, content):
+    runs = [build_run(tmp_path / "a"), tmp_path / "b"]
+    runs[1].mkdir()
+    if content is not None:
+        (runs[1] / "summary.json").write_text(content)
+    with pytest.raises(VtpError, match=r"b/summary\.json .*vtp evaluate"):
+        compare.run(CompareConfig(runs=runs, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
+def test_the_page_sorts_and_logs_nothing_in_a_browser(tmp_path):
+    runs = [build_run(tmp_path / name, profit_mean=p) for name, p in (("a", 36.0), ("b", 9.0), ("c", 110.0))]
+    compare.run(CompareConfig(runs=runs, out=tmp_path))
+    click = "<script>document.querySelectorAll('th button')[3].click()</script></body>"
+    probe = tmp_path / "probe.html"
+    probe.write_text((tmp_path / "compare.html").read_text().replace("</body>", click))
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom", probe.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    order = [name[-1] for name in re.findall(r'<th scope="row" data-key="([^"]+)">', done.stdout)]
+    assert order == ["b", "a", "c"]
+
+
+def test_summary_keys_of_compare_are_json(tmp_path):
+    rows = compare.run(CompareConfig(runs=[build_run(tmp_path / "a"), build_run(tmp_path / "b")], out=tmp_path))
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
