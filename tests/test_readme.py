@@ -6,7 +6,6 @@ from pathlib import Path
 from typer.main import get_command
 
 from pipeline.cli import app
-from pipeline.config import Config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -14,9 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def tree_paths():
     """Paths of the file tree: each entry's name under the folders that it is indented below."""
-    block = next(
-        b for b in re.findall(r"```\n(.*?)```", README, re.S) if "\npipeline/\n" in f"\n{b}" or "pipeline/ " in b
-    )
+    block = README.partition("## What is where")[2].split("```")[1].strip("\n")
     folders: list[str] = []
     for line in block.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
@@ -41,15 +38,17 @@ def test_links_lead_somewhere():
 
 
 def test_commands_and_flags_exist():
-    commands = get_command(app).commands
-    for line in re.findall(r"`?\bvtp ([a-z]+[^`\n]*)", README):
-        words = line.split("#")[0].split()
-        assert words[0] in commands, f"vtp {line}"
-        known = {option for parameter in commands[words[0]].params for option in parameter.opts}
+    root = get_command(app)
+    for line in re.findall(r"(?:^|`)(?:\$ )?vtp ([a-z].*?)(?:`|$)", README, re.M):
+        words, command = line.split("#")[0].split(), root
+        while words and hasattr(command, "commands"):
+            name = words.pop(0)
+            assert name in command.commands, f"vtp {line}"
+            command = command.commands[name]
+        known = {option for parameter in command.params for option in parameter.opts}
         flags = {word.rstrip(".,;:)") for word in words if word.startswith("--")}
-        assert flags <= known, f"vtp {line}: {sorted(flags - known)}"
+        assert flags <= known | {"--help"}, f"vtp {line}: {sorted(flags - known)}"
 
 
 def test_no_placeholder_is_left():
     assert not re.findall(r"@[A-Z]+@", README)
-    assert Config.model_config["frozen"]
