@@ -25,7 +25,7 @@ from pipeline.experiments import elasticity, frontier, spread, value
 from pipeline.rundir import write_json
 
 # Many scenes rather than long ones: a policy has to meet kitchens that it has never seen.
-FULL = {"videos": 40, "steps": 20, "train_episodes": 20_000, "episodes": 8, "eval_steps": 60}
+FULL = {"videos": 40, "steps": 20, "train_episodes": 32_000, "episodes": 8, "eval_steps": 60}
 QUICK = {"videos": 10, "steps": 16, "train_episodes": 6000, "episodes": 8, "eval_steps": 8}
 
 
