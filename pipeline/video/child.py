@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH, clip_windows, rolling_clips
-from pipeline.video.error import VideoError, damaged
+from pipeline.video.error import VideoError, damaged, out_of_memory
 from pipeline.video.gate import check_file
 from pipeline.video.readers import choose_reader, read_frames
 from pipeline.video.scan import scan
@@ -56,14 +56,23 @@ def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
         if complaint := os.pread(STDERR, 4096, 0).decode("utf-8", "replace").strip():
             raise damaged(f"the decoder complains: {complaint.splitlines()[0][:200]}")
     except VideoError as error:
+        if error.code == "damaged" and near_memory_limit():  # a decoder that gets no memory complains of the file
+            error = out_of_memory()
         return {"code": error.code, "reason": error.reason, "fix": error.fix}
     except MemoryError:
-        return {
-            "code": "memory",
-            "reason": "needs too much memory to decode",
-            "fix": "re-encode it with smaller frames",
-        }
+        error = out_of_memory()
+        return {"code": error.code, "reason": error.reason, "fix": error.fix}
     return {"done": True}
+
+
+def near_memory_limit() -> bool:
+    """Whether the process has been within a tenth of its limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return False
+    peak_kb = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmPeak"))
+    return peak_kb * 1024 > 0.9 * limit
 
 
 def send_clips(connection: Connection, slots_fd: int, request: dict) -> None:

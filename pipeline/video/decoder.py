@@ -21,7 +21,7 @@ import numpy as np
 import pipeline
 from pipeline.errors import VtpError
 from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH
-from pipeline.video.error import VideoError
+from pipeline.video.error import VideoError, out_of_memory
 
 SLOT_BYTES = 16 << 20  # clips decoded ahead of their use
 MEMORY_BYTES = 4 << 30
@@ -175,7 +175,7 @@ class Decoder:
         cause = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         last_line = f": {lines[-1][:200]}" if lines else ""
         if any(word in last_line for word in ("bad_alloc", "MemoryError", "Cannot allocate")):
-            return VideoError("memory", "needs too much memory to decode", "re-encode it with smaller frames")
+            return out_of_memory()
         return VideoError(
             "crashed", f"the decoder died ({cause}{last_line})", "run again; if it dies again, re-encode it"
         )

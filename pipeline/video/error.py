@@ -15,3 +15,7 @@ class VideoError(VtpError):
 
 def damaged(reason: str) -> VideoError:
     return VideoError("damaged", reason, "fetch the file again or re-encode it")
+
+
+def out_of_memory() -> VideoError:
+    return VideoError("memory", "needs too much memory to decode", "re-encode it with smaller frames")
