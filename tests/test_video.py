@@ -343,9 +343,15 @@ def test_one_child_serves_many_files_and_none_is_left(plain):
 
 def test_memory_is_limited(tmp_path):
     path = write_video(tmp_path / "large.mp4", 20, size=(2160, 3840), options={"preset": "ultrafast", "crf": "40"})
-    with Decoder(memory_bytes=500 << 20) as decoder, pytest.raises(VideoError) as caught:
-        list(decoder.clips(path))
-    assert caught.value.code == "memory"
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(path.read_bytes()[:-2000])
+    with Decoder(memory_bytes=500 << 20) as decoder:
+        with pytest.raises(VideoError) as caught:
+            list(decoder.clips(path))
+        assert caught.value.code == "memory"
+        with pytest.raises(VideoError) as caught:
+            list(decoder.clips(broken))
+        assert caught.value.code != "memory", "the video before is not held against this one"
 
 
 def test_decoders_stay_out_of_the_caller():

@@ -164,6 +164,8 @@ class Decoder:
         self._remaining_s -= time.monotonic() - before
         if "code" in message:
             self._reading = None
+            if message["code"] == "memory":
+                self.close()  # the next video gets a child whose peak is its own
             raise VideoError(message["code"], message["reason"], message["fix"])
         return message
 
