@@ -24,7 +24,7 @@ from pipeline.encoders import Encoder, Projector
 from pipeline.errors import CorruptError, PartialError, VtpError
 from pipeline.manifest import VideoEntry
 from pipeline.parts import PartWriter, Settings, check_settings, join_labels, part_paths, put_together
-from pipeline.rundir import file_sha256, make_folder, save_config, write_text
+from pipeline.rundir import file_sha256, make_folder, remove_leftovers, save_config, write_text
 from pipeline.shards import Done, Failed, Ledger, Stamp, parts_folder
 from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
 
@@ -63,6 +63,9 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     folder = parts_folder(cfg.out)
     parts = finished_contents(folder, feature_settings(cfg, encoder))
     make_folder(folder)
+    remove_leftovers(folder)
+    for name in (cfg.out.name, cfg.out.with_suffix(".yaml").name, "failures.jsonl"):
+        remove_leftovers(cfg.out.parent, name)
     save_config(folder / "config.yaml", portable(cfg))
 
     mine = shards.share(entries, cfg.shards, shard)

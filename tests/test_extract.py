@@ -342,7 +342,7 @@ def test_too_many_failures_stop_it(config, videos, encoder):
     for name in "abcd":
         (videos / f"0{name}.mp4").write_text("no video at all")
     with pytest.raises(
-        PartialError, match="2 videos failed, more than --max-failures 1; each is in .*shard-0-of-1"
+        PartialError, match=r"2 videos failed, more than --max-failures 1; each is in .*shard-0-of-1"
     ) as e:
         extract.run(config(max_failures=1))
     assert e.value.exit_code == 3
