@@ -292,7 +292,7 @@ def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decod
     failures_path = write_failures(cfg.out, rows)
     if not labelled:
         return ExtractResult(None, 0, 0, num_decoded, rows, failures_path)
-    settings = {name: value for name, value in labelled[0].part.settings.items() if name != "schema_version"}
+    settings = labelled[0].part.settings
     feature_dim = labelled[0].part.clips.features.shape[1]
     projector = given_projector(cfg.projector, str(settings["weights_sha256"]), feature_dim)
     embeddings = put_together(labelled, projector, {**settings, **provenance()})
@@ -303,13 +303,15 @@ def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decod
 
 def check_complete(cfg: ExtractConfig, entries: Sequence[VideoEntry], outcomes: dict[str, Done | Failed]) -> None:
     """CorruptError with the first shard that has not dealt with all of its videos."""
-    for shard in range(cfg.shards):
-        mine = shards.share(entries, cfg.shards, shard)
-        if missing := [entry.video_id for entry in mine if entry.video_id not in outcomes]:
-            raise CorruptError(
-                f"{cfg.out} is incomplete: shard {shard} of {cfg.shards} lacks {len(missing)} of its {len(mine)} "
-                f"videos, such as {missing[0]}; run: {shards.redo_command(cfg, shard)}"
-            )
+    if all(entry.video_id in outcomes for entry in entries):
+        return
+    owners = shards.owners(entries, cfg.shards)
+    missing = [(owner, entry) for owner, entry in zip(owners, entries, strict=True) if entry.video_id not in outcomes]
+    shard, first = min(missing, key=lambda pair: pair[0])
+    raise CorruptError(
+        f"{cfg.out} is incomplete: shard {shard} of {cfg.shards} lacks {sum(owner == shard for owner, _ in missing)} "
+        f"of its {owners.count(shard)} videos, such as {first.video_id}; run: {shards.redo_command(cfg, shard)}"
+    )
 
 
 def read_parts(cfg: ExtractConfig, names: Sequence[str]) -> dict[str, store.Part]:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -63,17 +64,24 @@ def find_videos(source: str) -> list[VideoEntry]:
 
 
 def _in_folder(folder: Path) -> list[VideoEntry]:
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+    root = folder.resolve()
+    names = (os.path.join(place, name) for place, _, names in os.walk(root) for name in names if name[0] != ".")
+    files = sorted(Path(name) for name in names)
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
         raise VtpError(
             f"source {str(folder)!r} holds no videos ({len(files)} other files); "
             f"give a folder with files such as .mp4, .mkv or .avi"
         )
-    manifests = [path.name for path in files if path.parent == folder and path.name.startswith("manifest.")]
+    manifests = [path.name for path in files if path.parent == root and path.name.startswith("manifest.")]
     if manifests:
         logger.warning("%s has %s; give that file to use its splits and labels", folder, manifests[0])
-    return [VideoEntry(path.relative_to(folder).as_posix(), path.resolve()) for path in videos]
+    return [VideoEntry(path.relative_to(root).as_posix(), _resolved(path)) for path in videos]
+
+
+def _resolved(path: Path) -> Path:
+    """Absolute, symlinks resolved as far as they lead anywhere."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def read_manifest(path: Path) -> list[VideoEntry]:

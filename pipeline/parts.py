@@ -24,7 +24,7 @@ from pipeline.video import Clip, VideoError, VideoInfo
 
 logger = logging.getLogger(__name__)
 
-PART_VIDEOS = 24
+PART_VIDEOS = 48
 PART_S = 60.0
 
 Settings = dict[str, str | int | float]
@@ -42,7 +42,7 @@ class _Video:
 class PartWriter:
     """Encodes clips in whole batches, across videos, and writes finished videos to part files.
 
-    A part is closed after two dozen videos or a minute: that much is lost when the process is killed. on_close is told
+    A part is closed after four dozen videos or a minute: that much is lost when the process is killed. on_close is told
     the name of each part as it is closed, and the contents in it.
     """
 

@@ -80,18 +80,22 @@ def shard_number(shards: int, shard: int | str | None) -> int:
 
 def share(entries: Sequence[VideoEntry], shards: int, shard: int) -> list[VideoEntry]:
     """The videos of one shard, in their order: every video is in one, and all shards have about as many bytes."""
-    owners = split_by_cost([_cost(entry.path) for entry in entries], shards)
-    return [entry for entry, owner in zip(entries, owners, strict=True) if owner == shard]
+    return [entry for entry, owner in zip(entries, owners(entries, shards), strict=True) if owner == shard]
+
+
+def owners(entries: Sequence[VideoEntry], shards: int) -> list[int]:
+    """The shard of each video."""
+    return split_by_cost([_cost(entry.path) for entry in entries], shards) if shards > 1 else [0] * len(entries)
 
 
 def split_by_cost(costs: Sequence[int], shards: int) -> list[int]:
     """The shard of each cost: the dearest first, each to the shard that has least so far."""
     loads = [(0, shard) for shard in range(shards)]
-    owners = [0] * len(costs)
+    chosen = [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
-        load, owners[index] = loads[0]
-        heapq.heapreplace(loads, (load + costs[index], owners[index]))
-    return owners
+        load, chosen[index] = loads[0]
+        heapq.heapreplace(loads, (load + costs[index], chosen[index]))
+    return chosen
 
 
 def _cost(path: Path) -> int:
@@ -127,7 +131,11 @@ class Ledger:
         self._outcomes[outcome.video_id] = outcome
 
     def write(self) -> None:
-        write_text(self.path, "".join(json.dumps(asdict(row)) + "\n" for row in self._outcomes.values()))
+        write_rows(self.path, self._outcomes.values())
+
+
+def write_rows(path: Path, outcomes: Iterable[Outcome]) -> None:
+    write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in outcomes))
 
 
 def read_ledger(path: Path) -> list[Outcome]:

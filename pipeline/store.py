@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ import h5py
 import numpy as np
 
 from pipeline.errors import CorruptError, VtpError
-from pipeline.rundir import atomic_path, file_sha256
+from pipeline.rundir import atomic_path
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 18
+BLOCK_BYTES = 1 << 20
 EMBEDDING_DIM = 128
 CLIP_FIELDS = {"start_frame": np.int64, "start_s": np.float64, "end_s": np.float64, "valid_frames": np.int64}
 LABEL_NUMBERS = ("speed", "care", "attempts", "errors", "novel")
@@ -120,14 +122,15 @@ class Embeddings:
 
 def write_part(path: Path, part: Part) -> None:
     arrays = {**_clip_arrays(part.clips), **_video_arrays(part.videos, ("sha256", "fps", "num_frames", "decoder"))}
-    _write(path, arrays, {"schema_version": SCHEMA_VERSION, **part.settings})
+    _write(path, arrays, {"schema_version": SCHEMA_VERSION, "settings": json.dumps(part.settings)})
 
 
 def read_part(path: Path) -> Part:
     """CorruptError where the part is damaged: it says how to have it made again."""
     remedy = "delete it and run the same extraction again: its videos alone are decoded once more"
     with _open(path, remedy) as checked:
-        return Part(checked.clips(), checked.videos(("sha256", "fps", "num_frames", "decoder")), checked.attrs())
+        settings = json.loads(str(checked.file.attrs["settings"]))
+        return Part(checked.clips(), checked.videos(("sha256", "fps", "num_frames", "decoder")), settings)
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> str:
@@ -156,7 +159,7 @@ def read_embeddings(path: Path) -> Embeddings:
         clips = checked.clips()
         feature_dim = clips.features.shape[1]
         labels = None
-        if "labels" in checked.file:
+        if "labels/context" in checked:
             labels = {"context": np.array(checked.strings("labels/context", clips.num_clips), dtype=object)}
             labels |= {name: checked.array(f"labels/{name}", (clips.num_clips,), np.float64) for name in LABEL_NUMBERS}
         attrs = checked.attrs()
@@ -165,7 +168,7 @@ def read_embeddings(path: Path) -> Embeddings:
         return Embeddings(
             embeddings=checked.array("embeddings", (clips.num_clips, EMBEDDING_DIM), np.float32),
             clips=clips,
-            videos=checked.videos(_video_fields("videos/contributor" in checked.file)),
+            videos=checked.videos(_video_fields("videos/contributor" in checked)),
             labels=labels,
             projector_mean=checked.array("projector/mean", (feature_dim,), np.float64),
             projector_components=checked.array("projector/components", (EMBEDDING_DIM, feature_dim), np.float64),
@@ -249,8 +252,16 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, str
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(image.getbuffer())
-        if file_sha256(temporary) != hashlib.sha256(image.getbuffer()).hexdigest():
+        if not _holds(temporary, image.getbuffer()):
             raise CorruptError(f"{path} did not read back as written; check the disk")
+
+
+def _holds(path: Path, content: memoryview) -> bool:
+    with open(path, "rb") as file:
+        same = all(
+            file.read(BLOCK_BYTES) == content[at : at + BLOCK_BYTES] for at in range(0, len(content), BLOCK_BYTES)
+        )
+        return same and not file.read(1)
 
 
 class _Checked:
@@ -260,19 +271,27 @@ class _Checked:
         self.file = file
         self.path = path
         self.remedy = remedy
-        self._check_links(file)
+        self._datasets = dict(self._walk(file.id))
         version = file.attrs.get("schema_version")
         if not isinstance(version, int | np.integer):
             raise CorruptError(f"{path} has no schema_version; {remedy}")
         if version != SCHEMA_VERSION:
             raise VtpError(f"{path} has schema version {version}, this vtp reads {SCHEMA_VERSION}; {remedy}")
 
-    def _check_links(self, group: h5py.Group, depth: int = 0) -> None:
+    def _walk(self, group: h5py.h5g.GroupID, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, h5py.Dataset]]:
+        """All datasets by path, each opened once; a file of parts has hundreds of neighbours to be read."""
         for name in group:
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink) or depth > 4:
-                raise CorruptError(f"{self.path} is not to be trusted: {name} is a link elsewhere; {self.remedy}")
-            if isinstance(child := group[name], h5py.Group):
-                self._check_links(child, depth + 1)
+            path = prefix + name.decode("utf-8", "replace")
+            if group.links.get_info(name).type != h5py.h5l.TYPE_HARD or depth > 4:
+                raise CorruptError(f"{self.path} is not to be trusted: {path} is a link elsewhere; {self.remedy}")
+            child = h5py.h5o.open(group, name)
+            if isinstance(child, h5py.h5g.GroupID):
+                yield from self._walk(child, f"{path}/", depth + 1)
+            elif isinstance(child, h5py.h5d.DatasetID):
+                yield path, h5py.Dataset(child)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._datasets
 
     def attrs(self) -> dict[str, str | int | float]:
         values = {name: self.file.attrs[name] for name in self.file.attrs}
@@ -291,8 +310,8 @@ class _Checked:
         return [value.decode("utf-8") for value in dataset[()]]
 
     def dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
-        dataset = self.file.get(name)
-        if not isinstance(dataset, h5py.Dataset):
+        dataset = self._datasets.get(name)
+        if dataset is None:
             raise CorruptError(f"{self.path} lacks {name}; {self.remedy}")
         if dataset.is_virtual or dataset.external is not None:
             raise CorruptError(f"{self.path} is not to be trusted: {name} lies in other files; {self.remedy}")
@@ -314,7 +333,7 @@ class _Checked:
         return Clips(features, **fields, offset=offset)
 
     def videos(self, fields: Sequence[str]) -> Videos:
-        num_videos = self.file["videos/offset"].shape[0] - 1
+        num_videos = self.dataset("videos/offset", (None,)).shape[0] - 1
         numbers = {"fps": np.float64, "num_frames": np.int64}
         return Videos(
             **{
