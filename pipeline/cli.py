@@ -29,6 +29,7 @@ from pipeline.config import (
     CompareConfig,
     Config,
     DemoConfig,
+    DoctorConfig,
     ElasticityConfig,
     EvaluateConfig,
     ExtractConfig,
@@ -40,7 +41,7 @@ from pipeline.config import (
     TrainConfig,
     ValueConfig,
 )
-from pipeline.errors import EXIT_PARTIAL, TryAgainError, VtpError
+from pipeline.errors import EXIT_CORRUPT, EXIT_PARTIAL, TryAgainError, VtpError
 from pipeline.rundir import out_of_space_is_try_again
 
 app = typer.Typer(
@@ -277,6 +278,22 @@ def merge(cfg: MergeConfig, *, as_json: bool) -> None:
     result = extract.merge(cfg)
     _print_extracted(result, as_json)
     _list_failures(result)
+
+
+@_command(DoctorConfig, argument="out", as_json=True)
+def doctor(cfg: DoctorConfig, *, as_json: bool) -> None:
+    from pipeline import doctor
+
+    findings = doctor.run(cfg)
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        table = Table("", "found", "remedy")
+        for finding in findings:
+            table.add_row(*(escape(text) for text in (finding.subject, finding.found, finding.fix)))
+        Console().print(table)
+    if any(finding.is_damage for finding in findings):
+        raise typer.Exit(EXIT_CORRUPT)
 
 
 def _print_extracted(result: Any, as_json: bool) -> None:

@@ -75,6 +75,12 @@ class MergeConfig(Config):
     out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file to write, as given to vtp extract.")
 
 
+class DoctorConfig(Config):
+    """Check this machine's decoders and what lies at an output."""
+
+    out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, as given to vtp extract.")
+
+
 # Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;
 # clips have noise of their own to be told from that of outcomes, which takes many more of them.
 TRAIN_DEFAULTS = {

@@ -136,7 +136,6 @@ def extract_videos(
         if error.code in WORTH_ANOTHER_TRY and tries[entry.video_id] <= cfg.retries:
             queue.append(entry)
             return
-        logger.warning("%s: %s", entry.video_id, error)
         ledger.record(failure(entry, "decode", error))
         progress(len(entries) - len(queue) - len(decoding), len(entries), entry.video_id)
         if cfg.max_failures is not None and len(ledger.failures) > cfg.max_failures:
@@ -239,6 +238,8 @@ def portable(cfg: ExtractConfig) -> ExtractConfig:
 
 
 def failure(entry: VideoEntry, stage: str, error: VideoError) -> Failed:
+    name = entry.video_id if entry.video_id.isprintable() else repr(entry.video_id)
+    logger.warning("%s: %s", name, error)
     return Failed(str(entry.path), entry.video_id, stage, error.code, error.reason, error.fix)
 
 
@@ -286,7 +287,6 @@ def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decod
         try:
             labelled.append(join_labels(entry, part, part.videos.sha256.index(row.sha256)))
         except VideoError as error:
-            logger.warning("%s: %s", entry.video_id, error)
             failures.append(failure(entry, "labels", error))
     rows = [asdict(row) for row in failures]
     failures_path = write_failures(cfg.out, rows)

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -46,20 +47,24 @@ class VideoEntry:
 
 
 def find_videos(source: str) -> list[VideoEntry]:
-    """The videos of a folder (recursive, sorted), a glob, one video, or a manifest; ids are unique."""
+    """The videos of a folder (recursive, sorted), a glob, one video, or a manifest; ids are unique.
+
+    Ids are paths below the folder, or below what a glob names before its first wildcard: the same from anywhere.
+    """
     path = Path(source)
     if path.is_dir():
         return _in_folder(path)
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
         return read_manifest(path)
     if path.exists():
-        return [VideoEntry(path.name, path.resolve())]
+        return [VideoEntry(path.name, _resolved(path))]
     if glob.has_magic(source):
         found = sorted(Path(name) for name in glob.glob(source, recursive=True))
         files = [name for name in found if not name.is_dir()]
         if not files:
             raise VtpError(f"source {source!r} matches no file; quote the glob and check its folder")
-        return [VideoEntry(name.as_posix(), name.resolve()) for name in files]
+        root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        return [VideoEntry(name.relative_to(root).as_posix(), _resolved(name)) for name in files]
     raise VtpError(f"source {source!r} does not exist; give a folder, a glob, a video or a manifest")
 
 
@@ -76,12 +81,14 @@ def _in_folder(folder: Path) -> list[VideoEntry]:
     manifests = [path.name for path in files if path.parent == root and path.name.startswith("manifest.")]
     if manifests:
         logger.warning("%s has %s; give that file to use its splits and labels", folder, manifests[0])
-    return [VideoEntry(path.relative_to(root).as_posix(), _resolved(path)) for path in videos]
+    return [
+        VideoEntry(path.relative_to(root).as_posix(), _resolved(path) if path.is_symlink() else path) for path in videos
+    ]
 
 
 def _resolved(path: Path) -> Path:
-    """Absolute, symlinks resolved as far as they lead anywhere."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    """Absolute, symlinks resolved; a loop of them stays, and fails when its turn comes."""
+    return Path(os.path.realpath(path))
 
 
 def read_manifest(path: Path) -> list[VideoEntry]:
@@ -157,7 +164,7 @@ def _under_root(name: str, root: Path, where: str) -> Path:
         raise VtpError(f"{where}: {name!r} is a URL or has a protocol prefix; give the path of a file")
     if "\0" in name:
         raise VtpError(f"{where}: {name!r} is no file name; give the path of a file")
-    resolved = path.resolve()
+    resolved = _resolved(path)
     if not resolved.is_relative_to(root.resolve()):
         raise VtpError(f"{where}: {name!r} leads out of {root.resolve()}; keep files beside or below the manifest")
     return resolved

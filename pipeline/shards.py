@@ -161,12 +161,9 @@ def redo_command(cfg: ExtractConfig, shard: int) -> str:
 
 
 def shard_of_part(cfg: ExtractConfig, name: str) -> int:
-    """Which shard's ledger names that part."""
-    folder = parts_folder(cfg.out)
-    return next(
-        shard
-        for shard in range(cfg.shards)
-        if any(
-            isinstance(row, Done) and row.part == name for row in read_ledger(ledger_path(folder, cfg.shards, shard))
-        )
-    )
+    """Which shard's ledger names that part; the first shard where none does."""
+    for shard in range(cfg.shards):
+        rows = read_ledger(ledger_path(parts_folder(cfg.out), cfg.shards, shard))
+        if any(isinstance(row, Done) and row.part == name for row in rows):
+            return shard
+    return 0

@@ -19,11 +19,12 @@ COMMANDS = {
     "simulate": config.SimulateConfig,
     "extract": config.ExtractConfig,
     "merge": config.MergeConfig,
+    "doctor": config.DoctorConfig,
     "train": config.TrainConfig,
     "evaluate": config.EvaluateConfig,
     "report": config.ReportConfig,
 }
-POSITIONAL = {"source": "extract", "out": "merge", "run": "evaluate, report"}
+POSITIONAL = {"source": "extract", "out": "merge, doctor", "run": "evaluate, report"}
 
 
 @pytest.fixture

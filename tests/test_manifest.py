@@ -38,6 +38,22 @@ def test_glob_and_single_file(tmp_path):
     assert find_videos(f"{tmp_path}/a.mp4") == [VideoEntry("a.mp4", (tmp_path / "a.mp4").resolve())]
 
 
+def test_ids_of_a_glob_are_the_same_from_anywhere(tmp_path, monkeypatch):
+    touch(tmp_path, "in/a.mp4", "in/sub/b.mp4")
+    monkeypatch.chdir(tmp_path)
+    ids = [entry.video_id for entry in find_videos("in/**/*.mp4")]
+    assert ids == ["a.mp4", "sub/b.mp4"]
+    assert [entry.video_id for entry in find_videos(f"{tmp_path}/in/**/*.mp4")] == ids
+
+
+def test_loops_of_symlinks_are_left_to_fail(tmp_path):
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    (tmp_path / "self").symlink_to(tmp_path)
+    write(tmp_path / "m.csv", "path\nloop.mp4\n")
+    for source in (tmp_path, tmp_path / "*.mp4", tmp_path / "m.csv"):
+        assert [entry.video_id for entry in find_videos(str(source))] == ["loop.mp4"]
+
+
 def test_nothing_there(tmp_path):
     touch(tmp_path, "notes.txt")
     with pytest.raises(VtpError, match=r"holds no videos \(1 other files\); give a folder"):

@@ -1,0 +1,104 @@
+"""Doctor: whether this machine can extract, and whether what lies at an output is whole. It changes nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from pipeline import manifest, render, shards, store
+from pipeline.config import DoctorConfig, ExtractConfig
+from pipeline.errors import VtpError
+from pipeline.parts import part_paths
+from pipeline.shards import Done, parts_folder
+from pipeline.video import Decoder
+
+LITTLE_SPACE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """fix is empty where all is well; is_damage: something that was whole is not any more."""
+
+    subject: str
+    found: str
+    fix: str = ""
+    is_damage: bool = False
+
+
+def run(cfg: DoctorConfig) -> list[Finding]:
+    return [*check_machine(cfg.out), *check_output(cfg.out)]
+
+
+def check_machine(out: Path) -> Iterator[Finding]:
+    """Both decoders on a video made here, and the space beside `out`."""
+    frames = [np.full((96, 128, 3), 12 * number, np.uint8) for number in range(20)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "made.mp4"
+        render.write_mp4(path, frames)
+        for name in ("decord", "pyav"):
+            try:
+                with Decoder(decoder=name) as decoder:
+                    (clip,) = decoder.clips(path)
+                wrong = np.abs(clip.frames.mean((1, 2, 3)) - 12 * np.arange(16)).max() > 6
+                found = "returns other frames than were written" if wrong else "reads a video rightly"
+                yield Finding(name, found, "install vtp again" if wrong else "")
+            except VtpError as error:
+                yield Finding(name, str(error), "install vtp again")
+    existing = next(place for place in out.absolute().parents if place.is_dir())
+    space = os.statvfs(existing)
+    free_bytes = space.f_bavail * space.f_frsize
+    fix = "" if free_bytes > LITTLE_SPACE_BYTES else "free some space"
+    yield Finding("space", f"{free_bytes / 1e9:.1f} GB free in {existing}", fix)
+
+
+def check_output(out: Path) -> Iterator[Finding]:
+    """The embeddings file, its parts, and what the shards have done."""
+    if out.exists():
+        try:
+            data = store.read_embeddings(out)
+            yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos")
+        except VtpError as error:
+            yield Finding(str(out), *_split(error), is_damage=True)
+    folder = parts_folder(out)
+    config = folder / "config.yaml"
+    if not config.exists():
+        yield Finding(str(folder), "no extraction was begun here")
+        return
+    cfg = ExtractConfig(**yaml.safe_load(config.read_text(encoding="utf-8")) | {"out": out})
+    for path in part_paths(folder):
+        try:
+            store.read_part(path)
+        except VtpError as error:
+            yield Finding(path.name, str(error).partition(";")[0], f"run: {_redo(cfg, path.name)}", is_damage=True)
+    ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}
+    outcomes = [row for row in shards.read_ledgers(folder, cfg.shards) if row.video_id in ids]
+    for name in sorted({row.part for row in outcomes if isinstance(row, Done)}):
+        if not (folder / name).exists():
+            yield Finding(name, "is missing", f"run: {_redo(cfg, name)}", is_damage=True)
+    done = sum(isinstance(row, Done) for row in outcomes)
+    unfinished = len(ids) - len(outcomes)
+    yield Finding(
+        str(folder),
+        f"{done} of {len(ids)} videos are done, {len(outcomes) - done} have failed, {unfinished} are to come",
+        f"run: {shards.redo_command(cfg, 0)}" if unfinished else "",
+    )
+    leftovers = sorted(path.name for path in [*folder.glob(".*.tmp"), *folder.glob("*.damaged")])
+    if leftovers:
+        yield Finding(
+            str(folder), f"{len(leftovers)} leftovers, such as {leftovers[0]}", "delete what no process writes"
+        )
+
+
+def _redo(cfg: ExtractConfig, part: str) -> str:
+    return shards.redo_command(cfg, shards.shard_of_part(cfg, part))
+
+
+def _split(error: VtpError) -> tuple[str, str]:
+    found, _, fix = str(error).rpartition("; ")
+    return found, fix
