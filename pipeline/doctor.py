@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipeline import manifest, render, shards, store
+from pipeline import extract, manifest, render, shards, store
 from pipeline.config import DoctorConfig, ExtractConfig
 from pipeline.errors import VtpError
 from pipeline.parts import part_paths
@@ -76,18 +76,19 @@ def check_output(out: Path) -> Iterator[Finding]:
             store.read_part(path)
         except VtpError as error:
             yield Finding(path.name, str(error).partition(";")[0], f"run: {_redo(cfg, path.name)}", is_damage=True)
-    ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}
-    outcomes = [row for row in shards.read_ledgers(folder, cfg.shards) if row.video_id in ids]
+    entries = manifest.find_videos(cfg.source)
+    rows = {row.video_id: row for row in shards.read_ledgers(folder, cfg.shards)}
+    outcomes = [rows[entry.video_id] for entry in entries if entry.video_id in rows]
     for name in sorted({row.part for row in outcomes if isinstance(row, Done)}):
         if not (folder / name).exists():
             yield Finding(name, "is missing", f"run: {_redo(cfg, name)}", is_damage=True)
     done = sum(isinstance(row, Done) for row in outcomes)
-    unfinished = len(ids) - len(outcomes)
-    yield Finding(
-        str(folder),
-        f"{done} of {len(ids)} videos are done, {len(outcomes) - done} have failed, {unfinished} are to come",
-        f"run: {shards.redo_command(cfg, 0)}" if unfinished else "",
-    )
+    state = f"{done} of {len(entries)} videos are done, {len(outcomes) - done} have failed"
+    try:
+        extract.check_complete(cfg, entries, rows)
+        yield Finding(str(folder), state)
+    except VtpError as error:
+        yield Finding(str(folder), f"{state}, {len(entries) - len(outcomes)} are to come", _split(error)[1])
     leftovers = sorted(path.name for path in [*folder.glob(".*.tmp"), *folder.glob("*.damaged")])
     if leftovers:
         yield Finding(

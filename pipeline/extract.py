@@ -23,7 +23,7 @@ from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.encoders import Encoder, Projector
 from pipeline.errors import CorruptError, PartialError, VtpError
 from pipeline.manifest import VideoEntry
-from pipeline.parts import PartWriter, Settings, check_settings, join_labels, part_paths, put_together
+from pipeline.parts import PartWriter, Settings, check_settings, finished_contents, join_labels, put_together
 from pipeline.rundir import file_sha256, make_folder, remove_leftovers, save_config, write_text
 from pipeline.shards import Done, Failed, Ledger, Stamp, parts_folder
 from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
@@ -55,11 +55,9 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     shard = shards.shard_number(cfg.shards, cfg.shard)
     if cfg.out.is_dir():
         raise VtpError(f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}")
-    entries = manifest.assign_splits(manifest.find_videos(cfg.source))
+    entries = manifest.find_videos(cfg.source)
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
-    given_projector(
-        cfg.projector, encoder.weights_sha256, encoder.feature_dim
-    )  # a wrong one is refused before the work
+    given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # refused now, not after the work
     folder = parts_folder(cfg.out)
     parts = finished_contents(folder, feature_settings(cfg, encoder))
     make_folder(folder)
@@ -90,7 +88,7 @@ def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
             f"{cfg.out} has no parts ({path} does not exist); make them with: vtp extract SOURCE --out {cfg.out}"
         )
     saved = ExtractConfig(**yaml.safe_load(path.read_text(encoding="utf-8")) | {"out": cfg.out})
-    return write_merged(saved, manifest.assign_splits(manifest.find_videos(saved.source)), num_decoded=0)
+    return write_merged(saved, manifest.find_videos(saved.source), num_decoded=0)
 
 
 def landed(cfg: ExtractConfig) -> tuple[int, int]:
@@ -124,11 +122,11 @@ def extract_videos(
     queue = deque(entries)
     tries: Counter[str] = Counter()
     decoding: dict[str, _Reading] = {}
-    encoded: list[_Reading] = []  # done as soon as their part is written
+    encoded: dict[str, list[_Reading]] = {}  # by content; done as soon as their part is written
     num_decoded = 0
 
     def finish(video: _Reading) -> None:
-        encoded.append(video)
+        encoded.setdefault(video.sha256, []).append(video)
         progress(len(entries) - len(queue) - len(decoding), len(entries), video.entry.video_id)
 
     def fail(entry: VideoEntry, error: VideoError) -> None:
@@ -146,11 +144,10 @@ def extract_videos(
 
     def record(part: str | None = None, contents: Sequence[str] = ()) -> None:
         parts.update(dict.fromkeys(contents, part))
-        for video in encoded:
-            if video.sha256 in parts:
+        for sha256 in parts.keys() & encoded.keys():
+            for video in encoded.pop(sha256):
                 entry = video.entry
-                ledger.record(Done(entry.video_id, str(entry.path), video.stamp, video.sha256, parts[video.sha256]))
-        encoded[:] = [video for video in encoded if video.sha256 not in parts]
+                ledger.record(Done(entry.video_id, str(entry.path), video.stamp, sha256, parts[sha256]))
         ledger.write()
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
@@ -165,7 +162,7 @@ def extract_videos(
                     except VideoError as error:
                         fail(entry, error)
                         continue
-                    if video.sha256 in parts or any(video.sha256 == other.sha256 for other in encoded):
+                    if video.sha256 in parts or video.sha256 in encoded:
                         finish(video)
                     elif video.sha256 in decoding:
                         decoding[video.sha256].twins.append(video)
@@ -210,22 +207,6 @@ def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
         "tail": cfg.tail,
         "decoder": cfg.decoder,
     }
-
-
-def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
-    """The part of each content that needs no decoding. Damaged parts are set aside, other settings refused."""
-    contents = {}
-    for path in part_paths(folder):
-        try:
-            part = store.read_part(path)
-        except CorruptError as error:
-            aside = path.with_suffix(".damaged")
-            logger.warning("%s; set aside as %s", str(error).split(";")[0], aside.name)
-            path.replace(aside)
-            continue
-        check_settings(part, folder, settings)
-        contents |= dict.fromkeys(part.videos.sha256, path.name)
-    return contents
 
 
 def portable(cfg: ExtractConfig) -> ExtractConfig:
@@ -279,10 +260,12 @@ def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decod
     outcomes = {row.video_id: row for row in shards.read_ledgers(folder, cfg.shards)}
     check_complete(cfg, entries, outcomes)
     failures = [row for entry in entries if isinstance(row := outcomes[entry.video_id], Failed)]
-    done = [(entry, row) for entry in entries if isinstance(row := outcomes[entry.video_id], Done)]
-    parts = read_parts(cfg, sorted({row.part for _, row in done}))
+    finished = [entry for entry in entries if isinstance(outcomes[entry.video_id], Done)]
+    done = [outcomes[entry.video_id] for entry in finished]
+    finished = manifest.assign_splits(finished, [row.sha256 for row in done])
+    parts = read_parts(cfg, sorted({row.part for row in done}))
     labelled = []
-    for entry, row in done:
+    for entry, row in zip(finished, done, strict=True):
         part = parts[row.part]
         try:
             labelled.append(join_labels(entry, part, part.videos.sha256.index(row.sha256)))

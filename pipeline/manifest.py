@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -170,12 +170,23 @@ def _under_root(name: str, root: Path, where: str) -> Path:
     return resolved
 
 
-def assign_splits(entries: Iterable[VideoEntry]) -> list[VideoEntry]:
+def assign_splits(entries: Sequence[VideoEntry], contents: Sequence[str] | None = None) -> list[VideoEntry]:
     """Give each video without a split one: val for about a fifth, by the hash of its id, else train.
 
-    A video keeps its split however many others come or go.
+    A video keeps its split however many others come or go. contents: the sha256 of each; copies of one video go to one
+    split, and VtpError names two that the manifest sets apart.
     """
-    return [entry if entry.split else replace(entry, split=_split_of(entry.video_id)) for entry in entries]
+    split_of: dict[str, tuple[str, str]] = {}  # by content: its split, and the video that has it
+    keys = [entry.video_id for entry in entries] if contents is None else contents
+    for entry, key in zip(entries, keys, strict=True):
+        given, holder = split_of.setdefault(key, (entry.split, entry.video_id)) if entry.split else (None, None)
+        if given != entry.split:
+            raise VtpError(
+                f"{holder} ({given}) and {entry.video_id} ({entry.split}) are the same video; give them one split"
+            )
+    for entry, key in zip(entries, keys, strict=True):
+        split_of.setdefault(key, (_split_of(entry.video_id), entry.video_id))
+    return [replace(entry, split=split_of[key][0]) for entry, key in zip(entries, keys, strict=True)]
 
 
 def _split_of(video_id: str) -> str:

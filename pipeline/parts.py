@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline import encoders, manifest, store
 from pipeline.encoders import Encoder, Projector
-from pipeline.errors import VtpError
+from pipeline.errors import CorruptError, VtpError
 from pipeline.manifest import VideoEntry
 from pipeline.video import Clip, VideoError, VideoInfo
 
@@ -135,6 +135,22 @@ def _offsets(counts: Sequence[int]) -> np.ndarray:
 
 def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.h5"))
+
+
+def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
+    """The part of each content that needs no decoding. Damaged parts are set aside, other settings refused."""
+    contents = {}
+    for path in part_paths(folder):
+        try:
+            part = store.read_part(path)
+        except CorruptError as error:
+            aside = path.with_suffix(".damaged")
+            logger.warning("%s; set aside as %s", str(error).split(";")[0], aside.name)
+            path.replace(aside)
+            continue
+        check_settings(part, folder, settings)
+        contents |= dict.fromkeys(part.videos.sha256, path.name)
+    return contents
 
 
 def check_settings(part: store.Part, folder: Path, settings: Settings) -> None:

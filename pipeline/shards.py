@@ -110,12 +110,17 @@ def ledger_path(folder: Path, shards: int, shard: int) -> Path:
 
 
 class Ledger:
-    """What became of each of one shard's videos; written whole each time that a part is closed."""
+    """What became of each of one shard's videos; written whole each time that a part is closed.
+
+    It begins with what an earlier run had done. What failed then is tried again.
+    """
 
     def __init__(self, path: Path, entries: Iterable[VideoEntry]):
         self.path = path
         ids = {entry.video_id for entry in entries}
-        self._outcomes = {row.video_id: row for row in read_ledger(path) if row.video_id in ids}
+        self._outcomes: dict[str, Outcome] = {
+            row.video_id: row for row in read_ledger(path) if isinstance(row, Done) and row.video_id in ids
+        }
 
     @property
     def failures(self) -> list[Failed]:

@@ -120,3 +120,11 @@ def test_a_kill_at_every_write(cfg, tmp_path):
         shutil.rmtree(cfg.out.parent)
         write += EVERY
     assert write > 20
+
+
+def test_two_processes_on_one_shard(cfg, tmp_path):
+    expected, _ = whole_file(cfg, tmp_path)
+    pids = [in_child(cfg), in_child(cfg)]
+    assert [exit_code(pid) for pid in pids] == [0, 0]
+    assert cfg.out.read_bytes() == expected
+    assert len(set(finished(cfg))) == 4

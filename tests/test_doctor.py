@@ -32,7 +32,7 @@ def test_an_output_from_its_beginning_to_its_damage(cfg):
     extract.run(cfg.model_copy(update={"shard": 1}))
     (state,) = findings(cfg)
     assert state.found == "1 of 2 videos are done, 0 have failed, 1 are to come"
-    assert state.fix.startswith("run: vtp extract --config")
+    assert state.fix.startswith("run: vtp extract --config") and state.fix.endswith("--shard 0")
     extract.run(cfg.model_copy(update={"shard": 0}))
     extract.merge(cfg)
     whole, state = findings(cfg)

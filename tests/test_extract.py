@@ -391,6 +391,15 @@ def test_labels_that_do_not_fit(config, videos, encoder):
     assert (extract.run(config(source=source)).num_decoded, len(failures(config()))) == (0, 1)
 
 
+def test_one_video_is_in_one_split(config, videos, encoder):
+    shutil.copy(videos / "0.mp4", videos / "copy.mp4")
+    source = manifest_of(videos, "path,split\n0.mp4,train\ncopy.mp4,\n1.mp4,val\n")
+    assert store.read_embeddings(extract.run(config(source=source)).path).videos.split == ["train", "train", "val"]
+    manifest_of(videos, "path,split\n0.mp4,train\ncopy.mp4,val\n")
+    with pytest.raises(VtpError, match=r"0.mp4 \(train\) and copy.mp4 \(val\) are the same video; give them one split"):
+        extract.run(config(source=source))
+
+
 def test_pca_without_a_train_split_says_so(config, videos, encoder, caplog):
     source = manifest_of(videos, "path,split\n0.mp4,val\n1.mp4,test\n")
     data = store.read_embeddings(extract.run(config(source=source)).path)

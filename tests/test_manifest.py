@@ -170,6 +170,17 @@ def test_a_given_split_is_kept():
     assert assign_splits(entries) == entries
 
 
+def test_copies_go_to_one_split():
+    entries = [VideoEntry(str(k), None) for k in range(40)]
+    assert len({entry.split for entry in assign_splits(entries)}) == 2
+    assert {entry.split for entry in assign_splits(entries, ["same"] * 40)} == {assign_splits(entries)[0].split}
+    entries[7] = VideoEntry("7", None, split="test")
+    assert {entry.split for entry in assign_splits(entries, ["same"] * 40)} == {"test"}
+    entries[9] = VideoEntry("9", None, split="train")
+    with pytest.raises(VtpError, match=r"7 \(test\) and 9 \(train\) are the same video; give them one split"):
+        assign_splits(entries, ["same"] * 40)
+
+
 # Labels
 
 

@@ -61,11 +61,11 @@ def test_ledger_round_trip(tmp_path):
     ledger.write()
     assert shards.read_ledger(tmp_path / "shard.jsonl") == [done, failed]
     again = shards.Ledger(tmp_path / "shard.jsonl", entries)
-    assert again.failures == [failed]
+    assert (ledger.failures, again.failures) == ([failed], [])  # what failed is tried again
     assert again.known_sha256(entries[0], (5, 1, 2)) == "a" * 64
     assert again.known_sha256(entries[0], (5, 1, 3)) is None
     assert again.known_sha256(entries[1], (5, 1, 2)) is None
-    assert shards.Ledger(tmp_path / "shard.jsonl", entries[1:]).failures == [failed]
+    assert shards.Ledger(tmp_path / "shard.jsonl", entries[1:]).known_sha256(entries[0], (5, 1, 2)) is None
 
 
 def test_a_damaged_ledger_is_named(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -237,6 +239,14 @@ def test_without_a_val_split_the_last_fifth_is_held_out(tmp_path):
     assert "last fifth" in how
     np.testing.assert_array_equal(videos[0], [0, 10])
     np.testing.assert_array_equal(rows[:4], [10, 11, 22, 23])
+
+
+def test_clips_that_share_frames_with_the_last_fifth_are_left_out(tmp_path):
+    data = store.read_embeddings(write_embeddings(tmp_path / "embeddings.h5", splits=("train", "train")))
+    data = replace(data, clips=replace(data.clips, end_s=data.clips.start_s + 2.5))  # each overlaps the next two
+    videos, rows, _ = evaluate.split_rows(data)
+    np.testing.assert_array_equal(videos[:2], [[0, 8], [12, 20]])
+    np.testing.assert_array_equal(rows[:2], [10, 11])
 
 
 def test_held_out_clips_are_never_played(tmp_path):

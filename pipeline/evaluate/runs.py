@@ -64,7 +64,8 @@ def outcome_model(data: store.Embeddings) -> OutcomeModel:
 def split_rows(data: store.Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     """Row ranges [V, 2] of training videos, held-out rows [n], and how they were held out.
 
-    The val split's videos are held out; where there is none, the last fifth of each video.
+    The val split's videos are held out; where there is none, the last fifth of each video, and of the clips before it
+    those that share frames with it are left out.
     """
     ranges = np.stack([data.clips.offset[:-1], data.clips.offset[1:]], 1)
     ranges, splits = ranges[ranges[:, 1] > ranges[:, 0]], np.array(data.videos.split)[ranges[:, 1] > ranges[:, 0]]
@@ -75,7 +76,11 @@ def split_rows(data: store.Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     ranges = ranges[splits != "test"]
     held = np.maximum(ranges[:, 1] - np.maximum((ranges[:, 1] - ranges[:, 0]) // 5, 1), ranges[:, 0])
     rows = np.concatenate([np.arange(cut, end) for cut, (_, end) in zip(held, ranges, strict=True)])
-    train = np.stack([ranges[:, 0], held], 1)
+    clips = data.clips
+    overlap = [
+        (clips.end_s[start:cut] > clips.start_s[cut] + 1e-6).sum() for (start, _), cut in zip(ranges, held, strict=True)
+    ]
+    train = np.stack([ranges[:, 0], held - np.array(overlap, int)], 1)
     train = train[train[:, 1] > train[:, 0]]
     if len(train) == 0:
         raise VtpError("no clip is left to train on after holding out a fifth of each video; extract longer videos")
