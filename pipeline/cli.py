@@ -75,10 +75,11 @@ def _metavar(annotation: Any) -> str | None:
     """INTEGER, PATH, a|b ...: what may stand behind a flag; None for a switch."""
     if annotation is bool:
         return None
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
+    choices = (annotation, *get_args(annotation))  # of X | None, X is one
+    if literal := next((choice for choice in choices if get_origin(choice) is Literal), None):
+        return "|".join(get_args(literal))
     kinds = {int: "INTEGER", float: "FLOAT", Path: "PATH"}
-    return next((kinds[kind] for kind in (annotation, *get_args(annotation)) if kind in kinds), "TEXT")
+    return next((kinds[kind] for kind in choices if kind in kinds), "TEXT")
 
 
 def _command(
@@ -146,13 +147,16 @@ def _resolve(model: type[C], config_file: Path | None, flags: dict[str, Any], ar
 
 def _explain(model: type[Config], error: ValidationError, argument: str | None) -> str:
     first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "settings"
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # a rule on several settings names them itself
+        return message
+    name = str(first["loc"][0])
     flag = name.upper() if name == argument else f"--{name.replace('_', '-')}"
     if first["type"] == "missing":
         return f"{name} is missing: {model.model_fields[name].description} Give it as {flag} or in --config"
     if first["type"] == "extra_forbidden":
         return f"{name!r} is no setting of this command; use one of {', '.join(model.model_fields)}"
-    rule = first["msg"][0].lower() + first["msg"][1:]
+    rule = message[0].lower() + message[1:]
     value = str(first["input"])
     return f"{flag} {value if value and value.isprintable() else repr(value)}: {rule}"
 

@@ -1,0 +1,5 @@
+"""An array of the same stage: in processes of this machine or as a Slurm array, watched, and put together at its end."""
+
+from pipeline.cluster.stages import evaluate, extract, train
+
+__all__ = ["evaluate", "extract", "train"]
