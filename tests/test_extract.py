@@ -6,8 +6,8 @@ import pytest
 import yaml
 from synthetic import write_video
 
-from pipeline import extract, store
-from pipeline.config import ExtractConfig
+from pipeline import extract, parts, shards, store
+from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.errors import CorruptError, VtpError
 
 
@@ -129,17 +129,24 @@ def test_only_what_is_new_is_decoded(config, videos, encoder):
     assert extract.run(config()).num_videos == 4
 
 
-def test_other_settings_are_other_features(config, encoder):
-    extract.run(config())
-    assert extract.run(config(clip_stride=8)).num_decoded == 3
-    assert extract.run(config(fps=7.5)).num_decoded == 3
-    assert extract.run(config(clip_stride=8, projector="random:1")).num_decoded == 0
-    assert extract.run(config()).num_decoded == 0
+def test_a_changed_setting_is_refused_by_name(config, encoder):
+    first = extract.run(config()).path.read_bytes()
+    for changes, message in [
+        (dict(clip_stride=8), "clip_stride 16, not 8"),
+        (dict(fps=7.5), "fps 15.0, not 7.5"),
+        (dict(decoder="pyav"), "decoder auto, not pyav"),
+    ]:
+        with pytest.raises(VtpError, match=f"embeddings.parts was extracted with {message}; name another --out"):
+            extract.run(config(**changes))
+    assert config().out.read_bytes() == first
+    other = config(clip_stride=8, out=config().out.with_name("other.h5"))
+    assert extract.run(other).num_decoded == 3
+    assert extract.run(config(projector="random:1")).num_decoded == 0  # features do not depend on it
 
 
 def test_an_interrupted_run_keeps_its_parts(config, encoder, monkeypatch):
     whole = extract.run(config(out=config().out.with_name("whole.h5")))
-    monkeypatch.setattr(extract, "PART_VIDEOS", 1)
+    monkeypatch.setattr(parts, "PART_VIDEOS", 1)
     features = encoder.features
 
     def fail_late(clips):
@@ -159,23 +166,91 @@ def test_an_interrupted_run_keeps_its_parts(config, encoder, monkeypatch):
 
 
 def test_a_part_is_closed_in_time(config, encoder, monkeypatch):
-    monkeypatch.setattr(extract, "PART_S", 0.0)
+    monkeypatch.setattr(parts, "PART_S", 0.0)
     cfg = config()
     extract.run(cfg)
-    parts = sorted((cfg.out.parent / "embeddings.parts").iterdir())
-    assert len(parts) == 3
-    assert sum(store.read_part(path).videos.sha256 != [] for path in parts) == 3
+    paths = parts.part_paths(cfg.out.parent / "embeddings.parts")
+    assert len(paths) == 3
+    assert sum(store.read_part(path).videos.sha256 != [] for path in paths) == 3
 
 
-def test_a_damaged_part_is_named(config, encoder):
+def test_a_damaged_part_is_decoded_again(config, encoder, caplog):
     cfg = config()
-    extract.run(cfg)
-    (part,) = (cfg.out.parent / "embeddings.parts").iterdir()
+    whole = extract.run(cfg).path.read_bytes()
+    (part,) = parts.part_paths(cfg.out.parent / "embeddings.parts")
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(CorruptError, match=f"{part.name} is damaged .*; delete it and run the same extraction again"):
-        extract.run(cfg)
-    part.unlink()
-    assert extract.run(cfg).num_decoded == 3
+    result = extract.run(cfg)
+    assert f"{part.name} is damaged" in caplog.text
+    assert (result.num_decoded, result.path.read_bytes()) == (3, whole)
+    assert part.with_suffix(".damaged").exists()
+
+
+# Shards
+
+
+def run_shards(cfg, count):
+    return [extract.run(cfg.model_copy(update={"shards": count, "shard": shard})) for shard in range(count)]
+
+
+def test_shards_make_the_same_file(config, encoder):
+    whole = extract.run(config(out=config().out.with_name("whole.h5")))
+    cfg = config(shards=7)
+    extract.run(config(shards=7, shard=0))
+    assert extract.landed(cfg)[1] == 3
+    results = run_shards(cfg, 7)
+    assert sum(result.num_videos for result in results) == 3
+    assert all(result.path is None for result in results)
+    assert not cfg.out.exists()
+    assert extract.landed(cfg) == (3, 3)
+    merged = extract.merge(MergeConfig(out=cfg.out))
+    assert (merged.num_clips, merged.num_decoded, merged.failures) == (7, 0, [])
+    assert merged.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_shard_that_is_not_done_is_named(config, encoder):
+    cfg = config(shards=3)
+    run_shards(cfg.model_copy(update={"shards": 3}), 3)[:2]
+    shards.ledger_path(cfg.out.parent / "embeddings.parts", 3, 2).unlink()
+    assert extract.landed(cfg) == (2, 3)
+    folder = cfg.out.parent / "embeddings.parts"
+    with pytest.raises(
+        CorruptError,
+        match=f"shard 2 of 3 lacks 1 of its 1 videos, .*run: vtp extract --config {folder}/config.yaml --sh",
+    ):
+        extract.merge(MergeConfig(out=cfg.out))
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_merge_names_the_part_and_the_command(config, encoder, harm):
+    cfg = config(shards=3)
+    run_shards(cfg, 3)
+    folder = cfg.out.parent / "embeddings.parts"
+    (row,) = shards.read_ledger(shards.ledger_path(folder, 3, 1))
+    harm(folder / row.part)
+    with pytest.raises(
+        CorruptError, match=f"{row.part} .*; run: vtp extract --config .*config.yaml --shard 1"
+    ) as caught:
+        extract.merge(MergeConfig(out=cfg.out))
+    assert caught.value.exit_code == 4
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert extract.run(ExtractConfig(**saved | {"shard": 1})).num_decoded == 1
+    assert extract.merge(MergeConfig(out=cfg.out)).num_videos == 3
+
+
+def test_failures_of_all_shards(config, videos, encoder):
+    (videos / "a.mp4").write_text("no video at all")
+    (videos / "b.mp4").touch()
+    run_shards(config(shards=2), 2)
+    result = extract.merge(MergeConfig(out=config().out))
+    assert [row["video_id"] for row in result.failures] == ["a.mp4", "b.mp4"]
+    assert failures(config()) == result.failures
+
+
+def test_outputs_in_one_folder_keep_their_failures(config, videos, encoder):
+    (videos / "a.mp4").write_text("no video at all")
+    extract.run(config())
+    extract.run(config(source=str(videos / "0.mp4"), out=config().out.with_name("other.h5")))
+    assert [row["video_id"] for row in failures(config())] == ["a.mp4"]
 
 
 # Failures
