@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -182,8 +183,8 @@ def _training_text(row: dict[str, float]) -> str:
     )
 
 
-def _interval(interval: list[float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+def _interval(interval: list[float] | None, *, digits: int = 2) -> str:
+    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -218,6 +219,32 @@ def _figure(row: dict[str, Any], name: str, interval: str) -> str:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_seeds(summary: dict[str, Any], as_json: bool) -> None:
+    """Several seeds: a row each, their mean and interquartile mean."""
+    if as_json:
+        _print_json(summary)
+        return
+    title = f"{summary['task']} {summary['scenario']}, {summary['validation']}, {len(summary['seeds'])} seeds"
+    table = Table(title=title, title_justify="left")
+    for column in ("seed", "profit $/h", "of the oracle", "error"):
+        table.add_column(column, justify="left" if column == "seed" else "right")
+    for row in summary["by_seed"]:
+        table.add_row(
+            str(row["seed"]), f"{row['profit_mean']:.2f}", f"{row['oracle_ratio']:.3f}", f"{row['err_mean']:.1%}"
+        )
+    table.add_section()
+    for name, profit, ratio in (
+        ("mean", "profit_mean", "oracle_ratio"), ("interquartile mean", "profit_iqm", "oracle_ratio_iqm")
+    ):  # fmt: skip
+        table.add_row(
+            name,
+            f"{summary[profit]:.2f}{_interval(summary[profit.removesuffix('_mean') + '_ci95'])}",
+            f"{summary[ratio]:.3f}{_interval(summary[ratio + '_ci95'], digits=3)}",
+            f"{summary['err_mean']:.1%}" if name == "mean" else "",
+        )
+    Console().print(table)
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
@@ -261,15 +288,28 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     from pipeline import extract
 
     with _progress("extract") as advance:
-        result = extract.run(cfg, progress=advance)
+        if cfg.launcher is None:
+            result = extract.run(cfg, progress=advance)
+        else:
+            from pipeline import cluster
+
+            result = cluster.extract(cfg, progress=advance)
+    if result is None:
+        print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+        return
     _print_extracted(result, as_json)
-    if cfg.shards > 1 and not as_json:
+    if cfg.shards > 1 and cfg.launcher is None and not as_json:
         print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {cfg.out}")
     _list_failures(result)
 
 
 @_command(MergeConfig, argument="out", as_json=True)
 def merge(cfg: MergeConfig, *, as_json: bool) -> None:
+    if cfg.out.is_dir():
+        from pipeline import seeds
+
+        _print_seeds(seeds.merge(cfg.out), as_json)
+        return
     from pipeline import extract
 
     result = extract.merge(cfg)
@@ -299,6 +339,16 @@ def _list_failures(result: Any) -> None:
 
 @_command(TrainConfig, as_json=True)
 def train(cfg: TrainConfig, *, as_json: bool) -> None:
+    if cfg.seeds is not None:
+        from pipeline import cluster
+
+        with _progress("train") as advance:
+            summary = cluster.train(cfg, progress=advance)
+        if summary is None:
+            print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+        else:
+            _print_seeds(summary, as_json)
+        return
     from pipeline import train
 
     with _progress("train") as advance:
@@ -312,9 +362,14 @@ def train(cfg: TrainConfig, *, as_json: bool) -> None:
 
 @_command(EvaluateConfig, argument="run", as_json=True)
 def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
-    from pipeline import evaluate
+    from pipeline import evaluate, seeds
 
     with _progress("evaluate") as advance:
+        if seeds.runs_in(cfg.run) != [cfg.run]:
+            from pipeline import cluster
+
+            _print_seeds(cluster.evaluate(cfg, progress=advance), as_json)
+            return
         summary = evaluate.run(cfg, progress=advance)
     if as_json:
         _print_json(summary)

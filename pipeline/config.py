@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -36,6 +36,7 @@ SlurmGres = Annotated[str | None, Field(description="Slurm's generic resources o
 SlurmCpus = Annotated[int | None, Field(ge=1, description="Processors of a Slurm task, if not Slurm's default.")]
 NoWait = Annotated[bool, Field(description="Submit the Slurm array, print the command that finishes it, and end.")]
 SLURM_SETTINGS = ("slurm_partition", "slurm_time", "slurm_gres", "slurm_cpus", "no_wait")
+C = TypeVar("C", bound=Config)
 
 
 def slurm_minutes(text: str) -> int:
@@ -53,6 +54,11 @@ def check_launcher(cfg: Any) -> None:
     for name in SLURM_SETTINGS:
         if cfg.launcher != "slurm" and getattr(cfg, name) != type(cfg).model_fields[name].default:
             raise ValueError(f"--{name.replace('_', '-')} needs --launcher slurm")
+
+
+def alone(cfg: C) -> C:
+    """The same settings without a launcher: those of one task of the array."""
+    return cfg.model_copy(update={name: type(cfg).model_fields[name].default for name in ("launcher", *SLURM_SETTINGS)})
 
 
 MAX_SEEDS = 1000
@@ -111,6 +117,12 @@ class ExtractConfig(Config):
         None,
         description="Which of them this is, from 0; auto: the index of the array job (Slurm, Kubernetes, AWS Batch).",
     )
+    launcher: Launcher = None
+    slurm_partition: SlurmPartition = None
+    slurm_time: SlurmTime = "4:00:00"
+    slurm_gres: SlurmGres = None
+    slurm_cpus: SlurmCpus = None
+    no_wait: NoWait = False
 
     @model_validator(mode="after")
     def _shard_is_one_of_them(self) -> ExtractConfig:
@@ -118,11 +130,22 @@ class ExtractConfig(Config):
             raise ValueError(f"shard ({self.shard}) is not below shards ({self.shards}); count from 0")
         return self
 
+    @model_validator(mode="after")
+    def _an_array_has_shards(self) -> ExtractConfig:
+        if self.launcher and self.shards == 1:
+            raise ValueError("--launcher runs an array; add --shards, the number of its tasks")
+        if self.launcher and self.shard is not None:
+            raise ValueError(f"--launcher runs all shards and --shard {self.shard} one; drop either")
+        check_launcher(self)
+        return self
+
 
 class MergeConfig(Config):
-    """Put the parts of a sharded extraction together."""
+    """Put the parts of a sharded extraction together, or the seeds of a training."""
 
-    out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file to write, as given to vtp extract.")
+    out: Path = Field(
+        Path("data/embeddings.h5"), description="What was given as --out to vtp extract --shards or vtp train --seeds."
+    )
 
 
 # Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;

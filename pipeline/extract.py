@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -90,10 +90,9 @@ def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
     return write_merged(saved, manifest.assign_splits(manifest.find_videos(saved.source)), num_decoded=0)
 
 
-def landed(cfg: ExtractConfig) -> tuple[int, int]:
-    """(videos that are done or have failed, all videos) over all shards; reads ledgers and lists the source."""
-    ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}
-    return len(ids & {row.video_id for row in shards.read_ledgers(parts_folder(cfg.out), cfg.shards)}), len(ids)
+def landed(cfg: ExtractConfig, ids: Set[str]) -> int:
+    """How many of the videos of these ids are done or have failed, over all shards."""
+    return len(ids & {row.video_id for row in shards.read_ledgers(parts_folder(cfg.out), cfg.shards)})
 
 
 def extract_videos(

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline import evaluate, train
-from pipeline.config import SLURM_SETTINGS, TrainConfig, parse_seeds
+from pipeline.config import TrainConfig, alone, parse_seeds
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.rundir import make_folder, save_config, write_json
 
@@ -47,9 +47,7 @@ def prepare(cfg: TrainConfig) -> list[TrainConfig]:
 
 def config_of(cfg: TrainConfig, seed: int) -> TrainConfig:
     """The settings of one seed's run."""
-    alone = {name: TrainConfig.model_fields[name].default for name in SLURM_SETTINGS}
-    alone |= {"seed": seed, "seeds": None, "launcher": None, "overwrite": False}
-    return cfg.model_copy(update={"out": run_of(cfg.out, seed), **alone})
+    return alone(cfg).model_copy(update={"out": run_of(cfg.out, seed), "seed": seed, "seeds": None, "overwrite": False})
 
 
 def run_of(run: Path, seed: int) -> Path:
@@ -116,7 +114,7 @@ def _episodes_done(metrics: Path) -> int:
         return 0
 
 
-def aggregate(run: Path) -> dict[str, Any]:
+def merge(run: Path) -> dict[str, Any]:
     """Write RUN/summary.json from the summaries of its seeds, and return it.
 
     It has the keys of a single run's: means over seeds, and intervals by bootstrap over seeds, beside the interquartile

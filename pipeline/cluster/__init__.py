@@ -1,4 +1,4 @@
-"""An array of the same stage: in processes of this machine or as a Slurm array, watched, and put together at its end."""
+"""An array of the same stage: in processes of this machine or as a Slurm array, watched, then put together."""
 
 from pipeline.cluster.stages import evaluate, extract, train
 

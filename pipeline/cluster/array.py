@@ -40,7 +40,7 @@ class Failure(NamedTuple):
 
 
 def failed(task: str, trace: str, logs: tuple[Path, Path]) -> Failure:
-    """The failure of a task that ended in an exception, from its traceback: a VtpError is itself, and needs no trace."""
+    """The failure of a task that ended in this traceback; a VtpError is itself, and needs no trace."""
     last = trace.rstrip().rpartition("\npipeline.errors.")[2]
     if match := re.fullmatch(r"(\w+): (.*)", last, re.DOTALL):
         kind = getattr(errors, match[1], None)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,14 +23,17 @@ from pipeline.rundir import make_folder
 POLL_S = 0.5
 STOP_S = 20.0  # to write down what is finished
 
-Tick = Callable[[str], None]
+Tick = Callable[[int, int, str], None]
 
 
 def run(tasks: Sequence[Task], folder: Path, *, task_bytes: int, tick: Tick) -> list[Failure]:
     """Run the tasks and return the failures; logs go to the folder.
 
-    task_bytes: the memory that a task needs. tick: called twice a second with what is going on.
+    task_bytes: the memory that a task needs. tick: called twice a second with the number of tasks that have
+    ended, of all, and what is going on.
     """
+    if not tasks:
+        return []
     make_folder(folder)
     num_workers = workers(len(tasks), task_bytes)
     num_threads = max(processes.num_processors() // num_workers, 1)
@@ -43,7 +47,8 @@ def run(tasks: Sequence[Task], folder: Path, *, task_bytes: int, tick: Tick) -> 
                 running.remove(worker)
                 if failure := worker.outcome():
                     failures.append(failure)
-            tick(f"{len(running)} running, {len(waiting)} waiting" + (f", {len(failures)} failed" if failures else ""))
+            num_ended = len(tasks) - len(waiting) - len(running)
+            tick(num_ended, len(tasks), f"{len(running)} running, {len(waiting)} waiting, {len(failures)} failed")
     finally:
         _stop(running)
     return failures
@@ -118,8 +123,9 @@ def _stop(workers: Sequence[_Worker]) -> None:
     """End the workers, and wait until they have."""
     for worker in workers:
         worker.process.terminate()
+    deadline_s = time.monotonic() + STOP_S
     for worker in workers:
-        worker.process.join(STOP_S)
+        worker.process.join(max(deadline_s - time.monotonic(), 0))
         worker.process.kill()
         worker.process.join()
         worker.connection.close()

@@ -1,7 +1,7 @@
 """An array of Slurm jobs, submitted through submitit.
 
-A task that is preempted, requeued or out of time starts again with the same settings: the stages go on from their files.
-The array outlives the process that submitted it, which can come back to it.
+A task that is preempted, requeued or out of time starts again with the same settings, and the stages go on from their
+files. The array outlives the process that submitted it, which can come back to it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
 }  # fmt: skip
 
-Tick = Callable[[str], None]
+Tick = Callable[[int, int, str], None]
 
 
 class _Requeueable(submitit.helpers.Checkpointable):
@@ -132,7 +132,8 @@ def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
                 del waiting[name]
                 state, _ = states.get(job.job_id, ("Slurm has forgotten why", ""))
                 failures.append(lost(name, f"job {job.job_id} ended without a result: {state}", _logs(job)))
-        tick(_going_on(states or {}, waiting.values(), len(failures)))
+        num_jobs = len(array.jobs)
+        tick(num_jobs - len(waiting), num_jobs, _going_on(states or {}, waiting.values(), len(failures)))
         if not waiting:
             return failures
         time.sleep(POLL_S)
@@ -171,7 +172,8 @@ def _going_on(states: dict[str, tuple[str, str]], jobs: Iterable[submitit.SlurmJ
 
 def _failed(name: str, trace: str, job: submitit.SlurmJob) -> Failure:
     if "UncompletedJobError: Job not requeued" in trace:
-        return Failure(name, TryAgainError(f"{trace.strip().rpartition(': ')[2]} run the same command again"), _logs(job))
+        reason = trace.strip().rpartition(": ")[2].rstrip(".")
+        return Failure(name, TryAgainError(f"{reason}; run the same command again to go on"), _logs(job))
     return failed(name, trace, _logs(job))
 
 
