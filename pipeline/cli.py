@@ -379,22 +379,28 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
 
 @_command(FrontierConfig, argument="run", as_json=True, group=experiment)
 def frontier(cfg: FrontierConfig, *, as_json: bool) -> None:
+    from pipeline import seeds
     from pipeline.experiments import frontier
 
+    seeds.one_run(cfg.run)
     _print_result(frontier.run(cfg), as_json)
 
 
 @_command(ElasticityConfig, argument="run", as_json=True, group=experiment)
 def elasticity(cfg: ElasticityConfig, *, as_json: bool) -> None:
+    from pipeline import seeds
     from pipeline.experiments import elasticity
 
+    seeds.one_run(cfg.run)
     _print_result(elasticity.run(cfg), as_json)
 
 
 @_command(SpreadConfig, argument="run", as_json=True, group=experiment)
 def spread(cfg: SpreadConfig, *, as_json: bool) -> None:
+    from pipeline import seeds
     from pipeline.experiments import spread
 
+    seeds.one_run(cfg.run)
     _print_result(spread.run(cfg), as_json)
 
 
@@ -409,9 +415,15 @@ def value(cfg: ValueConfig, *, as_json: bool) -> None:
 
 @_command(ReportConfig, argument="run")
 def report(cfg: ReportConfig) -> None:
-    from pipeline import report
+    from pipeline import report, seeds
+    from pipeline.report import compare
 
-    print(report.run(cfg))
+    runs = seeds.runs_in(cfg.run)
+    for run in runs:
+        print(report.run(ReportConfig(run=run)))
+    if len(runs) > 1:
+        compare.run(CompareConfig(runs=runs, out=cfg.run))
+        print(cfg.run / "compare.html")
 
 
 @_command(CompareConfig, argument="runs", as_json=True)

@@ -68,12 +68,12 @@ def parse_seeds(text: str) -> list[int]:
     """Seeds in rising order, of "0-4" or "0,2,7-9"; ValueError where the text is nothing of the kind."""
     seeds: set[int] = set()
     for part in text.split(","):
-        low, _, high = part.strip().partition("-")
-        if not (low.isdecimal() and (high or low).isdecimal()) or part.strip().endswith("-"):
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
+        if match is None:
             raise ValueError("is not like 0-4 or 0,2,7-9")
-        first, last = int(low), int(high or low)
+        first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last > MAX_SEED:
-            raise ValueError(f"seeds {part.strip()} do not rise, or go beyond {MAX_SEED}")
+            raise ValueError(f"does not rise from {first}, or goes beyond {MAX_SEED}")
         if last - first + len(seeds) >= MAX_SEEDS:
             raise ValueError(f"more than {MAX_SEEDS} seeds")
         seeds.update(range(first, last + 1))

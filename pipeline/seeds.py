@@ -89,11 +89,10 @@ def runs_in(run: Path) -> list[Path]:
     return [run_of(run, seed) for seed in parse_seeds(read_config(run).seeds or "")]
 
 
-def one_run(run: Path | None) -> Path | None:
-    """The same run; VtpError where it is a folder of several seeds, for those who need a single one."""
+def one_run(run: Path | None) -> None:
+    """VtpError where a run is a folder of several seeds, for those who need a single one."""
     if run is not None and (first := runs_in(run)[0]) != run:
         raise VtpError(f"{run} holds several seeds; name one of them, such as {first}")
-    return run
 
 
 def landed(cfg: TrainConfig) -> tuple[int, int]:

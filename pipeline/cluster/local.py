@@ -91,14 +91,15 @@ def _start(task: Task, folder: Path, num_threads: int) -> _Worker:
     logs = (folder / f"{stem}.out", folder / f"{stem}.err")
     # a fork beside torch's threads or a progress bar's can hang
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(task, logs, theirs), name=task.name)
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS",)}
-    try:
+    ours_to_set = "OMP_NUM_THREADS" not in os.environ
+    if ours_to_set:
         os.environ["OMP_NUM_THREADS"] = str(num_threads)  # is read when the worker loads numpy and torch
+    try:
         with processes.no_ctrl_c():  # the worker inherits this: Ctrl-C is the parent's to handle
             process.start()
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if ours_to_set:
+            del os.environ["OMP_NUM_THREADS"]
     theirs.close()
     return _Worker(task, process, ours, logs)
 
