@@ -291,9 +291,9 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
         if cfg.launcher is None:
             result = extract.run(cfg, progress=advance)
         else:
-            from pipeline import cluster
+            from pipeline.cluster import stages
 
-            result = cluster.extract(cfg, progress=advance)
+            result = stages.extract(cfg, progress=advance)
     if result is None:
         print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
         return
@@ -340,10 +340,10 @@ def _list_failures(result: Any) -> None:
 @_command(TrainConfig, as_json=True)
 def train(cfg: TrainConfig, *, as_json: bool) -> None:
     if cfg.seeds is not None:
-        from pipeline import cluster
+        from pipeline.cluster import stages
 
         with _progress("train") as advance:
-            summary = cluster.train(cfg, progress=advance)
+            summary = stages.train(cfg, progress=advance)
         if summary is None:
             print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
         else:
@@ -366,9 +366,9 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
 
     with _progress("evaluate") as advance:
         if seeds.runs_in(cfg.run) != [cfg.run]:
-            from pipeline import cluster
+            from pipeline.cluster import stages
 
-            _print_seeds(cluster.evaluate(cfg, progress=advance), as_json)
+            _print_seeds(stages.evaluate(cfg, progress=advance), as_json)
             return
         summary = evaluate.run(cfg, progress=advance)
     if as_json:

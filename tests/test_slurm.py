@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import cluster, extract, manifest, seeds, shards, simulate, store, train
-from pipeline.cluster import slurm
+from pipeline import extract, manifest, seeds, shards, simulate, store, train
+from pipeline.cluster import slurm, stages
 from pipeline.cluster.array import Task, report
 from pipeline.config import ExtractConfig, SimulateConfig, TrainConfig
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
@@ -120,7 +120,7 @@ def test_seven_shards_one_of_them_killed_and_requeued_equal_one_process(tmp_path
 
     told = []
     with meanwhile(kill):
-        result = cluster.extract(cfg, progress=lambda *status: told.append(status))
+        result = stages.extract(cfg, progress=lambda *status: told.append(status))
     whole = extract.run(ExtractConfig(out=tmp_path / "whole.h5", **settings))
 
     assert "Restarts=1" in scontrol("show", "job", f"{array_of(folder)}_{victim}")
@@ -135,19 +135,19 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
     cfg = TrainConfig(source="sim", out=tmp_path / "run", seeds="3-4", **SMALL, **SLURM)
     folder = tmp_path / "run" / "jobs"
 
-    assert cluster.train(cfg.model_copy(update={"no_wait": True})) is None
+    assert stages.train(cfg.model_copy(update={"no_wait": True})) is None
     with pytest.raises(TryAgainError, match=r"of the seeds of .*run, 3, 4 are not finished"):
         seeds.merge(cfg.out)
     with pytest.raises(VtpError, match=f"Slurm array {array_of(folder)} is at work .* with other settings"):
-        cluster.train(cfg.model_copy(update={"episodes": 97}))
+        stages.train(cfg.model_copy(update={"episodes": 97}))
     with pytest.raises(TryAgainError, match="is at work on this; add --launcher slurm"):
-        cluster.train(cfg.model_copy(update={"launcher": None}))
+        stages.train(cfg.model_copy(update={"launcher": None}))
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(TryAgainError, match="goes on: the same command waits for it again"):
-        cluster.train(cfg, progress=interrupt)
+        stages.train(cfg, progress=interrupt)
 
     def preempt():
         begun = (cfg.out / "seed-4" / "metrics.csv").exists
@@ -155,7 +155,7 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
 
     before = array_of(folder)
     with meanwhile(preempt):
-        summary = cluster.train(cfg)
+        summary = stages.train(cfg)
     assert array_of(folder) == before, "it was submitted again"
     assert "Restarts=1" in scontrol("show", "job", f"{before}_1")
 
@@ -163,7 +163,7 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
     assert [row["seed"] for row in summary["by_seed"]] == [3, 4]
     assert summary["by_seed"][1]["profit_mean"] == alone["profit_mean"]
     assert json.loads((cfg.out / "summary.json").read_text()) == summary
-    assert cluster.train(cfg)["profit_mean"] == summary["profit_mean"]
+    assert stages.train(cfg)["profit_mean"] == summary["profit_mean"]
     assert array_of(folder) == before, "a finished seed was trained again"
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import evaluate as evaluation
 from pipeline import extract as extraction
-from pipeline import manifest, seeds
+from pipeline import manifest, processes, seeds
 from pipeline import train as training
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
@@ -98,7 +96,7 @@ def _run(
     if cfg.no_wait:
         return False
     try:
-        with _sigterm_is_ctrl_c():
+        with processes.sigterm_is_ctrl_c():
             failures = slurm.watch(array, tick=_ticker(landed, progress))
     except KeyboardInterrupt as error:
         raise TryAgainError(
@@ -113,8 +111,7 @@ def _run(
 def _run_here(
     tasks: Sequence[Task], folder: Path, landed: Landed | None, *, task_bytes: int, progress: Progress | None
 ) -> None:
-    with _sigterm_is_ctrl_c():
-        failures = local.run(tasks, folder, task_bytes=task_bytes, tick=_ticker(landed, progress))
+    failures = local.run(tasks, folder, task_bytes=task_bytes, tick=_ticker(landed, progress))
     if failures:
         raise report(failures, len(tasks))
 
@@ -130,15 +127,3 @@ def _ticker(landed: Landed | None, progress: Progress | None) -> Progress:
             progress(*(landed() if landed else (done, total)), text)
 
     return tick
-
-
-@contextmanager
-def _sigterm_is_ctrl_c() -> Iterator[None]:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
