@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import typer
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
@@ -62,15 +64,19 @@ C = TypeVar("C", bound=Config)
 def _option(model: type[Config], name: str) -> Any:
     """The typer option of one config field: unset on the command line means unset, so that a config file can speak."""
     field = model.model_fields[name]
-    default = field.get_default()
-    shown = "required" if default is PydanticUndefined else f"default: {'off' if default is None else default}"
     return typer.Option(
         None,
         f"--{name.replace('_', '-')}",
-        help=f"{field.description} [{shown}]",
+        help=_help(field),
         metavar=_metavar(field.annotation),
         show_default=False,
     )
+
+
+def _help(field: FieldInfo) -> str:
+    default = field.get_default()
+    shown = "required" if default is PydanticUndefined else f"default: {'off' if default is None else default}"
+    return f"{field.description} [{shown}]"
 
 
 def _metavar(annotation: Any) -> str | None:
@@ -106,7 +112,7 @@ def _command(
         parameters = []
         for name, field in model.model_fields.items():
             if name == argument:
-                default = typer.Argument(None, help=field.description, show_default=False)
+                default = typer.Argument(None, help=_help(field), show_default=False)
             else:
                 default = _option(model, name)
             annotation = {bool: bool, list[Path]: list[str]}.get(field.annotation, str)
@@ -456,6 +462,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line: a VtpError is one line and its exit code, anything else keeps its traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         with out_of_space_is_try_again():

@@ -112,6 +112,10 @@ class ExtractConfig(Config):
         "auto", description="auto: decord, or PyAV for what decord gets wrong: AV1, edit lists, MPEG-TS, narrow frames."
     )
     timeout_s: float = Field(300.0, gt=0, description="Deadline for decoding one video, in seconds.")
+    retries: int = Field(
+        1, ge=0, le=10, description="More tries for a video that could not be read or whose decoder died or hung."
+    )
+    max_failures: int | None = Field(None, ge=0, description="Stop when more videos than this have failed.")
     shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
     shard: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
         None,

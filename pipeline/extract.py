@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Sequence, Set
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -20,16 +21,17 @@ import yaml
 from pipeline import __version__, encoders, manifest, shards, store
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.encoders import Encoder, Projector
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import CorruptError, PartialError, VtpError
 from pipeline.manifest import VideoEntry
 from pipeline.parts import PartWriter, Settings, check_settings, join_labels, part_paths, put_together
-from pipeline.rundir import file_sha256, make_folder, save_config, write_text
+from pipeline.rundir import file_sha256, make_folder, remove_leftovers, save_config, write_text
 from pipeline.shards import Done, Failed, Ledger, Stamp, parts_folder
-from pipeline.video import Clip, Decoder, VideoError, check_file
+from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
+WORTH_ANOTHER_TRY = ("changed", "crashed", "memory", "timeout", "unreadable")  # the file may be whole all the same
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ExtractResult:
     failures_path: Path
 
 
-def run(cfg: ExtractConfig, *, progress: Progress | None = None) -> ExtractResult:
+def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: None) -> ExtractResult:
     """Decode and encode this process's share of the videos; with one shard, put the embeddings file together too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
     if cfg.out.is_dir():
@@ -58,21 +60,22 @@ def run(cfg: ExtractConfig, *, progress: Progress | None = None) -> ExtractResul
     given_projector(
         cfg.projector, encoder.weights_sha256, encoder.feature_dim
     )  # a wrong one is refused before the work
-    settings = feature_settings(cfg, encoder)
     folder = parts_folder(cfg.out)
-    parts = finished_contents(folder, settings)
+    parts = finished_contents(folder, feature_settings(cfg, encoder))
     make_folder(folder)
+    remove_leftovers(folder)
+    for name in (cfg.out.name, cfg.out.with_suffix(".yaml").name, "failures.jsonl"):
+        remove_leftovers(cfg.out.parent, name)
     save_config(folder / "config.yaml", portable(cfg))
 
     mine = shards.share(entries, cfg.shards, shard)
     ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
-    num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, settings, progress)
+    num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress)
     logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
     if cfg.shards > 1:
         failures = [asdict(row) for row in ledger.failures]
         return ExtractResult(None, 0, len(mine) - len(failures), num_decoded, failures, ledger.path)
-    if progress is not None:
-        progress(len(mine), len(mine), "putting together")
+    progress(len(mine), len(mine), "putting together")
     return write_merged(cfg, entries, num_decoded=num_decoded)
 
 
@@ -95,50 +98,103 @@ def landed(cfg: ExtractConfig, ids: Set[str]) -> int:
     return len(ids & {row.video_id for row in shards.read_ledgers(parts_folder(cfg.out), cfg.shards)})
 
 
+@dataclass
+class _Reading:
+    """A video file whose content is known, and the others of the same content that came while it was decoded."""
+
+    entry: VideoEntry
+    sha256: str
+    stamp: Stamp
+    twins: list[_Reading] = field(default_factory=list)
+
+
 def extract_videos(
     cfg: ExtractConfig,
     entries: Sequence[VideoEntry],
     parts: dict[str, str],
     ledger: Ledger,
     encoder: Encoder,
-    settings: Settings,
-    progress: Progress | None,
+    progress: Progress,
 ) -> int:
-    """Decode and encode the videos whose content no part holds; returns how many. `parts`: content to part."""
-    unrecorded: list[tuple[VideoEntry, str, Stamp]] = []
+    """Decode and encode the videos whose content no part holds; returns how many. `parts`: content to part.
+
+    Clips are encoded in the order in which decoders have them ready. A clip's features do not depend on that.
+    """
+    queue = deque(entries)
+    tries: Counter[str] = Counter()
+    decoding: dict[str, _Reading] = {}
+    encoded: list[_Reading] = []  # done as soon as their part is written
     num_decoded = 0
 
-    def record_part(name: str, contents: Iterable[str]) -> None:
-        parts.update(dict.fromkeys(contents, name))
-        record_done()
+    def finish(video: _Reading) -> None:
+        encoded.append(video)
+        progress(len(entries) - len(queue) - len(decoding), len(entries), video.entry.video_id)
 
-    def record_done() -> None:
-        for entry, sha256, stamp in [row for row in unrecorded if row[1] in parts]:
-            ledger.record(Done(entry.video_id, str(entry.path), stamp, sha256, parts[sha256]))
-        unrecorded[:] = [row for row in unrecorded if row[1] not in parts]
+    def fail(entry: VideoEntry, error: VideoError) -> None:
+        tries[entry.video_id] += 1
+        if error.code in WORTH_ANOTHER_TRY and tries[entry.video_id] <= cfg.retries:
+            queue.append(entry)
+            return
+        logger.warning("%s: %s", entry.video_id, error)
+        ledger.record(failure(entry, "decode", error))
+        progress(len(entries) - len(queue) - len(decoding), len(entries), entry.video_id)
+        if cfg.max_failures is not None and len(ledger.failures) > cfg.max_failures:
+            raise PartialError(
+                f"{len(ledger.failures)} videos failed, more than --max-failures {cfg.max_failures}; each is in "
+                f"{ledger.path}: mend them or raise it, and run the same command again"
+            )
+
+    def record(part: str | None = None, contents: Sequence[str] = ()) -> None:
+        parts.update(dict.fromkeys(contents, part))
+        for video in encoded:
+            if video.sha256 in parts:
+                entry = video.entry
+                ledger.record(Done(entry.video_id, str(entry.path), video.stamp, video.sha256, parts[video.sha256]))
+        encoded[:] = [video for video in encoded if video.sha256 not in parts]
         ledger.write()
 
-    writer = PartWriter(parts_folder(cfg.out), settings, encoder, on_close=record_part)
+    writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
+    clip_options = {"clip_len": cfg.clip_len, "clip_stride": cfg.clip_stride, "fps": cfg.fps, "tail": cfg.tail}
     try:
-        with Decoder(timeout_s=cfg.timeout_s, decoder=cfg.decoder) as decoder:
-            for index, entry in enumerate(entries):
-                if progress is not None:
-                    progress(index, len(entries), entry.video_id)
-                try:
-                    sha256, stamp = read_content(entry, ledger)
-                    if sha256 not in parts and sha256 not in writer.contents:
-                        clips = decoder.clips(
-                            entry.path, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail
-                        )
-                        writer.add(sha256, clips.info, unchanged(entry.path, stamp, clips))
+        with DecoderPool(num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder) as pool:
+            while queue or decoding:
+                while queue and pool.num_idle:
+                    entry = queue.popleft()
+                    try:
+                        video = read_content(entry, ledger)
+                    except VideoError as error:
+                        fail(entry, error)
+                        continue
+                    if video.sha256 in parts or any(video.sha256 == other.sha256 for other in encoded):
+                        finish(video)
+                    elif video.sha256 in decoding:
+                        decoding[video.sha256].twins.append(video)
+                    else:
+                        decoding[video.sha256] = video
+                        pool.submit(video, entry.path, **clip_options)
+                for video, event in pool.events():
+                    if isinstance(event, Clip):
+                        writer.add(video.sha256, event)
+                        continue
+                    event = changed(video) or event
+                    del decoding[video.sha256]
+                    queue.extendleft(twin.entry for twin in video.twins)
+                    if isinstance(event, VideoError):
+                        writer.discard(video.sha256)
+                        fail(video.entry, event)
+                    else:
+                        finish(video)
                         num_decoded += 1
-                    unrecorded.append((entry, sha256, stamp))
-                except VideoError as error:
-                    ledger.record(failure(entry, "decode", error))
+                        writer.finish(video.sha256, event)
     finally:  # what is finished is kept, also when the user has had enough
         writer.close()
-        record_done()
+        record()
     return num_decoded
+
+
+def num_decoders() -> int:
+    """Two at least, so that one opens a video while the other decodes; more where there are processors for them."""
+    return max(2, min(8, len(os.sched_getaffinity(0)) // 4))
 
 
 def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
@@ -182,37 +238,35 @@ def portable(cfg: ExtractConfig) -> ExtractConfig:
 
 
 def failure(entry: VideoEntry, stage: str, error: VideoError) -> Failed:
-    logger.warning("%s: %s", entry.video_id, error)
     return Failed(str(entry.path), entry.video_id, stage, error.code, error.reason, error.fix)
 
 
-def read_content(entry: VideoEntry, ledger: Ledger) -> tuple[str, Stamp]:
+def read_content(entry: VideoEntry, ledger: Ledger) -> _Reading:
     """The file's sha256, checked against the manifest's, and its stamp from before it was read."""
     try:
         check_file(entry.path)
-        stamp = _stamp(entry.path)
+        stamp = file_stamp(entry.path)
         sha256 = ledger.known_sha256(entry, stamp) or file_sha256(entry.path)
     except OSError as error:
-        raise VideoError("unreadable", f"cannot be read: {error.strerror}", "check the disk and run again") from error
+        raise unreadable(error) from error
     if entry.sha256 not in (None, sha256):
         raise VideoError(
             "checksum", f"sha256 is {sha256[:12]}, not the manifest's {entry.sha256[:12]}", "fetch the file again"
         )
-    return sha256, stamp
+    return _Reading(entry, sha256, stamp)
 
 
-def unchanged(path: Path, stamp: Stamp, clips: Iterator[Clip]) -> Iterator[Clip]:
-    """The same clips; VideoError at their end if the file is no longer the one that was hashed."""
-    yield from clips
+def changed(video: _Reading) -> VideoError | None:
+    """What is wrong if the file is no longer the one that was hashed."""
     try:
-        same = _stamp(path) == stamp
+        if file_stamp(video.entry.path) == video.stamp:
+            return None
     except OSError:
-        same = False
-    if not same:
-        raise VideoError("changed", "changed while it was read", "run the same command again when it is complete")
+        pass
+    return VideoError("changed", "changed while it was read", "run the same command again when it is complete")
 
 
-def _stamp(path: Path) -> Stamp:
+def file_stamp(path: Path) -> Stamp:
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -231,6 +285,7 @@ def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decod
         try:
             labelled.append(join_labels(entry, part, part.videos.sha256.index(row.sha256)))
         except VideoError as error:
+            logger.warning("%s: %s", entry.video_id, error)
             failures.append(failure(entry, "labels", error))
     rows = [asdict(row) for row in failures]
     failures_path = write_failures(cfg.out, rows)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,12 +32,11 @@ Settings = dict[str, str | int | float]
 
 @dataclass
 class _Video:
-    """A video on its way into a part; `features` fills as its clips are encoded."""
+    """A video on its way into a part: each clip's row of store.CLIP_FIELDS, and its features once it is encoded."""
 
-    sha256: str
-    info: VideoInfo
-    clips: list[tuple[int, float, float, int]] = field(default_factory=list)  # store.CLIP_FIELDS
+    clips: list[tuple[int, float, float, int]] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
+    info: VideoInfo | None = None  # when the last clip is there
 
 
 class PartWriter:
@@ -52,47 +51,56 @@ class PartWriter:
         self._settings = settings
         self._encoder = encoder
         self._on_close = on_close
-        self.contents: set[str] = set()  # of the finished videos that wait for their part
+        self._videos: dict[str, _Video] = {}  # by content
         self._waiting: list[tuple[_Video, np.ndarray]] = []
-        self._finished: list[_Video] = []
         self._closed_at_s = time.monotonic()
 
-    def add(self, sha256: str, info: VideoInfo, clips: Iterator[Clip]) -> None:
-        """Take a video's clips. Where they end in a VideoError, nothing of the video is kept."""
-        video = _Video(sha256, info)
-        try:
-            for clip in clips:
-                video.clips.append((clip.start_frame, clip.start_s, clip.end_s, clip.valid_frames))
-                self._waiting.append((video, clip.frames))
-                if len(self._waiting) == self._encoder.batch_size:
-                    self._encode()
-                    self._close_if_due()
-        except VideoError:
-            self._waiting = [(other, frames) for other, frames in self._waiting if other is not video]
-            raise
-        self._finished.append(video)
-        self.contents.add(sha256)
+    def add(self, sha256: str, clip: Clip) -> None:
+        """Take the next clip of the video with that content."""
+        video = self._videos.setdefault(sha256, _Video())
+        video.clips.append((clip.start_frame, clip.start_s, clip.end_s, clip.valid_frames))
+        self._waiting.append((video, clip.frames))
+        if len(self._waiting) == self._encoder.batch_size:
+            self._encode()
+            self._close_if_due()
+
+    def finish(self, sha256: str, info: VideoInfo) -> None:
+        """All clips of the video are there, and to be trusted."""
+        self._videos[sha256].info = info
         self._close_if_due()
 
+    def discard(self, sha256: str) -> None:
+        """Forget the video's clips."""
+        video = self._videos.pop(sha256, None)
+        self._waiting = [(other, frames) for other, frames in self._waiting if other is not video]
+
     def close(self) -> None:
-        """Write the finished videos to a part."""
-        self._closed_at_s = time.monotonic()
-        if not self._finished:
-            return
+        """Encode what waits and write the finished videos to a part."""
+        self._waiting = [(video, frames) for video, frames in self._waiting if video.info is not None]
         self._encode()
-        contents = [video.sha256 for video in self._finished]
-        key = hashlib.sha256(json.dumps([self._settings, contents]).encode()).hexdigest()
-        path = self._folder / f"part-{key[:16]}.h5"
-        store.write_part(
-            path, store.Part(*_gather(self._finished), self._settings | {"weights": self._encoder.weights})
-        )
-        self._finished = []
-        self.contents.clear()
-        self._on_close(path.name, contents)
+        self._close_part()
 
     def _close_if_due(self) -> None:
-        if len(self._finished) >= PART_VIDEOS or time.monotonic() - self._closed_at_s >= PART_S:
-            self.close()
+        is_due = time.monotonic() - self._closed_at_s >= PART_S
+        if is_due or sum(video.info is not None for video in self._videos.values()) >= PART_VIDEOS:
+            self._close_part()
+
+    def _close_part(self) -> None:
+        """Write the videos that are finished and encoded; the last clips of others may still wait for their batch."""
+        self._closed_at_s = time.monotonic()
+        whole = {
+            sha256: video
+            for sha256, video in self._videos.items()
+            if video.info is not None and len(video.features) == len(video.clips)
+        }
+        if not whole:
+            return
+        key = hashlib.sha256(json.dumps([self._settings, list(whole)]).encode()).hexdigest()
+        path = self._folder / f"part-{key[:16]}.h5"
+        store.write_part(path, store.Part(*_gather(whole), self._settings | {"weights": self._encoder.weights}))
+        for sha256 in whole:
+            del self._videos[sha256]
+        self._on_close(path.name, list(whole))
 
     def _encode(self) -> None:
         if self._waiting:
@@ -102,21 +110,22 @@ class PartWriter:
             self._waiting = []
 
 
-def _gather(videos: Sequence[_Video]) -> tuple[store.Clips, store.Videos]:
-    columns = zip(*(clip for video in videos for clip in video.clips), strict=True)
+def _gather(videos: dict[str, _Video]) -> tuple[store.Clips, store.Videos]:
+    columns = zip(*(clip for video in videos.values() for clip in video.clips), strict=True)
     clips = store.Clips(
-        features=np.stack([row for video in videos for row in video.features]),
+        features=np.stack([row for video in videos.values() for row in video.features]),
         **{
             name: np.array(values, dtype)
             for (name, dtype), values in zip(store.CLIP_FIELDS.items(), columns, strict=True)
         },
-        offset=_offsets([len(video.clips) for video in videos]),
+        offset=_offsets([len(video.clips) for video in videos.values()]),
     )
+    infos = [video.info for video in videos.values()]
     return clips, store.Videos(
-        sha256=[video.sha256 for video in videos],
-        fps=np.array([video.info.fps for video in videos]),
-        num_frames=np.array([video.info.num_frames for video in videos], np.int64),
-        decoder=[video.info.decoder for video in videos],
+        sha256=list(videos),
+        fps=np.array([info.fps for info in infos]),
+        num_frames=np.array([info.num_frames for info in infos], np.int64),
+        decoder=[info.decoder for info in infos],
     )
 
 

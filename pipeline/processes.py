@@ -45,17 +45,3 @@ def no_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def sigterm_is_ctrl_c() -> Iterator[None]:
-    """Make SIGTERM a KeyboardInterrupt until the end of the block, so that it is cleared up after in the same way."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import hashlib
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +30,8 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_HOST = socket.gethostname().replace("/", "_")
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, the quota, the process
 
 
 @contextmanager
@@ -71,7 +75,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise VtpError(f"{path} is a folder; name a file in it")
     if not os.access(path.parent, os.W_OK):
         raise VtpError(f"{path} cannot be written: its folder is read-only; name another")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
         with out_of_space_is_try_again(path):
             yield temporary
@@ -80,6 +84,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
             fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove temporaries of `atomic_path` that killed processes left: this machine's dead ones', and day-old ones.
+
+    folder: one that is ours alone, or else the `name` of the file that was being written.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
+        host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
+        is_ours = host.endswith(f".{_HOST}") and pid.isdigit()
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            if (is_ours and not _is_alive(int(pid))) or time.time() - path.stat().st_mtime > 86_400:
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ bytes can point at any other file, or claim terabytes.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import CorruptError, VtpError
-from pipeline.rundir import atomic_path
+from pipeline.rundir import atomic_path, file_sha256
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 18
@@ -173,6 +174,16 @@ def read_embeddings(path: Path) -> Embeddings:
         )
 
 
+def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
+    """The embeddings [K, 128] of clips `rows`, in any order and as often as named; the rest stays on disk."""
+    with _open(path, f"make it again with: vtp extract SOURCE --out {path}") as checked:
+        dataset = checked.dataset("embeddings", (None, EMBEDDING_DIM))
+        wanted, positions = np.unique(rows, return_inverse=True)
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(dataset):
+            raise VtpError(f"{path} has clips 0 to {len(dataset) - 1}; ask for those")
+        return dataset[wanted][positions]
+
+
 def read_novelty_weights(path: Path, content_sha256: str) -> np.ndarray:
     """Weights [N] of the clips of the embeddings that have that content hash; VtpError where they belong to others."""
     remedy = f"make it again with: vtp novelty --out {path}"
@@ -224,17 +235,21 @@ def _content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, str | int | float]) -> None:
-    """Write beside, reopen and compare, then rename: a full disk can close "well" with data missing."""
+    """Make the file in memory, write it beside, read it back, rename.
+
+    HDF5 must not meet a full disk itself: it dies of it, or closes "well" with data missing.
+    """
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        for name, array in arrays.items():
+            row_bytes = max(1, array.nbytes // max(1, len(array)))
+            rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
+            file.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), fletcher32=True)
+        file.attrs.update(attrs)
     with atomic_path(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            for name, array in arrays.items():
-                row_bytes = max(1, array.nbytes // max(1, len(array)))
-                rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
-                file.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), fletcher32=True)
-            file.attrs.update(attrs)
-        with h5py.File(temporary, "r") as file:
-            written = {name: file[name][()] for name in arrays}
-        if _content_sha256(written) != _content_sha256(arrays):
+        with open(temporary, "wb") as file:
+            file.write(image.getbuffer())
+        if file_sha256(temporary) != hashlib.sha256(image.getbuffer()).hexdigest():
             raise CorruptError(f"{path} did not read back as written; check the disk")
 
 
@@ -264,18 +279,18 @@ class _Checked:
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
     def array(self, name: str, shape: tuple[int | None, ...], dtype: type) -> np.ndarray:
-        dataset = self._dataset(name, shape)
+        dataset = self.dataset(name, shape)
         if dataset.dtype != dtype:
             raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not {np.dtype(dtype)}; {self.remedy}")
         return dataset[()]
 
     def strings(self, name: str, length: int) -> list[str]:
-        dataset = self._dataset(name, (length,))
+        dataset = self.dataset(name, (length,))
         if dataset.dtype.kind != "S":
             raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not strings; {self.remedy}")
         return [value.decode("utf-8") for value in dataset[()]]
 
-    def _dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+    def dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
         dataset = self.file.get(name)
         if not isinstance(dataset, h5py.Dataset):
             raise CorruptError(f"{self.path} lacks {name}; {self.remedy}")

@@ -1,10 +1,14 @@
 import errno
 import json
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
+from synthetic import write_video
 from typer.main import get_command
 
 from pipeline import cli, config
@@ -14,11 +18,12 @@ COMMANDS = {
     "demo": config.DemoConfig,
     "simulate": config.SimulateConfig,
     "extract": config.ExtractConfig,
+    "merge": config.MergeConfig,
     "train": config.TrainConfig,
     "evaluate": config.EvaluateConfig,
     "report": config.ReportConfig,
 }
-POSITIONAL = {"source": "extract", "run": "evaluate, report"}
+POSITIONAL = {"source": "extract", "out": "merge", "run": "evaluate, report"}
 
 
 @pytest.fixture
@@ -299,3 +304,29 @@ def test_compare_takes_two_runs_or_more(vtp, tmp_path):
     assert_one_line(vtp("compare"), "RUNS")
     assert_one_line(vtp("compare", "one"), "at least 2")
     assert_one_line(vtp("compare", "one", "two"), "one", "vtp evaluate")
+
+
+def test_sigterm_ends_an_extraction_with_75(tmp_path):
+    """The finished video is kept, and no decoder is left behind."""
+    for number, num_frames in enumerate((4, 250)):
+        write_video(tmp_path / f"{number}.mp4", num_frames, fps=15)
+    out = tmp_path / "out/embeddings.h5"
+    flags = ["--weights", "random:0", "--clip-len", "2", "--clip-stride", "1", "--batch-size", "2", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from pipeline.cli import main; main()", "extract", str(tmp_path), *flags],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline_s = time.monotonic() + 60
+    while not (children := children_of(process.pid)) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "interrupted; run the same command again to go on" in message
+    assert children and not any(Path(f"/proc/{child}").exists() for child in children)
+    assert not out.exists()
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -123,13 +123,14 @@ def test_available_memory_heeds_the_containers_limit(monkeypatch, tmp_path):
 
 
 SLEEPERS = """
-import time
+import signal, time
 from pathlib import Path
 from pipeline import processes
 from pipeline.cluster import local
 from pipeline.cluster.array import Task
 tasks = [Task(f"task {k}", time.sleep, 600) for k in range(2)]
 processes.num_processors = lambda: 2
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
 local.run(tasks, Path("jobs"), task_bytes=1, tick=lambda *_: None)
 """
 

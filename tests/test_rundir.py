@@ -3,6 +3,9 @@ import errno
 import hashlib
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,3 +169,18 @@ def test_a_column_that_the_header_lacks_is_an_error(tmp_path):
 def test_metrics_on_a_full_disk_ask_to_try_again():
     with pytest.raises(TryAgainError, match=r"no space left to write /dev/full"):
         rundir.MetricsCsv(Path("/dev/full"), ("episode",)).write({"episode": 1})
+
+
+def test_leftovers_of_the_dead_are_removed(tmp_path):
+    host = socket.gethostname()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".a.h5.{host}.{dead.pid}.tmp", ".b.h5.elsewhere.1.tmp", f".c.h5.{host}.{os.getpid()}.tmp", "d.tmp"):
+        (tmp_path / name).touch()
+    old = tmp_path / ".e.h5.elsewhere.1.tmp"
+    old.touch()
+    os.utime(old, (0, 0))
+    rundir.remove_leftovers(tmp_path, "c.h5")
+    assert len(list(tmp_path.iterdir())) == 5
+    rundir.remove_leftovers(tmp_path)
+    assert sorted(p.name[:3] for p in tmp_path.iterdir()) == [".b.", ".c.", "d.t"]

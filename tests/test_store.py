@@ -1,3 +1,4 @@
+import resource
 from dataclasses import replace
 
 import h5py
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import store
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import CorruptError, TryAgainError, VtpError
 
 
 @pytest.fixture
@@ -104,12 +105,36 @@ def test_odd_file_names(tmp_path, embeddings):
 
 def test_a_failed_write_leaves_what_was_there(written, embeddings, monkeypatch):
     before = written.read_bytes()
-    hashes = iter(["of the arrays", "read back", "to be written"])
-    monkeypatch.setattr(store, "_content_sha256", lambda arrays: next(hashes))
+    monkeypatch.setattr(store, "file_sha256", lambda path: "of something else")
     with pytest.raises(CorruptError, match="did not read back as written; check the disk"):
         store.write_embeddings(written, embeddings)
     assert written.read_bytes() == before
     assert [path.name for path in written.parent.iterdir()] == [written.name]
+
+
+def test_no_space_left(written, embeddings):
+    before = written.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(
+            TryAgainError, match=rf"no space left to write {written} \(\d+ bytes free\); free some"
+        ) as caught:
+            store.write_embeddings(written, embeddings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.exit_code == 75
+    assert written.read_bytes() == before
+    assert [path.name for path in written.parent.iterdir()] == [written.name]
+
+
+def test_rows_in_any_order(written, embeddings):
+    rows = np.array([3, 0, 3, 4])
+    np.testing.assert_array_equal(store.read_rows(written, rows), embeddings.embeddings[rows])
+    assert store.read_rows(written, np.array([], int)).shape == (0, 128)
+    for wrong in ([5], [-1, 2]):
+        with pytest.raises(VtpError, match="has clips 0 to 4; ask for those"):
+            store.read_rows(written, np.array(wrong))
 
 
 # What is not to be trusted

@@ -12,10 +12,20 @@ from hypothesis import strategies as st
 from synthetic import read_barcode, skip_by_edit_list, turn, write_video
 from torchvision.transforms.functional import resize
 
-from pipeline.video import Decoder, VideoError, check_file, clip_windows, resize_frame
+from pipeline.video import (
+    Clip,
+    Decoder,
+    DecoderPool,
+    VideoError,
+    VideoInfo,
+    check_file,
+    clip_windows,
+    resize_frame,
+)
 from pipeline.video.clips import rolling_clips
 from pipeline.video.readers import choose_reader
-from pipeline.video.scan import Scan
+from pipeline.video.scan import Scan, check_times
+from pipeline.video.transport import check_packets
 
 
 def constant_rate(num_frames, fps):
@@ -195,6 +205,7 @@ def shown(clips):
 KINDS = {
     "b_frames.mp4": dict(options={"bf": "3", "g": "12"}),
     "open_gop.mp4": dict(options={"x264-params": "open-gop=1:bframes=3:keyint=10", "preset": "veryfast"}),
+    "long_gop.mkv": dict(options={"g": "250", "bf": "3"}),
     "hevc.mp4": dict(codec="libx265", options={"x265-params": "log-level=none"}),
     "vp9.webm": dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
     "mpeg4.avi": dict(codec="mpeg4", options={"bf": "2"}),
@@ -270,6 +281,14 @@ def test_too_short_says_how_short(folder, decoder):
     assert shown([clip]) == [[*range(41), *[40] * 23]]
 
 
+def test_one_frame(folder, decoder):
+    path = write_video(folder / "one.mp4", 1, first=77)
+    with pytest.raises(VideoError, match=r"longer than one.mp4 \(1 frames at 15 fps\)"):
+        decoder.clips(path)
+    (clip,) = decoder.clips(path, tail="pad")
+    assert (shown([clip]), clip.valid_frames) == ([[77] * 16], 1)
+
+
 def test_clips_wait_for_their_reader(plain, decoder):
     # far more than the slots hold, so the child must wait for the parent to empty them
     clips = list(decoder.clips(plain, clip_len=32, clip_stride=1, fps=60))
@@ -291,6 +310,130 @@ def test_a_damaged_stream_fails(tmp_path, name):
     with Decoder(decoder=name) as decoder, pytest.raises(VideoError) as caught:
         list(decoder.clips(path))
     assert caught.value.code == "damaged"
+
+
+@pytest.fixture(scope="module")
+def transport(folder):
+    return write_video(folder / "broadcast.ts", 60, options={"g": "10", "bf": "2"})
+
+
+def packets_of(path):
+    return np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 188).copy()
+
+
+def pid(packets):
+    return (packets[:, 1].astype(int) & 0x1F) << 8 | packets[:, 2]
+
+
+def lose_one(packets):
+    return np.delete(packets, np.flatnonzero(pid(packets) == 0x100)[20], axis=0)
+
+
+def mark_one_wrong(packets):
+    packets[len(packets) // 2, 1] |= 0x80
+    return packets
+
+
+def shift_one_byte(packets):
+    half = len(packets) // 2 * 188
+    return np.concatenate([packets.ravel()[:half], [0], packets.ravel()[half:-1]]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lose_one, "packets are missing before transport packet"),
+        (mark_one_wrong, "is out of step or marked as wrong"),
+        (shift_one_byte, "is out of step or marked as wrong"),
+        (lambda packets: packets.ravel()[:-1], "ends within a packet of 188 bytes"),
+    ],
+)
+def test_a_transport_stream_that_lost_something(transport, tmp_path, harm, message):
+    check_packets(transport)
+    path = tmp_path / "harmed.ts"
+    path.write_bytes(harm(packets_of(transport)).tobytes())
+    with pytest.raises(VideoError, match=message) as caught:
+        check_packets(path)
+    assert caught.value.code == "damaged"
+
+
+def test_transport_packets_may_come_twice_or_with_time_stamps(transport, tmp_path):
+    packets = packets_of(transport)
+    twice = tmp_path / "twice.ts"
+    twice.write_bytes(np.repeat(packets, 2, axis=0).tobytes())
+    check_packets(twice)
+    stamped = tmp_path / "stamped.m2ts"
+    stamped.write_bytes(np.hstack([np.full((len(packets), 4), 9, np.uint8), packets]).tobytes())
+    check_packets(stamped)
+
+
+@pytest.mark.parametrize(
+    ("pts", "dts", "message"),
+    [
+        ([3, 6, 4, 5], [1, 2, 2, 4], "out of order"),
+        ([3, 6, 2, 5], [1, 2, 3, 4], "out of order"),
+        ([3, 6, 6, 7], [1, 2, 3, 4], "out of order"),
+        ([3, 4, 5, 40], [1, 2, 3, 4], "has no frame for 35.0 s"),
+        ([3, 4, None, 6], [1, 2, 3, 4], "without a time"),
+    ],
+)
+def test_times_that_no_encoder_gives(pts, dts, message):
+    check_times([(3, 1, 1), (6, 2, 1), (4, 3, 1), (5, 4, 1)], 1.0)
+    with pytest.raises(VideoError, match=message):
+        check_times([(p, d, 1) for p, d in zip(pts, dts, strict=True)], 1.0)
+
+
+def test_an_avi_that_lost_a_frame(tmp_path):
+    path = write_video(tmp_path / "a.avi", 40, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    at = data.rfind(b"00dc", 0, data.find(b"idx1"))
+    data[at : at + 4] = b"JUNK"  # a chunk that is skipped
+    path.write_bytes(data)
+    with Decoder() as decoder, pytest.raises(VideoError) as caught:
+        list(decoder.clips(path))
+    assert caught.value.code == "damaged"
+
+
+# The pool
+
+
+def test_the_pool_gives_what_one_decoder_gives(folder, decoder):
+    paths = [write_video(folder / f"pool{k}.mp4", 20 + 10 * k, first=40 * k) for k in range(4)]
+    options = dict(clip_len=6, clip_stride=6, fps=15, tail="drop")
+    alone = {path: np.stack([clip.frames for clip in decoder.clips(path, **options)]) for path in paths}
+    clips, infos, waiting = {path: [] for path in paths}, {}, list(paths)
+    with DecoderPool(2) as pool:
+        while waiting or pool.num_busy:
+            while waiting and pool.num_idle:
+                pool.submit(waiting[0], waiting.pop(0), **options)
+            for path, event in pool.events():
+                if isinstance(event, Clip):
+                    clips[path].append(event.frames)
+                else:
+                    infos[path] = event
+    assert {path: info.num_frames for path, info in infos.items()} == dict(zip(paths, (20, 30, 40, 50), strict=True))
+    for path in paths:
+        np.testing.assert_array_equal(np.stack(clips[path]), alone[path])
+
+
+def test_a_hung_video_holds_up_no_other(folder, plain):
+    with DecoderPool(2, timeout_s=60) as pool:
+        options = dict(clip_len=16, clip_stride=16, fps=15, tail="drop")
+        pool.submit("warm", plain, **options)
+        pool.submit("hangs", plain, **options)
+        ended = []
+        while len(ended) < 2:
+            ended += [video for video, event in pool.events() if isinstance(event, VideoInfo)]
+        pool.submit("hangs", plain, **options)
+        (hung,) = pool._busy
+        hung._process.send_signal(signal.SIGSTOP)
+        hung._slack_s = 3.0
+        pool.submit("fine", plain, **options)
+        ends = []
+        while pool.num_busy:
+            ends += [(video, event) for video, event in pool.events() if not isinstance(event, Clip)]
+        assert [video for video, _ in ends] == ["fine", "hangs"]
+        assert ends[1][1].code == "timeout"
 
 
 # The child

@@ -38,20 +38,19 @@ def run(tasks: Sequence[Task], folder: Path, *, task_bytes: int, tick: Tick) -> 
     num_workers = workers(len(tasks), task_bytes)
     num_threads = max(processes.num_processors() // num_workers, 1)
     waiting, running, failures = list(tasks), [], []
-    with processes.sigterm_is_ctrl_c():
-        try:
-            while waiting or running:
-                while waiting and len(running) < num_workers:
-                    running.append(_start(waiting.pop(0), folder, num_threads))
-                wait([worker.process.sentinel for worker in running], POLL_S)
-                for worker in [worker for worker in running if not worker.process.is_alive()]:
-                    running.remove(worker)
-                    if failure := worker.outcome():
-                        failures.append(failure)
-                num_ended = len(tasks) - len(waiting) - len(running)
-                tick(num_ended, len(tasks), f"{len(running)} running, {len(waiting)} waiting, {len(failures)} failed")
-        finally:
-            _stop(running)
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                running.append(_start(waiting.pop(0), folder, num_threads))
+            wait([worker.process.sentinel for worker in running], POLL_S)
+            for worker in [worker for worker in running if not worker.process.is_alive()]:
+                running.remove(worker)
+                if failure := worker.outcome():
+                    failures.append(failure)
+            num_ended = len(tasks) - len(waiting) - len(running)
+            tick(num_ended, len(tasks), f"{len(running)} running, {len(waiting)} waiting, {len(failures)} failed")
+    finally:
+        _stop(running)
     return failures
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import evaluate as evaluation
 from pipeline import extract as extraction
-from pipeline import manifest, processes, seeds
+from pipeline import manifest, seeds
 from pipeline import train as training
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
@@ -96,8 +96,7 @@ def _run(
     if cfg.no_wait:
         return False
     try:
-        with processes.sigterm_is_ctrl_c():
-            failures = slurm.watch(array, tick=_ticker(landed, progress))
+        failures = slurm.watch(array, tick=_ticker(landed, progress))
     except KeyboardInterrupt as error:
         raise TryAgainError(
             f"interrupted, and Slurm array {array.id} goes on: the same command waits for it again, "

@@ -66,7 +66,9 @@ def _read_decord(path: Path, scan: Scan) -> Iterator[np.ndarray]:
 def _read_pyav(path: Path) -> Iterator[np.ndarray]:
     try:
         with av.open(str(path)) as container:
-            for frame in container.decode(container.streams.best("video")):
+            stream = container.streams.best("video")
+            stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+            for frame in container.decode(stream):
                 if frame.is_corrupt:
                     raise damaged(f"the frame at {frame.time} s is corrupt")
                 if frame.rotation % 90:

@@ -9,10 +9,12 @@ import av
 import numpy as np
 
 from pipeline.video.error import VideoError, damaged
+from pipeline.video.transport import check_packets
 
 MAX_PIXELS = 8192 * 4608
 MAX_FRAMES = 5_000_000
 MAX_DURATION_S = 48 * 3600.0
+LONGEST_GAP_S = 1.0  # between frames of an MPEG stream, unless all are that far apart
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ def scan(path: Path) -> Scan:
                     shown.append((packet.pts, packet.dts, packet.duration or 0))
                 if total > MAX_FRAMES:
                     raise VideoError("size", f"has more than {MAX_FRAMES} frames", "cut it into shorter videos")
+            if container.format.name == "mpegts":
+                check_packets(path)
+            if container.format.name in ("mpegts", "mpeg"):
+                check_times(shown, float(stream.time_base))
+            if container.format.name == "avi" and stream.frames not in (0, total):
+                raise damaged(f"declares {stream.frames} frames and {total} are there")
             return Scan(
                 container=container.format.name,
                 codec=codec.codec.canonical_name,
@@ -70,6 +78,18 @@ def scan(path: Path) -> Scan:
             )
     except av.error.FFmpegError as error:
         raise damaged(f"cannot be scanned: {error.strerror}") from error
+
+
+def check_times(shown: list[tuple[int | None, int | None, int]], tick_s: float) -> None:
+    """VideoError where the times of an MPEG stream cannot be those that its encoder gave them."""
+    pts, dts = (np.array([row[k] for row in shown if row[k] is not None]) for k in (0, 1))
+    if len(pts) != len(shown) or len(dts) != len(shown):
+        raise damaged("has frames without a time")
+    if (np.diff(dts) <= 0).any() or (pts < dts).any() or (np.diff(np.sort(pts)) <= 0).any():
+        raise damaged("has timestamps out of order")
+    gaps = np.diff(np.sort(pts))
+    if len(gaps) and gaps.max() > max(LONGEST_GAP_S / tick_s, 10 * np.median(gaps)):
+        raise damaged(f"has no frame for {gaps.max() * tick_s:.1f} s")
 
 
 def _edges_s(shown: list[tuple[int | None, int | None, int]], tick_s: float, average_fps: float) -> np.ndarray:

@@ -1,0 +1,122 @@
+"""Extraction is killed again and again: it loses nothing that was finished, and ends with the file it would have had.
+
+VTP_CRASH=full kills thirty times at random and once at every single write; that takes a few minutes.
+"""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+
+import pytest
+from synthetic import write_video
+
+from pipeline import extract, parts, store
+from pipeline.config import ExtractConfig
+
+pytestmark = pytest.mark.slow
+KILLS, EVERY = (30, 1) if os.environ.get("VTP_CRASH") == "full" else (5, 9)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(4):
+        write_video(folder / f"{number}.mp4", 4 + 2 * number, first=number * 20)
+    return folder
+
+
+@pytest.fixture
+def cfg(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_VIDEOS", 1)
+    return ExtractConfig(
+        source=str(videos), out=tmp_path / "out/embeddings.h5", weights="random:0", precision="fp32",
+        clip_len=2, clip_stride=2, batch_size=2,
+    )  # fmt: skip
+
+
+def in_child(cfg, before=lambda: None):
+    """Extract in a forked process, which has all modules and no threads yet; returns its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        before()
+        extract.run(cfg)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def exit_code(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def whole_file(cfg, tmp_path):
+    whole = cfg.model_copy(update={"out": tmp_path / "whole/embeddings.h5"})
+    started = time.monotonic()
+    assert exit_code(in_child(whole)) == 0
+    return whole.out.read_bytes(), time.monotonic() - started
+
+
+def finished(cfg):
+    """Every content that some part holds, as often as it was decoded."""
+    return [s for path in parts.part_paths(extract.parts_folder(cfg.out)) for s in store.read_part(path).videos.sha256]
+
+
+def check_end(cfg, expected):
+    assert exit_code(in_child(cfg)) == 0
+    assert cfg.out.read_bytes() == expected
+    decoded = finished(cfg)
+    assert len(decoded) == len(set(decoded)) == 4, "a finished video was decoded again"
+    assert not list(cfg.out.parent.rglob("*.tmp"))
+
+
+def test_random_kills(cfg, tmp_path):
+    expected, duration_s = whole_file(cfg, tmp_path)
+    rng = random.Random(0)
+    for _ in range(KILLS):
+        before = finished(cfg)
+        pid = in_child(cfg)
+        time.sleep(rng.uniform(0, duration_s))
+        os.kill(pid, signal.SIGKILL)
+        if exit_code(pid) == 0:
+            check_end(cfg, expected)
+            shutil.rmtree(cfg.out.parent)
+        else:
+            assert set(before) <= set(finished(cfg))
+    check_end(cfg, expected)
+
+
+def test_a_kill_at_every_write(cfg, tmp_path):
+    """Killed as it opens a temporary file, and as it renames it: the first time, the second, and so on to the last."""
+    expected, _ = whole_file(cfg, tmp_path)
+
+    def die_at(write):
+        left = write
+
+        def hook(event, args):
+            nonlocal left
+            if (event == "open" and str(args[0]).endswith(".tmp") and "w" in str(args[1])) or event == "os.rename":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+
+    write = 1
+    while True:
+        code = exit_code(in_child(cfg, before=lambda write=write: die_at(write)))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        check_end(cfg, expected)
+        shutil.rmtree(cfg.out.parent)
+        write += EVERY
+    assert write > 20
