@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -83,10 +84,11 @@ def _metavar(annotation: Any) -> str | None:
     """INTEGER, PATH, a|b ...: what may stand behind a flag; None for a switch."""
     if annotation is bool:
         return None
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
+    choices = (annotation, *get_args(annotation))  # of X | None, X is one
+    if literal := next((choice for choice in choices if get_origin(choice) is Literal), None):
+        return "|".join(get_args(literal))
     kinds = {int: "INTEGER", float: "FLOAT", Path: "PATH"}
-    return next((kinds[kind] for kind in (annotation, *get_args(annotation)) if kind in kinds), "TEXT")
+    return next((kinds[kind] for kind in choices if kind in kinds), "TEXT")
 
 
 def _command(
@@ -154,13 +156,16 @@ def _resolve(model: type[C], config_file: Path | None, flags: dict[str, Any], ar
 
 def _explain(model: type[Config], error: ValidationError, argument: str | None) -> str:
     first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "settings"
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # a rule on several settings names them itself
+        return message
+    name = str(first["loc"][0])
     flag = name.upper() if name == argument else f"--{name.replace('_', '-')}"
     if first["type"] == "missing":
         return f"{name} is missing: {model.model_fields[name].description} Give it as {flag} or in --config"
     if first["type"] == "extra_forbidden":
         return f"{name!r} is no setting of this command; use one of {', '.join(model.model_fields)}"
-    rule = first["msg"][0].lower() + first["msg"][1:]
+    rule = message[0].lower() + message[1:]
     value = str(first["input"])
     return f"{flag} {value if value and value.isprintable() else repr(value)}: {rule}"
 
@@ -185,8 +190,8 @@ def _training_text(row: dict[str, float]) -> str:
     )
 
 
-def _interval(interval: list[float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+def _interval(interval: list[float] | None, *, digits: int = 2) -> str:
+    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -221,6 +226,32 @@ def _figure(row: dict[str, Any], name: str, interval: str) -> str:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_seeds(summary: dict[str, Any], as_json: bool) -> None:
+    """Several seeds: a row each, their mean and interquartile mean."""
+    if as_json:
+        _print_json(summary)
+        return
+    title = f"{summary['task']} {summary['scenario']}, {summary['validation']}, {len(summary['seeds'])} seeds"
+    table = Table(title=title, title_justify="left")
+    for column in ("seed", "profit $/h", "of the oracle", "error"):
+        table.add_column(column, justify="left" if column == "seed" else "right")
+    for row in summary["by_seed"]:
+        table.add_row(
+            str(row["seed"]), f"{row['profit_mean']:.2f}", f"{row['oracle_ratio']:.3f}", f"{row['err_mean']:.1%}"
+        )
+    table.add_section()
+    for name, profit, ratio in (
+        ("mean", "profit_mean", "oracle_ratio"), ("interquartile mean", "profit_iqm", "oracle_ratio_iqm")
+    ):  # fmt: skip
+        table.add_row(
+            name,
+            f"{summary[profit]:.2f}{_interval(summary[profit.removesuffix('_mean') + '_ci95'])}",
+            f"{summary[ratio]:.3f}{_interval(summary[ratio + '_ci95'], digits=3)}",
+            f"{summary['err_mean']:.1%}" if name == "mean" else "",
+        )
+    Console().print(table)
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
@@ -264,15 +295,28 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     from pipeline import extract
 
     with _progress("extract") as advance:
-        result = extract.run(cfg, progress=advance)
+        if cfg.launcher is None:
+            result = extract.run(cfg, progress=advance)
+        else:
+            from pipeline.cluster import stages
+
+            result = stages.extract(cfg, progress=advance)
+    if result is None:
+        print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+        return
     _print_extracted(result, as_json)
-    if cfg.shards > 1 and not as_json:
+    if cfg.shards > 1 and cfg.launcher is None and not as_json:
         print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {cfg.out}")
     _list_failures(result)
 
 
 @_command(MergeConfig, argument="out", as_json=True)
 def merge(cfg: MergeConfig, *, as_json: bool) -> None:
+    if cfg.out.is_dir():
+        from pipeline import seeds
+
+        _print_seeds(seeds.merge(cfg.out), as_json)
+        return
     from pipeline import extract
 
     result = extract.merge(cfg)
@@ -318,6 +362,16 @@ def _list_failures(result: Any) -> None:
 
 @_command(TrainConfig, as_json=True)
 def train(cfg: TrainConfig, *, as_json: bool) -> None:
+    if cfg.seeds is not None:
+        from pipeline.cluster import stages
+
+        with _progress("train") as advance:
+            summary = stages.train(cfg, progress=advance)
+        if summary is None:
+            print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+        else:
+            _print_seeds(summary, as_json)
+        return
     from pipeline import train
 
     with _progress("train") as advance:
@@ -331,9 +385,14 @@ def train(cfg: TrainConfig, *, as_json: bool) -> None:
 
 @_command(EvaluateConfig, argument="run", as_json=True)
 def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
-    from pipeline import evaluate
+    from pipeline import evaluate, seeds
 
     with _progress("evaluate") as advance:
+        if seeds.runs_in(cfg.run) != [cfg.run]:
+            from pipeline.cluster import stages
+
+            _print_seeds(stages.evaluate(cfg, progress=advance), as_json)
+            return
         summary = evaluate.run(cfg, progress=advance)
     if as_json:
         _print_json(summary)
@@ -343,22 +402,28 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
 
 @_command(FrontierConfig, argument="run", as_json=True, group=experiment)
 def frontier(cfg: FrontierConfig, *, as_json: bool) -> None:
+    from pipeline import seeds
     from pipeline.experiments import frontier
 
+    seeds.one_run(cfg.run)
     _print_result(frontier.run(cfg), as_json)
 
 
 @_command(ElasticityConfig, argument="run", as_json=True, group=experiment)
 def elasticity(cfg: ElasticityConfig, *, as_json: bool) -> None:
+    from pipeline import seeds
     from pipeline.experiments import elasticity
 
+    seeds.one_run(cfg.run)
     _print_result(elasticity.run(cfg), as_json)
 
 
 @_command(SpreadConfig, argument="run", as_json=True, group=experiment)
 def spread(cfg: SpreadConfig, *, as_json: bool) -> None:
+    from pipeline import seeds
     from pipeline.experiments import spread
 
+    seeds.one_run(cfg.run)
     _print_result(spread.run(cfg), as_json)
 
 
@@ -373,9 +438,15 @@ def value(cfg: ValueConfig, *, as_json: bool) -> None:
 
 @_command(ReportConfig, argument="run")
 def report(cfg: ReportConfig) -> None:
-    from pipeline import report
+    from pipeline import report, seeds
+    from pipeline.report import compare
 
-    print(report.run(cfg))
+    runs = seeds.runs_in(cfg.run)
+    for run in runs:
+        print(report.run(ReportConfig(run=run)))
+    if len(runs) > 1:
+        compare.run(CompareConfig(runs=runs, out=cfg.run))
+        print(cfg.run / "compare.html")
 
 
 @_command(CompareConfig, argument="runs", as_json=True)

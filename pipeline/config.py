@@ -5,10 +5,11 @@ The command line is generated from these models, so a parameter has one name fro
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_SEED = 2**63 - 1
 
@@ -18,6 +19,65 @@ Scenario = Literal["seed", "mixed"]
 
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Where an array of the same stage runs. Off is None: this process.
+Launcher = Annotated[
+    Literal["local", "slurm"] | None,
+    Field(description="Run the array in processes of this machine, or as an array of Slurm jobs."),
+]
+SlurmPartition = Annotated[str | None, Field(description="Slurm's partition, if not its default.")]
+SlurmTime = Annotated[
+    str,
+    AfterValidator(lambda text: (slurm_minutes(text), text)[1]),
+    Field(description="Time limit of a Slurm task, minutes or [D-]H:MM:SS; one that reaches it is requeued."),
+]
+SlurmGres = Annotated[str | None, Field(description="Slurm's generic resources of a task, such as gpu:1.")]
+SlurmCpus = Annotated[int | None, Field(ge=1, description="Processors of a Slurm task, if not Slurm's default.")]
+NoWait = Annotated[bool, Field(description="Submit the Slurm array, print the command that finishes it, and end.")]
+SLURM_SETTINGS = ("slurm_partition", "slurm_time", "slurm_gres", "slurm_cpus", "no_wait")
+C = TypeVar("C", bound=Config)
+
+
+def slurm_minutes(text: str) -> int:
+    """Minutes of a time limit in Slurm's forms, minutes or [days-]hours:minutes:seconds, rounded up; or ValueError."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
+    total = int(text) if text.isdecimal() else 1440 * days + 60 * hours + minutes + -(-seconds // 60)
+    if total == 0:
+        raise ValueError("is no time limit such as 90, 4:00:00 or 1-12:00:00")
+    return total
+
+
+def check_launcher(cfg: Any) -> None:
+    """ValueError where a Slurm setting could have no effect."""
+    for name in SLURM_SETTINGS:
+        if cfg.launcher != "slurm" and getattr(cfg, name) != type(cfg).model_fields[name].default:
+            raise ValueError(f"--{name.replace('_', '-')} needs --launcher slurm")
+
+
+def alone(cfg: C) -> C:
+    """The same settings without a launcher: those of one task of the array."""
+    return cfg.model_copy(update={name: type(cfg).model_fields[name].default for name in ("launcher", *SLURM_SETTINGS)})
+
+
+MAX_SEEDS = 1000
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds in rising order, of "0-4" or "0,2,7-9"; ValueError where the text is nothing of the kind."""
+    seeds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
+        if match is None:
+            raise ValueError("is not like 0-4 or 0,2,7-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last > MAX_SEED:
+            raise ValueError(f"does not rise from {first}, or goes beyond {MAX_SEED}")
+        if last - first + len(seeds) >= MAX_SEEDS:
+            raise ValueError(f"more than {MAX_SEEDS} seeds")
+        seeds.update(range(first, last + 1))
+    return sorted(seeds)
 
 
 class SimulateConfig(Config):
@@ -61,6 +121,12 @@ class ExtractConfig(Config):
         None,
         description="Which of them this is, from 0; auto: the index of the array job (Slurm, Kubernetes, AWS Batch).",
     )
+    launcher: Launcher = None
+    slurm_partition: SlurmPartition = None
+    slurm_time: SlurmTime = "4:00:00"
+    slurm_gres: SlurmGres = None
+    slurm_cpus: SlurmCpus = None
+    no_wait: NoWait = False
 
     @model_validator(mode="after")
     def _shard_is_one_of_them(self) -> ExtractConfig:
@@ -68,11 +134,22 @@ class ExtractConfig(Config):
             raise ValueError(f"shard ({self.shard}) is not below shards ({self.shards}); count from 0")
         return self
 
+    @model_validator(mode="after")
+    def _an_array_has_shards(self) -> ExtractConfig:
+        if self.launcher and self.shards == 1:
+            raise ValueError("--launcher runs an array; add --shards, the number of its tasks")
+        if self.launcher and self.shard is not None:
+            raise ValueError(f"--launcher runs all shards and --shard {self.shard} one; drop either")
+        check_launcher(self)
+        return self
+
 
 class MergeConfig(Config):
-    """Put the parts of a sharded extraction together."""
+    """Put the parts of a sharded extraction together, or the seeds of a training."""
 
-    out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file to write, as given to vtp extract.")
+    out: Path = Field(
+        Path("data/embeddings.h5"), description="What was given as --out to vtp extract --shards or vtp train --seeds."
+    )
 
 
 class DoctorConfig(Config):
@@ -110,6 +187,9 @@ class TrainConfig(Config):
         None, gt=0, le=6000, description="SAC updates per 60 steps; by default 8 of sim, 1 of embeddings."
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
+    seeds: str | None = Field(
+        None, description="Several seeds, such as 0-4 or 0,2,7-9: a run each in OUT/seed-K, and their mean in OUT."
+    )
     reward_window: Literal["step", "episode"] = Field(
         "step", description="Rates in the reward: of the step, or of the episode to date."
     )
@@ -129,6 +209,28 @@ class TrainConfig(Config):
     dual_lr: float = Field(0.01, ge=0, description="Step of dual ascent on the error constraint.")
     overwrite: bool = Field(False, description="Replace an earlier run in the run directory.")
     evaluations: int = Field(20, ge=1, description="Sampled validations during training, which choose best.pt.")
+    launcher: Launcher = None
+    slurm_partition: SlurmPartition = None
+    slurm_time: SlurmTime = "4:00:00"
+    slurm_gres: SlurmGres = None
+    slurm_cpus: SlurmCpus = None
+    no_wait: NoWait = False
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_numbers(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_seeds(text)
+        return text
+
+    @model_validator(mode="after")
+    def _an_array_has_seeds(self) -> TrainConfig:
+        if self.launcher and self.seeds is None:
+            raise ValueError("--launcher runs an array; add --seeds, such as --seeds 0-4")
+        if self.seeds is not None and self.seed:
+            raise ValueError(f"--seed {self.seed} and --seeds {self.seeds} exclude each other; drop one")
+        check_launcher(self)
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -91,10 +91,9 @@ def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
     return write_merged(saved, manifest.find_videos(saved.source), num_decoded=0)
 
 
-def landed(cfg: ExtractConfig) -> tuple[int, int]:
-    """(videos that are done or have failed, all videos) over all shards; reads ledgers and lists the source."""
-    ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}
-    return len(ids & {row.video_id for row in shards.read_ledgers(parts_folder(cfg.out), cfg.shards)}), len(ids)
+def landed(cfg: ExtractConfig, ids: Set[str]) -> int:
+    """How many of the videos of these ids are done or have failed, over all shards."""
+    return len(ids & {row.video_id for row in shards.read_ledgers(parts_folder(cfg.out), cfg.shards)})
 
 
 @dataclass

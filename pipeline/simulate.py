@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipeline import render, sim
+from pipeline import processes, render, sim
 from pipeline.config import SimulateConfig
 from pipeline.rundir import atomic_path, make_folder, save_config
 
@@ -55,7 +52,7 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
 def make_videos(cfg: SimulateConfig, progress: Progress) -> None:
     """Make every video and its labels, on all processors where there is enough to do."""
     streams = np.random.SeedSequence(cfg.seed).spawn(cfg.videos)
-    num_workers = min(_num_processors(), cfg.videos)
+    num_workers = min(processes.num_processors(), cfg.videos)
     if num_workers == 1 or cfg.videos * cfg.steps < POOL_CLIPS:
         for index, stream in enumerate(streams):
             make_video(cfg, index, stream)
@@ -65,7 +62,7 @@ def make_videos(cfg: SimulateConfig, progress: Progress) -> None:
     stop = spawn.Event()
     with ProcessPoolExecutor(num_workers, spawn, _start_worker, (stop,)) as pool:
         try:
-            with _no_ctrl_c():  # the workers start here and inherit this: Ctrl-C is the parent's to handle
+            with processes.no_ctrl_c():  # the workers start here and inherit this: Ctrl-C is the parent's to handle
                 videos = [pool.submit(make_video, cfg, index, stream) for index, stream in enumerate(streams)]
             for done, video in enumerate(as_completed(videos), 1):
                 video.result()
@@ -91,22 +88,7 @@ def _start_worker(stop: Event) -> None:
     """Take `stop`, and end when the parent does, however it ends."""
     global _stop
     _stop = stop
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-@contextmanager
-def _no_ctrl_c() -> Iterator[None]:
-    """Hold it back until the end of the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _num_processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes.end_with_parent()
 
 
 def demonstrate(scenario: sim.Scenario, steps: int, rng: np.random.Generator) -> pd.DataFrame:

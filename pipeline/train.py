@@ -270,6 +270,8 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
 def start_run(cfg: TrainConfig) -> None:
     """Make the run directory; a finished run in it is refused, an unfinished one or with `overwrite` any is removed."""
     make_folder(cfg.out)
+    if any(cfg.out.glob("seed-*/config.yaml")):
+        raise VtpError(f"{cfg.out} holds several seeds; choose another --out, or go on with --seeds")
     if (cfg.out / "summary.json").exists() and not cfg.overwrite:
         raise VtpError(f"{cfg.out} holds a run already; choose another --out, or add --overwrite")
     earlier = [cfg.out / name for name in RUN_FILES if (cfg.out / name).exists()]
@@ -285,7 +287,7 @@ def command_line(cfg: TrainConfig) -> str:
     words = ["vtp", "train", "--source", cfg.source]
     for name in TrainConfig.model_fields:
         value = getattr(cfg, name)
-        if name != "overwrite" and value != getattr(defaults, name):
+        if not isinstance(value, bool) and value != getattr(defaults, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 

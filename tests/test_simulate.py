@@ -82,7 +82,7 @@ def test_a_video_does_not_depend_on_how_many_are_made(demos, tmp_path):
 def in_processes(monkeypatch):
     """Two processes, however little there is to do; what a test puts in `simulate` does not reach them."""
     monkeypatch.setattr(simulate, "POOL_CLIPS", 0)
-    monkeypatch.setattr(simulate, "_num_processors", lambda: 2)
+    monkeypatch.setattr(simulate.processes, "num_processors", lambda: 2)
     monkeypatch.setattr(simulate, "film", None)
     yield
     assert multiprocessing.active_children() == [], "a process was left behind"

@@ -6,7 +6,7 @@ analytic given context and action; sampled outcomes are recorded beside it.
 """
 
 from pipeline.evaluate.loops import from_pixels, in_simulator, on_clips
-from pipeline.evaluate.reference import Reference, blind, interval95, oracle, summarise
+from pipeline.evaluate.reference import Reference, blind, bootstrap95, interquartile_mean, interval95, oracle, summarise
 from pipeline.evaluate.runs import (
     SIM_EPISODES,
     OutcomeModel,
@@ -25,9 +25,11 @@ __all__ = [
     "OutcomeModel",
     "Reference",
     "blind",
+    "bootstrap95",
     "build_agent",
     "from_pixels",
     "in_simulator",
+    "interquartile_mean",
     "interval95",
     "load_embeddings",
     "load_run",

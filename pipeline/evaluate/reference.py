@@ -12,6 +12,8 @@ import scipy.stats
 from pipeline import econ, sim
 from pipeline.envs import expected_work
 
+BOOTSTRAPS = 10_000
+
 
 class Reference(NamedTuple):
     """Actions [K, 2] a context, and their expected profit [K] in $/h."""
@@ -61,6 +63,22 @@ def interval95(samples: np.ndarray) -> list[float] | None:
         return None
     half = float(scipy.stats.t.ppf(0.975, len(samples) - 1) * np.std(samples, ddof=1) / np.sqrt(len(samples)))
     return [float(np.mean(samples)) - half, float(np.mean(samples)) + half]
+
+
+def interquartile_mean(samples: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean of the middle half of samples (Agarwal et al. 2021, rliable)."""
+    return scipy.stats.trim_mean(samples, 0.25, axis=axis)
+
+
+def bootstrap95(samples: np.ndarray, statistic: Callable[..., np.ndarray] = np.mean) -> list[float] | None:
+    """95% percentile bootstrap of a statistic of independent samples [n]; None for a single one.
+
+    With a handful of samples it is too narrow: the mean of five normal ones lies in it in 84 of 100 cases.
+    """
+    if len(samples) < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(len(samples), size=(BOOTSTRAPS, len(samples)))
+    return [float(bound) for bound in np.quantile(statistic(samples[drawn], axis=-1), [0.025, 0.975])]
 
 
 def ratio_interval95(numerator: np.ndarray, denominator: np.ndarray) -> list[float] | None:

@@ -1,0 +1,132 @@
+"""An array in processes of this machine, as many at a time as its processors and memory allow."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from pipeline import processes
+from pipeline.cluster.array import Failure, Task, failed, lost
+from pipeline.errors import EXIT_TRY_AGAIN
+from pipeline.rundir import make_folder
+
+POLL_S = 0.5
+STOP_S = 20.0  # to write down what is finished
+
+Tick = Callable[[int, int, str], None]
+
+
+def run(tasks: Sequence[Task], folder: Path, *, task_bytes: int, tick: Tick) -> list[Failure]:
+    """Run the tasks and return the failures; logs go to the folder.
+
+    task_bytes: the memory that a task needs. tick: called twice a second with the number of tasks that have
+    ended, of all, and what is going on.
+    """
+    if not tasks:
+        return []
+    make_folder(folder)
+    num_workers = workers(len(tasks), task_bytes)
+    num_threads = max(processes.num_processors() // num_workers, 1)
+    waiting, running, failures = list(tasks), [], []
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                running.append(_start(waiting.pop(0), folder, num_threads))
+            wait([worker.process.sentinel for worker in running], POLL_S)
+            for worker in [worker for worker in running if not worker.process.is_alive()]:
+                running.remove(worker)
+                if failure := worker.outcome():
+                    failures.append(failure)
+            num_ended = len(tasks) - len(waiting) - len(running)
+            tick(num_ended, len(tasks), f"{len(running)} running, {len(waiting)} waiting, {len(failures)} failed")
+    finally:
+        _stop(running)
+    return failures
+
+
+def workers(num_tasks: int, task_bytes: int) -> int:
+    """How many tasks at a time."""
+    memory = processes.available_memory()
+    fitting = num_tasks if memory is None else max(memory // task_bytes, 1)
+    return min(num_tasks, processes.num_processors(), fitting)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    task: Task
+    process: BaseProcess
+    connection: Connection
+    logs: tuple[Path, Path]
+
+    def outcome(self) -> Failure | None:
+        """Of a process that has ended: its failure, if it failed."""
+        try:
+            trace = self.connection.recv() if self.connection.poll() else None
+        except EOFError:
+            trace = None
+        self.process.join()
+        self.connection.close()
+        if trace is not None:
+            return failed(self.task.name, trace, self.logs) if trace else None
+        code = self.process.exitcode
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            how += ", as the kernel does when memory runs out"
+        return lost(self.task.name, how, self.logs)
+
+
+def _start(task: Task, folder: Path, num_threads: int) -> _Worker:
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    stem = task.name.replace(" ", "-")
+    logs = (folder / f"{stem}.out", folder / f"{stem}.err")
+    # a fork beside torch's threads or a progress bar's can hang
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(task, logs, theirs), name=task.name)
+    ours_to_set = "OMP_NUM_THREADS" not in os.environ
+    if ours_to_set:
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # is read when the worker loads numpy and torch
+    try:
+        with processes.no_ctrl_c():  # the worker inherits this: Ctrl-C is the parent's to handle
+            process.start()
+    finally:
+        if ours_to_set:
+            del os.environ["OMP_NUM_THREADS"]
+    theirs.close()
+    return _Worker(task, process, ours, logs)
+
+
+def _work(task: Task, logs: tuple[Path, Path], connection: Connection) -> None:
+    """In the worker: run the task and send the traceback of its exception, or an empty one."""
+    processes.end_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TRY_AGAIN))  # so that what is finished is written down
+    for stream, path in zip((1, 2), logs, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    trace = ""
+    try:
+        task()
+    except Exception:
+        trace = traceback.format_exc()
+        print(trace, file=sys.stderr)
+    connection.send(trace)
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """End the workers, and wait until they have."""
+    for worker in workers:
+        worker.process.terminate()
+    deadline_s = time.monotonic() + STOP_S
+    for worker in workers:
+        worker.process.join(max(deadline_s - time.monotonic(), 0))
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()

@@ -1,0 +1,181 @@
+"""An array of Slurm jobs, submitted through submitit.
+
+A task that is preempted, requeued or out of time starts again with the same settings, and the stages go on from their
+files. The array outlives the process that submitted it, which can come back to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError, pickle_load
+
+from pipeline.cluster.array import Failure, Task, failed, lost
+from pipeline.config import slurm_minutes
+from pipeline.errors import TryAgainError, VtpError
+from pipeline.rundir import make_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+MAX_TIMEOUTS = 20  # times that a task may reach its time limit and be requeued
+POLL_S = 1.0
+SQUEUE_S = 5.0
+GRACE_S = 15.0  # for the last files of a task that Slurm says has ended, over a network's file system
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
+}  # fmt: skip
+
+Tick = Callable[[int, int, str], None]
+
+
+class _Requeueable(submitit.helpers.Checkpointable):
+    """A task that starts again when its job does."""
+
+    def __call__(self, task: Task) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        task()
+
+
+class SlurmArray:
+    """A submitted array: its id, and the jobs of its tasks by name."""
+
+    def __init__(self, folder: Path, array_id: str, names: Sequence[str]):
+        self.id = array_id
+        ids = [f"{array_id}_{index}" for index in range(len(names))] if len(names) > 1 else [array_id]
+        self.jobs = {
+            name: submitit.SlurmJob(folder=folder, job_id=job_id) for name, job_id in zip(names, ids, strict=True)
+        }
+
+
+def submit(tasks: Sequence[Task], folder: Path, *, settings: dict[str, Any], **options: Any) -> SlurmArray:
+    """Submit the tasks; options are those of `parameters`. The folder keeps scripts, logs and what array it is."""
+    if "%" in str(folder.absolute()):
+        raise VtpError(f"{folder.absolute()} has a % in it, which Slurm takes for a job's number; name another --out")
+    make_folder(folder)
+    try:
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
+    except RuntimeError as error:
+        raise VtpError("no srun here; run this where Slurm is, or use --launcher local") from error
+    executor.update_parameters(**parameters(num_tasks=len(tasks), **options))
+    try:
+        jobs = executor.map_array(_Requeueable(), tasks)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise VtpError(f"sbatch refuses the array: {' '.join(str(error).split())}") from error
+    array_id = jobs[0].job_id.split("_")[0]
+    names = [task.name for task in tasks]
+    write_json(folder / "array.json", {"id": array_id, "tasks": names, "settings": settings})
+    return SlurmArray(folder, array_id, names)
+
+
+def parameters(
+    *, job_name: str, num_tasks: int, time_limit: str, partition: str | None, gres: str | None, cpus: int | None
+) -> dict[str, Any]:
+    """submitit's parameters of an array; what is not among them is set by sbatch's own SBATCH_* variables."""
+    return {
+        "job_name": job_name,
+        "time": slurm_minutes(time_limit),
+        "partition": partition,
+        "gres": gres,
+        "cpus_per_task": cpus,
+        "array_parallelism": num_tasks,
+        "setup": ["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_ON_NODE:-1}}"],
+        "srun_args": [] if cpus is None else [f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it
+        "additional_parameters": {"requeue": True},
+    }
+
+
+def running(folder: Path, settings: dict[str, Any]) -> SlurmArray | None:
+    """The array that was submitted from this folder, where it has not ended; VtpError if its settings are others."""
+    try:
+        earlier = json.loads((folder / "array.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    array, states = SlurmArray(folder, earlier["id"], earlier["tasks"]), squeue()
+    if states is None:
+        raise TryAgainError(f"array {array.id} was submitted for this, and Slurm does not answer; try again later")
+    if not any(at_work(states, job) for job in array.jobs.values()):
+        return None
+    if earlier["settings"] != settings:
+        raise VtpError(
+            f"Slurm array {array.id} is at work for {folder.parent} with other settings; wait for it, or end it with: "
+            f"scancel {array.id}"
+        )
+    return array
+
+
+def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
+    """Wait for the array's tasks and return the failures; tick is called every second with what is going on."""
+    failures: list[Failure] = []
+    waiting, ended_at = dict(array.jobs), {}
+    states, asked_at = None, -SQUEUE_S
+    while True:
+        now = time.monotonic()
+        if now - asked_at >= SQUEUE_S:
+            states, asked_at = squeue(), now
+        for name, job in list(waiting.items()):
+            if job.paths.result_pickle.exists():
+                del waiting[name]
+                outcome, trace = pickle_load(job.paths.result_pickle)
+                if outcome == "error":
+                    failures.append(_failed(name, trace, job))
+            elif states is None or at_work(states, job):
+                ended_at.pop(name, None)
+            elif now - ended_at.setdefault(name, now) >= GRACE_S:
+                del waiting[name]
+                state, _ = states.get(job.job_id, ("Slurm has forgotten why", ""))
+                failures.append(lost(name, f"job {job.job_id} ended without a result: {state}", _logs(job)))
+        num_jobs = len(array.jobs)
+        tick(num_jobs - len(waiting), num_jobs, _going_on(states or {}, waiting.values(), len(failures)))
+        if not waiting:
+            return failures
+        time.sleep(POLL_S)
+
+
+def squeue() -> dict[str, tuple[str, str]] | None:
+    """State and reason of each of this user's jobs and array tasks, those lately ended included; None if unanswered.
+
+    Not sacct, which many a cluster does not have.
+    """
+    command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError) as error:
+        logger.warning("squeue: %s", (getattr(error, "stderr", None) or str(error)).strip())
+        return None
+    rows = (line.split("|", 2) for line in lines)
+    return {job_id: (state, reason) for job_id, state, reason in rows}
+
+
+def at_work(states: dict[str, tuple[str, str]], job: submitit.SlurmJob) -> bool:
+    """Whether the job runs or will, to judge by those states."""
+    return job.job_id in states and states[job.job_id][0] not in ENDED
+
+
+def _going_on(states: dict[str, tuple[str, str]], jobs: Iterable[submitit.SlurmJob], num_failed: int) -> str:
+    """Such as: 3 running, 4 pending (Priority)"""
+    counts: Counter[str] = Counter()
+    for job in jobs:
+        state, reason = states.get(job.job_id, ("UNKNOWN", ""))
+        counts[f"{state.lower()} ({reason})" if state == "PENDING" else state.lower()] += 1
+    if num_failed:
+        counts["failed"] = num_failed
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
+
+
+def _failed(name: str, trace: str, job: submitit.SlurmJob) -> Failure:
+    if "UncompletedJobError: Job not requeued" in trace:
+        reason = trace.strip().rpartition(": ")[2].rstrip(".")
+        return Failure(name, TryAgainError(f"{reason}; run the same command again to go on"), _logs(job))
+    return failed(name, trace, _logs(job))
+
+
+def _logs(job: submitit.SlurmJob) -> tuple[Path, Path]:
+    return job.paths.stdout, job.paths.stderr

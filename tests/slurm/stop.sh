@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# stop.sh STATE: end the Slurm that start.sh started in the folder STATE, its jobs first.
+set -u
+export PATH=$PATH:/usr/sbin SLURM_CONF=$1/slurm.conf
+scancel --signal=KILL --full --user="$(id -un)" 2> /dev/null
+scancel --user="$(id -un)" 2> /dev/null
+for _ in $(seq 20); do # a task's keeper that loses its daemons stays
+  if [ -z "$(squeue --noheader 2> /dev/null)" ]; then break; fi
+  sleep 0.5
+done
+for daemon in slurmd slurmctld munge; do
+  if [ -s "$1/$daemon.pid" ]; then kill "$(cat "$1/$daemon.pid")"; fi
+done

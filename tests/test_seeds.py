@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline import evaluate, seeds
+from pipeline.config import TrainConfig, parse_seeds
+from pipeline.errors import CorruptError, TryAgainError, VtpError
+from pipeline.rundir import save_config, write_json
+
+
+def summary(profit, *, oracle=40.0, contexts=("plate",), **changes):
+    """A run's summary as evaluation writes it, with round numbers."""
+    return {
+        "source": "sim", "task": "dishwashing", "scenario": "seed", "validation": "simulator",
+        "outcome_model": "simulator", "seeds": [0], "episodes": 200, "profit_mean": profit, "mp_mean": 100.0,
+        "err_mean": 0.02, "wage_parity": 1.5, "oracle_profit": oracle, "blind_profit": 20.0,
+        "oracle_ratio": profit / oracle, "blind_ratio": profit / 20.0, "spread": 4.0, "rebate": 1.0, "captured": 3.0,
+        "human_wage": 18.0, "contexts": {name: {"share": 0.5, "profit": profit} for name in contexts}, "wall_s": 2.0,
+        "provenance": {"command": "vtp train"},
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder of seeds whose runs are summaries of these profits; None is a seed that is not finished."""
+
+    def make(*profits, **settings):
+        cfg = TrainConfig(source="sim", out=tmp_path / "run", seeds=f"0-{len(profits) - 1}", episodes=100, **settings)
+        for one, profit in zip(seeds.prepare(cfg), profits, strict=True):
+            save_config(one.out / "config.yaml", one)
+            (one.out / "metrics.csv").write_text("episode,profit\n1,3.0\n2,4.0\n3,")
+            if profit is not None:
+                write_json(one.out / "summary.json", summary(profit))
+        return cfg
+
+    return make
+
+
+# Which seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0-4", [0, 1, 2, 3, 4]), ("7", [7]), ("9,0-2,1", [0, 1, 2, 9]), (" 3 , 5-5", [3, 5])],
+)
+def test_seeds_are_ranges_and_numbers(text, expected):
+    assert parse_seeds(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "4-0", "0-", "-3", "a", "1,,2", "0-1-2", "0-1000", f"{2**63}", "\N{ARABIC-INDIC DIGIT THREE}"]
+)
+def test_what_is_no_seed_is_refused(text):
+    with pytest.raises(ValueError):
+        parse_seeds(text)
+
+
+# What they come to
+
+
+def test_mean_interquartile_mean_and_worst():
+    """Of 8 sorted values the interquartile mean is that of the middle four: an outlier moves only the mean."""
+    profits = [30.0, 10.0, 31.0, 29.0, 32.0, 28.0, 33.0, 39.0]
+    result = seeds.average([summary(profit) for profit in profits], range(8))
+    assert result["profit_mean"] == pytest.approx(232 / 8)
+    assert result["profit_iqm"] == pytest.approx((29 + 30 + 31 + 32) / 4)
+    assert result["oracle_ratio"] == pytest.approx(232 / 8 / 40)
+    assert (result["profit_worst"], result["oracle_ratio_worst"]) == (10.0, 0.25)
+    low, high = result["profit_ci95"]
+    assert 10 < low < 29 < high < 39
+    iqm_low, iqm_high = result["profit_iqm_ci95"]
+    assert low < iqm_low < 30.5 < iqm_high
+    assert [row["profit_mean"] for row in result["by_seed"]] == profits
+    assert (result["episodes"], result["wall_s"], result["spread"]) == (1600, 16.0, 4.0)
+
+
+def test_a_bootstrap_interval_is_that_of_all_resamples():
+    """Of two values a resample's mean is low, middle or high with probability 1/4, 1/2, 1/4."""
+    assert evaluate.bootstrap95(np.array([1.0, 3.0])) == [1.0, 3.0]
+    assert evaluate.bootstrap95(np.array([2.0, 2.0, 2.0])) == [2.0, 2.0]
+    assert evaluate.bootstrap95(np.array([2.0])) is None
+    normal = np.random.default_rng(0).normal(size=400)
+    low, high = evaluate.bootstrap95(normal)
+    assert high - low == pytest.approx(2 * 1.96 * normal.std() / 20, rel=0.05)
+
+
+def test_a_context_counts_where_it_was_met():
+    both = [summary(20.0, contexts=("pan", "mug")), summary(30.0, contexts=("mug",))]
+    contexts = seeds.average(both, [0, 1])["contexts"]
+    assert (contexts["pan"]["profit"], contexts["mug"]["profit"]) == (20.0, 25.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"validation": "held-out clips"}, "seeds 4 and 6 differ in validation; run vtp evaluate"),
+        ({"scenario": "mixed"}, "differ in scenario"),
+        ({"provenance": {"embeddings_sha256": "1"}}, "trained on different embeddings"),
+    ],
+)
+def test_what_differs_has_no_mean(changes, words):
+    with pytest.raises(VtpError, match=words):
+        seeds.average([summary(20.0), summary(20.0, **changes)], [4, 6])
+
+
+# The folder
+
+
+def test_a_folder_of_seeds_is_put_together(trained):
+    cfg = trained(20.0, 22.0, 24.0)
+    result = seeds.merge(cfg.out)
+    assert result == json.loads((cfg.out / "summary.json").read_text())
+    assert (result["profit_mean"], result["seeds"]) == (22.0, [0, 1, 2])
+    assert result["provenance"]["command"] == f"vtp train --source sim --out {cfg.out} --episodes 100 --seeds 0-2"
+    assert seeds.runs_in(cfg.out) == [cfg.out / f"seed-{k}" for k in range(3)]
+    assert seeds.runs_in(cfg.out / "seed-0") == [cfg.out / "seed-0"]
+    with pytest.raises(VtpError, match=r"run holds several seeds; name one of them, such as .*seed-0"):
+        seeds.one_run(cfg.out)
+
+
+def test_a_seed_that_is_not_finished_is_named_with_the_command(trained):
+    cfg = trained(20.0, None, 24.0, None)
+    with pytest.raises(TryAgainError, match=r"of the seeds of .*, 1, 3 are not finished; wait, or go on with: vtp tr"):
+        seeds.merge(cfg.out)
+    assert not (cfg.out / "summary.json").exists()
+    assert seeds.landed(cfg) == (204, 400), "two whole rows of each unfinished run count"
+
+
+def test_a_finished_seed_is_kept(trained):
+    cfg = trained(20.0, None, 24.0)
+    assert [one.seed for one in seeds.prepare(cfg)] == [1]
+    more = cfg.model_copy(update={"seeds": "0-4"})
+    assert [one.seed for one in seeds.prepare(more)] == [1, 3, 4]
+    assert [one.seed for one in seeds.prepare(cfg.model_copy(update={"overwrite": True}))] == [0, 1, 2]
+    assert not (cfg.out / "seed-0" / "summary.json").exists()
+
+
+def test_a_seed_s_settings_are_those_of_one_run(trained):
+    cfg = trained(None, launcher="slurm", slurm_gres="gpu:1", no_wait=True, lr=2e-3)
+    (one,) = seeds.prepare(cfg)
+    assert one == TrainConfig(source="sim", out=cfg.out / "seed-0", seed=0, episodes=100, lr=2e-3)
+    saved = yaml.safe_load((cfg.out / "config.yaml").read_text())
+    assert TrainConfig(**saved) == cfg.model_copy(update={"no_wait": False})
+
+
+def test_a_seed_of_other_settings_is_refused(trained):
+    cfg = trained(20.0, None)
+    before = (cfg.out / "config.yaml").read_bytes()
+    with pytest.raises(VtpError, match=r"seed-0 was trained with lr 0.001, not 0.002; choose another --out"):
+        seeds.prepare(cfg.model_copy(update={"lr": 2e-3}))
+    assert (cfg.out / "config.yaml").read_bytes() == before
+
+
+def test_one_run_and_several_do_not_share_a_folder(tmp_path):
+    (tmp_path / "metrics.csv").write_text("episode\n")
+    with pytest.raises(VtpError, match="holds the run of one seed; choose another --out"):
+        seeds.prepare(TrainConfig(source="sim", out=tmp_path, seeds="0-1"))
+
+
+def test_several_seeds_are_not_replaced_by_one(trained):
+    from pipeline import train
+
+    cfg = trained(20.0, 21.0)
+    with pytest.raises(VtpError, match="holds several seeds; choose another --out"):
+        train.run(TrainConfig(source="sim", out=cfg.out, overwrite=True, episodes=32))
+
+
+def test_a_damaged_summary_names_itself(trained):
+    cfg = trained(20.0, 21.0)
+    (cfg.out / "seed-1" / "summary.json").write_text("{}")
+    with pytest.raises(CorruptError, match=r"seed-1/summary.json is no summary \(it lacks blind_profit"):
+        seeds.merge(cfg.out)
+
+
+def test_a_folder_without_seeds_is_one_line(tmp_path):
+    with pytest.raises(VtpError, match="is no run directory"):
+        seeds.merge(tmp_path)
+    save_config(tmp_path / "config.yaml", TrainConfig(source="sim"))
+    with pytest.raises(VtpError, match="holds the run of one seed; name the --out of a vtp train --seeds"):
+        seeds.merge(tmp_path)
