@@ -163,9 +163,9 @@ class ValueConfig(Config):
     by: Literal["video", "contributor"] = Field("video", description="What is valued and paid.")
     rounds: int = Field(12, ge=2, le=10_000, description="Rounds of up to 32 orders of arrival: the budget.")
     tolerance: float = Field(
-        0.0, ge=0, description="Cut an order short once its profit is within this of all data's, in $/h."
+        0.02, ge=0, description="Cut an order short once its profit is within this of all data's, in $/h."
     )
-    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
+    draws: int = Field(200, ge=20, le=10_000, description="Sampled outcomes of random actions a clip.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 

@@ -77,7 +77,4 @@ def run_experiments(cfg: DemoConfig, embeddings: Path, *, progress: Callable[[in
     frontier.run(FrontierConfig(run=cfg.out, episodes=20 if cfg.quick else 100))
     elasticity.run(ElasticityConfig(run=cfg.out))
     spread.run(SpreadConfig(run=cfg.out))
-    rounds = 2 if cfg.quick else 4  # of arrival orders: enough to rank, not to price to the cent
-    value.run(
-        ValueConfig(embeddings=embeddings, out=cfg.out / "experiments", rounds=rounds, seed=cfg.seed), progress=progress
-    )
+    value.run(ValueConfig(embeddings=embeddings, out=cfg.out / "experiments", seed=cfg.seed), progress=progress)

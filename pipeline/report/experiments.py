@@ -65,7 +65,8 @@ KINDS = {
     "value": (
         "What each demonstration is worth",
         "Profit that it adds to a policy learned from it and others, averaged over orders of arrival, judged on "
-        "held-out videos; lines are 95% intervals. The learner is simpler than the one that trained this policy.",
+        "held-out videos. Lines are 95% intervals of the luck of orders and outcomes, not of which videos were held "
+        "out. The learner is simpler than the one that trained this policy.",
     ),
 }
 
