@@ -307,7 +307,9 @@ def frontier(cfg: FrontierConfig, *, as_json: bool) -> None:
 def elasticity(cfg: ElasticityConfig, *, as_json: bool) -> None:
     from pipeline.experiments import elasticity
 
-    _print_result(elasticity.run(cfg), as_json)
+    with _progress("retrain") as advance:
+        result = elasticity.run(cfg, progress=advance)
+    _print_result(result, as_json)
 
 
 @_command(SpreadConfig, argument="run", as_json=True, group=experiment)

@@ -145,7 +145,11 @@ class ElasticityConfig(Config):
     out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
     points: int = Field(10, ge=2, le=200, description="Points a curve.")
     range: float = Field(2.0, gt=1, le=100, description="Curves go from today's value over this to today's times this.")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap.")
+    retrain: int | None = Field(
+        None, ge=1, le=1_000_000, description="Also retrain the policy at every point, by this many SAC updates."
+    )
+    retrain_seeds: int = Field(1, ge=1, le=100, description="Retrainings a point, whose mean is taken.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap and of retraining.")
 
 
 class SpreadConfig(Config):

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import econ, rundir, sim
-from pipeline.config import ElasticityConfig, FrontierConfig, SpreadConfig
+from pipeline import econ, rundir, sim, train
+from pipeline.config import ElasticityConfig, FrontierConfig, SpreadConfig, TrainConfig
 from pipeline.errors import VtpError
 from pipeline.evaluate import oracle, summarise
 from pipeline.experiments import elasticity, frontier, spread
+from pipeline.experiments.retrain import Retrainer
 
 SEED, MIXED = sim.scenario(), sim.scenario("dishwashing", "mixed")
 FILES = ("csv", "svg", "png", "json")
@@ -207,6 +208,61 @@ def test_one_episode_has_no_interval(tmp_path):
     path = build_run(tmp_path / "run", episodes=1)
     result = elasticity.run(ElasticityConfig(run=path, points=2))
     assert result["elasticities"]["price"]["policy"]["low"] is None
+
+
+def test_over_a_range_the_elasticity_of_a_power_is_its_exponent():
+    multipliers, scale = np.geomspace(0.5, 2, 7), np.array([3.0, 4.0, 9.0])
+    for power in (1.5, -0.4):
+        found = elasticity.range_elasticity(
+            multipliers, multipliers[:, None] ** power * scale, np.random.default_rng(0)
+        )
+        assert [found[key] for key in ("value", "low", "high")] == pytest.approx([power] * 3)
+    losing = elasticity.range_elasticity(multipliers, multipliers[:, None] - scale, np.random.default_rng(0))
+    assert losing == {"value": None, "low": None, "high": None}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A policy of the simulator's state that has hardly begun to learn."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    train.run(TrainConfig(source="sim", out=path, episodes=4, num_envs=4, warmup_steps=200, updates_per_episode=1))
+    return path
+
+
+def test_elasticity_with_a_retrained_policy(trained, tmp_path):
+    done = []
+    result = elasticity.run(
+        ElasticityConfig(run=trained, out=tmp_path, points=3, retrain=4, retrain_seeds=2),
+        progress=lambda *counts: done.append(counts),
+    )
+    assert done == [(i + 1, 9) for i in range(9)], "two curves of three points, and three prices of errors"
+    assert result["retrained"] == {"updates": 4, "seeds": 2}
+    table = pd.read_csv(tmp_path / "elasticity.csv")
+    assert table.groupby("curve")["who"].value_counts().eq(3).all() and len(table) == 4 * 3 * 3
+    again = table[(table.who == "retrained") & (table.curve == "error_target")]
+    assert (again.x_low <= again.x).all() and (again.x <= again.x_high).all()
+    wages = table[(table.who == "retrained") & (table.curve == "human_wage")]
+    assert np.diff(wages.value + 18 * wages.x) == pytest.approx(0, abs=1e-6), "one policy serves all wages"
+    assert set(result["elasticities_over_range"]["price"]) == {"policy", "oracle", "retrained"}
+
+
+@pytest.mark.slow
+def test_retraining_learns_the_world_that_it_is_in(trained):
+    """From a policy that knows nothing: profit rises, and where errors are dear it makes fewer of them."""
+    retrainer = Retrainer(trained)
+
+    def judged(agent):
+        steps = retrainer.judge(SEED, agent)
+        _, err_rate, profit = elasticity.expected_work(
+            SEED, *(steps[c].to_numpy() for c in ("context", "speed", "care"))
+        )
+        return profit.mean(), err_rate.mean()
+
+    (before, _), (after, free) = judged(None), judged(retrainer.retrain(SEED, updates=300, seed=0))
+    _, dear = judged(retrainer.retrain(SEED, updates=300, lambda_dual=50.0, seed=0))
+    assert after > before + 1
+    assert dear < free
+    assert judged(None)[0] == before, "the run's own policy is left as it is"
 
 
 # Spread
