@@ -383,7 +383,10 @@ def test_a_summary_as_validation_writes_it(tmp_path, validation, measured):
     metrics = pd.read_csv(path / "metrics.csv").assign(s_cust=0.25)
     metrics.to_csv(path / "metrics.csv", index=False)
     meta = {"source": "embeddings", "seed": 3, "outcome_model": "simulator", "provenance": {"command": "vtp train"}}
-    summary = evaluate.write_summary(path, MIXED, steps, meta=meta, validation=validation, wall_s=1.5)
+    summary = evaluate.write_summary(
+        path, MIXED, steps, meta=meta, validation=validation, stage="evaluate", wall_s=1.5,
+        evaluation={"seed": 7, "command": "vtp evaluate RUN --seed 7"},
+    )  # fmt: skip
     page = report(path)
     for text in (
         f"The policy earns ${summary['profit_mean']:.2f} an hour",
