@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shlex
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pandas as pd
 
 from pipeline.report.figures import Download, csv_download
 from pipeline.report.files import Missing, finite
+from pipeline.report.themed import data_uri, themed
 from pipeline.report.words import count, number, percent, usd
 
 FIGURE_BYTES = 600_000  # of one figure before base64
@@ -101,13 +101,12 @@ def _command(run: Path, name: str, config: dict[str, Any]) -> str:
 def _read(folder: Path, name: str, title: str, shows: str) -> Experiment:
     result = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     table = pd.read_csv(folder / f"{name}.csv")
-    image = (folder / f"{name}.svg").read_bytes()
-    kind = "svg+xml"
+    image, kind = themed((folder / f"{name}.svg").read_text(encoding="utf-8")).encode(), "svg+xml"
     if len(image) > FIGURE_BYTES:
         image, kind = (folder / f"{name}.png").read_bytes(), "png"
     if len(image) > FIGURE_BYTES:
         raise ValueError(f"its figure has {len(image):,} bytes, more than {FIGURE_BYTES:,}")
-    uri = f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
+    uri = data_uri(image, kind)
     return Experiment(name, title, shows, SENTENCES[name](result), uri, csv_download(f"{name}.csv", table))
 
 

@@ -378,10 +378,10 @@ def _learning_note(metrics: pd.DataFrame) -> str:
     if metrics.empty:
         return ""
     window = rolling_window(len(metrics))
-    return (
-        f"Thin lines are single episodes, thick lines the mean of the last {count(window, 'episode')}. "
-        "Training explores, so it mostly earns less than the same policy in validation."
-    )
+    lines = "Lines are single episodes."
+    if window > 1:
+        lines = f"Lines are the mean of the last {window} episodes, bands hold four in five of them."
+    return f"{lines} Training explores, so it mostly earns less than the same policy in validation."
 
 
 def _economics(numbers: dict[str, float | None]) -> list[tuple[str, str, str]]:
