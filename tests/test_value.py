@@ -10,7 +10,7 @@ from pipeline.errors import VtpError
 from pipeline.experiments import value
 
 MIXED = sim.scenario("dishwashing", "mixed")
-CLIPS = 12
+CLIPS = 20
 COMMON, UNIQUE = ("plate", "glass", "mug"), "pan"
 
 
@@ -74,7 +74,7 @@ def test_planted_demonstrations_are_ranked(tmp_path, seed):
     result, alone = values_of(tmp_path, demos(seed), seed)
     unique, common = alone.value["unique"], alone.value[alone.index.str.startswith("common")]
     assert alone.low["unique"] > common.max(), "what nobody else shows is worth more"
-    assert abs(alone.value["noise"]) < 0.05 * unique, "noise is worth about nothing"
+    assert abs(alone.value["noise"]) < 0.15 * unique, "noise is worth about nothing"
     assert alone.price.sum() <= min(result["spread_per_hour"], alone.value.sum()) + 1e-6
     for blur in (0.0, 0.1):
         _, pair = values_of(tmp_path, demos(seed, copies=[("unique", blur)]), seed)
@@ -151,7 +151,7 @@ def test_the_learner_knows_what_an_action_brings():
 def test_what_is_like_nothing_of_the_work_teaches_nothing():
     rng = np.random.default_rng(0)
     work = rng.normal(size=(30, 128)).astype(np.float32)
-    see = value.resemblance(work)
+    see = value.resemblance(work, np.eye(128))
     assert np.abs(see(work + 100)).max() < 1e-9
     blindly = value.tried_blindly(MIXED, draws=50, rng=rng)
     evidence = value.sample_evidence(MIXED, see(work + 100), np.zeros(30, int), blindly, draws=50, rng=rng)
@@ -164,12 +164,22 @@ def test_the_view_of_the_work_is_its_kernel():
     """Products of views are exp(-d²/2w²), w half the median distance: by hand for three clips."""
     points = np.zeros((3, 128))
     points[1, 0], points[2, 1] = 3, 4  # distances 3, 4, 5; the median is 4
-    seen = value.resemblance(points)(points)
+    seen = value.resemblance(points, np.eye(128))(points)
     np.testing.assert_allclose(seen @ seen.T, np.exp(-np.array([[0, 9, 16], [9, 0, 25], [16, 25, 0]]) / 8), atol=1e-9)
 
 
+def test_what_tells_videos_apart_is_scaled_down_and_what_changes_within_them_is_not():
+    rng = np.random.default_rng(0)
+    videos = [rng.normal(0, 1, (40, 128)) * (np.arange(128) == 0) for _ in range(30)]  # the work is in dimension 0
+    for clips in videos:
+        clips[:, 1] += rng.normal(0, 20)  # the scene in dimension 1
+    metric = value.scene_free(videos)
+    assert metric[0, 0] > 10 * metric[1, 1]
+    np.testing.assert_allclose(metric, metric.T, atol=1e-12)
+
+
 def test_clips_that_are_all_the_same_can_be_looked_at():
-    seen = value.resemblance(np.ones((5, 128)))(np.ones((2, 128)))
+    seen = value.resemblance(np.ones((5, 128)), value.scene_free([np.ones((5, 128))]))(np.ones((2, 128)))
     np.testing.assert_allclose(seen @ seen.T, 1, atol=1e-9)
 
 

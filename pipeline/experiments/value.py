@@ -8,8 +8,9 @@ forecast what SAC will earn.
 
 Three things keep a value from depending on what it should not. Before the first demonstration the learner has tried
 things out without looking, and demonstrations add only what differs from that, each in the neighbourhood of what it
-shows: one that looks like none of the work changes nothing. What the learner takes for near is fixed by the work, not
-by those who are paid. And the same clips bring the same outcomes: a copy is no new evidence.
+shows: one that looks like none of the work changes nothing. What the learner takes for near is fixed by the work and
+by what changes within videos, the same for all orders. And the same clips bring the same outcomes: a copy is no new
+evidence.
 
 Learning meets sampled outcomes only; the analytic profit judges.
 """
@@ -32,12 +33,13 @@ from pipeline import econ, sim, store
 from pipeline.config import ValueConfig
 from pipeline.envs import expected_work
 from pipeline.errors import VtpError
-from pipeline.evaluate import blind, interval95, oracle, outcome_model, split_rows
+from pipeline.evaluate import blind, interval95, oracle, outcome_model, split_rows, video_of
 from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save
 
 COMPONENTS = 64  # of the kernel, that the learner sees clips by
 WORK_CLIPS = 256  # of those held out, at most: what the learner takes the work to look like, and is judged on
-RIDGE = 1.0  # in clips: one that stands alone is believed by half
+RIDGE = 2.0  # in clips: one that stands alone is believed by a third
+SCENE_FLOOR = 10.0  # of the usual variance within a video: so much difference between videos is always allowed for
 BLIND_CLIPS = 400  # tried out without looking
 ROTATIONS = 32  # orders a round, at most
 ACTIONS = np.stack(np.meshgrid(np.linspace(0, 1, 21), np.linspace(0, 1, 21), indexing="ij"), -1).reshape(-1, 2)
@@ -74,8 +76,10 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
     names, rows = players(data, videos, by=cfg.by)
     if len(names) < 2:
         raise VtpError(f"there is only one {cfg.by} to value ({names[0]}); give at least two")
+    in_videos = [data.embeddings[start:end] for start, end in videos]
+    in_videos += np.split(data.embeddings[held_rows], np.flatnonzero(np.diff(video_of(data, held_rows))) + 1)
     held_rows = held_rows[:: -(-len(held_rows) // WORK_CLIPS)]
-    see = resemblance(data.embeddings[held_rows])
+    see = resemblance(data.embeddings[held_rows], scene_free(in_videos))
     seen = [see(data.embeddings[r]) for r in rows]
     work = work_to_do(model.scenario, see(data.embeddings[held_rows]), model.context[held_rows])
     keys = [content_key(data.embeddings[r]) for r in rows]
@@ -123,22 +127,38 @@ def players(data: store.Embeddings, videos: np.ndarray, *, by: str) -> tuple[lis
     return list(rows), [np.concatenate(parts) for parts in rows.values()]
 
 
-def resemblance(work: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def scene_free(videos: list[np.ndarray]) -> np.ndarray:
+    """The matrix [128, 128] that scales down what differs between videos, each [n, 128], more than within them.
+
+    Work changes within a video and its surroundings do not, so differences between videos are mostly those of scenes,
+    which would hide those of the work. No label is needed to tell.
+    """
+    means = np.stack([clips.mean(0, dtype=float) for clips in videos])
+    apart = means - np.median(means, axis=0)
+    size = np.linalg.norm(apart, axis=1, keepdims=True)
+    apart *= econ.ratio(np.minimum(size, np.median(size)), size)  # one that is far from all must stay so
+    within = np.mean([clips.var(0, dtype=float).mean() for clips in videos])
+    between = apart.T @ apart / len(videos) + (SCENE_FLOOR * within or 1.0) * np.eye(means.shape[1])
+    eigenvalues, eigenvectors = scipy.linalg.eigh(between)
+    return eigenvectors / np.sqrt(eigenvalues) @ eigenvectors.T
+
+
+def resemblance(work: np.ndarray, metric: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A view of embeddings [n, 128] by how they resemble the clips of the work [m, 128]: [n, d], all 0 like none.
 
-    Its inner products are the Gaussian kernel, of half the usual distance between the work's clips, as far as those
-    clips span it (Nyström's method): a regression on the view is one on the kernel.
+    Its inner products are the Gaussian kernel, of half the usual distance between the work's clips after `metric`
+    [128, 128], as far as those clips span it (Nyström's method): a regression on the view is one on the kernel.
     """
-    work = work.astype(float)
+    work = work @ metric
     width = np.median(pdist(work)) / 2 if len(work) > 1 else 1.0
 
-    def kernel(embeddings: np.ndarray) -> np.ndarray:
-        return np.exp(-cdist(embeddings.astype(float), work, "sqeuclidean") / (2 * (width or 1.0) ** 2))
+    def kernel(points: np.ndarray) -> np.ndarray:
+        return np.exp(-cdist(points, work, "sqeuclidean") / (2 * (width or 1.0) ** 2))
 
     eigenvalues, eigenvectors = scipy.linalg.eigh(kernel(work))
     kept = np.flatnonzero(eigenvalues > 1e-6 * eigenvalues[-1])[-COMPONENTS:]
     axes = eigenvectors[:, kept] / np.sqrt(eigenvalues[kept])
-    return lambda embeddings: kernel(embeddings) @ axes
+    return lambda embeddings: kernel(embeddings @ metric) @ axes
 
 
 def action_terms(actions: np.ndarray) -> np.ndarray:
