@@ -182,6 +182,8 @@ def _interval(interval: list[float] | None) -> str:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    from pipeline.ledger import skill_in_words
+
     table = Table(title=f"{summary['task']} {summary['scenario']}, {summary['validation']}", title_justify="left")
     for column in ("", "policy", "oracle", "blind"):
         table.add_column(column, justify="left" if not column else "right")
@@ -200,6 +202,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   "
         f"spread ${summary['spread']:.2f}/h (rebate ${summary['rebate']:.2f}, captured ${summary['captured']:.2f})"
     )
+    if summary["estimator"]:
+        print(f"rebate: {skill_in_words(summary['estimator'])}")
     print(f"outcome model: {summary['outcome_model']}")
 
 

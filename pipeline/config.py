@@ -157,6 +157,14 @@ class SpreadConfig(Config):
 
     run: Path = Field(description="Run directory.")
     out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
+    periods: int = Field(10, ge=1, le=1000, description="Periods that the training is divided into.")
+    market_wage: float | None = Field(
+        None,
+        gt=0,
+        description="Human wage in the market in $/h, which the wage index approaches; by default the run's.",
+    )
+    wage_smoothing: float = Field(0.1, ge=0, le=1, description="Step of the wage index towards the market, a period.")
+    inflation: float = Field(0.0, gt=-1, le=10, description="Rise of the wage index with prices, a period.")
 
 
 class ValueConfig(Config):

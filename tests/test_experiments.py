@@ -32,7 +32,8 @@ def build_run(path, *, task="dishwashing", scenario="mixed", episodes=6, noise=0
     for episode in range(1, training + 1):
         wage = 10 + 20 * episode / training
         split = econ.allocate_spread(wage, world.human_wage_usd, 0.5, delta_mpl_total=4.0, delta_mpl_cust=1.0)
-        rows.append({"episode": episode, "time_h": 0.5, "wage_parity": wage / world.human_wage_usd, **split._asdict()})
+        row = {"episode": episode, "time_h": 0.5, "completed": 20 + episode, "mp_h": 60.0, "w_hat_r": wage}
+        rows.append(row | {"w_h": world.human_wage_usd, **split._asdict()})
     pd.DataFrame(rows).to_csv(path / "metrics.csv", index=False)
     return path
 
@@ -280,6 +281,32 @@ def test_spread_adds_up(run, tmp_path):
     assert table.customer_share_to_date.between(0, 1).all()
 
 
+def test_the_periods_of_training_by_hand(run, tmp_path):
+    """300 half-hours in which 20 + n units are made: three periods of 50 h, of 141, 341 and 541 an hour."""
+    cfg = SpreadConfig(run=run, out=tmp_path, periods=3, market_wage=28.0, wage_smoothing=0.5, inflation=0.1)
+    result = spread.run(cfg)
+    periods = pd.DataFrame(result["periods"])
+    assert periods[["first_episode", "last_episode"]].to_numpy().tolist() == [[1, 100], [101, 200], [201, 300]]
+    assert periods.mp.tolist() == pytest.approx([141, 341, 541])
+    assert periods.delta_mpl.tolist() == pytest.approx([0, 200, 200])
+    assert periods.delta_mpl_trailing.tolist() == pytest.approx([0, 200, 300])
+    assert periods.human_wage[0] == pytest.approx(0.5 * 18 * 1.1 + 0.5 * 28)
+    assert periods.implied_wage[0] == pytest.approx(10 + 20 * 50.5 / 300)
+    assert periods.wage_parity[0] == pytest.approx(periods.implied_wage[0] / periods.human_wage[0])
+    for name, total in (("rebate", "rebate_usd"), ("consumer_surplus", "consumer_surplus_usd")):
+        assert periods[name].sum() == pytest.approx(result[total])
+    worth = 0.30 * (20 * 300 + 300 * 301 / 2)  # all units at what a person is paid for one
+    assert result["customer_cost_usd"] + result["consumer_surplus_usd"] == pytest.approx(worth)
+    constant = spread.run(SpreadConfig(run=run, out=tmp_path))["periods"]
+    assert {period["human_wage"] for period in constant} == {18.0}, "a market that pays the run's wage changes nothing"
+
+
+def test_one_episode_is_one_period(run, tmp_path):
+    pd.read_csv(run / "metrics.csv").head(1).to_csv(tmp_path / "metrics.csv", index=False)
+    (period,) = spread.run(SpreadConfig(run=tmp_path))["periods"]
+    assert (period["first_episode"], period["last_episode"], period["delta_mpl"]) == (1, 1, 0.0)
+
+
 def test_spread_says_how_many_episodes_had_gaps(run, tmp_path):
     metrics = pd.read_csv(run / "metrics.csv")
     metrics.loc[3:5, "rebate"] = np.nan
@@ -289,7 +316,7 @@ def test_spread_says_how_many_episodes_had_gaps(run, tmp_path):
 
 
 def test_spread_of_nothing_paid(tmp_path):
-    row = {"episode": 1, "time_h": 1, "wage_parity": 0.5, "spread": -9}
+    row = {"episode": 1, "time_h": 1, "completed": 9, "mp_h": 60, "w_hat_r": 9, "w_h": 18, "spread": -9}
     pd.DataFrame([row | dict.fromkeys(("spread_value", "rebate", "captured_spread"), 0.0)]).to_csv(
         tmp_path / "metrics.csv", index=False
     )

@@ -38,6 +38,11 @@ def expected(context: int, speed, care):
     return econ.profit(econ.implied_wage(mp, p_err, c.price_usd, c.damage_usd), MIXED.energy_usd_per_hour), p_err
 
 
+PERIOD = dict(
+    first_episode=1, last_episode=250, hours=250.0, mp=101.5, delta_mpl=2.0, delta_mpl_trailing=-3.0, implied_wage=28.0,
+    human_wage=18.5, wage_parity=1.51, spread_value=2375.0, rebate=475.0, captured_spread=1900.0, customer_cost=6525.0,
+    consumer_surplus=1087.5,
+)  # fmt: skip
 EXPERIMENTS = {  # key numbers and data, as the experiments leave them
     "frontier": (
         dict(analytic_count=1828, monte_carlo_count=1830, grid=50, min_mp=80.0, max_err=0.06, env_steps=60_000_000,
@@ -52,12 +57,13 @@ EXPERIMENTS = {  # key numbers and data, as the experiments leave them
         pd.DataFrame({"curve": ["price"], "x": [1.0], "value": [35.0]}),
     ),
     "spread": (
-        dict(episodes=500, hours=500.0, spread_usd=9000.0, rebate_usd=900.0, captured_usd=8100.0, customer_share=0.1),
+        dict(episodes=500, hours=500.0, spread_usd=9000.0, rebate_usd=900.0, captured_usd=8100.0, customer_share=0.1,
+             customer_cost_usd=14000.0, consumer_surplus_usd=1500.0, periods=[PERIOD, PERIOD]),
         pd.DataFrame({"episode": [1, 2], "spread": [3.0, 4.0]}),
     ),
     "value": (
         dict(demonstrations=2, profit_of_none=31.8, profit_of_all=36.0, worth_more_than_nothing=1, paid_per_hour=4.2,
-             spread_per_hour=18.1),
+             spread_per_hour=18.1, orders=384, tolerance=0.02, policies_learned=740),
         pd.DataFrame(dict(name=["0023", "0004"], clips=20, value=[4.4, -0.2], low=[3.0, -0.9], high=[5.8, 0.5],
                           leave_one_out=[1.5, 0.1], price=[4.2, 0.0], price_low=[2.9, 0.0], price_high=[5.5, 0.5])),
     ),
@@ -314,6 +320,10 @@ def test_nothing_is_missing_and_every_number_is_there(full):
         "$9,000.00 of spread was paid: $900.00 (10.0%) to customers, $8,100.00 to the platform.",
         "Of 2, 1 are worth more than nothing for certain",
         "0023 20 $4.40 [$3.00, $5.80] $4.20 [$2.90, $5.50] $1.50",
+        "paid $14,000.00 for work that would have cost them $15,500.00 in flawless human hands",
+        "1 to 250 101.5 2.0 −3.0 $28.00 $18.50 1.51 $2,375.00 $475.00 $1,900.00 $6,525.00 $1,087.50",
+        "384 orders of arrival, cut where within $0.02 of what all data earns: 740 policies",
+        "taught the policy. It is zero here: no gain in output was attributed to the customer. The estimator of",
         "The estimator of the customers’ share has no skill",
         "Nothing: every part of this page had its data.",
     ):
@@ -357,6 +367,10 @@ def test_figures_carry_their_data(full):
     steps = [page.download(f"actions-{i}.csv") for i in range(1, 5)]
     assert sum(map(len, steps)) == 480
     assert len(page.download("economics.csv")) == 9
+    assert len(page.download("spread-periods.csv")) == 2
+    by_who = {row["who"]: row for row in page.download("headline.csv")}
+    assert float(by_who["Oracle"]["usd_per_hour"]) == 39.90
+    assert float(by_who["This policy"]["low"]) < float(by_who["This policy"]["usd_per_hour"])
 
 
 def test_same_run_same_page(full):
@@ -515,7 +529,7 @@ def test_skill_of_the_estimator_in_words(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
     for changes, words in (
         (dict(r2_ci95=[0.01, 0.2]), "has skill"),
-        (dict(rank_correlation_ci95=[0.01, 0.2]), "better than chance, but no better than a constant"),
+        (dict(rank_correlation_ci95=[0.01, 0.2]), "better than chance, but is no better than a constant"),
         (dict(r2=None), "500 episodes are too few"),
     ):
         rundir.write_json(path / "data_value.json", {"estimator": SKILL | changes})

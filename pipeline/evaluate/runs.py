@@ -219,6 +219,7 @@ def write_summary(
         "source": meta["source"],
         "seeds": [meta["seed"]],
         **summarise(scenario, steps, s_cust=_customer_share(run_dir / "metrics.csv")),
+        "estimator": _estimator_skill(run_dir / "data_value.json"),
         "validation": validation,
         "outcome_model": meta["outcome_model"],
         "evaluation": evaluation,
@@ -237,6 +238,11 @@ def _stages_so_far(path: Path) -> dict[str, float]:
         return {str(name): float(seconds) for name, seconds in stages.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _estimator_skill(path: Path) -> dict[str, Any] | None:
+    """The skill of the estimator that the customer's share rests on; None where training left no record of it."""
+    return json.loads(path.read_text(encoding="utf-8"))["estimator"] if path.is_file() else None
 
 
 def _customer_share(metrics: Path) -> float:

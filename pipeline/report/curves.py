@@ -36,8 +36,8 @@ class Curve:
 
 
 def rolling_window(num_episodes: int) -> int:
-    """Episodes of the rolling mean: a twentieth of the run, from 1 to 50."""
-    return min(max(num_episodes // 20, 1), 50)
+    """Episodes of the rolling mean: a twentieth of the run, from 1 to 500."""
+    return min(max(num_episodes // 20, 1), 500)
 
 
 def learning_charts(
@@ -109,7 +109,6 @@ def _curves(
             {"lambda_dual": ""},
             "Rises while errors are above the target, falls to zero while they are below.",
             number_tick,
-            noisy=False,
         ),
         Curve(
             "Temperature, α",
