@@ -222,6 +222,7 @@ def write_summary(
         "estimator": _estimator_skill(run_dir / "data_value.json"),
         "validation": validation,
         "outcome_model": meta["outcome_model"],
+        "labelled": meta.get("labelled"),
         "evaluation": evaluation,
         "wall_s": sum(stages.values()),
         "stages_wall_s": stages,

@@ -67,8 +67,11 @@ KINDS = {
 }
 
 
-def read_experiments(run: Path, config: dict[str, Any]) -> Experiments:
-    """What RUN/experiments and RUN/data_value.json hold; what they lack is said with the command that makes it."""
+def read_experiments(run: Path, config: dict[str, Any], *, labelled: bool) -> Experiments:
+    """What RUN/experiments and RUN/data_value.json hold; what they lack is said with the command that makes it.
+
+    labelled: whether the demonstrations have labels, without which they cannot be valued.
+    """
     missing: dict[str, Missing] = {}
     found: dict[str, Experiment] = {}
     for name, (title, shows) in KINDS.items():
@@ -77,6 +80,13 @@ def read_experiments(run: Path, config: dict[str, Any]) -> Experiments:
         try:
             found[name] = _read(run / "experiments", name, title, shows)
         except FileNotFoundError as error:
+            if name == "value" and not labelled:
+                missing[name] = Missing(
+                    "What each demonstration is worth cannot be told: the clips have no labels, so there is no outcome "
+                    "to learn from. Name labels in the manifest.",
+                    with_labels(config),
+                )
+                continue
             sentence = f"experiments/{Path(str(error.filename)).name} is missing: there is no “{title.lower()}”."
             missing[name] = Missing(sentence, _command(run, name, config))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -84,6 +94,10 @@ def read_experiments(run: Path, config: dict[str, Any]) -> Experiments:
             missing[name] = Missing(f"experiments/{name} cannot be read ({reason}).", _command(run, name, config))
     value = found.pop("value", None)
     return Experiments(list(found.values()), value, _estimator(run, missing, config), missing)
+
+
+def with_labels(config: dict[str, Any]) -> str:
+    return f"vtp extract MANIFEST --out {shlex.quote(str(config.get('embeddings') or 'data/embeddings.h5'))}"
 
 
 def value_command(run: Path, config: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline.econ import PARITY_MARGIN
 from pipeline.report import figures
 from pipeline.report.curves import action_charts, learning_charts, rolling_window
-from pipeline.report.experiments import Experiments, read_experiments, value_command
+from pipeline.report.experiments import Experiments, read_experiments, value_command, with_labels
 from pipeline.report.figures import Bar, Chart, Download
 from pipeline.report.files import Failure, Missing, RunFiles, finite
 from pipeline.report.tables import Cell, Table, cell
@@ -22,7 +22,7 @@ from pipeline.report.words import DASH, count, number, percent, usd
 
 MEASURED = {  # what an episode is called, and how it was measured
     "closed loop from pixels": ("episode", "in closed loop from pixels, in scenes that training never saw"),
-    "held-out clips": ("clip", "on stored video that training did not use"),
+    "held-out clips": ("video", "held out from training, on their stored clips"),
     "simulator": ("episode", "in the simulator, from its state"),
 }
 SUMMARY_NUMBERS = (
@@ -117,11 +117,18 @@ def build_page(files: RunFiles) -> Page:
             del missing["frames"]
             cards_note = "There are no pictures: the policy sees the simulator’s state."
         elif summary.get("validation") == "held-out clips":
+            unlabelled = summary.get("labelled") is False
             missing["frames"] = Missing(
                 "There are no pictures: validation was on stored clips. Where those have labels, closed-loop "
                 "validation renders some.",
-                evaluate,
+                with_labels(files.config) if unlabelled else evaluate,
             )
+    novelty = str(_provenance(summary).get("novelty") or "")
+    if novelty.startswith("none"):
+        missing["novelty"] = Missing(
+            "There were no novelty weights: every clip weighed the same in training.",
+            f"vtp novelty --embeddings {shlex.quote(str(files.config.get('embeddings')))}, then train again",
+        )
 
     learning, absent = learning_charts(files.metrics, files.validations, numbers)
     if absent:
@@ -130,7 +137,7 @@ def build_page(files: RunFiles) -> Page:
             f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))}",
         )
 
-    experiments = read_experiments(files.path, files.config)
+    experiments = read_experiments(files.path, files.config, labelled=summary.get("labelled") is not False)
     missing |= experiments.missing
     headline, lead = _headline(files, numbers)
     task, scenario = summary.get("task") or files.config.get("task"), summary.get("scenario")
@@ -454,7 +461,7 @@ def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
     commands.append(("validates it again", validated if validated.startswith("vtp evaluate") else evaluate))
     for name in ("frontier", "elasticity", "spread"):
         commands.append((f"makes its {name} again", f"vtp experiment {name} {run}"))
-    if files.config.get("source") != "sim":
+    if files.config.get("source") != "sim" and files.summary.get("labelled") is not False:
         commands.append(("values its demonstrations again", value_command(files.path, files.config)))
     commands.append(("writes this page again", f"vtp report {run}"))
     return commands
