@@ -322,7 +322,7 @@ def test_nothing_is_missing_and_every_number_is_there(full):
         "Of 2, 1 are worth more than nothing for certain",
         "0023 20 $4.40 [$3.00, $5.80] $4.20 [$2.90, $5.50] $1.50",
         "paid $14,000.00 for work that would have cost them $15,500.00 in flawless human hands",
-        "1 to 250 101.5 2.0 −3.0 $28.00 $18.50 1.51 $2,375.00 $475.00 $1,900.00 $6,525.00 $1,087.50",
+        "250 101.5 2.0 −3.0 $28.00 $18.50 1.51 $2,375.00 $475.00 $1,900.00 $6,525.00 $1,087.50",
         "384 orders of arrival, cut where within $0.02 of what all data earns: 740 policies",
         "taught the policy. It is zero here: no gain in output was attributed to the customer. The estimator of",
         "The estimator of the customers’ share has no skill",
@@ -543,7 +543,7 @@ def test_a_run_without_novelty_is_told_how_to_get_it(tmp_path):
     edit_summary(path, provenance={"novelty": "none: every clip weighs 1"})
     page = report(path)
     assert "There were no novelty weights: every clip weighed the same in training." in page.text
-    assert f"vtp novelty --embeddings {path / 'data' / 'embeddings.h5'}, then train again" in page.text
+    assert f"vtp novelty --embeddings {path / 'data' / 'embeddings.h5'} && vtp train --config" in page.text
 
 
 def test_what_training_would_ignore_is_no_setting(tmp_path):

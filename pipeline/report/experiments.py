@@ -207,7 +207,7 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
         ("Customer’s surplus", "consumer_surplus", usd),
     )
     rows = [
-        [Cell(f"{row['first_episode']:,} to {row['last_episode']:,}", float(row["first_episode"]))]
+        [cell(f"{row['last_episode']:,}", row["last_episode"])]
         + [cell(show(row[key]), row[key]) for _, key, show in columns]
         for row in result["periods"]
     ]
@@ -215,7 +215,7 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
         "Training by periods: rates an hour, gains in them on the period before and on the mean of the last three, and "
         "dollars of the whole period. A customer’s surplus is what the good units would have cost in flawless human "
         "hands, less what was paid for them.",
-        [("Episodes", "number first")] + [(label, "number") for label, _, _ in columns],
+        [("To episode", "number first")] + [(label, "number") for label, _, _ in columns],
         rows,
         csv_download("spread-periods.csv", pd.DataFrame(result["periods"])),
     )

@@ -127,7 +127,8 @@ def build_page(files: RunFiles) -> Page:
     if novelty.startswith("none"):
         missing["novelty"] = Missing(
             "There were no novelty weights: every clip weighed the same in training.",
-            f"vtp novelty --embeddings {shlex.quote(str(files.config.get('embeddings')))}, then train again",
+            f"vtp novelty --embeddings {shlex.quote(str(files.config.get('embeddings')))} && "
+            f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))} --overwrite",
         )
 
     learning, absent = learning_charts(files.metrics, files.validations, numbers)
