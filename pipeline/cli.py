@@ -195,6 +195,8 @@ def _interval(interval: list[float] | None, *, digits: int = 2) -> str:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    from pipeline.ledger import skill_in_words
+
     table = Table(title=f"{summary['task']} {summary['scenario']}, {summary['validation']}", title_justify="left")
     for column in ("", "policy", "oracle", "blind"):
         table.add_column(column, justify="left" if not column else "right")
@@ -213,6 +215,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   "
         f"spread ${summary['spread']:.2f}/h (rebate ${summary['rebate']:.2f}, captured ${summary['captured']:.2f})"
     )
+    if summary["estimator"]:
+        print(f"rebate: {skill_in_words(summary['estimator'])}")
     print(f"outcome model: {summary['outcome_model']}")
 
 
@@ -415,7 +419,9 @@ def elasticity(cfg: ElasticityConfig, *, as_json: bool) -> None:
     from pipeline.experiments import elasticity
 
     seeds.one_run(cfg.run)
-    _print_result(elasticity.run(cfg), as_json)
+    with _progress("retrain") as advance:
+        result = elasticity.run(cfg, progress=advance)
+    _print_result(result, as_json)
 
 
 @_command(SpreadConfig, argument="run", as_json=True, group=experiment)

@@ -274,7 +274,11 @@ class ElasticityConfig(Config):
     out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
     points: int = Field(10, ge=2, le=200, description="Points a curve.")
     range: float = Field(2.0, gt=1, le=100, description="Curves go from today's value over this to today's times this.")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap.")
+    retrain: int | None = Field(
+        None, ge=1, le=1_000_000, description="Also retrain the policy at every point, by this many SAC updates."
+    )
+    retrain_seeds: int = Field(1, ge=1, le=100, description="Retrainings a point, whose mean is taken.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap and of retraining.")
 
 
 class SpreadConfig(Config):
@@ -282,6 +286,14 @@ class SpreadConfig(Config):
 
     run: Path = Field(description="Run directory.")
     out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
+    periods: int = Field(10, ge=1, le=1000, description="Periods that the training is divided into.")
+    market_wage: float | None = Field(
+        None,
+        gt=0,
+        description="Human wage in the market in $/h, which the wage index approaches; by default the run's.",
+    )
+    wage_smoothing: float = Field(0.1, ge=0, le=1, description="Step of the wage index towards the market, a period.")
+    inflation: float = Field(0.0, gt=-1, le=10, description="Rise of the wage index with prices, a period.")
 
 
 class ValueConfig(Config):
@@ -292,9 +304,9 @@ class ValueConfig(Config):
     by: Literal["video", "contributor"] = Field("video", description="What is valued and paid.")
     rounds: int = Field(12, ge=2, le=10_000, description="Rounds of up to 32 orders of arrival: the budget.")
     tolerance: float = Field(
-        0.0, ge=0, description="Cut an order short once its profit is within this of all data's, in $/h."
+        0.02, ge=0, description="Cut an order short once its profit is within this of all data's, in $/h."
     )
-    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
+    draws: int = Field(200, ge=20, le=10_000, description="Sampled outcomes of random actions a clip.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 

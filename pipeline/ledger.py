@@ -91,6 +91,31 @@ def estimator_skill(predicted: np.ndarray, gains: np.ndarray) -> dict[str, Any]:
     }
 
 
+def skill_in_words(skill: dict[str, Any]) -> str:
+    """What the rebate rests on, said beside every price that the estimator makes: its skill, in words and figures.
+
+    skill: as `estimator_skill` returns it.
+    """
+    if skill["r2"] is None or skill["rank_correlation"] is None:
+        return (
+            f"No skill is known of the estimator of the customers’ share: {skill['episodes']} episodes are too few to "
+            "tell."
+        )
+    (r2_low, r2_high), (rank_low, rank_high) = skill["r2_ci95"], skill["rank_correlation_ci95"]
+    if r2_low > 0:
+        verdict = "has skill"
+    elif rank_low > 0:
+        verdict = "ranks episodes better than chance, but is no better than a constant"
+    else:
+        verdict = "has no skill: what it pays is not earned by what it knows"
+    return (
+        f"The estimator of the customers’ share {verdict}. Asked before each of {skill['episodes']:,} episodes, it "
+        f"explains {100 * skill['r2']:.1f}% of the gains’ variance beyond a constant (95% interval "
+        f"{100 * r2_low:.1f}% to {100 * r2_high:.1f}%); its rank correlation with them is "
+        f"{skill['rank_correlation']:.2f} ({rank_low:.2f} to {rank_high:.2f})."
+    ).replace("-", "−")
+
+
 def _rank_correlation(predicted: np.ndarray, gains: np.ndarray) -> float:
     """Spearman's; 0 where either does not vary."""
     if np.ptp(predicted) == 0 or np.ptp(gains) == 0:

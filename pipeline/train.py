@@ -192,6 +192,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
         source.validate(best, validation_rng),
         meta=meta,
         validation=source.validation,
+        evaluation={"seed": cfg.seed, "command": source.meta["provenance"]["command"]},
+        stage="train",
         wall_s=time.monotonic() - started,
     )
 

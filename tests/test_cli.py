@@ -295,6 +295,24 @@ def test_an_experiment_prints_its_key_numbers_and_leaves_its_files(vtp):
     assert code == 0 and yaml.safe_load(out)["grid"] == 5
 
 
+def test_experiments_work_for_bricklaying_too(vtp, tmp_path):
+    train = ("train", "--source", "sim", "--task", "bricklaying", "--scenario", "mixed", "--out", "run", "--json")
+    code, out, _ = vtp(*train, "--episodes", 4, "--num-envs", 4, "--warmup-steps", 200)
+    assert code == 0 and json.loads(out)["task"] == "bricklaying"
+    few = {"frontier": ("--grid", 5, "--episodes", 1), "elasticity": ("--points", 2), "spread": ()}
+    for name, flags in few.items():
+        code, out, err = vtp("experiment", name, "run", *flags, "--json")
+        assert code == 0, err
+        assert json.loads(out) == json.loads((tmp_path / "run" / "experiments" / f"{name}.json").read_text())
+        for kind in ("csv", "svg", "png"):
+            assert (tmp_path / "run" / "experiments" / f"{name}.{kind}").stat().st_size > 0
+    assert vtp("report", "run")[0] == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "mixed bricklaying" in page and "experiments/" not in page, "nothing is missing"
+    code, out, _ = vtp("evaluate", "run", "--episodes", 2, "--steps", 2)
+    assert code == 0 and "rebate: No skill is known of the estimator" in out
+
+
 def test_an_experiment_on_no_run_is_one_line(vtp):
     assert_one_line(vtp("experiment", "elasticity"), "RUN")
     assert_one_line(vtp("experiment", "elasticity", "nowhere"), "nowhere", "vtp evaluate")

@@ -1,11 +1,10 @@
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
+from browser import needs_browser, visit
 
 from pipeline import rundir
 from pipeline.config import CompareConfig
@@ -63,21 +62,14 @@ def test_a_run_without_a_summary_is_named_with_its_remedy(tmp_path, content):
     assert not (tmp_path / "out").exists(), "nothing is written"
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
-def test_the_page_sorts_and_logs_nothing_in_a_browser(tmp_path):
+@needs_browser
+def test_the_page_sorts_logs_nothing_and_asks_nobody_in_a_browser(tmp_path):
     runs = [build_run(tmp_path / name, profit_mean=p) for name, p in (("a", 36.0), ("b", 9.0), ("c", 110.0))]
     compare.run(CompareConfig(runs=runs, out=tmp_path))
-    click = "<script>document.querySelectorAll('th button')[3].click()</script></body>"
-    probe = tmp_path / "probe.html"
-    probe.write_text((tmp_path / "compare.html").read_text().replace("</body>", click))
-    done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom", probe.as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    order = [name[-1] for name in re.findall(r'<th scope="row" data-key="([^"]+)">', done.stdout)]
-    assert order == ["b", "a", "c"]
+    script = """(document.querySelectorAll("th button")[3].click(),
+      [...document.querySelectorAll("th[scope=row]")].map((head) => head.dataset.key.at(-1)))"""
+    order, console, asked = visit(tmp_path / "browser", (tmp_path / "compare.html").read_text(), script)
+    assert (order, console, asked) == (["b", "a", "c"], [], [])
 
 
 def test_summary_keys_of_compare_are_json(tmp_path):

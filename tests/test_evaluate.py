@@ -104,6 +104,24 @@ def test_a_folder_without_a_run(tmp_path):
         evaluate.run(EvaluateConfig(run=tmp_path / "none"))
 
 
+def test_a_summary_says_how_it_was_validated_and_how_long_all_stages_took(tmp_path):
+    path = tmp_path / "run"
+    trained = train.run(TrainConfig(source="sim", out=path, episodes=4, num_envs=4, warmup_steps=200))
+    assert trained["evaluation"]["seed"] == 0
+    assert trained["evaluation"]["command"].startswith("vtp train --source sim")
+    for _ in range(2):  # a stage that is repeated counts once
+        summary = evaluate.run(EvaluateConfig(run=path, episodes=3, steps=5, seed=9))
+        assert summary["evaluation"] == {
+            "seed": 9, "episodes": 3, "steps": 5,
+            "command": f"vtp evaluate {path} --seed 9 --episodes 3 --steps 5",
+        }  # fmt: skip
+        assert list(summary["stages_wall_s"]) == ["train", "evaluate"]
+        assert summary["stages_wall_s"]["train"] == trained["wall_s"]
+        assert summary["wall_s"] == pytest.approx(sum(summary["stages_wall_s"].values()))
+    (path / "summary.json").write_text("damaged")
+    assert list(evaluate.run(EvaluateConfig(run=path, episodes=3, steps=5))["stages_wall_s"]) == ["evaluate"]
+
+
 class Constant(torch.nn.Module):
     """A policy that always does the same."""
 

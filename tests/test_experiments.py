@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import econ, rundir, sim
-from pipeline.config import ElasticityConfig, FrontierConfig, SpreadConfig
+from pipeline import econ, rundir, sim, train
+from pipeline.config import ElasticityConfig, FrontierConfig, SpreadConfig, TrainConfig
 from pipeline.errors import VtpError
 from pipeline.evaluate import oracle, summarise
 from pipeline.experiments import elasticity, frontier, spread
+from pipeline.experiments.retrain import Retrainer
 
 SEED, MIXED = sim.scenario(), sim.scenario("dishwashing", "mixed")
 FILES = ("csv", "svg", "png", "json")
@@ -31,7 +32,8 @@ def build_run(path, *, task="dishwashing", scenario="mixed", episodes=6, noise=0
     for episode in range(1, training + 1):
         wage = 10 + 20 * episode / training
         split = econ.allocate_spread(wage, world.human_wage_usd, 0.5, delta_mpl_total=4.0, delta_mpl_cust=1.0)
-        rows.append({"episode": episode, "time_h": 0.5, "wage_parity": wage / world.human_wage_usd, **split._asdict()})
+        row = {"episode": episode, "time_h": 0.5, "completed": 20 + episode, "mp_h": 60.0, "w_hat_r": wage}
+        rows.append(row | {"w_h": world.human_wage_usd, **split._asdict()})
     pd.DataFrame(rows).to_csv(path / "metrics.csv", index=False)
     return path
 
@@ -209,6 +211,61 @@ def test_one_episode_has_no_interval(tmp_path):
     assert result["elasticities"]["price"]["policy"]["low"] is None
 
 
+def test_over_a_range_the_elasticity_of_a_power_is_its_exponent():
+    multipliers, scale = np.geomspace(0.5, 2, 7), np.array([3.0, 4.0, 9.0])
+    for power in (1.5, -0.4):
+        found = elasticity.range_elasticity(
+            multipliers, multipliers[:, None] ** power * scale, np.random.default_rng(0)
+        )
+        assert [found[key] for key in ("value", "low", "high")] == pytest.approx([power] * 3)
+    losing = elasticity.range_elasticity(multipliers, multipliers[:, None] - scale, np.random.default_rng(0))
+    assert losing == {"value": None, "low": None, "high": None}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A policy of the simulator's state that has hardly begun to learn."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    train.run(TrainConfig(source="sim", out=path, episodes=4, num_envs=4, warmup_steps=200, updates_per_episode=1))
+    return path
+
+
+def test_elasticity_with_a_retrained_policy(trained, tmp_path):
+    done = []
+    result = elasticity.run(
+        ElasticityConfig(run=trained, out=tmp_path, points=3, retrain=4, retrain_seeds=2),
+        progress=lambda *counts: done.append(counts),
+    )
+    assert done == [(i + 1, 9) for i in range(9)], "two curves of three points, and three prices of errors"
+    assert result["retrained"] == {"updates": 4, "seeds": 2}
+    table = pd.read_csv(tmp_path / "elasticity.csv")
+    assert table.groupby("curve")["who"].value_counts().eq(3).all() and len(table) == 4 * 3 * 3
+    again = table[(table.who == "retrained") & (table.curve == "error_target")]
+    assert (again.x_low <= again.x).all() and (again.x <= again.x_high).all()
+    wages = table[(table.who == "retrained") & (table.curve == "human_wage")]
+    assert np.diff(wages.value + 18 * wages.x) == pytest.approx(0, abs=1e-6), "one policy serves all wages"
+    assert set(result["elasticities_over_range"]["price"]) == {"policy", "oracle", "retrained"}
+
+
+@pytest.mark.slow
+def test_retraining_learns_the_world_that_it_is_in(trained):
+    """From a policy that knows nothing: profit rises, and where errors are dear it makes fewer of them."""
+    retrainer = Retrainer(trained)
+
+    def judged(agent):
+        steps = retrainer.judge(SEED, agent)
+        _, err_rate, profit = elasticity.expected_work(
+            SEED, *(steps[c].to_numpy() for c in ("context", "speed", "care"))
+        )
+        return profit.mean(), err_rate.mean()
+
+    (before, _), (after, free) = judged(None), judged(retrainer.retrain(SEED, updates=300, seed=0))
+    _, dear = judged(retrainer.retrain(SEED, updates=300, lambda_dual=50.0, seed=0))
+    assert after > before + 1
+    assert dear < free
+    assert judged(None)[0] == before, "the run's own policy is left as it is"
+
+
 # Spread
 
 
@@ -224,6 +281,32 @@ def test_spread_adds_up(run, tmp_path):
     assert table.customer_share_to_date.between(0, 1).all()
 
 
+def test_the_periods_of_training_by_hand(run, tmp_path):
+    """300 half-hours in which 20 + n units are made: three periods of 50 h, of 141, 341 and 541 an hour."""
+    cfg = SpreadConfig(run=run, out=tmp_path, periods=3, market_wage=28.0, wage_smoothing=0.5, inflation=0.1)
+    result = spread.run(cfg)
+    periods = pd.DataFrame(result["periods"])
+    assert periods[["first_episode", "last_episode"]].to_numpy().tolist() == [[1, 100], [101, 200], [201, 300]]
+    assert periods.mp.tolist() == pytest.approx([141, 341, 541])
+    assert periods.delta_mpl.tolist() == pytest.approx([0, 200, 200])
+    assert periods.delta_mpl_trailing.tolist() == pytest.approx([0, 200, 300])
+    assert periods.human_wage[0] == pytest.approx(0.5 * 18 * 1.1 + 0.5 * 28)
+    assert periods.implied_wage[0] == pytest.approx(10 + 20 * 50.5 / 300)
+    assert periods.wage_parity[0] == pytest.approx(periods.implied_wage[0] / periods.human_wage[0])
+    for name, total in (("rebate", "rebate_usd"), ("consumer_surplus", "consumer_surplus_usd")):
+        assert periods[name].sum() == pytest.approx(result[total])
+    worth = 0.30 * (20 * 300 + 300 * 301 / 2)  # all units at what a person is paid for one
+    assert result["customer_cost_usd"] + result["consumer_surplus_usd"] == pytest.approx(worth)
+    constant = spread.run(SpreadConfig(run=run, out=tmp_path))["periods"]
+    assert {period["human_wage"] for period in constant} == {18.0}, "a market that pays the run's wage changes nothing"
+
+
+def test_one_episode_is_one_period(run, tmp_path):
+    pd.read_csv(run / "metrics.csv").head(1).to_csv(tmp_path / "metrics.csv", index=False)
+    (period,) = spread.run(SpreadConfig(run=tmp_path))["periods"]
+    assert (period["first_episode"], period["last_episode"], period["delta_mpl"]) == (1, 1, 0.0)
+
+
 def test_spread_says_how_many_episodes_had_gaps(run, tmp_path):
     metrics = pd.read_csv(run / "metrics.csv")
     metrics.loc[3:5, "rebate"] = np.nan
@@ -233,7 +316,7 @@ def test_spread_says_how_many_episodes_had_gaps(run, tmp_path):
 
 
 def test_spread_of_nothing_paid(tmp_path):
-    row = {"episode": 1, "time_h": 1, "wage_parity": 0.5, "spread": -9}
+    row = {"episode": 1, "time_h": 1, "completed": 9, "mp_h": 60, "w_hat_r": 9, "w_h": 18, "spread": -9}
     pd.DataFrame([row | dict.fromkeys(("spread_value", "rebate", "captured_spread"), 0.0)]).to_csv(
         tmp_path / "metrics.csv", index=False
     )

@@ -3,7 +3,7 @@ import pytest
 
 from pipeline import sim
 from pipeline.envs import Economics
-from pipeline.ledger import EpisodeLedger, estimator_skill
+from pipeline.ledger import EpisodeLedger, estimator_skill, skill_in_words
 
 
 def close(ledger, mp=100.0, novelty=1.0):
@@ -67,6 +67,19 @@ def test_skill_by_hand():
     assert perfect["r2_ci95"] == pytest.approx([1.0, 1.0])
     assert none["r2"] == pytest.approx(0.0), "0 is the gains' mean"
     assert none["rank_correlation"] == 0.0
+
+
+def test_skill_in_words_says_whether_there_is_any_with_its_intervals():
+    figures = dict(
+        episodes=1200, r2=-0.012, r2_ci95=[-0.02, -0.001], rank_correlation=0.3, rank_correlation_ci95=[-0.1, 0.7]
+    )  # fmt: skip
+    words = skill_in_words(figures)
+    assert words.startswith("The estimator of the customers’ share has no skill: what it pays is not earned by what it")
+    assert "Asked before each of 1,200 episodes, it explains −1.2% of the gains’ variance beyond a constant" in words
+    assert "(95% interval −2.0% to −0.1%); its rank correlation with them is 0.30 (−0.10 to 0.70)." in words
+    assert "share has skill." in skill_in_words(figures | {"r2_ci95": [0.01, 0.2]})
+    assert "no better than a constant" in skill_in_words(figures | {"rank_correlation_ci95": [0.01, 0.7]})
+    assert "7 episodes are too few" in skill_in_words(estimator_skill(np.zeros(7), np.ones(7)))
 
 
 @pytest.mark.parametrize("episodes", [0, 1, 19])

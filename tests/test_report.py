@@ -8,19 +8,20 @@ import math
 import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from browser import needs_browser, visit
 from PIL import Image, ImageDraw
 
 from pipeline import econ, evaluate, rundir, sim
-from pipeline.config import ReportConfig, TrainConfig
+from pipeline.config import FrontierConfig, ReportConfig, TrainConfig
 from pipeline.errors import VtpError
-from pipeline.report import figures, files, run
+from pipeline.experiments import frontier
+from pipeline.report import figures, files, run, themed
 
 MIXED = sim.scenario("dishwashing", "mixed")
 BEST = {"pan": (1.0, 0.31), "plate": (1.0, 0.93), "glass": (0.72, 1.0), "mug": (1.0, 0.62)}
@@ -38,6 +39,11 @@ def expected(context: int, speed, care):
     return econ.profit(econ.implied_wage(mp, p_err, c.price_usd, c.damage_usd), MIXED.energy_usd_per_hour), p_err
 
 
+PERIOD = dict(
+    first_episode=1, last_episode=250, hours=250.0, mp=101.5, delta_mpl=2.0, delta_mpl_trailing=-3.0, implied_wage=28.0,
+    human_wage=18.5, wage_parity=1.51, spread_value=2375.0, rebate=475.0, captured_spread=1900.0, customer_cost=6525.0,
+    consumer_surplus=1087.5,
+)  # fmt: skip
 EXPERIMENTS = {  # key numbers and data, as the experiments leave them
     "frontier": (
         dict(analytic_count=1828, monte_carlo_count=1830, grid=50, min_mp=80.0, max_err=0.06, env_steps=60_000_000,
@@ -52,12 +58,13 @@ EXPERIMENTS = {  # key numbers and data, as the experiments leave them
         pd.DataFrame({"curve": ["price"], "x": [1.0], "value": [35.0]}),
     ),
     "spread": (
-        dict(episodes=500, hours=500.0, spread_usd=9000.0, rebate_usd=900.0, captured_usd=8100.0, customer_share=0.1),
+        dict(episodes=500, hours=500.0, spread_usd=9000.0, rebate_usd=900.0, captured_usd=8100.0, customer_share=0.1,
+             customer_cost_usd=14000.0, consumer_surplus_usd=1500.0, periods=[PERIOD, PERIOD]),
         pd.DataFrame({"episode": [1, 2], "spread": [3.0, 4.0]}),
     ),
     "value": (
         dict(demonstrations=2, profit_of_none=31.8, profit_of_all=36.0, worth_more_than_nothing=1, paid_per_hour=4.2,
-             spread_per_hour=18.1),
+             spread_per_hour=18.1, orders=384, tolerance=0.02, policies_learned=740),
         pd.DataFrame(dict(name=["0023", "0004"], clips=20, value=[4.4, -0.2], low=[3.0, -0.9], high=[5.8, 0.5],
                           leave_one_out=[1.5, 0.1], price=[4.2, 0.0], price_low=[2.9, 0.0], price_high=[5.5, 0.5])),
     ),
@@ -314,6 +321,10 @@ def test_nothing_is_missing_and_every_number_is_there(full):
         "$9,000.00 of spread was paid: $900.00 (10.0%) to customers, $8,100.00 to the platform.",
         "Of 2, 1 are worth more than nothing for certain",
         "0023 20 $4.40 [$3.00, $5.80] $4.20 [$2.90, $5.50] $1.50",
+        "paid $14,000.00 for work that would have cost them $15,500.00 in flawless human hands",
+        "250 101.5 2.0 −3.0 $28.00 $18.50 1.51 $2,375.00 $475.00 $1,900.00 $6,525.00 $1,087.50",
+        "384 orders of arrival, cut where within $0.02 of what all data earns: 740 policies",
+        "taught the policy. It is zero here: no gain in output was attributed to the customer. The estimator of",
         "The estimator of the customers’ share has no skill",
         "Nothing: every part of this page had its data.",
     ):
@@ -357,6 +368,10 @@ def test_figures_carry_their_data(full):
     steps = [page.download(f"actions-{i}.csv") for i in range(1, 5)]
     assert sum(map(len, steps)) == 480
     assert len(page.download("economics.csv")) == 9
+    assert len(page.download("spread-periods.csv")) == 2
+    by_who = {row["who"]: row for row in page.download("headline.csv")}
+    assert float(by_who["Oracle"]["usd_per_hour"]) == 39.90
+    assert float(by_who["This policy"]["low"]) < float(by_who["This policy"]["usd_per_hour"])
 
 
 def test_same_run_same_page(full):
@@ -368,7 +383,7 @@ def test_same_run_same_page(full):
     ("validation", "measured"),
     [
         ("closed loop from pixels", "3 episodes in closed loop from pixels, in scenes that training never saw"),
-        ("held-out clips", "3 clips on stored video that training did not use"),
+        ("held-out clips", "3 videos held out from training, on their stored clips"),
         ("simulator", "3 episodes in the simulator, from its state"),
     ],
 )
@@ -383,7 +398,10 @@ def test_a_summary_as_validation_writes_it(tmp_path, validation, measured):
     metrics = pd.read_csv(path / "metrics.csv").assign(s_cust=0.25)
     metrics.to_csv(path / "metrics.csv", index=False)
     meta = {"source": "embeddings", "seed": 3, "outcome_model": "simulator", "provenance": {"command": "vtp train"}}
-    summary = evaluate.write_summary(path, MIXED, steps, meta=meta, validation=validation, wall_s=1.5)
+    summary = evaluate.write_summary(
+        path, MIXED, steps, meta=meta, validation=validation, stage="evaluate", wall_s=1.5,
+        evaluation={"seed": 7, "command": "vtp evaluate RUN --seed 7"},
+    )  # fmt: skip
     page = report(path)
     for text in (
         f"The policy earns ${summary['profit_mean']:.2f} an hour",
@@ -479,7 +497,7 @@ def test_nulls_in_the_summary(tmp_path):
     assert "summary.json has no number for wage_parity, oracle_profit, blind_profit, spread." in page.text
     assert "Nothing is known by kind of object" in page.text
     assert (
-        "Measured over 8 clips on stored video that training did not use." in page.text
+        "Measured over 8 videos held out from training, on their stored clips." in page.text
         and "Outcomes come from: seed parameters." in page.text
     )
     edit_summary(path, profit_mean=None)
@@ -508,11 +526,75 @@ def test_a_damaged_list_of_failures_is_said(tmp_path, row):
     assert f"vtp extract VIDEOS --out {path / 'data' / 'embeddings.h5'}" in page.text
 
 
+def test_clips_without_labels_are_told_how_to_get_them(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    shutil.rmtree(path / "frames")
+    for file in (path / "experiments").glob("value.*"):
+        file.unlink()
+    edit_summary(path, validation="held-out clips", labelled=False)
+    page = report(path)
+    assert "cannot be told: the clips have no labels" in page.text
+    assert page.text.count(f"vtp extract MANIFEST --out {path / 'data' / 'embeddings.h5'}") == 4, "twice each"
+    assert "vtp experiment value" not in page.text, "it would fail"
+
+
+def test_a_run_without_novelty_is_told_how_to_get_it(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    edit_summary(path, provenance={"novelty": "none: every clip weighs 1"})
+    page = report(path)
+    assert "There were no novelty weights: every clip weighed the same in training." in page.text
+    assert f"vtp novelty --embeddings {path / 'data' / 'embeddings.h5'} && vtp train --config" in page.text
+
+
+def test_what_training_would_ignore_is_no_setting(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    settings = report(path).text.split("Training settings")[1]
+    assert "embeddings " in settings and " scenario " not in settings and " task " not in settings
+    rundir.save_config(path / "config.yaml", TrainConfig(source="sim", out=path))
+    settings = report(path).text.split("Training settings")[1]
+    assert " scenario seed " in settings and " embeddings " not in settings
+
+
+def test_the_commands_repeat_the_run(full):
+    path, page = full
+    commands = page.text.split("Where this comes from")[1]
+    for command in ("train --config", "evaluate", "experiment frontier", "experiment value --embeddings", "report"):
+        assert f"vtp {command} " in commands
+    assert "vtp extract --config" not in commands, "only where extraction left its settings"
+    embeddings = path / "data" / "embeddings.h5"
+    embeddings.with_suffix(".yaml").write_text("")
+    edit = json.loads((path / "summary.json").read_text())
+    try:
+        edit_summary(path, evaluation={"seed": 7, "command": "vtp evaluate RUN --seed 7"})
+        commands = report(path).text.split("Where this comes from")[1]
+    finally:
+        embeddings.with_suffix(".yaml").unlink()
+        rundir.write_json(path / "summary.json", edit)
+    assert f"vtp extract --config {embeddings.with_suffix('.yaml')} --out " in commands
+    assert "vtp evaluate RUN --seed 7" in commands
+
+
+def test_times_are_those_of_the_stages(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    edit_summary(path, stages_wall_s={"train": 300.0, "evaluate": 112.5})
+    text = report(path).text
+    assert "train, seconds 300 evaluate, seconds 112.5 all stages, seconds 412.5" in text
+
+
+def test_every_colour_of_a_figure_has_one_for_the_dark(tmp_path):
+    frontier.run(FrontierConfig(out=tmp_path, task="bricklaying", scenario="mixed", grid=6, episodes=1))
+    svg = (tmp_path / "frontier.svg").read_text()
+    assert set(re.findall("#[0-9a-f]{6}", svg)) <= set(themed.DARK)
+    shown = themed.themed(svg)
+    assert re.findall(r": #[0-9a-f]{6}", shown) == [], "all are variables now"
+    assert "@media screen and (prefers-color-scheme:dark)" in shown
+
+
 def test_skill_of_the_estimator_in_words(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
     for changes, words in (
         (dict(r2_ci95=[0.01, 0.2]), "has skill"),
-        (dict(rank_correlation_ci95=[0.01, 0.2]), "better than chance, but no better than a constant"),
+        (dict(rank_correlation_ci95=[0.01, 0.2]), "better than chance, but is no better than a constant"),
         (dict(r2=None), "500 episodes are too few"),
     ):
         rundir.write_json(path / "data_value.json", {"estimator": SKILL | changes})
@@ -592,20 +674,56 @@ def test_long_run_stays_small(tmp_path):
 # --- a real browser -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
-def test_browser_sorts_and_logs_nothing(full, tmp_path):
-    """Chromium renders the page without a console message, and a click on a head sorts the table."""
-    path, page = full
-    probe = tmp_path / "probe.html"
-    click = "<script>document.querySelectorAll('#behaviour th button')[7].click()</script>"
-    probe.write_text(page.html.replace("</body>", f"{click}</body>"), encoding="utf-8")
-    done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom", probe.as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    order = re.findall(r'<th scope="row" data-key="(\w+)">', done.stdout.split('id="behaviour"')[1])[:4]
-    contexts = json.loads((path / "summary.json").read_text())["contexts"]
-    assert order == sorted(contexts, key=lambda name: contexts[name]["profit"])
+LAID_OUT = """{
+  width: innerWidth,
+  content: document.documentElement.scrollWidth,
+  ground: getComputedStyle(document.body).backgroundColor,
+  images: document.images.length,
+  broken: [...document.images].filter((image) => !image.naturalWidth).map((image) => image.alt),
+  flat: [...document.querySelectorAll("svg, img, table")].filter((element) => {
+    const {width, height} = element.getBoundingClientRect();
+    return element.checkVisibility() && (width < 10 || height < 10);
+  }).map((element) => element.outerHTML.slice(0, 80)),
+  empty: [...document.querySelectorAll(".plot svg")].filter((svg) => !svg.querySelector("path[d^=M]")).length,
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (500, True)])
+def test_a_browser_draws_every_figure_logs_nothing_and_asks_nobody(full, tmp_path, width, dark):
+    _, page = full
+    found, console, asked = visit(tmp_path / "browser", page.html, LAID_OUT, width=width, dark=dark)
+    assert (console, asked) == ([], [])
+    assert (found["width"], found["images"]) == (width, 8 + 4)
+    assert found["content"] <= width, "nothing is wider than the window"
+    assert (found["broken"], found["flat"], found["empty"]) == ([], [], 0)
+    assert found["ground"] == ("rgb(18, 21, 24)" if dark else "rgb(251, 251, 249)")
+
+
+@needs_browser
+def test_every_table_sorts_in_a_browser(full, tmp_path):
+    """Each head once: numbers rise, texts are in order, and what is not known comes last."""
+    _, page = full
+    click = """[...document.querySelectorAll("table.sortable")].map((table) =>
+      [...table.tHead.rows[0].cells].map((head, column) => {
+        head.querySelector("button").click();
+        const numeric = head.classList.contains("number");
+        const keys = [...table.tBodies[0].rows].map((row) => row.cells[column].dataset.key);
+        const known = keys.filter((key) => key !== "").map((key) => numeric ? Number(key) : key);
+        const compare = (a, b) => numeric ? a - b : a.localeCompare(b);
+        const rising = known.every((key, i) => !i || compare(known[i - 1], key) <= 0);
+        return [head.getAttribute("aria-sort"), keys.length, rising, keys.lastIndexOf("") < 0 || keys.at(-1) === ""];
+      }))"""
+    tables, console, _ = visit(tmp_path / "browser", page.html, click)
+    assert console == []
+    assert [len(heads) for heads in tables] == [10, 12, 5, 3], "contexts, periods, values, failures"
+    assert all(head == ["ascending", head[1], True, True] and head[1] > 0 for heads in tables for head in heads)
+
+
+@needs_browser
+def test_the_browser_would_tell_of_errors_and_requests(tmp_path):
+    page = "<body><img src='http://example.org/a.png'><script>undefinedFunction()</script></body>"
+    found, console, asked = visit(tmp_path / "browser", page, "[...document.images].map((i) => i.naturalWidth)")
+    assert found == [0]
+    assert asked == ["http://example.org/a.png"]
+    assert len([line for line in console if "undefinedFunction is not defined" in line]) == 1

@@ -10,7 +10,7 @@ from pipeline.errors import VtpError
 from pipeline.experiments import value
 
 MIXED = sim.scenario("dishwashing", "mixed")
-CLIPS = 12
+CLIPS = 20
 COMMON, UNIQUE = ("plate", "glass", "mug"), "pan"
 
 
@@ -44,19 +44,22 @@ def write_file(path, videos, *, contributors=(), labelled=True):
     return path
 
 
-def demos(seed, *, duplicate):
-    """The only video with a pan, eight common ones, one of noise; and, or not, a copy of the first.
+def demos(seed, *, copies=()):
+    """The only video with a pan, eight common ones, one of noise, and copies of some: exact, or by `blur` not quite.
 
-    Of all contexts it is pans that must be seen: blind work treats everything as if it were a glass.
+    Of all contexts it is pans that must be seen: blind work treats everything as if it were a glass. The noise looks
+    like nothing else, as television snow does to the encoder, and its labels are drawn at random.
     """
     rng = np.random.default_rng(seed)
     videos = {f"common-{i}": np.array(COMMON)[rng.integers(3, size=CLIPS)] for i in range(8)}
     videos |= {"unique": np.array([UNIQUE] * CLIPS)}
     videos |= {f"val-{i}": np.array(MIXED.context_names)[rng.integers(4, size=20)] for i in range(6)}
     videos = {name: (context, look(context, rng)) for name, context in videos.items()}
-    videos["noise"] = (np.array([""] * CLIPS), rng.normal(0, 0.2, (CLIPS, 128)).astype(np.float32))
-    if duplicate:
-        videos["copy"] = videos["unique"]
+    snow = rng.normal(0, 1.2, 128) + rng.normal(0, 0.2, (CLIPS, 128))
+    videos["noise"] = (np.array(MIXED.context_names)[rng.integers(4, size=CLIPS)], snow.astype(np.float32))
+    for name, blur in copies:
+        context, embeddings = videos[name]
+        videos[f"{name}-copy"] = (context, embeddings + np.float32(blur) * rng.normal(size=embeddings.shape))
     return videos
 
 
@@ -66,21 +69,28 @@ def values_of(tmp_path, videos, seed, **settings):
     return result, pd.read_csv(tmp_path / "out" / "value.csv").set_index("name")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_planted_demonstrations_are_ranked(tmp_path, seed):
-    result, alone = values_of(tmp_path, demos(seed, duplicate=False), seed)
-    _, pair = values_of(tmp_path, demos(seed, duplicate=True), seed)
-    common = alone.value[alone.index.str.startswith("common")]
-    assert alone.value.sum() == pytest.approx(result["profit_of_all"] - result["profit_of_none"]), "all is shared out"
+    result, alone = values_of(tmp_path, demos(seed), seed)
+    unique, common = alone.value["unique"], alone.value[alone.index.str.startswith("common")]
     assert alone.low["unique"] > common.max(), "what nobody else shows is worth more"
-    assert pair.value["unique"] + pair.value["copy"] < 1.5 * alone.value["unique"], "a copy is no second demo"
-    assert abs(alone.value["noise"]) < 0.15 * alone.value["unique"], "noise is worth about nothing"
+    assert abs(alone.value["noise"]) < 0.15 * unique, "noise is worth about nothing"
     assert alone.price.sum() <= min(result["spread_per_hour"], alone.value.sum()) + 1e-6
+    for blur in (0.0, 0.1):
+        _, pair = values_of(tmp_path, demos(seed, copies=[("unique", blur)]), seed)
+        assert pair.value[["unique", "unique-copy"]].sum() < 1.5 * unique, "a copy is no second demo"
+
+
+def test_all_that_was_learned_is_shared_out(tmp_path):
+    result, table = values_of(tmp_path, demos(3), 3, tolerance=0)
+    assert table.value.sum() == pytest.approx(result["profit_of_all"] - result["profit_of_none"])
+    cut, _ = values_of(tmp_path, demos(3), 3, tolerance=0.1)
+    assert cut["value_total"] == pytest.approx(result["value_total"], abs=0.1)
+    assert cut["policies_learned"] < result["policies_learned"] <= 4 * (2 + 10 + 10 * 10)
 
 
 def test_the_same_seed_gives_the_same_values(tmp_path):
-    videos = {name: pair for name, pair in demos(0, duplicate=False).items() if name[-1] in "01s"}
+    videos = {name: pair for name, pair in demos(0).items() if name[-1] in "01s"}
     one, other = (values_of(tmp_path / name, videos, 0)[1] for name in "ab")
     pd.testing.assert_frame_equal(one, other)
 
@@ -94,9 +104,9 @@ def additive(parts):
 
 
 def round_of(parts, utility, *, keys=None, **settings):
-    zero, rng = value.Evidence(np.zeros((1, 1)), np.zeros(1)), np.random.default_rng(0)
     keys = [(i,) for i in range(len(parts))] if keys is None else keys
-    return value.value_round(additive(parts), keys, zero, utility, rng=rng, **{"tolerance": 0.0, **settings})
+    rng = np.random.default_rng(0)
+    return value.value_round(additive(parts), keys, utility, rng=rng, **{"tolerance": 0.0, **settings})
 
 
 def test_what_adds_up_is_valued_at_what_it_adds():
@@ -131,10 +141,58 @@ def test_the_learner_knows_what_an_action_brings():
     """On clips of one context seen in training, the preferred actions earn nearly what the oracle earns."""
     rng = np.random.default_rng(0)
     context = np.repeat(np.arange(4), 30)
-    seen = np.column_stack([np.ones(120), np.eye(4)[context] * 3])
-    evidence = value.sample_evidence(MIXED, seen, context, draws=200, rng=rng)
-    profit = value.judge(evidence, value.held_out(MIXED, seen, context))
-    assert profit > 0.95 * value.oracle(MIXED).profit.mean()
+    seen = np.eye(4)[context]
+    blindly = value.tried_blindly(MIXED, draws=200, rng=rng)
+    evidence = value.sample_evidence(MIXED, seen, context, blindly, draws=200, rng=rng)
+    profit = value.judge(evidence, blindly, value.work_to_do(MIXED, seen, context))
+    assert profit > 0.98 * value.oracle(MIXED).profit.mean()
+
+
+def test_what_is_like_nothing_of_the_work_teaches_nothing():
+    rng = np.random.default_rng(0)
+    work = rng.normal(size=(30, 128)).astype(np.float32)
+    see = value.resemblance(work, np.eye(128))
+    assert np.abs(see(work + 100)).max() < 1e-9
+    blindly = value.tried_blindly(MIXED, draws=50, rng=rng)
+    evidence = value.sample_evidence(MIXED, see(work + 100), np.zeros(30, int), blindly, draws=50, rng=rng)
+    held = value.work_to_do(MIXED, see(work), np.arange(30) % 4)
+    nothing = value.Evidence(*map(np.zeros_like, evidence))
+    assert value.judge(evidence, blindly, held) == value.judge(nothing, blindly, held)
+
+
+def test_the_view_of_the_work_is_its_kernel():
+    """Products of views are exp(-d²/2w²), w half the median distance: by hand for three clips."""
+    points = np.zeros((3, 128))
+    points[1, 0], points[2, 1] = 3, 4  # distances 3, 4, 5; the median is 4
+    seen = value.resemblance(points, np.eye(128))(points)
+    np.testing.assert_allclose(seen @ seen.T, np.exp(-np.array([[0, 9, 16], [9, 0, 25], [16, 25, 0]]) / 8), atol=1e-9)
+
+
+def test_what_tells_videos_apart_is_scaled_down_and_what_changes_within_them_is_not():
+    rng = np.random.default_rng(0)
+    videos = [rng.normal(0, 1, (40, 128)) * (np.arange(128) == 0) for _ in range(30)]  # the work is in dimension 0
+    for clips in videos:
+        clips[:, 1] += rng.normal(0, 20)  # the scene in dimension 1
+    metric = value.scene_free(videos)
+    assert metric[0, 0] > 10 * metric[1, 1]
+    np.testing.assert_allclose(metric, metric.T, atol=1e-12)
+
+
+def test_clips_that_are_all_the_same_can_be_looked_at():
+    seen = value.resemblance(np.ones((5, 128)), value.scene_free([np.ones((5, 128))]))(np.ones((2, 128)))
+    np.testing.assert_allclose(seen @ seen.T, 1, atol=1e-9)
+
+
+def test_trying_out_is_right_on_average():
+    """The constant term is the profit of a random action, here by quadrature."""
+    axis = (np.arange(200) + 0.5) / 200
+    speed, care = np.meshgrid(axis, axis)
+    for k, context in enumerate(MIXED.contexts):
+        rate, p_err = sim.dynamics(MIXED, k, speed, care)
+        good, bad = (60 * sim.expected_attempts(rate) * p for p in (1 - p_err, p_err))
+        profit = context.price_usd * good - context.damage_usd * bad - MIXED.energy_usd_per_hour
+        tried = value.try_out(MIXED, np.full(400, k), draws=100, rng=np.random.default_rng(k))[:, 0]
+        assert tried.mean() == pytest.approx(profit.mean(), abs=4 * tried.std() / 20)
 
 
 def test_copies_bring_the_same_outcomes_and_others_do_not():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,7 +141,25 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
         steps = on_clips(
             agent, model.scenario, data.embeddings[rows], model.context[rows], video=video_of(data, rows), rng=rng
         )
-    return write_summary(cfg.run, scenario, steps, meta=meta, validation=validation, wall_s=time.monotonic() - started)
+    return write_summary(
+        cfg.run, scenario, steps, meta=meta, validation=validation, evaluation=_settings(cfg, validation),
+        stage="evaluate", wall_s=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def _settings(cfg: EvaluateConfig, validation: str) -> dict[str, Any]:
+    """What the validation depends on, and the command that repeats it; stored clips have their own steps and episodes.
+
+    The command names every flag, so that it repeats this validation whatever the defaults become.
+    """
+    settings: dict[str, Any] = {"seed": cfg.seed}
+    if validation != "held-out clips":
+        default = SIM_EPISODES if validation == "simulator" else PIXEL_EPISODES
+        settings |= {"episodes": cfg.episodes or default, "steps": cfg.steps}
+    if cfg.validation != "auto":
+        settings["validation"] = cfg.validation
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return settings | {"command": shlex.join(["vtp", "evaluate", str(cfg.run), *flags])}
 
 
 @contextlib.contextmanager
@@ -178,26 +198,57 @@ def load_embeddings(meta: dict[str, Any]) -> store.Embeddings:
 
 
 def write_summary(
-    run_dir: Path, scenario: sim.Scenario, steps: pd.DataFrame, *, meta: dict[str, Any], validation: str, wall_s: float
+    run_dir: Path,
+    scenario: sim.Scenario,
+    steps: pd.DataFrame,
+    *,
+    meta: dict[str, Any],
+    validation: str,
+    evaluation: dict[str, Any],
+    stage: str,
+    wall_s: float,
 ) -> dict[str, Any]:
-    """Write `validation.csv` and `summary.json` into the run; returns the summary."""
+    """Write `validation.csv` and `summary.json` into the run; returns the summary.
+
+    evaluation: settings of this validation. `wall_s` of the summary is that of all the run's stages so far; training
+    is the first, and a stage that is repeated counts once.
+    """
     _, _, profit = expected_work(
         scenario, steps["context"].to_numpy(), steps["speed"].to_numpy(), steps["care"].to_numpy()
     )
     rows = steps.assign(context=np.array(scenario.context_names)[steps["context"]], profit_usd_per_hour=profit)
     with atomic_path(run_dir / "validation.csv") as temporary:
         rows.to_csv(temporary, index=False)
+    stages = ({} if stage == "train" else _stages_so_far(run_dir / "summary.json")) | {stage: wall_s}
     summary = {
         "source": meta["source"],
         "seeds": [meta["seed"]],
         **summarise(scenario, steps, s_cust=_customer_share(run_dir / "metrics.csv")),
+        "estimator": _estimator_skill(run_dir / "data_value.json"),
         "validation": validation,
         "outcome_model": meta["outcome_model"],
-        "wall_s": wall_s,
+        "labelled": meta.get("labelled"),
+        "evaluation": evaluation,
+        "wall_s": sum(stages.values()),
+        "stages_wall_s": stages,
         "provenance": meta["provenance"],
     }
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def _stages_so_far(path: Path) -> dict[str, float]:
+    """Seconds of the stages that an earlier summary knows; none where it cannot be read, for it is replaced anyway."""
+    try:
+        stages = json.loads(path.read_text(encoding="utf-8"))["stages_wall_s"]
+        return {str(name): float(seconds) for name, seconds in stages.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _estimator_skill(path: Path) -> dict[str, Any] | None:
+    """The skill of the estimator that the customer's share rests on; None where training left no record of it."""
+    return json.loads(path.read_text(encoding="utf-8"))["estimator"] if path.is_file() else None
 
 
 def _customer_share(metrics: Path) -> float:

@@ -5,10 +5,16 @@ same contexts. Everything is expected, given context and action; the intervals a
 
 A policy that is fixed cannot meet a stricter error target. What the target costs it is measured with one knob: the
 least care, added to all of its actions, that meets it. The oracle moves every action as it likes.
+
+On request the policy is also retrained at every point. Its price of errors is found the other way round: retrained
+where a unit of error rate costs λ, it reaches some error rate, and under that as a target λ is what errors cost it.
+All are then judged on what training held out, where every one of them can be.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,12 +27,14 @@ from pipeline.config import ElasticityConfig
 from pipeline.envs import expected_work
 from pipeline.evaluate import interval95, oracle
 from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save, scenario_of, validation_steps
+from pipeline.experiments.retrain import Retrainer
 
 LOCAL = 0.01  # an elasticity is the slope in logarithms over ± 1% of today's value
 KNOB = np.linspace(0, 1, 201)  # care added to the policy's actions
 SPEEDS = np.linspace(0, 1, 101)
 CARES = 1 - np.linspace(0, 1, 201) ** 2  # dense near full care, where the last errors go
 BOOTSTRAPS = 1000
+LAMBDAS = (0.5, 64.0)  # human wages a unit of error rate, at which the policy is retrained
 TICKS = (0.5, 0.7, 1.0, 1.4, 2.0)
 CURVES = {  # title, x label
     "price": ("Profit, $ an hour", "price, times today's"),
@@ -34,6 +42,9 @@ CURVES = {  # title, x label
     "human_wage": ("Spread, $ an hour", "human wage, times today's"),
     "error_target": ("Shadow price of errors, λ", "error target"),
 }
+
+
+Progress = Callable[[int, int], None]
 
 
 class Steps(NamedTuple):
@@ -45,37 +56,82 @@ class Steps(NamedTuple):
     care: np.ndarray
 
 
-def run(cfg: ElasticityConfig) -> dict[str, Any]:
+def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None) -> dict[str, Any]:
     """Write the four curves and their figure; returns elasticities and shadow prices at today's values."""
+    started = time.monotonic()
     scenario = scenario_of(cfg.run)
-    stored = validation_steps(cfg.run, scenario)
-    _, episode = np.unique(stored["episode"], return_inverse=True)
-    steps = Steps(episode, *(stored[name].to_numpy() for name in ("context", "speed", "care")))
+    folder = output_folder(cfg.out, cfg.run)
+    multipliers = np.geomspace(1 / cfg.range, cfg.range, cfg.points)
+    retrainer = Retrainer(cfg.run) if cfg.retrain else None
+    if retrainer:
+        steps, judged_on = numbered(retrainer.judge(scenario)), retrainer.held_out
+        retrained = retrain_everywhere(retrainer, scenario, multipliers, cfg, progress)
+    else:
+        steps, judged_on = numbered(validation_steps(cfg.run, scenario)), "the stored validation"
+        retrained = {}
     rng = np.random.default_rng(cfg.seed)
-    rows, elasticities = [], {}
+
+    rows, elasticities, over_range = [], {}, {}
     for curve in ("price", "damage", "human_wage"):
-        for multiplier in np.geomspace(1 / cfg.range, cfg.range, cfg.points):
-            for who, values in outcomes(scenario, steps, curve, multiplier).items():
-                rows.append({"curve": curve, "x": multiplier, "who": who} | _mean(values))
+        points = [outcomes(scenario, steps, curve, m, retrained.get((curve, m), [])) for m in multipliers]
+        rows += [
+            {"curve": curve, "x": m, "who": who} | _mean(values)
+            for m, point in zip(multipliers, points, strict=True)
+            for who, values in point.items()
+        ]
         below, above = (outcomes(scenario, steps, curve, m) for m in (1 - LOCAL, 1 + LOCAL))
         elasticities[curve] = {who: elasticity(below[who], above[who], rng) for who in below}
+        over_range[curve] = {
+            who: range_elasticity(multipliers, np.stack([point[who] for point in points]), rng) for who in points[0]
+        }
     least = float(scenario.table["p_min"][steps.context].mean())  # the error rate of all possible care
-    targets = np.geomspace(1.05 * least, econ.ERROR_TARGET_START, cfg.points)
-    for target in targets:
+    for target in np.geomspace(1.05 * least, econ.ERROR_TARGET_START, cfg.points):
         for who, price in shadow_price(scenario, steps, target, rng).items():
             rows.append({"curve": "error_target", "x": target, "who": who} | price)
+    for (curve, price), policies in retrained.items():
+        if curve == "error_target":
+            rows.append({"curve": curve, "who": "retrained", "value": price} | reached(scenario, policies))
     result = {
         "task": scenario.task,
         "scenario": scenario.name,
-        "episodes": int(episode.max()) + 1,
+        "episodes": int(steps.episode.max()) + 1,
+        "judged_on": judged_on,
         "elasticities": elasticities,
+        "elasticities_over_range": over_range,
         "error_target": econ.ERROR_TARGET_END,
         "shadow_price": shadow_price(scenario, steps, econ.ERROR_TARGET_END, rng),
-        "not_computed": "a policy retrained per point",
+        "retrained": {"updates": cfg.retrain, "seeds": cfg.retrain_seeds} if retrainer else None,
+        "wall_s": time.monotonic() - started,
     }
     table = pd.DataFrame(rows)
-    save(output_folder(cfg.out, cfg.run), "elasticity", table, _draw(table), result)
+    save(folder, "elasticity", table, _draw(table), result)
     return result
+
+
+def numbered(steps: pd.DataFrame) -> Steps:
+    """Validation steps with their episodes counted from 0 without a gap."""
+    _, episode = np.unique(steps["episode"], return_inverse=True)
+    return Steps(episode, *(steps[name].to_numpy() for name in ("context", "speed", "care")))
+
+
+def retrain_everywhere(
+    retrainer: Retrainer, scenario: sim.Scenario, multipliers: np.ndarray, cfg: ElasticityConfig, progress: Progress
+) -> dict[tuple[str, float], list[Steps]]:
+    """What the policy does when it is retrained at every (curve, x), for each seed; x of the error target is λ.
+
+    The human wage only scales the reward, which training normalises: today's policy serves all wages.
+    """
+    lambdas = [0.0, *np.geomspace(*LAMBDAS, cfg.points - 1)]
+    worlds = {(curve, m): (changed(scenario, curve, m), 0.0) for curve in ("price", "damage") for m in multipliers}
+    worlds |= {("error_target", price): (scenario, price) for price in lambdas}
+    retrained: dict[tuple[str, float], list[Steps]] = {}
+    for number, (point, (world, price)) in enumerate(worlds.items()):
+        retrained[point] = []
+        for seed in range(cfg.seed, cfg.seed + cfg.retrain_seeds):
+            agent = retrainer.retrain(world, updates=cfg.retrain, lambda_dual=price, seed=seed)
+            retrained[point].append(numbered(retrainer.judge(world, agent)))
+        progress(number + 1, len(worlds))
+    return retrained | {("human_wage", m): retrained["error_target", 0.0] for m in multipliers}
 
 
 def changed(scenario: sim.Scenario, curve: str, multiplier: float) -> sim.Scenario:
@@ -87,17 +143,36 @@ def changed(scenario: sim.Scenario, curve: str, multiplier: float) -> sim.Scenar
     return replace(scenario, contexts=contexts)
 
 
-def outcomes(scenario: sim.Scenario, steps: Steps, curve: str, multiplier: float) -> dict[str, np.ndarray]:
-    """The curve's quantity in $/h for policy and oracle in the changed scenario, a mean for each episode [E]."""
+def outcomes(
+    scenario: sim.Scenario, steps: Steps, curve: str, multiplier: float, retrained: Sequence[Steps] = ()
+) -> dict[str, np.ndarray]:
+    """The curve's quantity in $/h in the changed scenario, a mean for each episode [E], for policy and oracle.
+
+    For the policy retrained there too, where it is given: the mean over its seeds.
+    """
     scenario = changed(scenario, curve, multiplier)
     best = oracle(scenario).actions[steps.context]
-    values = {}
-    for who, speed, care in (("policy", steps.speed, steps.care), ("oracle", best[:, 0], best[:, 1])):
-        _, _, profit = expected_work(scenario, steps.context, speed, care)
+
+    def earned(steps: Steps) -> np.ndarray:
+        _, _, profit = expected_work(scenario, steps.context, steps.speed, steps.care)
         if curve == "human_wage":
             profit = profit + scenario.energy_usd_per_hour - scenario.human_wage_usd
-        values[who] = episode_means(steps.episode, profit[:, None])[:, 0]
+        return episode_means(steps.episode, profit[:, None])[:, 0]
+
+    values = {"policy": earned(steps), "oracle": earned(steps._replace(speed=best[:, 0], care=best[:, 1]))}
+    if retrained:
+        values["retrained"] = np.mean([earned(of_seed) for of_seed in retrained], axis=0)
     return values
+
+
+def reached(scenario: sim.Scenario, policies: Sequence[Steps]) -> dict[str, float | None]:
+    """The error rate of retrained policies, mean over steps as in the reward, and seeds, as `x` with its interval."""
+    by_seed = []
+    for steps in policies:
+        _, err_rate, _ = expected_work(scenario, steps.context, steps.speed, steps.care)
+        by_seed.append(episode_means(steps.episode, err_rate[:, None])[:, 0])
+    mean = _mean(np.mean(by_seed, axis=0))
+    return {"x": mean["value"], "x_low": mean["low"], "x_high": mean["high"]}
 
 
 def episode_means(episode: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -120,6 +195,22 @@ def elasticity(below: np.ndarray, above: np.ndarray, rng: np.random.Generator) -
     known = (below_means > 0) & (above_means > 0)
     slopes = np.log(above_means[known] / below_means[known]) / span
     return {"value": float(np.log(above.mean() / below.mean()) / span)} | _percentiles(slopes, len(below))
+
+
+def range_elasticity(multipliers: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> dict[str, float | None]:
+    """Least-squares slope in logarithms over a whole curve, values [P, E] at P points, with its bootstrap interval.
+
+    Where policies are retrained their luck drowns a change of 1%, and not one over the whole range. None where a mean
+    is not positive.
+    """
+    means = values.mean(1)
+    if means.min() <= 0:
+        return {"value": None, "low": None, "high": None}
+    x = np.log(multipliers) - np.log(multipliers).mean()
+    resampled = values @ resamples(values.shape[1], rng).T  # [P, B]
+    known = (resampled > 0).all(0)
+    slopes = x @ np.log(resampled[:, known]) / (x @ x)
+    return {"value": float(x @ np.log(means) / (x @ x))} | _percentiles(slopes, values.shape[1])
 
 
 def shadow_price(
@@ -206,11 +297,15 @@ def _finite(value: float) -> float | None:
 def _draw(table: pd.DataFrame) -> Figure:
     figure, axes = new_figure(2, 2)
     for ax, (curve, (title, x_label)) in zip(axes, CURVES.items(), strict=True):
-        for who, style in (("oracle", "--"), ("policy", "-")):
-            rows = table[(table["curve"] == curve) & (table["who"] == who)]
-            x, low, high = (rows[name].to_numpy(float) for name in ("x", "low", "high"))
-            ax.plot(x, rows["value"].to_numpy(float), style, marker="o", ms=3, c=COLOURS[who], label=who)
+        for who, style in (("oracle", "--"), ("policy", "-"), ("retrained", ":")):
+            rows = table[(table["curve"] == curve) & (table["who"] == who)].sort_values("x")
+            if rows.empty:
+                continue
+            x, y, low, high = (rows[name].to_numpy(float) for name in ("x", "value", "low", "high"))
+            ax.plot(x, y, style, marker="o", ms=3, c=COLOURS[who], label=who)
             ax.fill_between(x, low, high, color=COLOURS[who], alpha=0.15, lw=0)
+            if curve == "error_target" and who == "retrained":
+                ax.hlines(y, rows["x_low"].to_numpy(float), rows["x_high"].to_numpy(float), color=COLOURS[who], lw=1)
         ax.set(title=title, xlabel=x_label, xscale="linear" if curve == "error_target" else "log")
         if curve != "error_target":
             ax.set_xticks([*TICKS], labels=[f"{tick:g}" for tick in TICKS])

@@ -16,7 +16,10 @@ from pipeline import sim
 from pipeline.errors import VtpError
 from pipeline.rundir import atomic_path, make_folder, write_json
 
-COLOURS = {"policy": "#0a6a72", "oracle": "#96600a", "second": "#7a4fb0", "human": "#9c3568", "soft": "#66707b"}
+COLOURS = {
+    "policy": "#0a6a72", "oracle": "#96600a", "second": "#7a4fb0", "retrained": "#7a4fb0", "human": "#9c3568",
+    "soft": "#66707b",
+}  # fmt: skip
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,

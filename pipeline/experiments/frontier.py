@@ -182,11 +182,12 @@ def _draw(
         if own.get("policy"):
             ax.plot(own["policy"]["speed"], own["policy"]["care"], "o", ms=6, c=COLOURS["human"])
         ax.set_title(f"{name}: {own['analytic_count']:,} | {own['monte_carlo_count']:,}")
-    axes[0].plot([], [], "o", ms=8, mfc="none", mew=2, c=COLOURS["oracle"], label="optimum")
+    key = axes[-1]  # empty where the contexts leave room
+    key.plot([], [], "o", ms=8, mfc="none", mew=2, c=COLOURS["oracle"], label="optimum")
     if any(own["policy"] for own in result["contexts"].values()):
-        axes[0].plot([], [], "o", ms=6, c=COLOURS["human"], label="policy")
-    axes[0].plot([], [], "--", c=COLOURS["second"], label="service level, Monte Carlo")
-    axes[0].legend(loc="lower left", fontsize=7)
+        key.plot([], [], "o", ms=6, c=COLOURS["human"], label="policy")
+    key.plot([], [], "--", c=COLOURS["second"], label="service level, Monte Carlo")
+    key.legend(loc="center left" if len(axes) > len(analytic) else "lower left", fontsize=8)
     figure.suptitle(
         f"Points with MP ≥ {result['min_mp']:g}/h and error ≤ {result['max_err']:.0%} of "
         f"{result['grid'] ** 2:,}: analytic | Monte Carlo",

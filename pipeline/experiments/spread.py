@@ -1,8 +1,10 @@
-"""Spread: what a run's training episodes earned above the human wage, and who got it."""
+"""Spread: what a run's training episodes earned above the human wage, who got it, and what the customer has of it."""
 
 from __future__ import annotations
 
+import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,11 @@ from pipeline.config import SpreadConfig
 from pipeline.errors import VtpError
 from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, read_table, save
 
-COLUMNS = ("episode", "time_h", "wage_parity", "spread", "spread_value", "rebate", "captured_spread")
+COLUMNS = (
+    "episode", "time_h", "completed", "mp_h", "w_hat_r", "w_h", "spread", "spread_value", "rebate", "captured_spread",
+)  # fmt: skip
+DOLLARS = ("spread_value", "rebate", "captured_spread", "customer_cost", "consumer_surplus")
+TRAILING_PERIODS = 3
 DRAWN = 1000  # points a line
 
 
@@ -31,16 +37,59 @@ def run(cfg: SpreadConfig) -> dict[str, Any]:
     if known.empty:
         raise VtpError(f"{cfg.run / 'metrics.csv'} has no episode without a gap in its numbers; {remedy}")
     table = accumulate(known)
-    result = key_numbers(table) | {"episodes_left_out": len(numbers) - len(known)}
+    result = key_numbers(table) | {
+        "episodes_left_out": len(numbers) - len(known),
+        "periods": by_period(table, cfg),
+        "estimator": _estimator(cfg.run / "data_value.json"),
+    }
     save(output_folder(cfg.out, cfg.run), "spread", table, _draw(table), result)
     return result
 
 
 def accumulate(metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row an episode, with dollars to date and the customers' share of them in [0, 1]; 0 before the first."""
+    """One row an episode, with what the customer paid and has of it, dollars to date, and the customers' share of them.
+
+    The share lies in [0, 1]; it is 0 before the first dollar.
+    """
+    price_usd = econ.ratio(metrics["w_h"], metrics["mp_h"])  # what flawless human work costs a unit
+    cost = econ.customer_cost(metrics["w_hat_r"], metrics["time_h"], metrics["rebate"])
+    surplus = econ.consumer_surplus(metrics["completed"], price_usd, cost)
     totals = metrics[["spread_value", "rebate", "captured_spread"]].cumsum().add_suffix("_total")
     share = econ.share(totals["rebate_total"].to_numpy(), totals["spread_value_total"].to_numpy())
-    return metrics.join(totals).assign(customer_share_to_date=share)
+    accounts = metrics.assign(customer_cost=cost, consumer_surplus=surplus)
+    return accounts.join(totals).assign(customer_share_to_date=share)
+
+
+def by_period(table: pd.DataFrame, cfg: SpreadConfig) -> list[dict[str, float]]:
+    """The periods of training: rates an hour, and dollars of the whole period.
+
+    MP is compared with the period before and with the last three. The wage index, by which parity is reckoned, starts
+    at the run's human wage; what was paid is as training booked it, at that wage.
+    """
+    periods = [table.iloc[rows] for rows in np.array_split(np.arange(len(table)), min(cfg.periods, len(table)))]
+    market = [period["w_h"].mean() if cfg.market_wage is None else cfg.market_wage for period in periods]
+    wages = econ.wage_index(table["w_h"].iloc[0], market, smoothing=cfg.wage_smoothing, inflation=cfg.inflation)
+    rows, earlier = [], []
+    for period, wage in zip(periods, wages.tolist(), strict=True):
+        hours = float(period["time_h"].sum())
+        mp = econ.marginal_product(period["completed"].sum(), hours)
+        implied_wage = econ.ratio((period["w_hat_r"] * period["time_h"]).sum(), hours)
+        rows.append(
+            {
+                "first_episode": int(period["episode"].iloc[0]),
+                "last_episode": int(period["episode"].iloc[-1]),
+                "hours": hours,
+                "mp": mp,
+                "delta_mpl": econ.delta_mpl(mp, earlier, window=1),
+                "delta_mpl_trailing": econ.delta_mpl(mp, earlier, window=TRAILING_PERIODS),
+                "implied_wage": implied_wage,
+                "human_wage": wage,
+                "wage_parity": econ.wage_parity(implied_wage, wage),
+                **{name: float(period[name].sum()) for name in DOLLARS},
+            }
+        )
+        earlier.append(mp)
+    return rows
 
 
 def key_numbers(table: pd.DataFrame) -> dict[str, Any]:
@@ -58,9 +107,16 @@ def key_numbers(table: pd.DataFrame) -> dict[str, Any]:
         "captured_usd": float(last["captured_spread_total"]),
         "customer_share": float(last["customer_share_to_date"]),
         "platform_share": 1.0 - float(last["customer_share_to_date"]),
+        "customer_cost_usd": float(table["customer_cost"].sum()),
+        "consumer_surplus_usd": float(table["consumer_surplus"].sum()),
         "episodes_paid": float(paid.mean()),
         "first_episode_paid": int(table.loc[paid.idxmax(), "episode"]) if paid.any() else None,
     }
+
+
+def _estimator(path: Path) -> dict[str, Any] | None:
+    """The skill of the estimator that the rebate rests on; None where training left no record of it."""
+    return json.loads(path.read_text(encoding="utf-8"))["estimator"] if path.is_file() else None
 
 
 @in_style

@@ -2,10 +2,15 @@
 
 A demonstration's value is its Shapley value: what it adds to the expected profit on held-out videos, averaged over
 all orders in which demonstrations could arrive. That takes thousands of policies, so they are learned by ridge
-regression of sampled outcomes on what is seen times what is done, whose evidence adds up over videos: a subset's
+regression of sampled outcomes on what is seen and what is done, whose evidence adds up over videos: a subset's
 policy costs one sum and one solve. It is a simpler learner than SAC, so values rank demonstrations rather than
-forecast what SAC will earn. Before the first demonstration the learner has tried things out without looking; what
-demonstrations add is what can be seen.
+forecast what SAC will earn.
+
+Three things keep a value from depending on what it should not. Before the first demonstration the learner has tried
+things out without looking, and demonstrations add only what differs from that, each in the neighbourhood of what it
+shows: one that looks like none of the work changes nothing. What the learner takes for near is fixed by the work and
+by what changes within videos, the same for all orders. And the same clips bring the same outcomes: a copy is no new
+evidence.
 
 Learning meets sampled outcomes only; the analytic profit judges.
 """
@@ -15,26 +20,27 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.linalg
 from matplotlib.figure import Figure
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
+from scipy.spatial.distance import cdist, pdist
 
 from pipeline import econ, sim, store
 from pipeline.config import ValueConfig
 from pipeline.envs import expected_work
 from pipeline.errors import VtpError
-from pipeline.evaluate import blind, interval95, oracle, outcome_model, split_rows
+from pipeline.evaluate import blind, interval95, oracle, outcome_model, split_rows, video_of
 from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save
 
-COMPONENTS, LANDMARKS = 12, 24  # of the embeddings, that the learner sees them by
-RIDGE = 1.0  # in clips  # in clips
-BLIND_CLIPS = 400  # tried out without looking, as often as there are draws a clip
-BLIND_WEIGHT = 100.0  # of them together, in clips
+COMPONENTS = 64  # of the kernel, that the learner sees clips by
+WORK_CLIPS = 256  # of those held out, at most: what the learner takes the work to look like, and is judged on
+RIDGE = 2.0  # in clips: one that stands alone is believed by a third
+SCENE_FLOOR = 10.0  # of the usual variance within a video: so much difference between videos is always allowed for
+BLIND_CLIPS = 400  # tried out without looking
 ROTATIONS = 32  # orders a round, at most
 ACTIONS = np.stack(np.meshgrid(np.linspace(0, 1, 21), np.linspace(0, 1, 21), indexing="ij"), -1).reshape(-1, 2)
 DRAWN = 40  # demonstrations in the figure, the first of the table
@@ -43,14 +49,14 @@ Progress = Callable[[int, int], None]
 
 
 class Evidence(NamedTuple):
-    """Sums of a regression, which add up over clips: gram [m, m] and moment [m]."""
+    """Sums of a regression, which add up over clips: gram [d, d] and moment [d, 6]."""
 
     gram: np.ndarray
     moment: np.ndarray
 
 
-class HeldOut(NamedTuple):
-    """Clips that judge: what is seen of them [n, d], and the expected profit of every grid action on them [n, 441]."""
+class Work(NamedTuple):
+    """What is held out: what is seen of its clips [n, d], the expected profit of every grid action on them [n, 441]."""
 
     seen: np.ndarray
     profit: np.ndarray
@@ -70,23 +76,26 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
     names, rows = players(data, videos, by=cfg.by)
     if len(names) < 2:
         raise VtpError(f"there is only one {cfg.by} to value ({names[0]}); give at least two")
-    see = resemblances(data.embeddings[np.concatenate(rows)])
-    held = held_out(model.scenario, see(data.embeddings[held_rows]), model.context[held_rows])
+    in_videos = [data.embeddings[start:end] for start, end in videos]
+    in_videos += np.split(data.embeddings[held_rows], np.flatnonzero(np.diff(video_of(data, held_rows))) + 1)
+    held_rows = held_rows[:: -(-len(held_rows) // WORK_CLIPS)]
+    see = resemblance(data.embeddings[held_rows], scene_free(in_videos))
+    seen = [see(data.embeddings[r]) for r in rows]
+    work = work_to_do(model.scenario, see(data.embeddings[held_rows]), model.context[held_rows])
     keys = [content_key(data.embeddings[r]) for r in rows]
     rounds = []
     for number in range(cfg.rounds):
+        rng = np.random.default_rng([cfg.seed, number])
+        blindly = tried_blindly(model.scenario, draws=cfg.draws, rng=rng)
         evidence = [
             sample_evidence(
-                model.scenario, see(data.embeddings[r]), model.context[r], draws=cfg.draws,
-                rng=np.random.default_rng([cfg.seed, number, *key]),
+                model.scenario, seen[i], model.context[r], blindly, draws=cfg.draws,
+                rng=np.random.default_rng([cfg.seed, number, *keys[i]]),
             )
-            for key, r in zip(keys, rows, strict=True)
+            for i, r in enumerate(rows)
         ]  # fmt: skip
-        rng = np.random.default_rng([cfg.seed, number])
-        own = own_trials(model.scenario, held.seen.shape[1], draws=cfg.draws, rng=rng)
-        rounds.append(
-            value_round(evidence, keys, own, lambda total: judge(total, held), rng=rng, tolerance=cfg.tolerance)
-        )
+        utility = partial(judge, blindly=blindly, work=work)
+        rounds.append(value_round(evidence, keys, utility, rng=rng, tolerance=cfg.tolerance))
         if progress:
             progress(number + 1, cfg.rounds)
     result, table = conclude(names, [len(r) for r in rows], rounds, model.scenario)
@@ -94,8 +103,10 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
     result |= {
         "by": cfg.by,
         "held_out": how,
+        "judged_on_clips": len(held_rows),
         "oracle_profit": float(oracle(model.scenario).profit[context].mean()),
         "blind_profit": float(blind(model.scenario).profit[context].mean()),
+        "tolerance": cfg.tolerance,
         "seed": cfg.seed,
         "wall_s": time.monotonic() - started,
     }
@@ -116,39 +127,57 @@ def players(data: store.Embeddings, videos: np.ndarray, *, by: str) -> tuple[lis
     return list(rows), [np.concatenate(parts) for parts in rows.values()]
 
 
-def resemblances(embeddings: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A view of embeddings [n, 128]: 1 and how much each is like every landmark, in (0, 1], [n, 1 + landmarks].
+def scene_free(videos: list[np.ndarray]) -> np.ndarray:
+    """The matrix [128, 128] that scales down what differs between videos, each [n, 128], more than within them.
 
-    Landmarks are cluster centres in the whitened principal components. What is like none of them leaves only the 1, so
-    that of what it has never seen the learner says what it knows blind; a linear view would extrapolate.
+    Work changes within a video and its surroundings do not, so differences between videos are mostly those of scenes,
+    which would hide those of the work. No label is needed to tell.
     """
-    whiten = PCA(min(COMPONENTS, *embeddings.shape), whiten=True, svd_solver="full").fit(embeddings.astype(float))
-    clusters = KMeans(min(LANDMARKS, len(embeddings)), n_init=1, random_state=0).fit(whiten.transform(embeddings))
-    width = np.sqrt(clusters.inertia_ / len(embeddings)) or 1.0
+    means = np.stack([clips.mean(0, dtype=float) for clips in videos])
+    apart = means - np.median(means, axis=0)
+    size = np.linalg.norm(apart, axis=1, keepdims=True)
+    apart *= econ.ratio(np.minimum(size, np.median(size)), size)  # one that is far from all must stay so
+    within = np.mean([clips.var(0, dtype=float).mean() for clips in videos])
+    between = apart.T @ apart / len(videos) + (SCENE_FLOOR * within or 1.0) * np.eye(means.shape[1])
+    eigenvalues, eigenvectors = scipy.linalg.eigh(between)
+    return eigenvectors / np.sqrt(eigenvalues) @ eigenvectors.T
 
-    def see(embeddings: np.ndarray) -> np.ndarray:
-        distance = clusters.transform(whiten.transform(embeddings.astype(float))) / width
-        return np.column_stack([np.ones(len(embeddings)), np.exp(-(distance**2) / 2)])
 
-    return see
+def resemblance(work: np.ndarray, metric: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A view of embeddings [n, 128] by how they resemble the clips of the work [m, 128]: [n, d], all 0 like none.
+
+    Its inner products are the Gaussian kernel, of half the usual distance between the work's clips after `metric`
+    [128, 128], as far as those clips span it (Nyström's method): a regression on the view is one on the kernel.
+    """
+    work = work @ metric
+    width = np.median(pdist(work)) / 2 if len(work) > 1 else 1.0
+
+    def kernel(points: np.ndarray) -> np.ndarray:
+        return np.exp(-cdist(points, work, "sqeuclidean") / (2 * (width or 1.0) ** 2))
+
+    eigenvalues, eigenvectors = scipy.linalg.eigh(kernel(work))
+    kept = np.flatnonzero(eigenvalues > 1e-6 * eigenvalues[-1])[-COMPONENTS:]
+    axes = eigenvectors[:, kept] / np.sqrt(eigenvalues[kept])
+    return lambda embeddings: kernel(embeddings @ metric) @ axes
 
 
 def action_terms(actions: np.ndarray) -> np.ndarray:
-    """Products of Legendre polynomials of speed and care up to degree 3 together, [..., 2] → [..., 10].
+    """The six terms of a quadratic in speed and care, [..., 2] → [..., 6], as products of Legendre polynomials.
 
-    They are orthogonal for the uniform actions that were tried, and scaled alike, so the ridge bears on all the same.
+    They are orthonormal for the uniform actions that are tried, so the ridge bears on all the same. More terms would
+    follow the dynamics closer, and the luck of the outcomes too: at the corners, where the best actions lie, more so.
     """
     x = 2 * actions - 1
-    polynomials = [np.ones_like(x), x, (3 * x**2 - 1) / 2, (5 * x**3 - 3 * x) / 2]
-    speed, care = ([np.sqrt(2 * n + 1) * p[..., i] for n, p in enumerate(polynomials)] for i in (0, 1))
-    return np.stack([speed[n] * care[m] for n in range(4) for m in range(4 - n)], -1)
+    legendre = (np.ones_like(x), np.sqrt(3) * x, np.sqrt(5) * (3 * x**2 - 1) / 2)
+    return np.stack([legendre[n][..., 0] * legendre[m][..., 1] for n in range(3) for m in range(3 - n)], -1)
 
 
-def sample_evidence(
-    scenario: sim.Scenario, seen: np.ndarray, context: np.ndarray, *, draws: int, rng: np.random.Generator
-) -> Evidence:
-    """Evidence of clips [n, 1 + d] in which random actions were tried `draws` times each; a clip weighs one."""
-    actions = rng.random((len(seen), draws, 2))
+ACTION_TERMS = action_terms(ACTIONS)
+
+
+def try_out(scenario: sim.Scenario, context: np.ndarray, *, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """What actions bring on clips [n], each in $/h as a quadratic fitted to `draws` random ones: [n, 6]."""
+    actions = rng.random((len(context), draws, 2))
     rate, p_err = sim.dynamics(scenario, context[:, None], actions[..., 0], actions[..., 1])
     attempts, errors = sim.sample_outcomes(rate, p_err, rng)
     price, damage = (scenario.table[name][context][:, None] for name in ("price_usd", "damage_usd"))
@@ -156,20 +185,27 @@ def sample_evidence(
         sim.STEPS_PER_HOUR * (price * (attempts - errors) - damage * errors), scenario.energy_usd_per_hour
     )
     terms = action_terms(actions)
-    squares = np.einsum("nki,nkj->nij", terms, terms) / draws
-    products = np.einsum("nki,nk->ni", terms, value) / draws
-    size = seen.shape[1] * terms.shape[-1]
-    gram = np.einsum("na,nb,nij->aibj", seen, seen, squares, optimize=True).reshape(size, size)
-    return Evidence(gram, np.einsum("na,ni->ai", seen, products).ravel())
+    squares, products = terms.swapaxes(1, 2) @ terms, terms.swapaxes(1, 2) @ value[..., None]
+    return np.linalg.solve(squares, products)[..., 0]
 
 
-def own_trials(scenario: sim.Scenario, width: int, *, draws: int, rng: np.random.Generator) -> Evidence:
-    """What the learner knows without a demonstration: actions tried in the contexts of the work, nothing seen."""
-    seen = np.zeros((BLIND_CLIPS, width))
-    seen[:, 0] = 1.0
-    context = np.arange(BLIND_CLIPS) % len(scenario.contexts)
-    evidence = sample_evidence(scenario, seen, context, draws=draws, rng=rng)
-    return Evidence(*(BLIND_WEIGHT / BLIND_CLIPS * part for part in evidence))
+def tried_blindly(scenario: sim.Scenario, *, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """What the learner knows without a demonstration: what actions bring on average over contexts, [6]."""
+    return try_out(scenario, np.arange(BLIND_CLIPS) % len(scenario.contexts), draws=draws, rng=rng).mean(0)
+
+
+def sample_evidence(
+    scenario: sim.Scenario,
+    seen: np.ndarray,
+    context: np.ndarray,
+    blindly: np.ndarray,
+    *,
+    draws: int,
+    rng: np.random.Generator,
+) -> Evidence:
+    """How outcomes on clips seen as [n, d] differ from what is known blindly [6]; each clip weighs the same."""
+    differs = try_out(scenario, context, draws=draws, rng=rng) - blindly
+    return Evidence(seen.T @ seen, seen.T @ differs)
 
 
 def content_key(embeddings: np.ndarray) -> tuple[int, ...]:
@@ -178,17 +214,17 @@ def content_key(embeddings: np.ndarray) -> tuple[int, ...]:
     return tuple(np.frombuffer(digest, np.uint32).tolist())
 
 
-def held_out(scenario: sim.Scenario, seen: np.ndarray, context: np.ndarray) -> HeldOut:
+def work_to_do(scenario: sim.Scenario, seen: np.ndarray, context: np.ndarray) -> Work:
     _, _, profit = expected_work(scenario, context[:, None], ACTIONS[:, 0], ACTIONS[:, 1])
-    return HeldOut(seen, np.broadcast_to(profit, (len(seen), len(ACTIONS))))
+    return Work(seen, np.broadcast_to(profit, (len(seen), len(ACTIONS))))
 
 
-def judge(total: Evidence, held: HeldOut) -> float:
-    """Expected profit in $/h, on the clips held out, of the actions that a ridge regression on the evidence prefers."""
-    gram = total.gram + RIDGE * np.eye(len(total.moment))
+def judge(total: Evidence, blindly: np.ndarray, work: Work) -> float:
+    """Expected profit in $/h, on the work, of the actions that a ridge regression on the evidence prefers."""
+    gram = total.gram + RIDGE * np.eye(len(total.gram))
     weights = scipy.linalg.solve(gram, total.moment, assume_a="pos", check_finite=False)
-    preferred = (held.seen @ weights.reshape(held.seen.shape[1], -1) @ action_terms(ACTIONS).T).argmax(1)
-    return float(held.profit[np.arange(len(preferred)), preferred].mean())
+    preferred = ((blindly + work.seen @ weights) @ ACTION_TERMS.T).argmax(1)
+    return float(work.profit[np.arange(len(preferred)), preferred].mean())
 
 
 class Round(NamedTuple):
@@ -204,7 +240,6 @@ class Round(NamedTuple):
 def value_round(
     evidence: list[Evidence],
     keys: list[tuple[int, ...]],
-    own: Evidence,
     utility: Callable[[Evidence], float],
     *,
     rng: np.random.Generator,
@@ -217,8 +252,9 @@ def value_round(
     there already is a copy: it is no new evidence.
     """
     distinct = dict(zip(keys, evidence, strict=True))
-    total = Evidence(*(sum(parts, start) for start, *parts in zip(own, *distinct.values(), strict=True)))
-    nothing, everything = utility(own), utility(total)
+    none = Evidence(*map(np.zeros_like, evidence[0]))
+    total = Evidence(*(sum(parts) for parts in zip(*distinct.values(), strict=True)))
+    nothing, everything = utility(none), utility(total)
     left_out = [Evidence(total.gram - gram, total.moment - moment) for gram, moment in evidence]
     leave_one_out = np.array(
         [everything - utility(rest) if keys.count(key) == 1 else 0.0 for key, rest in zip(keys, left_out, strict=True)]
@@ -226,7 +262,7 @@ def value_round(
     order, rotations = rng.permutation(len(evidence)), min(len(evidence), ROTATIONS)
     value, policies = np.zeros(len(evidence)), 2 + len(evidence)
     for turn in range(rotations):
-        total, before, present = own, nothing, set()
+        total, before, present = none, nothing, set()
         for player in np.roll(order, turn * len(evidence) // rotations):
             if abs(everything - before) < tolerance:
                 break
@@ -270,6 +306,7 @@ def conclude(
         "paid_per_hour": float(price.sum()),
         "worth_more_than_nothing": int((low > 0).sum()),
         "rounds": len(rounds),
+        "orders": len(rounds) * min(len(names), ROTATIONS),
         "policies_learned": sum(r.policies for r in rounds),
         "most": table[["name", "value", "low", "high", "price"]].head(3).to_dict("records"),
     }  # fmt: skip

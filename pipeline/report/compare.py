@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import rundir
 from pipeline.config import CompareConfig
 from pipeline.errors import VtpError
 from pipeline.report.figures import csv_download
 from pipeline.report.files import finite
+from pipeline.report.render import render
 from pipeline.report.words import DASH, number, percent, usd
 
 NUMBERS = (
@@ -33,13 +33,9 @@ def run(cfg: CompareConfig) -> list[dict[str, Any]]:
     table = pd.DataFrame(rows)
     with rundir.atomic_path(cfg.out / "compare.csv") as temporary:
         table.to_csv(temporary, index=False)
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     worlds = sorted({f"{row['task']} {row['scenario']}, {row['validation']}" for row in rows})
-    page = environment.get_template("compare.html").render(
-        heads=HEADS, rows=[_cells(row) for row in rows], worlds=worlds, download=csv_download("compare.csv", table)
-    )
+    fields = {"heads": HEADS, "rows": [_cells(row) for row in rows], "worlds": worlds}
+    page = render("compare.html", fields | {"download": csv_download("compare.csv", table)})
     rundir.write_text(cfg.out / "compare.html", page)
     return rows
 
@@ -74,10 +70,13 @@ def difference(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float | 
     return dict(zip(names, (value, value - half, value + half), strict=True))
 
 
-HEADS = (
-    "Run", "Source", "Episodes", "Profit $/h", "Beyond the first", "Of the oracle", "Over blind", "Errors", "Parity",
-    "Spread $/h", "Rebate", "Captured",
-)  # fmt: skip
+HEADS = [("Run", "text"), ("Source", "text")] + [
+    (label, "number")
+    for label in (
+        "Episodes", "Profit $/h", "Beyond the first", "Of the oracle", "Over blind", "Errors", "Parity", "Spread $/h",
+        "Rebate", "Captured",
+    )
+]  # fmt: skip
 
 
 def _cells(row: dict[str, Any]) -> list[tuple[str, float | str]]:

@@ -13,14 +13,15 @@ from pipeline.report.figures import Chart, Reference, Series
 from pipeline.report.words import count, number_tick, percent_tick, usd, usd_tick
 
 ACTIONS_SHOWN = 400  # dots a chart; the download has more
+BAND = (0.1, 0.9)  # quantiles of the episodes in a window
 
 
 @dataclass(frozen=True)
 class Curve:
     """A learning curve: columns of `metrics.csv` and the labels of their lines, the policy's first.
 
-    A `noisy` column is drawn thin, with its rolling mean in front; `behind` are further lines, `include` values that
-    the axis holds.
+    A `noisy` column is drawn as its rolling mean within the band that holds four in five of the same episodes;
+    `behind` are further lines, `include` values that the axis holds.
     """
 
     title: str
@@ -35,8 +36,8 @@ class Curve:
 
 
 def rolling_window(num_episodes: int) -> int:
-    """Episodes of the rolling mean: a twentieth of the run, from 1 to 50."""
-    return min(max(num_episodes // 20, 1), 50)
+    """Episodes of the rolling mean: a twentieth of the run, from 1 to 500."""
+    return min(max(num_episodes // 20, 1), 500)
 
 
 def learning_charts(
@@ -108,7 +109,6 @@ def _curves(
             {"lambda_dual": ""},
             "Rises while errors are above the target, falls to zero while they are below.",
             number_tick,
-            noisy=False,
         ),
         Curve(
             "Temperature, α",
@@ -132,10 +132,13 @@ def _draw(curve: Curve, metrics: pd.DataFrame, x: np.ndarray) -> Chart:
     series, table, ends = list(curve.behind), {"episode": x}, []
     for i, (name, label) in enumerate(curve.columns.items()):
         line = table[name] = _column(metrics, name)
+        low = high = None
         if curve.noisy:
-            series.append(Series("", x, line.to_numpy(), "trace"))
-            line = table[f"{name}_mean_{window}"] = line.rolling(window, min_periods=1).mean()
-        series.append(Series(label, x, line.to_numpy(), "second" if i else "policy"))
+            rolling = line.rolling(window, min_periods=1)
+            line = table[f"{name}_mean_{window}"] = rolling.mean()
+            low, high = (rolling.quantile(quantile).to_numpy() for quantile in BAND)
+            table |= {f"{name}_low_{window}": low, f"{name}_high_{window}": high}
+        series.append(Series(label, x, line.to_numpy(), "second" if i else "policy", low, high))
         known = line.dropna()
         if len(known):
             ends.append(f"{name} {known.iloc[0]:.3g} at the start and {known.iloc[-1]:.3g} at the end")

@@ -16,20 +16,22 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 SIZE = 1000
-COLUMNS = 500  # a longer trace is thinned to the lowest and highest point of each column
+COLUMNS = 500  # a longer line is thinned to the lowest and highest point of each column
 CSV_ROWS = 2000
 
-Style = Literal["trace", "policy", "validation", "target", "oracle", "blind", "human", "second"]
+Style = Literal["policy", "validation", "target", "oracle", "blind", "human", "second"]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line over episodes; an empty label draws it without one. NaN is a gap."""
+    """A line over episodes, within a band from `low` to `high` where given; an empty label draws none. NaN is a gap."""
 
     label: str
     x: np.ndarray
     y: np.ndarray
     style: Style
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Bar:
 
 
 def thin(x: np.ndarray, y: np.ndarray, columns: int = COLUMNS) -> tuple[np.ndarray, np.ndarray]:
-    """At most two points a column, its lowest and highest, so that a long trace keeps its outline."""
+    """At most two points a column, its lowest and highest, so that a long line keeps its outline."""
     if len(x) <= 2 * columns:
         return x, y
     keep = []
@@ -110,6 +112,18 @@ def line_path(x: np.ndarray, y: np.ndarray) -> str:
             continue
         parts.append(f"L{px:.0f} {py:.0f}" if pen_down else f"M{px:.0f} {py:.0f}h0")
         pen_down = True
+    return "".join(parts)
+
+
+def band_path(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    """SVG path around what lies between low and high, a closed shape for every stretch where both are finite."""
+    known = np.isfinite(x) & np.isfinite(low) & np.isfinite(high)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(int)))
+    parts = []
+    for start, end in edges.reshape(-1, 2):
+        there = [f"{x[i]:.0f} {high[i]:.0f}" for i in range(start, end)]
+        back = [f"{x[i]:.0f} {low[i]:.0f}" for i in reversed(range(start, end))]
+        parts.append("M" + "L".join(there + back) + "Z")
     return "".join(parts)
 
 
@@ -156,13 +170,10 @@ def line_chart(
     include: Sequence[float] = (),
     label_gap: float = 7.0,
 ) -> Chart:
-    """Lines over episodes. The axis holds every line, every reference and `include`, but a `trace` only in its bulk."""
+    """Lines over episodes, on an axis that holds every line, band and reference, and `include`."""
     values = [r.value for r in references] + list(include)
-    for s in series:
-        known = s.y[np.isfinite(s.y)]
-        if s.style == "trace" and len(known) > 50:
-            known = np.quantile(known, [0.02, 0.98])
-        values.extend(known)
+    for drawn in (part for s in series for part in (s.y, s.low, s.high) if part is not None):
+        values.extend(drawn[np.isfinite(drawn)])
     x_values = np.concatenate([s.x[np.isfinite(s.y)] for s in series])
     y_ticks = _ticks(min(values), max(values), nbins=5)
     bottom, top = y_ticks[0], y_ticks[-1]
@@ -181,8 +192,12 @@ def line_chart(
     over: list[tuple[str, str]] = []
     ends = [Tick(100 * float(to_y(r.value)), r.label, r.style) for r in references]
     for s in series:
+        if s.low is not None and s.high is not None:
+            every = slice(None, None, -(-len(s.x) // COLUMNS))
+            shape = band_path(SIZE * to_x(s.x[every]), SIZE * to_y(s.low[every]), SIZE * to_y(s.high[every]))
+            paths.append((f"band {s.style}", shape))
         x, y = thin(s.x, s.y)
-        px, py = SIZE * to_x(x), SIZE * np.clip(to_y(y), -1, 2)
+        px, py = SIZE * to_x(x), SIZE * to_y(y)
         if s.style == "validation":
             over += [("validation-halo", dots_path(px, py)), ("validation", dots_path(px, py))]
         else:

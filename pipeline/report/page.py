@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,14 +14,15 @@ import pandas as pd
 from pipeline.econ import PARITY_MARGIN
 from pipeline.report import figures
 from pipeline.report.curves import action_charts, learning_charts, rolling_window
-from pipeline.report.experiments import Experiments, read_experiments
+from pipeline.report.experiments import Experiments, read_experiments, value_command, with_labels
 from pipeline.report.figures import Bar, Chart, Download
 from pipeline.report.files import Failure, Missing, RunFiles, finite
+from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.words import DASH, count, number, percent, usd
 
 MEASURED = {  # what an episode is called, and how it was measured
     "closed loop from pixels": ("episode", "in closed loop from pixels, in scenes that training never saw"),
-    "held-out clips": ("clip", "on stored video that training did not use"),
+    "held-out clips": ("video", "held out from training, on their stored clips"),
     "simulator": ("episode", "in the simulator, from its state"),
 }
 SUMMARY_NUMBERS = (
@@ -34,24 +36,6 @@ SUMMARY_NUMBERS = (
     "rebate",
     "captured",
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table cell: what is read, and what it sorts by."""
-
-    text: str
-    key: float | str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Heads are (label, kind), kind `text` or `number`."""
-
-    caption: str
-    heads: list[tuple[str, str]]
-    rows: list[list[Cell]]
-    download: Download
 
 
 @dataclass(frozen=True)
@@ -91,6 +75,7 @@ class Page:
     headline: str
     lead: list[str]
     bars: list[Bar]
+    bars_download: Download
     tiles: list[Tile]
     cards: list[Card]
     cards_note: str
@@ -132,11 +117,19 @@ def build_page(files: RunFiles) -> Page:
             del missing["frames"]
             cards_note = "There are no pictures: the policy sees the simulator’s state."
         elif summary.get("validation") == "held-out clips":
+            unlabelled = summary.get("labelled") is False
             missing["frames"] = Missing(
                 "There are no pictures: validation was on stored clips. Where those have labels, closed-loop "
                 "validation renders some.",
-                evaluate,
+                with_labels(files.config) if unlabelled else evaluate,
             )
+    novelty = str(_provenance(summary).get("novelty") or "")
+    if novelty.startswith("none"):
+        missing["novelty"] = Missing(
+            "There were no novelty weights: every clip weighed the same in training.",
+            f"vtp novelty --embeddings {shlex.quote(str(files.config.get('embeddings')))} && "
+            f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))} --overwrite",
+        )
 
     learning, absent = learning_charts(files.metrics, files.validations, numbers)
     if absent:
@@ -145,12 +138,12 @@ def build_page(files: RunFiles) -> Page:
             f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))}",
         )
 
-    experiments = read_experiments(files.path, files.config)
+    experiments = read_experiments(files.path, files.config, labelled=summary.get("labelled") is not False)
     missing |= experiments.missing
     headline, lead = _headline(files, numbers)
     task, scenario = summary.get("task") or files.config.get("task"), summary.get("scenario")
     kind = " ".join(str(part) for part in (scenario, task) if part)
-    economics = _economics(numbers) if summary else []
+    economics = _economics(numbers, experiments.estimator) if summary else []
     failures = files.failures or []
     return Page(
         title=f"{headline} · {files.path.name}",
@@ -158,6 +151,7 @@ def build_page(files: RunFiles) -> Page:
         headline=headline,
         lead=lead,
         bars=_bars(numbers, _interval(summary, "profit_ci95")),
+        bars_download=_bars_download(numbers, _interval(summary, "profit_ci95")),
         tiles=_tiles(numbers, _interval(summary, "oracle_ratio_ci95")),
         cards=_cards(files, contexts),
         cards_note=cards_note,
@@ -175,8 +169,8 @@ def build_page(files: RunFiles) -> Page:
         experiments=experiments,
         failures=files.failures,
         failure_reasons=Counter(failure.reason for failure in failures).most_common(),
-        provenance=_rows(_provenance(summary)) + _rows({key: summary[key] for key in ("wall_s",) if key in summary}),
-        settings=_rows(files.config),
+        provenance=_rows(_provenance(summary) | _times(summary)),
+        settings=_rows(_settings(files.config)),
         commands=_commands(files, evaluate),
         missing=missing,
     )
@@ -185,6 +179,13 @@ def build_page(files: RunFiles) -> Page:
 def _provenance(summary: dict[str, Any]) -> dict[str, Any]:
     value = summary.get("provenance")
     return value if isinstance(value, dict) else {}
+
+
+def _times(summary: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of every stage, and of all together."""
+    stages = summary.get("stages_wall_s")
+    times = {f"{stage}, seconds": time for stage, time in stages.items()} if isinstance(stages, dict) else {}
+    return times | ({"all stages, seconds": summary["wall_s"]} if "wall_s" in summary else {})
 
 
 def _contexts(summary: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -237,14 +238,23 @@ def _headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, l
     return f"The policy {'earns' if profit >= 0 else 'loses'} {usd(abs(profit))} an hour", lead
 
 
+EARNERS = (  # label, its number, style
+    ("Oracle", "oracle_profit", "oracle"),
+    ("This policy", "profit_mean", "policy"),
+    ("Blind", "blind_profit", "blind"),
+    ("Human wage", "human_wage", "human"),
+)
+
+
+def _bars_download(numbers: dict[str, float | None], interval: tuple[float, float] | None) -> Download:
+    table = pd.DataFrame([{"who": label, "usd_per_hour": numbers[key]} for label, key, _ in EARNERS])
+    if interval:
+        table.loc[table["who"] == "This policy", ["low", "high"]] = interval
+    return figures.csv_download("headline.csv", table)
+
+
 def _bars(numbers: dict[str, float | None], interval: tuple[float, float] | None) -> list[Bar]:
-    rows = (
-        ("Oracle", numbers["oracle_profit"], "oracle"),
-        ("This policy", numbers["profit_mean"], "policy"),
-        ("Blind", numbers["blind_profit"], "blind"),
-        ("Human wage", numbers["human_wage"], "human"),
-    )
-    known = [(label, value, style) for label, value, style in rows if value is not None]
+    known = [(label, numbers[key], style) for label, key, style in EARNERS if numbers[key] is not None]
     return figures.bars(known, usd, interval) if numbers["profit_mean"] is not None else []
 
 
@@ -362,8 +372,7 @@ def _context_table(contexts: dict[str, dict[str, float | None]]) -> Table:
         ("Blind $/h", "blind_profit", usd),
     )
     rows = [
-        [Cell(name, name)] + [Cell(show(m[key]), "" if m[key] is None else m[key]) for _, key, show in columns]
-        for name, m in contexts.items()
+        [Cell(name, name)] + [cell(show(m[key]), m[key]) for _, key, show in columns] for name, m in contexts.items()
     ]
     table = pd.DataFrame([{"context": name, **m} for name, m in contexts.items()])
     return Table(
@@ -378,20 +387,20 @@ def _learning_note(metrics: pd.DataFrame) -> str:
     if metrics.empty:
         return ""
     window = rolling_window(len(metrics))
-    return (
-        f"Thin lines are single episodes, thick lines the mean of the last {count(window, 'episode')}. "
-        "Training explores, so it mostly earns less than the same policy in validation."
-    )
+    lines = "Lines are single episodes."
+    if window > 1:
+        lines = f"Lines are the mean of the last {window} episodes, bands hold four in five of them."
+    return f"{lines} Training explores, so it mostly earns less than the same policy in validation."
 
 
-def _economics(numbers: dict[str, float | None]) -> list[tuple[str, str, str]]:
+def _economics(numbers: dict[str, float | None], estimator: str) -> list[tuple[str, str, str]]:
     """(quantity, value, meaning) rows."""
     parity, human = numbers["wage_parity"], numbers["human_wage"]
     wage = parity * human if parity is not None and human is not None else None
     margin = percent(PARITY_MARGIN, 0)
-    rebate_note = ""
+    rebate_note = f" {estimator}" if estimator else ""
     if numbers["rebate"] == 0 and (numbers["captured"] or 0) > 0:
-        rebate_note = " It is zero here: no gain in output was attributed to the customer."
+        rebate_note = f" It is zero here: no gain in output was attributed to the customer.{rebate_note}"
     return [
         (
             "Marginal product",
@@ -421,6 +430,12 @@ def _economics(numbers: dict[str, float | None]) -> list[tuple[str, str, str]]:
     ]
 
 
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The training settings that this source obeys."""
+    without = {"embeddings": ("task", "scenario"), "sim": ("embeddings", "novelty")}.get(str(config.get("source")), ())
+    return {key: value for key, value in config.items() if key not in without}
+
+
 def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (str(key), DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value))
@@ -430,14 +445,24 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
     """(what it does, command) in the order to run them."""
+    run = shlex.quote(str(files.path))
     made_by = _provenance(files.summary).get("command")
     commands = [("made this run", str(made_by))] if made_by else []
+    embeddings = Path(str(files.config.get("embeddings")))
+    if files.config.get("source") == "embeddings" and embeddings.with_suffix(".yaml").is_file():
+        saved, again = embeddings.with_suffix(".yaml"), embeddings.with_name(f"{embeddings.stem}-again.h5")
+        command = f"vtp extract --config {shlex.quote(str(saved))} --out {shlex.quote(str(again))}"
+        commands.append(("extracts its embeddings again, beside them", command))
     if files.config:
         again = shlex.quote(str(files.path.with_name(f"{files.path.name}-again")))
         config = shlex.quote(str(files.path / "config.yaml"))
         commands.append(("trains it again, beside it", f"vtp train --config {config} --out {again}"))
-    commands.append(("validates it again", evaluate))
+    validated = files.summary.get("evaluation")
+    validated = str(validated.get("command")) if isinstance(validated, dict) else ""
+    commands.append(("validates it again", validated if validated.startswith("vtp evaluate") else evaluate))
     for name in ("frontier", "elasticity", "spread"):
-        commands.append((f"makes its {name} again", f"vtp experiment {name} {shlex.quote(str(files.path))}"))
-    commands.append(("writes this page again", f"vtp report {shlex.quote(str(files.path))}"))
+        commands.append((f"makes its {name} again", f"vtp experiment {name} {run}"))
+    if files.config.get("source") != "sim" and files.summary.get("labelled") is not False:
+        commands.append(("values its demonstrations again", value_command(files.path, files.config)))
+    commands.append(("writes this page again", f"vtp report {run}"))
     return commands

@@ -17,7 +17,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    return DASH if value is None else f"{value:,.{digits}f}".replace("-", "−")
+    return DASH if value is None else f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # no "−0"
 
 
 def count(n: int, noun: str) -> str:

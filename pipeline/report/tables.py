@@ -1,0 +1,30 @@
+"""Tables that sort: what is read in a cell, and what it sorts by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.report.figures import Download
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: what is read, and what it sorts by; "" sorts last."""
+
+    text: str
+    key: float | str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads are (label, kind), kind `text` or `number`; the first cell of a row names it."""
+
+    caption: str
+    heads: list[tuple[str, str]]
+    rows: list[list[Cell]]
+    download: Download
+
+
+def cell(text: str, value: float | None) -> Cell:
+    """A number's cell; what is not known sorts last."""
+    return Cell(text, "" if value is None else float(value))
