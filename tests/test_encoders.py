@@ -6,8 +6,9 @@ import pytest
 import torch
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
-from pipeline import encoders
-from pipeline.encoders import fit_pca, load_encoder, preprocess, random_projector
+from pipeline.encoders import encoder as encoder_module
+from pipeline.encoders import fit_pca, load_encoder, r3d, random_projector, weights
+from pipeline.encoders.r3d import preprocess
 from pipeline.errors import CorruptError, VtpError
 
 PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
@@ -33,7 +34,7 @@ def test_preprocess_equals_the_preset(size):
     clips = np.random.default_rng(0).integers(0, 256, (2, 4, *size, 3), dtype=np.uint8)
     expected = torch.stack([PRESET(torch.from_numpy(clip).permute(0, 3, 1, 2)) for clip in clips])
     assert expected.shape == (2, 3, 4, 112, 112)
-    assert torch.equal(preprocess(clips), expected)
+    assert torch.equal(preprocess(torch.from_numpy(clips)), expected)
 
 
 def test_features_equal_torchvision(clips, encoder):
@@ -76,9 +77,9 @@ def test_random_weights_come_from_the_seed_alone(encoder):
 
 
 def test_precision_is_resolved(monkeypatch):
-    monkeypatch.setattr(encoders, "_computes_in_bf16", lambda: True)
+    monkeypatch.setattr(encoder_module, "_computes_in_bf16", lambda: True)
     assert load_encoder("r3d_18", "random:0").precision == "bf16"
-    monkeypatch.setattr(encoders, "_computes_in_bf16", lambda: False)
+    monkeypatch.setattr(encoder_module, "_computes_in_bf16", lambda: False)
     assert load_encoder("r3d_18", "random:0").precision == "fp32"
 
 
@@ -120,8 +121,8 @@ def silent_server(monkeypatch, tmp_path):
     """Weights that lie behind a server which takes the connection and never answers."""
     server = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{server.getsockname()[1]}/r3d_18-b3b3357e.pth"
-    monkeypatch.setattr(encoders, "_KINETICS_URL", url)
-    monkeypatch.setattr(encoders, "_PROBE_S", 0.5)
+    monkeypatch.setattr(r3d, "_KINETICS_URL", url)
+    monkeypatch.setattr(weights, "PROBE_S", 0.5)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     before = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path))
