@@ -4,11 +4,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torchvision.models.video import R3D_18_Weights, r3d_18
+from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerVideoProcessor
 
 from pipeline.encoders import encoder as encoder_module
 from pipeline.encoders import fit_pca, load_encoder, r3d, random_projector, weights
 from pipeline.encoders.r3d import preprocess
+from pipeline.encoders.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
 from pipeline.errors import CorruptError, VtpError
 
 PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
@@ -192,3 +195,172 @@ def test_random_projector_is_orthonormal_and_seeded():
     np.testing.assert_allclose(projector.components @ projector.components.T, np.eye(128), atol=1e-12)
     assert projector.sha256 == random_projector(3, 512).sha256 != random_projector(4, 512).sha256
     assert projector.name == "random:3"
+
+
+# TimeSformer
+
+
+@pytest.fixture
+def timesformer_folder(tmp_path):
+    """A small TimeSformer with its classifier, as transformers saves it."""
+    config = TimesformerConfig(
+        image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        TimesformerForVideoClassification(config).save_pretrained(tmp_path / "small")
+    return tmp_path / "small"
+
+
+@pytest.fixture(scope="module")
+def long_clips():
+    return np.random.default_rng(0).integers(0, 256, (3, 16, 128, 171, 3), dtype=np.uint8)
+
+
+def test_timesformer_equals_transformers(timesformer_folder, long_clips):
+    """Features are what its classifier sees of every fourth frame, behind the processor that transformers has."""
+    processor = TimesformerVideoProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.45] * 3, image_std=[0.225] * 3
+    )
+    videos = [torch.from_numpy(clip[::4]).permute(0, 3, 1, 2) for clip in long_clips]
+    network = TimesformerForVideoClassification.from_pretrained(timesformer_folder).eval()
+    seen = []
+    network.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(**processor(videos, return_tensors="pt"))
+    encoder = load_encoder("timesformer_b", str(timesformer_folder), "fp32")
+    features = encoder.features(long_clips)
+    assert (features.shape, features.dtype, encoder.feature_dim) == ((3, 32), np.float32, 32)
+    np.testing.assert_allclose(features, seen[0].numpy(), atol=1e-5)
+    assert encoder.weights == str(timesformer_folder.resolve())
+    assert "4 of a clip" in encoder.transform
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_timesformer_features_do_not_depend_on_company(timesformer_folder, long_clips, precision):
+    encoder = load_encoder("timesformer_b", str(timesformer_folder), precision)
+    features = encoder.features(long_clips)
+    for order in ([1, 2, 0], [2], [1, 1]):
+        np.testing.assert_array_equal(encoder.features(long_clips[order]), features[order])
+
+
+def test_timesformer_b_is_the_published_size():
+    encoder = load_encoder("timesformer_b", "random:0", "bf16")
+    assert encoder.feature_dim == 768
+    assert encoder.transform.startswith("frames 128x171, 8 of a clip, shortest edge 224")
+
+
+def test_timesformer_folder_states_its_own_normalisation(timesformer_folder, long_clips):
+    before = load_encoder("timesformer_b", str(timesformer_folder), "fp32")
+    (timesformer_folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
+    after = load_encoder("timesformer_b", str(timesformer_folder), "fp32")
+    assert before.transform != after.transform
+    assert "mean (0.1, 0.2, 0.3), std (0.225, 0.225, 0.225)" in after.transform
+    assert not np.allclose(before.features(long_clips), after.features(long_clips))
+
+
+def test_timesformer_needs_its_frames(timesformer_folder, long_clips):
+    with pytest.raises(VtpError, match=r"clip_len \(3\) is shorter than the backbone's 4 frames; raise --clip-len"):
+        load_encoder("timesformer_b", str(timesformer_folder), "fp32").features(long_clips[:, :3])
+
+
+def spoil_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_a_layer(folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    save_file({key: value for key, value in state.items() if "layer.1.attention" not in key}, path, {"format": "pt"})
+
+
+def widen_the_config(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"intermediate_size": 64', '"intermediate_size": 128'))
+
+
+def pickle_only(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (spoil_weights, CorruptError, "cannot be loaded"),
+        (drop_a_layer, CorruptError, r"lack \d+ tensors of their config, such as encoder.layer.1.attention"),
+        (widen_the_config, CorruptError, "cannot be loaded"),
+        (pickle_only, VtpError, r"have no model.safetensors \(pickles are not loaded\)"),
+        (lambda folder: (folder / "config.json").unlink(), VtpError, "have no config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'), VtpError, "a 'vit', not a"),
+        (lambda folder: (folder / "config.json").write_text("{"), CorruptError, "config.json cannot be read"),
+    ],
+)
+def test_bad_timesformer_folders(timesformer_folder, spoil, error, message):
+    spoil(timesformer_folder)
+    with pytest.raises(error, match=message) as caught:
+        load_encoder("timesformer_b", str(timesformer_folder), "fp32")
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
+    assert "pass --weights FOLDER" in str(caught.value)
+
+
+def test_timesformer_that_cannot_be_had(monkeypatch, tmp_path):
+    with pytest.raises(VtpError, match="is not a folder; pass --weights FOLDER"):
+        load_encoder("timesformer_b", str(tmp_path / "none"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(weights, "PROBE_S", 0.5)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr("pipeline.encoders.timesformer.try_to_load_from_cache", lambda *args, **options: None)
+        with pytest.raises(VtpError, match=r"kinetics400 of TimeSformer cannot be had .*random:SEED") as caught:
+            load_encoder("timesformer_b", "kinetics400")
+    assert caught.value.exit_code == 2
+
+
+# The fast R3D-18
+
+
+def test_winograd_by_hand():
+    inputs, filters, outputs = winograd_matrices()
+    signal, taps = np.array([1.0, 2, 3, 4, 5, 6]), np.array([1.0, 10, 100])
+    np.testing.assert_allclose(outputs @ ((filters @ taps) * (inputs @ signal)), [321, 432, 543, 654])
+    for matrix in (inputs, outputs):  # else bf16 would compute another convolution
+        assert torch.equal(torch.from_numpy(matrix).bfloat16().double(), torch.from_numpy(matrix))
+
+
+@pytest.mark.parametrize(("clip_len", "tile"), [(8, 4), (4, 4), (6, 1)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_folded_conv_equals_conv_norm_relu(clip_len, tile, residual):
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv, norm = torch.nn.Conv3d(16, 24, 3, padding=1, bias=False), torch.nn.BatchNorm3d(24).eval()
+    for value in (norm.running_mean, norm.weight.data, norm.bias.data):
+        value.normal_(0, 1, generator=generator)
+    norm.running_var.uniform_(0.5, 2, generator=generator)
+    clips = torch.randn(2, 16, clip_len, 6, 5, generator=generator).bfloat16()
+    shortcut = torch.randn(2, 24, clip_len, 6, 5, generator=generator).bfloat16()
+    frames = to_frames(clips)
+    assert len(frames) == tile
+    assert torch.equal(from_frames(frames), clips)
+    with torch.inference_mode():
+        result = FoldedConv(conv, norm).relu(frames, to_frames(shortcut) if residual else None)
+        expected = norm(conv(clips.float())) + (shortcut.float() if residual else 0)
+    error = from_frames(result).float() - expected.relu()
+    assert error.norm() / expected.relu().norm() < 0.015  # a few roundings of 2^-9
+
+
+def test_clips_of_any_length_have_a_fast_way():
+    exact, fast = (load_encoder("r3d_18", "random:0", precision) for precision in ("fp32", "bf16"))
+    for clip_len in (1, 6):
+        clips = np.random.default_rng(0).integers(0, 256, (1, clip_len, 128, 171, 3), dtype=np.uint8)
+        a, b = exact.features(clips)[0], fast.features(clips)[0]
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+
+
+def test_the_encoder_leaves_the_caller_its_threads(clips, encoder):
+    before = torch.get_num_threads()
+    encoder.features(clips)
+    assert torch.get_num_threads() == before

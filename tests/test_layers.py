@@ -16,7 +16,13 @@ LAYERS = {
     "cli": 6,
 }  # fmt: skip
 WITHIN_LAYER = {("demo", "report"), ("rundir", "config"), ("rundir", "errors")}
-ONLY_IN = {"h5py": {"store"}, "decord": {"video"}, "av": {"video", "render"}, "typer": {"cli"}}
+ONLY_IN = {
+    "h5py": {"store"},
+    "decord": {"video"},
+    "av": {"video", "render"},
+    "typer": {"cli"},
+    "transformers": {"encoders"},
+}
 
 
 def module_files():
