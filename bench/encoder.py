@@ -1,4 +1,4 @@
-"""R3D-18 as vtp runs it against the loop that one would write (torchvision's preset and network, eager fp32), as JSON."""
+"""R3D-18 as vtp runs it against the plain loop (torchvision's preset and network, eager fp32), as JSON."""
 
 from __future__ import annotations
 

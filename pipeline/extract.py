@@ -295,8 +295,8 @@ def join_labels(entry: VideoEntry, part: store.Part, number: int) -> LabelledVid
     return LabelledVideo(entry, part, number, labels)
 
 
-def merge(videos: Sequence[LabelledVideo], projector: Projector | None, attrs: Settings) -> store.Embeddings:
-    """One file of all videos, in their order; without a given projector, PCA is fitted on the train split."""
+def merge(videos: Sequence[LabelledVideo], projector: Projector | str, attrs: Settings) -> store.Embeddings:
+    """One file of all videos, in their order; a projector that is only named is fitted on the train split."""
     counts = [video.rows.stop - video.rows.start for video in videos]
     clips = store.Clips(
         **{
@@ -305,12 +305,14 @@ def merge(videos: Sequence[LabelledVideo], projector: Projector | None, attrs: S
         },
         offset=_offsets(counts),
     )
-    if projector is None:
-        train = np.repeat([video.entry.split == "train" for video in videos], counts)
-        if not train.any():
-            logger.warning("no video is in the train split: PCA is fitted on all %d clips", len(train))
-        projector = encoders.fit_pca(clips.features[train] if train.any() else clips.features)
+    if isinstance(projector, str):
+        train = np.array([video.entry.split == "train" for video in videos])
         attrs = {**attrs, "projector_fit": "train" if train.any() else "all"}
+        if not train.any():
+            logger.warning("no video is in the train split: %s is fitted on all %d clips", projector, sum(counts))
+            train[:] = True
+        rows = np.repeat(train, counts)
+        projector = encoders.fit_projector(projector, clips.features[rows], np.array(counts)[train])
     return store.Embeddings(
         embeddings=projector.project(clips.features),
         clips=clips,
@@ -329,6 +331,7 @@ def merge(videos: Sequence[LabelledVideo], projector: Projector | None, attrs: S
         projector_mean=projector.mean,
         projector_components=projector.components,
         projector_scale=projector.scale,
+        projector_norm=projector.norm,
         attrs={**attrs, "projector": projector.name, "projector_sha256": projector.sha256},
     )
 
@@ -353,14 +356,14 @@ def _merge_labels(
     }
 
 
-def given_projector(spec: str, encoder: Encoder) -> Projector | None:
-    """The projector that is known beforehand: random:SEED, or that of an embeddings file; None for pca."""
-    if spec == "pca":
-        return None
+def given_projector(spec: str, encoder: Encoder) -> Projector | str:
+    """The projector that is known beforehand: random:SEED, or an embeddings file's; the name of one to be fitted."""
+    if spec in encoders.FITTED:
+        return spec
     if (seed := encoders.seed_of(spec)) is not None:
         return encoders.random_projector(seed, encoder.feature_dim)
     if not Path(spec).is_file():
-        raise VtpError(f"projector {spec!r} is not a file; use pca, random:SEED, or an embeddings file")
+        raise VtpError(f"projector {spec!r} is not a file; use pca, learned, random:SEED, or an embeddings file")
     source = store.read_embeddings(Path(spec))
     if source.attrs.get("weights_sha256") != encoder.weights_sha256:
         raise VtpError(
@@ -368,5 +371,6 @@ def given_projector(spec: str, encoder: Encoder) -> Projector | None:
             f"{encoder.weights_sha256[:12]}; pass the --weights that it was made with"
         )
     return Projector(
-        source.projector_mean, source.projector_components, source.projector_scale, str(source.attrs["projector"])
-    )
+        source.projector_mean, source.projector_components, source.projector_scale, str(source.attrs["projector"]),
+        source.projector_norm,
+    )  # fmt: skip

@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torchvision.models.video import R3D_18_Weights, r3d_18
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerVideoProcessor
 
+from pipeline import render, sim
+from pipeline.encoders import Projector, fit_learned, fit_pca, load_encoder, r3d, random_projector, weights
 from pipeline.encoders import encoder as encoder_module
-from pipeline.encoders import fit_pca, load_encoder, r3d, random_projector, weights
 from pipeline.encoders.r3d import preprocess
 from pipeline.encoders.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
 from pipeline.errors import CorruptError, VtpError
@@ -289,7 +293,7 @@ def pickle_only(folder):
     ("spoil", "error", "message"),
     [
         (spoil_weights, CorruptError, "cannot be loaded"),
-        (drop_a_layer, CorruptError, r"lack \d+ tensors of their config, such as encoder.layer.1.attention"),
+        (drop_a_layer, CorruptError, r"lack \d+ tensors, such as encoder.layer.1.attention"),
         (widen_the_config, CorruptError, "cannot be loaded"),
         (pickle_only, VtpError, r"have no model.safetensors \(pickles are not loaded\)"),
         (lambda folder: (folder / "config.json").unlink(), VtpError, "have no config.json"),
@@ -364,3 +368,84 @@ def test_the_encoder_leaves_the_caller_its_threads(clips, encoder):
     before = torch.get_num_threads()
     encoder.features(clips)
     assert torch.get_num_threads() == before
+
+
+# The learned projector
+
+
+def test_layer_norm_of_a_projector_by_hand():
+    """Projected (3, 1, 2, 2, ...) about its mean of 2, over its deviation, times weight, plus bias."""
+    components = np.zeros((128, 2))
+    components[:, 1] = 2
+    components[0, 0], components[1, 0] = 1, -1
+    norm = np.stack([np.full(128, 3.0), np.full(128, 0.5)])
+    projector = Projector(np.array([1.0, 0.0]), components, 1.0, "by hand", norm)
+    (row,) = projector.project(np.array([[2.0, 1.0]], np.float32))
+    deviation = np.sqrt(2 / 128 + 1e-5)
+    np.testing.assert_allclose(row[:3], [3 / deviation + 0.5, -3 / deviation + 0.5, 0.5], rtol=1e-6)
+    assert projector.sha256 != Projector(projector.mean, components, 1.0, "by hand").sha256
+
+
+def test_learned_projector_is_seeded_and_normalised():
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.standard_normal((10, 40)), 5, axis=0) + 0.1 * rng.standard_normal((50, 40))
+    features[:, 3] = 7  # a dead feature
+    features = features.astype(np.float32)
+    state = torch.random.get_rng_state()
+    projector = fit_learned(features, [25, 24, 1], seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert projector.sha256 == fit_learned(features, [25, 24, 1], seed=1).sha256
+    assert projector.sha256 != fit_learned(features, [25, 24, 1], seed=2).sha256
+    embeddings = projector.project(features)
+    assert (embeddings.shape, embeddings.dtype) == ((50, 128), np.float32)
+    assert np.sqrt((embeddings.astype(float) ** 2).mean()) == pytest.approx(1, abs=0.3)
+    np.testing.assert_array_equal(projector.project(features[7:8]), embeddings[7:8])
+
+
+def test_learned_projector_needs_successors():
+    with pytest.raises(VtpError, match="needs videos of two clips or more; use --projector pca"):
+        fit_learned(np.zeros((3, 512), np.float32), [1, 1, 1])
+
+
+VIDEOS, VIDEO_CLIPS, TRAIN_VIDEOS, LABELLED_VIDEOS = 24, 10, 16, 4
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """Features [240, 512] and contexts [240] of the clips of 24 rendered videos, each in a kitchen of its own."""
+    scenario, clips, contexts = sim.scenario("dishwashing", "mixed"), [], []
+    for video in range(VIDEOS):
+        rng = np.random.default_rng([0, video])
+        scene, context = render.sample_scene("dishwashing", rng), sim.initial_context(scenario, 1, rng)
+        for _ in range(VIDEO_CLIPS):
+            speed, care = rng.random(2)
+            clip = render.render_clip(scene, scenario.context_names[context[0]], speed, care, rng)
+            clips.append(clip[::4])  # four frames show the dish, and encode four times as fast
+            contexts.append(int(context[0]))
+            context = sim.next_context(scenario, context, rng)
+    return load_encoder("r3d_18", "random:0").features(np.stack(clips)), np.array(contexts)
+
+
+@pytest.mark.slow
+def test_learned_beats_random_on_a_probe(rendered):
+    """Both name the dish in unseen kitchens from a few labelled videos; neither projector has seen a label."""
+    features, contexts = rendered
+    video = np.arange(len(features)) // VIDEO_CLIPS
+    held_out, trained_on = video >= TRAIN_VIDEOS, video < TRAIN_VIDEOS
+
+    def accuracy(projector):
+        """Mean over eight draws of the labelled videos."""
+        embeddings, scores = projector.project(features), []
+        for draw in range(8):
+            chosen = np.random.default_rng(draw).permutation(TRAIN_VIDEOS)[:LABELLED_VIDEOS]
+            labelled = np.isin(video, chosen)
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=3000))
+            probe.fit(embeddings[labelled], contexts[labelled])
+            scores.append(probe.score(embeddings[held_out], contexts[held_out]))
+        return np.mean(scores)
+
+    lengths = [VIDEO_CLIPS] * TRAIN_VIDEOS
+    learned = [accuracy(fit_learned(features[trained_on], lengths, seed=seed)) for seed in range(3)]
+    random = [accuracy(random_projector(seed, 512)) for seed in range(3)]
+    assert min(learned) > max(random)
+    assert np.mean(learned) > np.mean(random) + 0.02

@@ -16,13 +16,8 @@ LAYERS = {
     "cli": 6,
 }  # fmt: skip
 WITHIN_LAYER = {("demo", "report"), ("rundir", "config"), ("rundir", "errors")}
-ONLY_IN = {
-    "h5py": {"store"},
-    "decord": {"video"},
-    "av": {"video", "render"},
-    "typer": {"cli"},
-    "transformers": {"encoders"},
-}
+ONLY_IN = {"h5py": {"store"}, "decord": {"video"}, "av": {"video", "render"}, "typer": {"cli"}}
+ONLY_IN["transformers"] = {"encoders"}
 
 
 def module_files():

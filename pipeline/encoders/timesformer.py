@@ -48,7 +48,7 @@ def preprocess(
 ) -> Tensor:
     """Evenly sampled frames, shortest edge to `size` by antialiased bilinear resize, centre crop, normalised.
 
-    clips: [B, T, H, W, 3] uint8 → [B, num_frames, 3, size, size] float32. Frame i is frame ⌊i·T/num_frames⌋ of the clip.
+    clips: [B, T, H, W, 3] uint8 → [B, num_frames, 3, size, size] float32. Frame i is the clip's ⌊i·T/num_frames⌋.
     """
     batch, clip_len, height, width, _ = clips.shape
     if clip_len < num_frames:
@@ -104,9 +104,7 @@ def _from_folder(folder: Path) -> nn.Module:
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise CorruptError(f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}") from error
     if wrong := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
-        raise CorruptError(
-            f"weights {folder} lack {len(wrong)} tensors of their config, such as {wrong[0]}; {_WAYS_OUT}"
-        )
+        raise CorruptError(f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}")
     return network.eval().requires_grad_(False)
 
 
