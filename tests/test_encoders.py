@@ -364,6 +364,19 @@ def test_clips_of_any_length_have_a_fast_way():
         assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
 
 
+def test_fast_features_do_not_depend_on_company_or_threads(long_clips):
+    """Whole clips, of several tiles: alone, in other places of a pass, and with another number of threads."""
+    threads = torch.get_num_threads()
+    features = load_encoder("r3d_18", "random:0", "bf16").features(long_clips)
+    try:
+        torch.set_num_threads(3)
+        encoder = load_encoder("r3d_18", "random:0", "bf16")
+    finally:
+        torch.set_num_threads(threads)
+    for order in ([2, 0, 1], [1]):
+        np.testing.assert_array_equal(encoder.features(long_clips[order]), features[order])
+
+
 def test_the_encoder_leaves_the_caller_its_threads(clips, encoder):
     before = torch.get_num_threads()
     encoder.features(clips)
