@@ -22,7 +22,7 @@ def main() -> None:
     probe = LogisticRegression(C=0.1, max_iter=5000).fit(data.embeddings[train], context[train])
     accuracy = probe.score(data.embeddings[held_out], context[held_out])
     result = {"accuracy": accuracy, "train_clips": len(train), "held_out_clips": len(held_out), "held_out": how}
-    print(json.dumps(result | {"weights": data.attrs["weights"]}))
+    print(json.dumps(result | {name: data.attrs[name] for name in ("backbone", "weights", "projector")}))
 
 
 if __name__ == "__main__":

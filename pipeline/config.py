@@ -101,9 +101,13 @@ class ExtractConfig(Config):
     clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
     fps: float = Field(15.0, gt=0, le=240, description="Frames a second, sampled by presentation time.")
     tail: Literal["drop", "pad"] = Field("drop", description="What to do with a last clip that is too short.")
-    backbone: Literal["r3d_18"] = Field("r3d_18", description="Video encoder.")
-    weights: str = Field("kinetics400", description="kinetics400, a state-dict file, random:SEED, or auto.")
-    projector: str = Field("pca", description="pca, random:SEED, or an embeddings file whose projector to use.")
+    backbone: Literal["r3d_18", "timesformer_b"] = Field("r3d_18", description="Video encoder.")
+    weights: str = Field(
+        "kinetics400", description="kinetics400, the backbone's own file or folder, random:SEED, or auto."
+    )
+    projector: str = Field(
+        "pca", description="pca, learned, random:SEED, or an embeddings file whose projector to use."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the processor computes in it, else fp32."
     )

@@ -337,14 +337,14 @@ def provenance() -> Settings:
     return versions
 
 
-def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Projector | None:
-    """The projector that is known beforehand: random:SEED, or that of an embeddings file; None for pca."""
-    if spec == "pca":
-        return None
+def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Projector | str:
+    """The projector that is known beforehand: random:SEED, or an embeddings file's; the name of one to be fitted."""
+    if spec in encoders.FITTED:
+        return spec
     if (seed := encoders.seed_of(spec)) is not None:
         return encoders.random_projector(seed, feature_dim)
     if not Path(spec).is_file():
-        raise VtpError(f"projector {spec!r} is not a file; use pca, random:SEED, or an embeddings file")
+        raise VtpError(f"projector {spec!r} is not a file; use pca, learned, random:SEED, or an embeddings file")
     source = store.read_embeddings(Path(spec))
     if source.attrs.get("weights_sha256") != weights_sha256:
         raise VtpError(
@@ -352,5 +352,6 @@ def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Project
             f"{weights_sha256[:12]}; pass the --weights that it was made with"
         )
     return Projector(
-        source.projector_mean, source.projector_components, source.projector_scale, str(source.attrs["projector"])
-    )
+        source.projector_mean, source.projector_components, source.projector_scale, str(source.attrs["projector"]),
+        source.projector_norm,
+    )  # fmt: skip

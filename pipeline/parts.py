@@ -199,8 +199,8 @@ def join_labels(entry: VideoEntry, part: store.Part, number: int) -> LabelledVid
     return LabelledVideo(entry, part, number, labels)
 
 
-def put_together(videos: Sequence[LabelledVideo], projector: Projector | None, attrs: Settings) -> store.Embeddings:
-    """One file of all videos, in their order; without a given projector, PCA is fitted on the train split."""
+def put_together(videos: Sequence[LabelledVideo], projector: Projector | str, attrs: Settings) -> store.Embeddings:
+    """One file of all videos, in their order; a projector that is only named is fitted on the train split."""
     counts = [video.rows.stop - video.rows.start for video in videos]
     clips = store.Clips(
         **{
@@ -209,12 +209,14 @@ def put_together(videos: Sequence[LabelledVideo], projector: Projector | None, a
         },
         offset=_offsets(counts),
     )
-    if projector is None:
-        train = np.repeat([video.entry.split == "train" for video in videos], counts)
-        if not train.any():
-            logger.warning("no video is in the train split: PCA is fitted on all %d clips", len(train))
-        projector = encoders.fit_pca(clips.features[train] if train.any() else clips.features)
+    if isinstance(projector, str):
+        train = np.array([video.entry.split == "train" for video in videos])
         attrs = {**attrs, "projector_fit": "train" if train.any() else "all"}
+        if not train.any():
+            logger.warning("no video is in the train split: %s is fitted on all %d clips", projector, sum(counts))
+            train[:] = True
+        rows = np.repeat(train, counts)
+        projector = encoders.fit_projector(projector, clips.features[rows], np.array(counts)[train])
     return store.Embeddings(
         embeddings=projector.project(clips.features),
         clips=clips,
@@ -233,6 +235,7 @@ def put_together(videos: Sequence[LabelledVideo], projector: Projector | None, a
         projector_mean=projector.mean,
         projector_components=projector.components,
         projector_scale=projector.scale,
+        projector_norm=projector.norm,
         attrs={**attrs, "projector": projector.name, "projector_sha256": projector.sha256},
     )
 

@@ -88,6 +88,7 @@ class Embeddings:
     projector_components: np.ndarray  # [128, D] float64
     projector_scale: float
     attrs: dict[str, str | int | float]
+    projector_norm: np.ndarray | None = None  # [2, 128] float64, weight and bias; of learned projectors
 
     @property
     def content_sha256(self) -> str:
@@ -143,6 +144,8 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
         "projector/components": embeddings.projector_components.astype(np.float64),
         "projector/scale": np.array([embeddings.projector_scale], np.float64),
     }
+    if embeddings.projector_norm is not None:
+        arrays["projector/norm"] = embeddings.projector_norm.astype(np.float64)
     if embeddings.labels is not None:
         arrays["labels/context"] = _to_bytes(embeddings.labels["context"])
         arrays |= {f"labels/{name}": embeddings.labels[name].astype(np.float64) for name in LABEL_NUMBERS}
@@ -162,6 +165,9 @@ def read_embeddings(path: Path) -> Embeddings:
         if "labels/context" in checked:
             labels = {"context": np.array(checked.strings("labels/context", clips.num_clips), dtype=object)}
             labels |= {name: checked.array(f"labels/{name}", (clips.num_clips,), np.float64) for name in LABEL_NUMBERS}
+        norm = None
+        if "projector/norm" in checked.file:
+            norm = checked.array("projector/norm", (2, EMBEDDING_DIM), np.float64)
         attrs = checked.attrs()
         if "content_sha256" not in attrs:
             raise CorruptError(f"{path} has no content_sha256; {checked.remedy}")
@@ -174,6 +180,7 @@ def read_embeddings(path: Path) -> Embeddings:
             projector_components=checked.array("projector/components", (EMBEDDING_DIM, feature_dim), np.float64),
             projector_scale=float(checked.array("projector/scale", (1,), np.float64)[0]),
             attrs=attrs,
+            projector_norm=norm,
         )
 
 

@@ -257,6 +257,7 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
         "projector": {
             "mean": torch.from_numpy(data.projector_mean), "components": torch.from_numpy(data.projector_components),
             "scale": float(data.projector_scale),
+            "norm": None if data.projector_norm is None else torch.from_numpy(data.projector_norm),
         },
     }  # fmt: skip
     return Source(

@@ -4,10 +4,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torchvision.models.video import R3D_18_Weights, r3d_18
+from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerVideoProcessor
 
-from pipeline import encoders
-from pipeline.encoders import fit_pca, load_encoder, preprocess, random_projector
+from pipeline import render, sim
+from pipeline.encoders import Projector, fit_learned, fit_pca, load_encoder, r3d, random_projector, weights
+from pipeline.encoders import encoder as encoder_module
+from pipeline.encoders.r3d import preprocess
+from pipeline.encoders.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
 from pipeline.errors import CorruptError, VtpError
 
 PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
@@ -33,7 +41,7 @@ def test_preprocess_equals_the_preset(size):
     clips = np.random.default_rng(0).integers(0, 256, (2, 4, *size, 3), dtype=np.uint8)
     expected = torch.stack([PRESET(torch.from_numpy(clip).permute(0, 3, 1, 2)) for clip in clips])
     assert expected.shape == (2, 3, 4, 112, 112)
-    assert torch.equal(preprocess(clips), expected)
+    assert torch.equal(preprocess(torch.from_numpy(clips)), expected)
 
 
 def test_features_equal_torchvision(clips, encoder):
@@ -76,9 +84,9 @@ def test_random_weights_come_from_the_seed_alone(encoder):
 
 
 def test_precision_is_resolved(monkeypatch):
-    monkeypatch.setattr(encoders, "_computes_in_bf16", lambda: True)
+    monkeypatch.setattr(encoder_module, "_computes_in_bf16", lambda: True)
     assert load_encoder("r3d_18", "random:0").precision == "bf16"
-    monkeypatch.setattr(encoders, "_computes_in_bf16", lambda: False)
+    monkeypatch.setattr(encoder_module, "_computes_in_bf16", lambda: False)
     assert load_encoder("r3d_18", "random:0").precision == "fp32"
 
 
@@ -120,8 +128,8 @@ def silent_server(monkeypatch, tmp_path):
     """Weights that lie behind a server which takes the connection and never answers."""
     server = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{server.getsockname()[1]}/r3d_18-b3b3357e.pth"
-    monkeypatch.setattr(encoders, "_KINETICS_URL", url)
-    monkeypatch.setattr(encoders, "_PROBE_S", 0.5)
+    monkeypatch.setattr(r3d, "_KINETICS_URL", url)
+    monkeypatch.setattr(weights, "PROBE_S", 0.5)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     before = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path))
@@ -191,3 +199,266 @@ def test_random_projector_is_orthonormal_and_seeded():
     np.testing.assert_allclose(projector.components @ projector.components.T, np.eye(128), atol=1e-12)
     assert projector.sha256 == random_projector(3, 512).sha256 != random_projector(4, 512).sha256
     assert projector.name == "random:3"
+
+
+# TimeSformer
+
+
+@pytest.fixture
+def timesformer_folder(tmp_path):
+    """A small TimeSformer with its classifier, as transformers saves it."""
+    config = TimesformerConfig(
+        image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        TimesformerForVideoClassification(config).save_pretrained(tmp_path / "small")
+    return tmp_path / "small"
+
+
+@pytest.fixture(scope="module")
+def long_clips():
+    return np.random.default_rng(0).integers(0, 256, (3, 16, 128, 171, 3), dtype=np.uint8)
+
+
+def test_timesformer_equals_transformers(timesformer_folder, long_clips):
+    """Features are what its classifier sees of every fourth frame, behind the processor that transformers has."""
+    processor = TimesformerVideoProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.45] * 3, image_std=[0.225] * 3
+    )
+    videos = [torch.from_numpy(clip[::4]).permute(0, 3, 1, 2) for clip in long_clips]
+    network = TimesformerForVideoClassification.from_pretrained(timesformer_folder).eval()
+    seen = []
+    network.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(**processor(videos, return_tensors="pt"))
+    encoder = load_encoder("timesformer_b", str(timesformer_folder), "fp32")
+    features = encoder.features(long_clips)
+    assert (features.shape, features.dtype, encoder.feature_dim) == ((3, 32), np.float32, 32)
+    np.testing.assert_allclose(features, seen[0].numpy(), atol=1e-5)
+    assert encoder.weights == str(timesformer_folder.resolve())
+    assert "4 of a clip" in encoder.transform
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_timesformer_features_do_not_depend_on_company(timesformer_folder, long_clips, precision):
+    encoder = load_encoder("timesformer_b", str(timesformer_folder), precision)
+    features = encoder.features(long_clips)
+    for order in ([1, 2, 0], [2], [1, 1]):
+        np.testing.assert_array_equal(encoder.features(long_clips[order]), features[order])
+
+
+def test_timesformer_b_is_the_published_size():
+    encoder = load_encoder("timesformer_b", "random:0", "bf16")
+    assert encoder.feature_dim == 768
+    assert encoder.transform.startswith("frames 128x171, 8 of a clip, shortest edge 224")
+
+
+def test_timesformer_folder_states_its_own_normalisation(timesformer_folder, long_clips):
+    before = load_encoder("timesformer_b", str(timesformer_folder), "fp32")
+    (timesformer_folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
+    after = load_encoder("timesformer_b", str(timesformer_folder), "fp32")
+    assert before.transform != after.transform
+    assert "mean (0.1, 0.2, 0.3), std (0.225, 0.225, 0.225)" in after.transform
+    assert not np.allclose(before.features(long_clips), after.features(long_clips))
+
+
+def test_timesformer_needs_its_frames(timesformer_folder, long_clips):
+    with pytest.raises(VtpError, match=r"clip_len \(3\) is shorter than the backbone's 4 frames; raise --clip-len"):
+        load_encoder("timesformer_b", str(timesformer_folder), "fp32").features(long_clips[:, :3])
+
+
+def spoil_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_a_layer(folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    save_file({key: value for key, value in state.items() if "layer.1.attention" not in key}, path, {"format": "pt"})
+
+
+def widen_the_config(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"intermediate_size": 64', '"intermediate_size": 128'))
+
+
+def pickle_only(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (spoil_weights, CorruptError, "cannot be loaded"),
+        (drop_a_layer, CorruptError, r"lack \d+ tensors, such as encoder.layer.1.attention"),
+        (widen_the_config, CorruptError, "cannot be loaded"),
+        (pickle_only, VtpError, r"have no model.safetensors \(pickles are not loaded\)"),
+        (lambda folder: (folder / "config.json").unlink(), VtpError, "have no config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'), VtpError, "a 'vit', not a"),
+        (lambda folder: (folder / "config.json").write_text("{"), CorruptError, "config.json cannot be read"),
+    ],
+)
+def test_bad_timesformer_folders(timesformer_folder, spoil, error, message):
+    spoil(timesformer_folder)
+    with pytest.raises(error, match=message) as caught:
+        load_encoder("timesformer_b", str(timesformer_folder), "fp32")
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
+    assert "pass --weights FOLDER" in str(caught.value)
+
+
+def test_timesformer_that_cannot_be_had(monkeypatch, tmp_path):
+    with pytest.raises(VtpError, match="is not a folder; pass --weights FOLDER"):
+        load_encoder("timesformer_b", str(tmp_path / "none"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(weights, "PROBE_S", 0.5)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr("pipeline.encoders.timesformer.try_to_load_from_cache", lambda *args, **options: None)
+        with pytest.raises(VtpError, match=r"kinetics400 of TimeSformer cannot be had .*random:SEED") as caught:
+            load_encoder("timesformer_b", "kinetics400")
+    assert caught.value.exit_code == 2
+
+
+# The fast R3D-18
+
+
+def test_winograd_by_hand():
+    inputs, filters, outputs = winograd_matrices()
+    signal, taps = np.array([1.0, 2, 3, 4, 5, 6]), np.array([1.0, 10, 100])
+    np.testing.assert_allclose(outputs @ ((filters @ taps) * (inputs @ signal)), [321, 432, 543, 654])
+    for matrix in (inputs, outputs):  # else bf16 would compute another convolution
+        assert torch.equal(torch.from_numpy(matrix).bfloat16().double(), torch.from_numpy(matrix))
+
+
+@pytest.mark.parametrize(("clip_len", "tile"), [(8, 4), (4, 4), (6, 1)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_folded_conv_equals_conv_norm_relu(clip_len, tile, residual):
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv, norm = torch.nn.Conv3d(16, 24, 3, padding=1, bias=False), torch.nn.BatchNorm3d(24).eval()
+    for value in (norm.running_mean, norm.weight.data, norm.bias.data):
+        value.normal_(0, 1, generator=generator)
+    norm.running_var.uniform_(0.5, 2, generator=generator)
+    clips = torch.randn(2, 16, clip_len, 6, 5, generator=generator).bfloat16()
+    shortcut = torch.randn(2, 24, clip_len, 6, 5, generator=generator).bfloat16()
+    frames = to_frames(clips)
+    assert len(frames) == tile
+    assert torch.equal(from_frames(frames), clips)
+    with torch.inference_mode():
+        result = FoldedConv(conv, norm).relu(frames, to_frames(shortcut) if residual else None)
+        expected = norm(conv(clips.float())) + (shortcut.float() if residual else 0)
+    error = from_frames(result).float() - expected.relu()
+    assert error.norm() / expected.relu().norm() < 0.015  # a few roundings of 2^-9
+
+
+def test_clips_of_any_length_have_a_fast_way():
+    exact, fast = (load_encoder("r3d_18", "random:0", precision) for precision in ("fp32", "bf16"))
+    for clip_len in (1, 6):
+        clips = np.random.default_rng(0).integers(0, 256, (1, clip_len, 128, 171, 3), dtype=np.uint8)
+        a, b = exact.features(clips)[0], fast.features(clips)[0]
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+
+
+def test_fast_features_do_not_depend_on_company_or_threads(long_clips):
+    """Whole clips, of several tiles: alone, in other places of a pass, and with another number of threads."""
+    threads = torch.get_num_threads()
+    features = load_encoder("r3d_18", "random:0", "bf16").features(long_clips)
+    try:
+        torch.set_num_threads(3)
+        encoder = load_encoder("r3d_18", "random:0", "bf16")
+    finally:
+        torch.set_num_threads(threads)
+    for order in ([2, 0, 1], [1]):
+        np.testing.assert_array_equal(encoder.features(long_clips[order]), features[order])
+
+
+def test_the_encoder_leaves_the_caller_its_threads(clips, encoder):
+    before = torch.get_num_threads()
+    encoder.features(clips)
+    assert torch.get_num_threads() == before
+
+
+# The learned projector
+
+
+def test_layer_norm_of_a_projector_by_hand():
+    """Projected (3, 1, 2, 2, ...) about its mean of 2, over its deviation, times weight, plus bias."""
+    components = np.zeros((128, 2))
+    components[:, 1] = 2
+    components[0, 0], components[1, 0] = 1, -1
+    norm = np.stack([np.full(128, 3.0), np.full(128, 0.5)])
+    projector = Projector(np.array([1.0, 0.0]), components, 1.0, "by hand", norm)
+    (row,) = projector.project(np.array([[2.0, 1.0]], np.float32))
+    deviation = np.sqrt(2 / 128 + 1e-5)
+    np.testing.assert_allclose(row[:3], [3 / deviation + 0.5, -3 / deviation + 0.5, 0.5], rtol=1e-6)
+    assert projector.sha256 != Projector(projector.mean, components, 1.0, "by hand").sha256
+
+
+def test_learned_projector_is_seeded_and_normalised():
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.standard_normal((10, 40)), 5, axis=0) + 0.1 * rng.standard_normal((50, 40))
+    features[:, 3] = 7  # a dead feature
+    features = features.astype(np.float32)
+    state = torch.random.get_rng_state()
+    projector = fit_learned(features, [25, 24, 1], seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert projector.sha256 == fit_learned(features, [25, 24, 1], seed=1).sha256
+    assert projector.sha256 != fit_learned(features, [25, 24, 1], seed=2).sha256
+    embeddings = projector.project(features)
+    assert (embeddings.shape, embeddings.dtype) == ((50, 128), np.float32)
+    assert np.sqrt((embeddings.astype(float) ** 2).mean()) == pytest.approx(1, abs=0.3)
+    np.testing.assert_array_equal(projector.project(features[7:8]), embeddings[7:8])
+
+
+def test_learned_projector_needs_successors():
+    with pytest.raises(VtpError, match="needs videos of two clips or more; use --projector pca"):
+        fit_learned(np.zeros((3, 512), np.float32), [1, 1, 1])
+
+
+VIDEOS, VIDEO_CLIPS, TRAIN_VIDEOS, LABELLED_VIDEOS = 24, 10, 16, 4
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """Features [240, 512] and contexts [240] of the clips of 24 rendered videos, each in a kitchen of its own."""
+    scenario, clips, contexts = sim.scenario("dishwashing", "mixed"), [], []
+    for video in range(VIDEOS):
+        rng = np.random.default_rng([0, video])
+        scene, context = render.sample_scene("dishwashing", rng), sim.initial_context(scenario, 1, rng)
+        for _ in range(VIDEO_CLIPS):
+            speed, care = rng.random(2)
+            clip = render.render_clip(scene, scenario.context_names[context[0]], speed, care, rng)
+            clips.append(clip[::4])  # four frames show the dish, and encode four times as fast
+            contexts.append(int(context[0]))
+            context = sim.next_context(scenario, context, rng)
+    return load_encoder("r3d_18", "random:0").features(np.stack(clips)), np.array(contexts)
+
+
+@pytest.mark.slow
+def test_learned_beats_random_on_a_probe(rendered):
+    """Both name the dish in unseen kitchens from a few labelled videos; neither projector has seen a label."""
+    features, contexts = rendered
+    video = np.arange(len(features)) // VIDEO_CLIPS
+    held_out, trained_on = video >= TRAIN_VIDEOS, video < TRAIN_VIDEOS
+
+    def accuracy(projector):
+        """Mean over eight draws of the labelled videos."""
+        embeddings, scores = projector.project(features), []
+        for draw in range(8):
+            chosen = np.random.default_rng(draw).permutation(TRAIN_VIDEOS)[:LABELLED_VIDEOS]
+            labelled = np.isin(video, chosen)
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=3000))
+            probe.fit(embeddings[labelled], contexts[labelled])
+            scores.append(probe.score(embeddings[held_out], contexts[held_out]))
+        return np.mean(scores)
+
+    lengths = [VIDEO_CLIPS] * TRAIN_VIDEOS
+    learned = [accuracy(fit_learned(features[trained_on], lengths, seed=seed)) for seed in range(3)]
+    random = [accuracy(random_projector(seed, 512)) for seed in range(3)]
+    assert min(learned) > max(random)
+    assert np.mean(learned) > np.mean(random) + 0.02

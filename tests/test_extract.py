@@ -406,7 +406,7 @@ def test_pca_without_a_train_split_says_so(config, videos, encoder, caplog):
     source = manifest_of(videos, "path,split\n0.mp4,val\n1.mp4,test\n")
     data = store.read_embeddings(extract.run(config(source=source)).path)
     assert data.attrs["projector_fit"] == "all"
-    assert "PCA is fitted on all 5 clips" in caplog.text
+    assert "pca is fitted on all 5 clips" in caplog.text
 
 
 def test_the_projector_of_another_file(config, tmp_path, encoder):
@@ -418,8 +418,22 @@ def test_the_projector_of_another_file(config, tmp_path, encoder):
     encoder.weights_sha256 = "1" * 64
     with pytest.raises(VtpError, match="belongs to weights 000000000000, not to 111111111111; pass the --weights"):
         extract.run(config(out=out, projector=str(config().out)))
-    with pytest.raises(VtpError, match="is not a file; use pca, random:SEED, or an embeddings file"):
+    with pytest.raises(VtpError, match="is not a file; use pca, learned, random:SEED, or an embeddings file"):
         extract.run(config(projector="other"))
+
+
+def test_the_learned_projector(config, videos, tmp_path, encoder):
+    """Fitted on the train split's videos, stored, and the same from that file."""
+    source = manifest_of(videos, "path,split\n0.mp4,val\n1.mp4,train\n2.mp4,train\n")
+    first = store.read_embeddings(extract.run(config(source=source, projector="learned")).path)
+    assert (first.attrs["projector"], first.attrs["projector_fit"]) == ("learned", "train")
+    fitted = extract.encoders.fit_learned(first.features[2:], [3, 2])
+    np.testing.assert_array_equal(first.embeddings, fitted.project(first.features))
+    assert first.attrs["projector_sha256"] == fitted.sha256
+    out = tmp_path / "out/again.h5"
+    again = extract.run(config(source=source, out=out, projector=str(config().out)))
+    np.testing.assert_array_equal(store.read_embeddings(again.path).embeddings, first.embeddings)
+    np.testing.assert_array_equal(store.read_embeddings(again.path).projector_norm, fitted.norm)
 
 
 def test_the_real_encoder(videos, config, monkeypatch):

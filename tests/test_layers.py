@@ -16,7 +16,10 @@ LAYERS = {
     "cli": 6,
 }  # fmt: skip
 WITHIN_LAYER = {("demo", "report"), ("cluster", "seeds"), ("rundir", "config"), ("rundir", "errors")}
-ONLY_IN = {"h5py": {"store"}, "decord": {"video"}, "av": {"video", "render"}, "typer": {"cli"}, "submitit": {"cluster"}}
+ONLY_IN = {
+    "h5py": {"store"}, "decord": {"video"}, "av": {"video", "render"}, "typer": {"cli"}, "submitit": {"cluster"},
+    "transformers": {"encoders"},
+}  # fmt: skip
 
 
 def module_files():

@@ -74,6 +74,14 @@ def test_embeddings_round_trip(written, embeddings):
     assert (read.num_clips, read.num_videos) == (5, 2)
 
 
+def test_learned_projector_round_trip(tmp_path, embeddings):
+    norm = np.random.default_rng(2).standard_normal((2, 128))
+    plain = store.write_embeddings(tmp_path / "e.h5", embeddings)
+    assert store.read_embeddings(tmp_path / "e.h5").projector_norm is None
+    assert store.write_embeddings(tmp_path / "e.h5", replace(embeddings, projector_norm=norm)) != plain
+    np.testing.assert_array_equal(store.read_embeddings(tmp_path / "e.h5").projector_norm, norm)
+
+
 def test_without_labels(tmp_path, embeddings):
     store.write_embeddings(tmp_path / "e.h5", replace(embeddings, labels=None))
     assert store.read_embeddings(tmp_path / "e.h5").labels is None

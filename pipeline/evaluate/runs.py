@@ -177,9 +177,10 @@ def _observer(meta: dict[str, Any]) -> Iterator[PixelObserver]:
             f"the policy was trained on clips of {encoding['clip_len']} frames at {encoding['fps']:g} fps, rendered "
             f"ones have {render.CLIP_LEN} at {render.FPS}; extract with --clip-len {render.CLIP_LEN} --fps {render.FPS}"
         )
+    norm = meta["projector"].get("norm")
     projector = encoders.Projector(
         meta["projector"]["mean"].numpy(), meta["projector"]["components"].numpy(),
-        meta["projector"]["scale"], encoding["projector"],
+        meta["projector"]["scale"], encoding["projector"], None if norm is None else norm.numpy(),
     )  # fmt: skip
     with video.Decoder() as decoder:
         yield PixelObserver(encoder, projector, decoder)

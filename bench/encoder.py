@@ -1,0 +1,82 @@
+"""R3D-18 as vtp runs it against the plain loop (torchvision's preset and network, eager fp32), as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.models.video import R3D_18_Weights, r3d_18
+
+from pipeline import encoders, render, sim
+
+
+def film(num_clips: int) -> np.ndarray:
+    """Rendered clips of changing dishes and kitchens, as the decoder hands them on: [B, 16, 128, 171, 3] uint8."""
+    contexts = sim.scenario("dishwashing", "mixed").context_names
+    clips = []
+    for index in range(num_clips):
+        rng = np.random.default_rng(index)
+        clip = render.render_clip(
+            render.sample_scene("dishwashing", rng), contexts[index % len(contexts)], rng.random(), rng.random(), rng
+        )
+        frames = torch.from_numpy(clip).permute(0, 3, 1, 2)
+        resized = torch.nn.functional.interpolate(frames, (128, 171), mode="bilinear")
+        clips.append(resized.permute(0, 2, 3, 1).numpy())
+    return np.stack(clips)
+
+
+def plain_loop(seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Clip by clip, which is the faster of the plain ways: batches of 8 overflow the cache."""
+    torch.manual_seed(seed)
+    network, preset = r3d_18(weights=None).eval(), R3D_18_Weights.KINETICS400_V1.transforms()
+    network.fc = torch.nn.Identity()
+
+    @torch.no_grad()
+    def features(clips: np.ndarray) -> np.ndarray:
+        return torch.cat([network(preset(torch.from_numpy(clip).permute(0, 3, 1, 2))[None]) for clip in clips]).numpy()
+
+    return features
+
+
+def timed(function: Callable[[np.ndarray], np.ndarray], clips: np.ndarray) -> tuple[np.ndarray, float]:
+    started = time.perf_counter()
+    result = function(clips)
+    return result, len(clips) / (time.perf_counter() - started)
+
+
+def measure(rounds: int, num_clips: int) -> dict[str, Any]:
+    clips = film(num_clips)
+    ways = {"plain": plain_loop(0)}
+    ways |= {name: encoders.load_encoder("r3d_18", "random:0", name).features for name in ("fp32", "bf16")}
+    features = {name: way(clips) for name, way in ways.items()}  # also warms up
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            rates[name].append(timed(way, clips)[1])
+    norms = {name: value / np.linalg.norm(value, axis=1, keepdims=True) for name, value in features.items()}
+    return {
+        "threads": torch.get_num_threads(),
+        "clips_per_s": {name: statistics.median(values) for name, values in rates.items()},
+        "ratio": statistics.median(fast / slow for fast, slow in zip(rates["bf16"], rates["plain"], strict=True)),
+        "ratio_fp32": statistics.median(fast / slow for fast, slow in zip(rates["fp32"], rates["plain"], strict=True)),
+        "cosine_mean": float((norms["plain"] * norms["bf16"]).sum(1).mean()),
+        "max_difference_fp32": float(np.abs(features["plain"] - features["fp32"]).max()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clips", type=int, default=16)
+    args = parser.parse_args()
+    print(json.dumps(measure(args.rounds, args.clips), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Clips to features (R3D-18, TimeSformer-B) and features to 128-D embeddings (projectors).
+
+Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until a backbone turns them.
+"""
+
+from pipeline.encoders.encoder import Encoder, load_encoder
+from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
+from pipeline.encoders.projectors import FITTED, Projector, fit_learned, fit_pca, fit_projector, random_projector
+from pipeline.encoders.weights import seed_of, state_sha256
+
+__all__ = [
+    "EMBEDDING_DIM",
+    "FITTED",
+    "AuxiliaryHeads",
+    "Encoder",
+    "MLPEncoder",
+    "Normalizer",
+    "Projector",
+    "fit_learned",
+    "fit_pca",
+    "fit_projector",
+    "load_encoder",
+    "random_projector",
+    "seed_of",
+    "state_sha256",
+]

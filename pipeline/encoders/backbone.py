@@ -1,0 +1,17 @@
+"""What every backbone gives the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Backbone(NamedTuple):
+    name: str
+    feature_dim: int
+    transform: str  # what becomes of the decoder's frames, for the record
+    weights: str  # resolved: kinetics400, random:SEED, or a path
+    weights_sha256: str
+    forward: Callable[[Tensor], Tensor]  # clips [B, T, H, W, 3] uint8 → features [B, feature_dim] float32

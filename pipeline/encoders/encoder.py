@@ -1,0 +1,87 @@
+"""The one interface of all backbones: clips to features, in passes of one shape, on all threads."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.encoders import r3d
+from pipeline.encoders.backbone import Backbone
+from pipeline.errors import CorruptError, VtpError
+
+logger = logging.getLogger(__name__)
+
+PASS_CLIPS = 2  # few enough for the cache, enough to share the reading of the last layers' weights
+
+
+class Encoder:
+    """A backbone behind its transform.
+
+    Clips go through in passes of PASS_CLIPS, the last one padded, each pass on one thread: so a clip's features depend
+    neither on its company nor on the number of processors, and no thread waits for another between layers.
+    """
+
+    def __init__(self, backbone: Backbone, *, precision: str, batch_size: int):
+        self.backbone = backbone.name
+        self.feature_dim = backbone.feature_dim
+        self.transform = backbone.transform
+        self.weights = backbone.weights
+        self.weights_sha256 = backbone.weights_sha256
+        self.precision = precision
+        self.batch_size = batch_size
+        self._forward = backbone.forward
+        self._threads = ThreadPoolExecutor(
+            torch.get_num_threads(), "encoder", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def features(self, clips: np.ndarray | Tensor) -> np.ndarray:
+        """clips: [B, T, H, W, 3] uint8, at least one → [B, feature_dim] float32."""
+        passes = torch.as_tensor(clips).split(PASS_CLIPS)
+        return torch.cat(list(self._threads.map(self._pass, passes))).numpy()
+
+    @torch.inference_mode()
+    def _pass(self, clips: Tensor) -> Tensor:
+        missing = PASS_CLIPS - len(clips)
+        padded = torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])])
+        return self._forward(padded)[: len(clips)]
+
+
+def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_size: int = 8) -> Encoder:
+    """The encoder of that name: r3d_18 or timesformer_b.
+
+    weights: kinetics400, a file or folder of the backbone's own, random:SEED, or auto (Kinetics where it can be had,
+    else random:0). precision: fp32, bf16, or auto (bf16 where the processor computes in it).
+    """
+    if precision == "auto":
+        precision = "bf16" if _computes_in_bf16() else "fp32"
+    try:
+        loaded = _load(backbone, "kinetics400" if weights == "auto" else weights, precision)
+    except CorruptError:
+        raise
+    except VtpError as error:
+        if weights != "auto":
+            raise
+        logger.warning("weights auto: %s; using random:0", str(error).split(";")[0])
+        loaded = _load(backbone, "random:0", precision)
+    return Encoder(loaded, precision=precision, batch_size=batch_size)
+
+
+def _load(backbone: str, weights: str, precision: str) -> Backbone:
+    if backbone == "r3d_18":
+        return r3d.load(weights, precision)
+    if backbone == "timesformer_b":
+        from pipeline.encoders import timesformer  # transformers takes a second to import
+
+        return timesformer.load(weights, precision)
+    raise VtpError(f"backbone {backbone!r} is unknown; use r3d_18 or timesformer_b")
+
+
+def _computes_in_bf16() -> bool:
+    """Whether the processor has bf16 arithmetic; without it bf16 is slower than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpuinfo.read_text().split())

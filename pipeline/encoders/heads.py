@@ -1,0 +1,79 @@
+"""What an agent sees embeddings or states through, and the self-supervised losses that train an encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+EMBEDDING_DIM = 128
+
+
+class Normalizer(nn.Module):
+    """Centre embeddings [B, D] and divide each dimension by √(its variance + the mean variance).
+
+    The few dimensions in which clips differ most come to about one, and the many small ones stay small: whitening would
+    raise their noise to the same size, one global deviation would let the light in a scene drown all else.
+    """
+
+    def __init__(self, embedding_dim: int = EMBEDDING_DIM):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(embedding_dim))
+        self.register_buffer("scale", torch.ones(embedding_dim))
+
+    def fit(self, embeddings: np.ndarray) -> Normalizer:
+        """Take mean and deviations from embeddings [N, D]."""
+        variance = embeddings.var(0, dtype=np.float64)
+        self.mean.copy_(torch.from_numpy(embeddings.mean(0, dtype=np.float64)))
+        self.scale.copy_(torch.from_numpy(np.sqrt(np.maximum(variance + variance.mean(), 1e-12))))
+        return self
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return (embeddings - self.mean) / self.scale
+
+
+class MLPEncoder(nn.Module):
+    """Simulator states [B, 4] in [0, 1] → latents [B, 128]: 4, 256, 256, 128 and a layer norm."""
+
+    def __init__(self, observation_size: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(observation_size, 256),
+            nn.ReLU(),
+            nn.Linear(256, 256),
+            nn.ReLU(),
+            nn.Linear(256, EMBEDDING_DIM),
+            nn.LayerNorm(EMBEDDING_DIM),
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.net(2 * observations - 1)
+
+
+class AuxiliaryHeads(nn.Module):
+    """Self-supervised losses that train an encoder: predict the next latent from a latent and an action.
+
+    Consistency is one minus the cosine between prediction and what came (SPR, arXiv 2007.05929, equation 2);
+    InfoNCE asks to find it among the batch (CPC, arXiv 1807.03748, equation 4). Targets carry no gradient; cosines
+    are taken with a floor on the norm, so both losses are always finite.
+    """
+
+    CONSISTENCY_WEIGHT = 0.1
+    CONTRASTIVE_WEIGHT = 0.1
+    TEMPERATURE = 0.1
+
+    def __init__(self, latent_size: int, action_size: int):
+        super().__init__()
+        self.predictor = nn.Sequential(
+            nn.Linear(latent_size + action_size, 256), nn.ReLU(), nn.Linear(256, latent_size)
+        )
+
+    def forward(self, latents: Tensor, actions: Tensor, next_latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """latents, next_latents: [B, Z], actions: [B, A] → (weighted loss, both losses by name)."""
+        predicted = nn.functional.normalize(self.predictor(torch.cat([latents, actions], -1)), dim=-1, eps=1e-6)
+        target = nn.functional.normalize(next_latents.detach(), dim=-1, eps=1e-6)
+        consistency = 1 - (predicted * target).sum(-1).mean()
+        logits = predicted @ target.T / self.TEMPERATURE  # (B, B)
+        contrastive = nn.functional.cross_entropy(logits, torch.arange(len(logits)))
+        loss = self.CONSISTENCY_WEIGHT * consistency + self.CONTRASTIVE_WEIGHT * contrastive
+        return loss, {"consistency_loss": consistency.detach(), "contrastive_loss": contrastive.detach()}

@@ -1,0 +1,138 @@
+"""Features to 128-D embeddings: principal components, random directions, or learned ones."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads
+from pipeline.errors import VtpError
+
+FITTED = ("pca", "learned")
+NORM_EPS = 1e-5
+
+LEARNED_STEPS = 600
+LEARNED_LR = 1e-3
+LEARNED_DROPOUT = 0.3  # of features: few videos are soon known by heart
+VIDEOS_A_BATCH = 8
+PAIRS_A_VIDEO = 32
+
+
+@dataclass(frozen=True)
+class Projector:
+    """embeddings = (features − mean) · componentsᵀ / scale, then a layer norm where there is one.
+
+    One scale for all dimensions, no whitening: of `pca` and `random` the components are orthonormal rows or zeros.
+    """
+
+    mean: np.ndarray  # [D] float64
+    components: np.ndarray  # [128, D] float64
+    scale: float
+    name: str
+    norm: np.ndarray | None = None  # [2, 128] float64, the layer norm's weight and bias
+
+    def project(self, features: np.ndarray) -> np.ndarray:
+        """features: [N, D] → [N, 128] float32. In float64, so that a row does not depend on its neighbours."""
+        projected = ((features.astype(np.float64) - self.mean) @ self.components.T) / self.scale
+        if self.norm is not None:
+            centred = projected - projected.mean(axis=1, keepdims=True)
+            deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + NORM_EPS)
+            projected = centred / deviation * self.norm[0] + self.norm[1]
+        return projected.astype(np.float32)
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for part in (self.mean, self.components, np.float64(self.scale), *(() if self.norm is None else (self.norm,))):
+            digest.update(np.ascontiguousarray(part, np.float64).tobytes())
+        return digest.hexdigest()
+
+
+def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
+    """Principal components of features [N, D]; the scale makes the root mean square of their embeddings one.
+
+    Each component's largest loading is positive, so that the signs are the same everywhere. Where the features span
+    fewer than 128 dimensions, the remaining components are zero.
+    """
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    variances, vectors = np.linalg.eigh(centred.T @ centred / len(features))
+    variances, vectors = variances[::-1][:EMBEDDING_DIM], vectors.T[::-1][:EMBEDDING_DIM]
+    kept = variances > 1e-10 * max(variances[0], 1e-30)
+    largest = np.abs(vectors).argmax(axis=1)
+    signs = np.sign(vectors[np.arange(len(vectors)), largest])
+    components = np.zeros((EMBEDDING_DIM, features.shape[1]))
+    components[: len(vectors)] = vectors * signs[:, None] * kept[:, None]
+    scale = float(np.sqrt(variances[kept].sum() / EMBEDDING_DIM)) if kept.any() else 1.0
+    return Projector(features.mean(axis=0, dtype=np.float64), components, scale, name)
+
+
+def random_projector(seed: int, feature_dim: int) -> Projector:
+    """128 orthonormal directions drawn from the seed; neither centred nor scaled, as it sees no data."""
+    gaussian = np.random.default_rng(seed).standard_normal((feature_dim, EMBEDDING_DIM))
+    q, r = np.linalg.qr(gaussian)
+    return Projector(np.zeros(feature_dim), (q * np.sign(np.diag(r))).T, 1.0, f"random:{seed}")
+
+
+def fit_learned(features: np.ndarray, video_lengths: Sequence[int], *, seed: int = 0) -> Projector:
+    """A linear map and a layer norm, trained to foresee each clip's successor: no label is seen.
+
+    features: [N, D], the clips of one video after the other; video_lengths: [V], their numbers, N in all. The losses
+    are those of `AuxiliaryHeads` without an action. A batch holds many clips of few videos, so that most of the others
+    that InfoNCE must tell a clip from share its scene: what tells scenes apart would not help, what changes slowly in
+    them does. Deterministic by the seed. VtpError where no video has two clips.
+    """
+    offset = np.concatenate([[0], np.cumsum(video_lengths)])
+    pairs = [np.arange(start, end - 1) for start, end in itertools.pairwise(offset) if end - start > 1]
+    if not pairs:
+        raise VtpError("projector 'learned' needs videos of two clips or more; use --projector pca")
+    mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    deviation = np.maximum(deviation, 1e-6 * max(deviation.max(), 1e-30))
+    inputs = torch.from_numpy(((features - mean) / deviation).astype(np.float32))
+    rng, threads = np.random.default_rng(seed), torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of one order
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            linear = nn.Linear(features.shape[1], EMBEDDING_DIM, bias=False)
+            norm = nn.LayerNorm(EMBEDDING_DIM, eps=NORM_EPS)
+            heads = AuxiliaryHeads(EMBEDDING_DIM, 0)
+            _train(linear, norm, heads, inputs, pairs, rng)
+    finally:
+        torch.set_num_threads(threads)
+    components = linear.weight.detach().double().numpy() / deviation
+    return Projector(mean, components, 1.0, "learned", torch.stack([norm.weight, norm.bias]).detach().double().numpy())
+
+
+def _train(
+    linear: nn.Linear,
+    norm: nn.LayerNorm,
+    heads: AuxiliaryHeads,
+    inputs: Tensor,
+    pairs: list[np.ndarray],
+    rng: np.random.Generator,
+) -> None:
+    """Train in place on inputs [N, D]; pairs: each video's rows that have a successor."""
+    parameters = [*linear.parameters(), *norm.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNED_LR, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, LEARNED_STEPS)
+    for _ in range(LEARNED_STEPS):
+        videos = rng.permutation(len(pairs))[:VIDEOS_A_BATCH]
+        rows = np.concatenate([rng.permutation(pairs[video])[:PAIRS_A_VIDEO] for video in videos])
+        seen = nn.functional.dropout(inputs[np.concatenate([rows, rows + 1])], LEARNED_DROPOUT)
+        latents = norm(linear(seen))
+        loss, _ = heads(latents[: len(rows)], latents.new_zeros(len(rows), 0), latents[len(rows) :])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def fit_projector(name: str, features: np.ndarray, video_lengths: Sequence[int]) -> Projector:
+    """The projector of that name, one of FITTED, for the clips [N, D] of videos of those lengths."""
+    return fit_pca(features) if name == "pca" else fit_learned(features, video_lengths)

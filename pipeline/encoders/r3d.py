@@ -1,0 +1,106 @@
+"""R3D-18: torchvision's network, preset and weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.video import R3D_18_Weights, r3d_18
+
+from pipeline.encoders import weights as source
+from pipeline.encoders.backbone import Backbone
+from pipeline.encoders.winograd import FastR3D
+from pipeline.errors import CorruptError, VtpError
+
+FEATURE_DIM = 512
+TRANSFORM = "torchvision R3D_18_Weights.KINETICS400_V1: resize 128x171 bilinear, crop 112"
+_PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
+_KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
+_WAYS_OUT = "pass --weights FILE with a state dict, or --weights random:SEED"
+
+
+def preprocess(clips: Tensor) -> Tensor:
+    """torchvision's own preset: resize 128x171 bilinear without antialias, centre crop 112, its mean and std.
+
+    clips: [B, T, H, W, 3] uint8 → [B, 3, T, 112, 112] float32, normalised, channels last. Frames that are 128x171 are
+    not resized.
+    """
+    return _PRESET(clips.permute(0, 1, 4, 2, 3)).contiguous(memory_format=torch.channels_last_3d)
+
+
+def load(weights: str, precision: str) -> Backbone:
+    """R3D-18 before its classifier: in fp32 torchvision's network as it is, in bf16 the fast one."""
+    network, weights = _load_network(weights)
+    sha256 = source.state_sha256(network.state_dict())
+    body = FastR3D(network) if precision == "bf16" else network.to(memory_format=torch.channels_last_3d)
+    return Backbone("r3d_18", FEATURE_DIM, TRANSFORM, weights, sha256, lambda clips: body(preprocess(clips)))
+
+
+def _load_network(weights: str) -> tuple[nn.Module, str]:
+    """The network without its classifier, and the resolved name of its weights."""
+    if (seed := source.seed_of(weights)) is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = r3d_18(weights=None)
+    else:
+        path = _kinetics_file() if weights == "kinetics400" else Path(weights)
+        network = _from_state_dict(path, weights)
+        weights = weights if weights == "kinetics400" else str(path.resolve())
+    network.fc = nn.Identity()
+    return network.eval().requires_grad_(False), weights
+
+
+def _from_state_dict(path: Path, name: str) -> nn.Module:
+    if not path.is_file():
+        raise VtpError(f"weights {name!r} is not a file; {_WAYS_OUT}, or --weights kinetics400")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = source.first_line(error)
+        raise CorruptError(f"weights {path} cannot be loaded safely ({reason}); {_WAYS_OUT}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise VtpError(f"weights {path} is not a state dict of tensors; {_WAYS_OUT}")
+    with torch.random.fork_rng(devices=[]):
+        network = r3d_18(weights=None)
+    body = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    wanted = {key: value.shape for key, value in network.state_dict().items() if not key.startswith("fc.")}
+    wrong = [key for key in {**wanted, **body} if key not in body or wanted.get(key) != body[key].shape]
+    if wrong:
+        raise VtpError(f"weights {path} is not an R3D-18: {len(wrong)} tensors differ, such as {wrong[0]}; {_WAYS_OUT}")
+    network.load_state_dict(body, strict=False)  # the classifier alone is left out
+    return network
+
+
+def _kinetics_file() -> Path:
+    """Torchvision's Kinetics-400 weights, from its cache or downloaded; the checksum is in the file's name."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _KINETICS_URL.rsplit("/", 1)[1]
+    checksum = path.stem.rsplit("-", 1)[1]
+    if not path.exists():
+        try:
+            source.probe(_KINETICS_URL)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _socket_timeout(source.PROBE_S):
+                torch.hub.download_url_to_file(_KINETICS_URL, str(path), hash_prefix=checksum, progress=False)
+        except (OSError, RuntimeError) as error:
+            reason = source.first_line(error)
+            raise VtpError(f"weights kinetics400 cannot be had ({reason}); {_WAYS_OUT}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(checksum):
+        raise CorruptError(f"weights {path} is damaged (sha256 {digest[:8]}, not {checksum}); delete it and run again")
+    return path
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,140 @@
+"""TimeSformer-B (Bertasius et al., arXiv 2102.05095) through transformers; weights are safetensors, never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import TimesformerConfig, TimesformerModel
+from transformers.utils import logging as transformers_logging
+
+from pipeline.encoders import weights as source
+from pipeline.encoders.backbone import Backbone
+from pipeline.errors import CorruptError, VtpError
+
+MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)  # of the published weights
+_KINETICS = "facebook/timesformer-base-finetuned-k400"
+_KINETICS_REVISION = "refs/pr/5"  # its main branch has a pickle only
+_WAYS_OUT = "pass --weights FOLDER with config.json and model.safetensors, or --weights random:SEED"
+
+
+def load(weights: str, precision: str) -> Backbone:
+    """The class token of the last layer. A clip of any length gives the model's frames, sampled evenly."""
+    network, name, (mean, std) = _load_network(weights)
+    config = network.config
+    size, num_frames = config.image_size, config.num_frames
+    sha256 = source.state_sha256(network.state_dict())
+    network = network.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+
+    def forward(clips: Tensor) -> Tensor:
+        inputs = preprocess(clips, num_frames=num_frames, size=size, mean=mean, std=std)
+        return network(inputs.to(network.dtype)).last_hidden_state[:, 0].float()
+
+    transform = (
+        f"frames 128x171, {num_frames} of a clip, shortest edge {size} bilinear, crop {size}, mean {mean}, std {std}"
+    )
+    return Backbone("timesformer_b", config.hidden_size, transform, name, sha256, forward)
+
+
+def preprocess(
+    clips: Tensor, *, num_frames: int, size: int, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+) -> Tensor:
+    """Evenly sampled frames, shortest edge to `size` by antialiased bilinear resize, centre crop, normalised.
+
+    clips: [B, T, H, W, 3] uint8 → [B, num_frames, 3, size, size] float32. Frame i is the clip's ⌊i·T/num_frames⌋.
+    """
+    batch, clip_len, height, width, _ = clips.shape
+    if clip_len < num_frames:
+        raise VtpError(f"clip_len ({clip_len}) is shorter than the backbone's {num_frames} frames; raise --clip-len")
+    frames = clips[:, torch.arange(num_frames) * clip_len // num_frames].flatten(0, 1).permute(0, 3, 1, 2)
+    scale = size / min(height, width)
+    resized = F.interpolate(frames, (int(height * scale), int(width * scale)), mode="bilinear", antialias=True)
+    top, left = (resized.shape[2] - size) // 2, (resized.shape[3] - size) // 2
+    cropped = resized[:, :, top : top + size, left : left + size].float() / 255
+    normalised = (cropped - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return normalised.unflatten(0, (batch, num_frames))
+
+
+def _load_network(weights: str) -> tuple[nn.Module, str, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """The network, the resolved name of its weights, and the mean and deviation that they expect."""
+    if (seed := source.seed_of(weights)) is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return TimesformerModel(TimesformerConfig()).eval().requires_grad_(False), weights, (MEAN, STD)
+    if weights == "kinetics400":
+        return *_from_hub(), (MEAN, STD)
+    folder = Path(weights)
+    if not folder.is_dir():
+        raise VtpError(f"weights {weights!r} is not a folder; {_WAYS_OUT}, or --weights kinetics400")
+    return _from_folder(folder), str(folder.resolve()), _normalisation(folder)
+
+
+def _from_hub() -> tuple[nn.Module, str]:
+    files = ("config.json", "model.safetensors")
+    options = {"revision": _KINETICS_REVISION}
+    try:
+        if not all(isinstance(try_to_load_from_cache(_KINETICS, name, **options), str) for name in files):
+            source.probe(f"{constants.ENDPOINT}/{_KINETICS}")
+        paths = [Path(hf_hub_download(_KINETICS, name, **options)) for name in files]
+    except (OSError, ValueError) as error:
+        reason = source.first_line(error)
+        raise VtpError(f"weights kinetics400 of TimeSformer cannot be had ({reason}); {_WAYS_OUT}") from error
+    return _from_folder(paths[0].parent), "kinetics400"
+
+
+def _from_folder(folder: Path) -> nn.Module:
+    """The model saved there, with every tensor in its place; CorruptError where it is damaged."""
+    config = _json(folder / "config.json")
+    if config.get("model_type") != "timesformer":
+        raise VtpError(f"weights {folder} are a {config.get('model_type')!r}, not a timesformer; {_WAYS_OUT}")
+    if not any(folder.glob("model*.safetensors")):
+        raise VtpError(f"weights {folder} have no model.safetensors (pickles are not loaded); {_WAYS_OUT}")
+    try:
+        with _quietly():
+            network, found = TimesformerModel.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            )
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CorruptError(f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}") from error
+    if wrong := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
+        raise CorruptError(f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}")
+    return network.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bar, and no report that the classifier was left out."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation from the folder's preprocessor_config.json, where it has one."""
+    path = folder / "preprocessor_config.json"
+    given = _json(path) if path.exists() else {}
+    return tuple(given.get("image_mean", MEAN)), tuple(given.get("image_std", STD))
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VtpError(f"weights {path.parent} have no {path.name}; {_WAYS_OUT}") from error
+    except (OSError, ValueError) as error:
+        raise CorruptError(f"weights: {path} cannot be read ({source.first_line(error)}); {_WAYS_OUT}") from error
+    if not isinstance(value, dict):
+        raise CorruptError(f"weights: {path} holds no settings; {_WAYS_OUT}")
+    return value

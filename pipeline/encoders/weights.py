@@ -1,0 +1,62 @@
+"""Where weights come from: seeds, files, downloads; and what they hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import urllib.request
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pipeline.errors import VtpError
+
+PROBE_S = 10.0
+
+
+def seed_of(spec: str) -> int | None:
+    """SEED of `random:SEED`; None for anything else."""
+    if not spec.startswith("random"):
+        return None
+    match = re.fullmatch(r"random:(\d{1,9})", spec)
+    if match is None:
+        raise VtpError(f"{spec!r} names no seed; write random:SEED with a whole number, such as random:0")
+    return int(match[1])
+
+
+def probe(url: str) -> None:
+    """Raise OSError unless the server answers soon.
+
+    In a thread of its own: name look-ups obey no socket timeout, and each of a host's addresses has its own.
+    """
+    result: list[OSError | None] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_S):
+                result.append(None)
+        except OSError as error:
+            result.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    if not result:
+        raise TimeoutError(f"no answer from the server within {PROBE_S:g} s")
+    if result[0] is not None:
+        raise result[0]
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of a state dict's names and values: the same whether the weights were drawn or read from a file."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
