@@ -29,6 +29,7 @@ class SimulateConfig(Config):
     task: Task = Field("dishwashing", description="What the demonstrator does.")
     scenario: Scenario = Field("mixed", description="seed: one kind of object; mixed: a context per step.")
     val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
+    novel: float = Field(0.0, ge=0, le=1, description="Share of the clips that show planted novelty, of six kinds.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed; the same seed gives the same bytes.")
 
 

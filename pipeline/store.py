@@ -74,7 +74,7 @@ class Embeddings:
     """An embeddings file in memory.
 
     labels: context [N] strings ("" where unknown); speed, care, attempts, errors, novel [N] float64 (NaN where
-    unknown); None where no video has labels.
+    unknown); novel_kind [N] strings, where any kind of novelty is named; None where no video has labels.
     """
 
     embeddings: np.ndarray  # [N, 128] float32
@@ -142,6 +142,8 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     if embeddings.labels is not None:
         arrays["labels/context"] = _to_bytes(embeddings.labels["context"])
         arrays |= {f"labels/{name}": embeddings.labels[name].astype(np.float64) for name in LABEL_NUMBERS}
+        if any(embeddings.labels.get("novel_kind", ())):
+            arrays["labels/novel_kind"] = _to_bytes(embeddings.labels["novel_kind"])
     content = _content_sha256({name: array for name, array in arrays.items() if name != "videos/path"})
     _write(path, arrays, {**embeddings.attrs, "schema_version": SCHEMA_VERSION, "content_sha256": content})
     return content
@@ -158,6 +160,9 @@ def read_embeddings(path: Path) -> Embeddings:
         if "labels" in checked.file:
             labels = {"context": np.array(checked.strings("labels/context", clips.num_clips), dtype=object)}
             labels |= {name: checked.array(f"labels/{name}", (clips.num_clips,), np.float64) for name in LABEL_NUMBERS}
+            if "labels/novel_kind" in checked.file:
+                kinds = checked.strings("labels/novel_kind", clips.num_clips)
+                labels["novel_kind"] = np.array(kinds, dtype=object)
         attrs = checked.attrs()
         if "content_sha256" not in attrs:
             raise CorruptError(f"{path} has no content_sha256; {checked.remedy}")
