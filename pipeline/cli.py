@@ -31,6 +31,7 @@ from pipeline.config import (
     EvaluateConfig,
     ExtractConfig,
     FrontierConfig,
+    MergeConfig,
     ReportConfig,
     SimulateConfig,
     SpreadConfig,
@@ -257,17 +258,38 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
 
     with _progress("extract") as advance:
         result = extract.run(cfg, progress=advance)
+    _print_extracted(result, as_json)
+    if cfg.shards > 1 and not as_json:
+        print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {cfg.out}")
+    _list_failures(result)
+
+
+@_command(MergeConfig, argument="out", as_json=True)
+def merge(cfg: MergeConfig, *, as_json: bool) -> None:
+    from pipeline import extract
+
+    result = extract.merge(cfg)
+    _print_extracted(result, as_json)
+    _list_failures(result)
+
+
+def _print_extracted(result: Any, as_json: bool) -> None:
     if as_json:
-        _print_json(asdict(result) | {"path": str(result.path) if result.path else None})
+        paths = {"path": str(result.path) if result.path else None, "failures_path": str(result.failures_path)}
+        _print_json(asdict(result) | paths)
     elif result.path:
         print(f"wrote {result.path}: {result.num_clips} clips of {result.num_videos} videos")
         print(f"next: vtp train --source embeddings --embeddings {result.path}")
+
+
+def _list_failures(result: Any) -> None:
+    """A table of what failed, and exit code 3."""
     if result.failures:
         table = Table("video", "reason", "remedy", title=f"{len(result.failures)} videos failed", title_justify="left")
         for row in result.failures:
             table.add_row(*(escape(row[name]) for name in ("video_id", "reason", "fix")))
         console.print(table)
-        console.print(f"each is in {cfg.out.parent / 'failures.jsonl'}", markup=False)
+        console.print(f"each is in {result.failures_path}", markup=False)
         raise typer.Exit(EXIT_PARTIAL)
 
 

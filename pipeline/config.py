@@ -6,7 +6,7 @@ The command line is generated from these models, so a parameter has one name fro
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -53,6 +53,27 @@ class ExtractConfig(Config):
         "auto", description="auto: decord, or PyAV for what decord gets wrong: AV1, edit lists, MPEG-TS, narrow frames."
     )
     timeout_s: float = Field(300.0, gt=0, description="Deadline for decoding one video, in seconds.")
+    retries: int = Field(
+        1, ge=0, le=10, description="More tries for a video that could not be read or whose decoder died or hung."
+    )
+    max_failures: int | None = Field(None, ge=0, description="Stop when more videos than this have failed.")
+    shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
+    shard: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        None,
+        description="Which of them this is, from 0; auto: the index of the array job (Slurm, Kubernetes, AWS Batch).",
+    )
+
+    @model_validator(mode="after")
+    def _shard_is_one_of_them(self) -> ExtractConfig:
+        if isinstance(self.shard, int) and self.shard >= self.shards:
+            raise ValueError(f"shard ({self.shard}) is not below shards ({self.shards}); count from 0")
+        return self
+
+
+class MergeConfig(Config):
+    """Put the parts of a sharded extraction together."""
+
+    out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file to write, as given to vtp extract.")
 
 
 # Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;

@@ -1,102 +1,198 @@
 """Extract: videos in, one 128-D embedding a clip out.
 
-Features belong to a video's content and the settings, and are kept in part files beside the output. The embeddings
-file is put together from them, so that names, splits, labels and the projector may change without decoding again.
+Each process decodes and encodes its share of the videos into part files beside the output: `--shards N --shard I`, and
+one process alone has them all. `merge` puts the parts together, so that names, splits, labels and the projector may
+change without decoding again; `landed` says how far all shards are.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
+import yaml
 
-from pipeline import __version__, encoders, manifest, store
-from pipeline.config import ExtractConfig
+from pipeline import __version__, encoders, manifest, shards, store
+from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.encoders import Encoder, Projector
-from pipeline.errors import VtpError
+from pipeline.errors import CorruptError, PartialError, VtpError
 from pipeline.manifest import VideoEntry
+from pipeline.parts import PartWriter, Settings, check_settings, join_labels, part_paths, put_together
 from pipeline.rundir import file_sha256, make_folder, save_config, write_text
-from pipeline.video import Clip, Decoder, VideoError, VideoInfo, check_file
+from pipeline.shards import Done, Failed, Ledger, Stamp, parts_folder
+from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
 
 logger = logging.getLogger(__name__)
 
-PART_VIDEOS = 24
-PART_S = 60.0
-
-Settings = dict[str, str | int | float]
 Progress = Callable[[int, int, str], None]
+WORTH_ANOTHER_TRY = ("changed", "crashed", "memory", "timeout", "unreadable")  # the file may be whole all the same
 
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """`path` is None where every video failed: then no embeddings were written. failures: rows of failures.jsonl."""
+    """`path` is None where no embeddings were written: every video failed, or this was one shard of several.
+
+    num_videos and num_clips count what the file holds, for a shard the videos that it has done; failures are rows of
+    `failures_path`.
+    """
 
     path: Path | None
     num_clips: int
     num_videos: int
     num_decoded: int
     failures: list[dict[str, str]]
+    failures_path: Path
 
 
-def run(cfg: ExtractConfig, *, progress: Progress | None = None) -> ExtractResult:
-    """Decode and encode the videos that no part holds yet, then put the embeddings file together."""
-    make_folder(cfg.out.parent)
+def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: None) -> ExtractResult:
+    """Decode and encode this process's share of the videos; with one shard, put the embeddings file together too."""
+    shard = shards.shard_number(cfg.shards, cfg.shard)
     if cfg.out.is_dir():
         raise VtpError(f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}")
     entries = manifest.assign_splits(manifest.find_videos(cfg.source))
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
-    projector = given_projector(cfg.projector, encoder)
-    settings = feature_settings(cfg, encoder)
-    failures_path = cfg.out.parent / "failures.jsonl"
+    given_projector(
+        cfg.projector, encoder.weights_sha256, encoder.feature_dim
+    )  # a wrong one is refused before the work
+    folder = parts_folder(cfg.out)
+    parts = finished_contents(folder, feature_settings(cfg, encoder))
+    make_folder(folder)
+    save_config(folder / "config.yaml", portable(cfg))
 
-    writer = PartWriter(cfg.out.parent / f"{cfg.out.stem}.parts", settings, encoder)
-    contents: list[tuple[VideoEntry, str]] = []
-    failures: list[dict[str, str]] = []
+    mine = shards.share(entries, cfg.shards, shard)
+    ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
+    num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress)
+    logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
+    if cfg.shards > 1:
+        failures = [asdict(row) for row in ledger.failures]
+        return ExtractResult(None, 0, len(mine) - len(failures), num_decoded, failures, ledger.path)
+    progress(len(mine), len(mine), "putting together")
+    return write_merged(cfg, entries, num_decoded=num_decoded)
+
+
+def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
+    """Put the parts of all shards together at `cfg.out`, with the settings that the shards left beside their parts.
+
+    CorruptError (exit code 4) names what is missing or damaged and the command that does it again.
+    """
+    path = parts_folder(cfg.out) / "config.yaml"
+    if not path.exists():
+        raise VtpError(
+            f"{cfg.out} has no parts ({path} does not exist); make them with: vtp extract SOURCE --out {cfg.out}"
+        )
+    saved = ExtractConfig(**yaml.safe_load(path.read_text(encoding="utf-8")) | {"out": cfg.out})
+    return write_merged(saved, manifest.assign_splits(manifest.find_videos(saved.source)), num_decoded=0)
+
+
+def landed(cfg: ExtractConfig) -> tuple[int, int]:
+    """(videos that are done or have failed, all videos) over all shards; reads ledgers and lists the source."""
+    ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}
+    return len(ids & {row.video_id for row in shards.read_ledgers(parts_folder(cfg.out), cfg.shards)}), len(ids)
+
+
+@dataclass
+class _Reading:
+    """A video file whose content is known, and the others of the same content that came while it was decoded."""
+
+    entry: VideoEntry
+    sha256: str
+    stamp: Stamp
+    twins: list[_Reading] = field(default_factory=list)
+
+
+def extract_videos(
+    cfg: ExtractConfig,
+    entries: Sequence[VideoEntry],
+    parts: dict[str, str],
+    ledger: Ledger,
+    encoder: Encoder,
+    progress: Progress,
+) -> int:
+    """Decode and encode the videos whose content no part holds; returns how many. `parts`: content to part.
+
+    Clips are encoded in the order in which decoders have them ready. A clip's features do not depend on that.
+    """
+    queue = deque(entries)
+    tries: Counter[str] = Counter()
+    decoding: dict[str, _Reading] = {}
+    encoded: list[_Reading] = []  # done as soon as their part is written
+    num_decoded = 0
+
+    def finish(video: _Reading) -> None:
+        encoded.append(video)
+        progress(len(entries) - len(queue) - len(decoding), len(entries), video.entry.video_id)
+
+    def fail(entry: VideoEntry, error: VideoError) -> None:
+        tries[entry.video_id] += 1
+        if error.code in WORTH_ANOTHER_TRY and tries[entry.video_id] <= cfg.retries:
+            queue.append(entry)
+            return
+        logger.warning("%s: %s", entry.video_id, error)
+        ledger.record(failure(entry, "decode", error))
+        progress(len(entries) - len(queue) - len(decoding), len(entries), entry.video_id)
+        if cfg.max_failures is not None and len(ledger.failures) > cfg.max_failures:
+            raise PartialError(
+                f"{len(ledger.failures)} videos failed, more than --max-failures {cfg.max_failures}; each is in "
+                f"{ledger.path}: mend them or raise it, and run the same command again"
+            )
+
+    def record(part: str | None = None, contents: Sequence[str] = ()) -> None:
+        parts.update(dict.fromkeys(contents, part))
+        for video in encoded:
+            if video.sha256 in parts:
+                entry = video.entry
+                ledger.record(Done(entry.video_id, str(entry.path), video.stamp, video.sha256, parts[video.sha256]))
+        encoded[:] = [video for video in encoded if video.sha256 not in parts]
+        ledger.write()
+
+    writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
+    clip_options = {"clip_len": cfg.clip_len, "clip_stride": cfg.clip_stride, "fps": cfg.fps, "tail": cfg.tail}
     try:
-        with Decoder(timeout_s=cfg.timeout_s, decoder=cfg.decoder) as decoder:
-            for index, entry in enumerate(entries):
-                if progress is not None:
-                    progress(index, len(entries), entry.video_id)
-                try:
-                    sha256, stamp = read_content(entry)
-                    if sha256 not in writer.contents:
-                        clips = decoder.clips(
-                            entry.path, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail
-                        )
-                        writer.add(sha256, clips.info, unchanged(entry.path, stamp, clips))
-                    contents.append((entry, sha256))
-                except VideoError as error:
-                    failures.append(failure(entry, "decode", error))
+        with DecoderPool(num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder) as pool:
+            while queue or decoding:
+                while queue and pool.num_idle:
+                    entry = queue.popleft()
+                    try:
+                        video = read_content(entry, ledger)
+                    except VideoError as error:
+                        fail(entry, error)
+                        continue
+                    if video.sha256 in parts or any(video.sha256 == other.sha256 for other in encoded):
+                        finish(video)
+                    elif video.sha256 in decoding:
+                        decoding[video.sha256].twins.append(video)
+                    else:
+                        decoding[video.sha256] = video
+                        pool.submit(video, entry.path, **clip_options)
+                for video, event in pool.events():
+                    if isinstance(event, Clip):
+                        writer.add(video.sha256, event)
+                        continue
+                    event = changed(video) or event
+                    del decoding[video.sha256]
+                    queue.extendleft(twin.entry for twin in video.twins)
+                    if isinstance(event, VideoError):
+                        writer.discard(video.sha256)
+                        fail(video.entry, event)
+                    else:
+                        finish(video)
+                        num_decoded += 1
+                        writer.finish(video.sha256, event)
     finally:  # what is finished is kept, also when the user has had enough
         writer.close()
-    if progress is not None:
-        progress(len(entries), len(entries), "putting together")
+        record()
+    return num_decoded
 
-    parts = load_parts(contents, writer.contents)
-    labelled: list[LabelledVideo] = []
-    for entry, sha256 in contents:
-        try:
-            labelled.append(join_labels(entry, *parts[sha256]))
-        except VideoError as error:
-            failures.append(failure(entry, "labels", error))
-    if failures:
-        write_text(failures_path, "".join(json.dumps(row) + "\n" for row in failures))
-    else:
-        failures_path.unlink(missing_ok=True)
-    logger.info("%d videos: %d decoded now, %d failed", len(entries), writer.num_decoded, len(failures))
-    if not labelled:
-        return ExtractResult(None, 0, 0, writer.num_decoded, failures)
-    embeddings = merge(labelled, projector, {**settings, "weights": encoder.weights, **provenance()})
-    store.write_embeddings(cfg.out, embeddings)
-    save_config(cfg.out.with_suffix(".yaml"), cfg)
-    return ExtractResult(cfg.out, embeddings.num_clips, embeddings.num_videos, writer.num_decoded, failures)
+
+def num_decoders() -> int:
+    """Two at least, so that one opens a video while the other decodes; more where there are processors for them."""
+    return max(2, min(8, len(os.sched_getaffinity(0)) // 4))
 
 
 def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
@@ -114,6 +210,136 @@ def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
     }
 
 
+def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
+    """The part of each content that needs no decoding. Damaged parts are set aside, other settings refused."""
+    contents = {}
+    for path in part_paths(folder):
+        try:
+            part = store.read_part(path)
+        except CorruptError as error:
+            aside = path.with_suffix(".damaged")
+            logger.warning("%s; set aside as %s", str(error).split(";")[0], aside.name)
+            path.replace(aside)
+            continue
+        check_settings(part, folder, settings)
+        contents |= dict.fromkeys(part.videos.sha256, path.name)
+    return contents
+
+
+def portable(cfg: ExtractConfig) -> ExtractConfig:
+    """The config of all shards alike, good in any working folder."""
+    paths = {"source": os.path.abspath(cfg.source), "out": cfg.out.absolute()}
+    paths |= {
+        name: os.path.abspath(value) for name in ("weights", "projector") if os.path.isfile(value := getattr(cfg, name))
+    }
+    return cfg.model_copy(update={**paths, "shard": None})
+
+
+def failure(entry: VideoEntry, stage: str, error: VideoError) -> Failed:
+    return Failed(str(entry.path), entry.video_id, stage, error.code, error.reason, error.fix)
+
+
+def read_content(entry: VideoEntry, ledger: Ledger) -> _Reading:
+    """The file's sha256, checked against the manifest's, and its stamp from before it was read."""
+    try:
+        check_file(entry.path)
+        stamp = file_stamp(entry.path)
+        sha256 = ledger.known_sha256(entry, stamp) or file_sha256(entry.path)
+    except OSError as error:
+        raise unreadable(error) from error
+    if entry.sha256 not in (None, sha256):
+        raise VideoError(
+            "checksum", f"sha256 is {sha256[:12]}, not the manifest's {entry.sha256[:12]}", "fetch the file again"
+        )
+    return _Reading(entry, sha256, stamp)
+
+
+def changed(video: _Reading) -> VideoError | None:
+    """What is wrong if the file is no longer the one that was hashed."""
+    try:
+        if file_stamp(video.entry.path) == video.stamp:
+            return None
+    except OSError:
+        pass
+    return VideoError("changed", "changed while it was read", "run the same command again when it is complete")
+
+
+def file_stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decoded: int) -> ExtractResult:
+    """Write the embeddings file and failures.jsonl from the parts and ledgers of all shards."""
+    folder = parts_folder(cfg.out)
+    outcomes = {row.video_id: row for row in shards.read_ledgers(folder, cfg.shards)}
+    check_complete(cfg, entries, outcomes)
+    failures = [row for entry in entries if isinstance(row := outcomes[entry.video_id], Failed)]
+    done = [(entry, row) for entry in entries if isinstance(row := outcomes[entry.video_id], Done)]
+    parts = read_parts(cfg, sorted({row.part for _, row in done}))
+    labelled = []
+    for entry, row in done:
+        part = parts[row.part]
+        try:
+            labelled.append(join_labels(entry, part, part.videos.sha256.index(row.sha256)))
+        except VideoError as error:
+            logger.warning("%s: %s", entry.video_id, error)
+            failures.append(failure(entry, "labels", error))
+    rows = [asdict(row) for row in failures]
+    failures_path = write_failures(cfg.out, rows)
+    if not labelled:
+        return ExtractResult(None, 0, 0, num_decoded, rows, failures_path)
+    settings = {name: value for name, value in labelled[0].part.settings.items() if name != "schema_version"}
+    feature_dim = labelled[0].part.clips.features.shape[1]
+    projector = given_projector(cfg.projector, str(settings["weights_sha256"]), feature_dim)
+    embeddings = put_together(labelled, projector, {**settings, **provenance()})
+    store.write_embeddings(cfg.out, embeddings)
+    save_config(cfg.out.with_suffix(".yaml"), portable(cfg))
+    return ExtractResult(cfg.out, embeddings.num_clips, embeddings.num_videos, num_decoded, rows, failures_path)
+
+
+def check_complete(cfg: ExtractConfig, entries: Sequence[VideoEntry], outcomes: dict[str, Done | Failed]) -> None:
+    """CorruptError with the first shard that has not dealt with all of its videos."""
+    for shard in range(cfg.shards):
+        mine = shards.share(entries, cfg.shards, shard)
+        if missing := [entry.video_id for entry in mine if entry.video_id not in outcomes]:
+            raise CorruptError(
+                f"{cfg.out} is incomplete: shard {shard} of {cfg.shards} lacks {len(missing)} of its {len(mine)} "
+                f"videos, such as {missing[0]}; run: {shards.redo_command(cfg, shard)}"
+            )
+
+
+def read_parts(cfg: ExtractConfig, names: Sequence[str]) -> dict[str, store.Part]:
+    """The parts by name. CorruptError where one is missing or damaged, VtpError where their settings differ."""
+    folder = parts_folder(cfg.out)
+    parts: dict[str, store.Part] = {}
+    for name in names:
+        try:
+            parts[name] = store.read_part(folder / name)
+        except VtpError as error:
+            reason = str(error).partition(";")[0]
+            raise CorruptError(f"{reason}; run: {shards.redo_command(cfg, shards.shard_of_part(cfg, name))}") from error
+        check_settings(parts[name], folder, parts[names[0]].settings)
+    return parts
+
+
+def write_failures(out: Path, rows: Sequence[dict[str, str]]) -> Path:
+    """Leave the rows beside the parts and, with those of other outputs in the folder, in failures.jsonl: its path."""
+    _write_rows(parts_folder(out) / "failures.jsonl", rows)
+    path = out.parent / "failures.jsonl"
+    outputs = sorted(out.parent.glob("*.parts/failures.jsonl"))
+    _write_rows(path, [json.loads(line) for output in outputs for line in output.read_text().splitlines()])
+    return path
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """No rows, no file."""
+    if rows:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.unlink(missing_ok=True)
+
+
 def provenance() -> Settings:
     versions = {"vtp_version": __version__}
     for name in ("torch", "torchvision", "decord", "decord2", "av", "h5py", "numpy"):
@@ -124,248 +350,19 @@ def provenance() -> Settings:
     return versions
 
 
-def failure(entry: VideoEntry, stage: str, error: VideoError) -> dict[str, str]:
-    """A row of failures.jsonl."""
-    row = {"path": str(entry.path), "video_id": entry.video_id, "stage": stage}
-    row |= {"code": error.code, "reason": error.reason, "fix": error.fix}
-    logger.warning("%s: %s", entry.video_id, error)
-    return row
-
-
-def read_content(entry: VideoEntry) -> tuple[str, tuple[int, int]]:
-    """The file's sha256, checked against the manifest's, and its stamp from before it was read."""
-    check_file(entry.path)
-    stamp = _stamp(entry.path)
-    sha256 = file_sha256(entry.path)
-    if entry.sha256 not in (None, sha256):
-        raise VideoError(
-            "checksum", f"sha256 is {sha256[:12]}, not the manifest's {entry.sha256[:12]}", "fetch the file again"
-        )
-    return sha256, stamp
-
-
-def unchanged(path: Path, stamp: tuple[int, int], clips: Iterator[Clip]) -> Iterator[Clip]:
-    """The same clips; VideoError at their end if the file is no longer the one that was hashed."""
-    yield from clips
-    if _stamp(path) != stamp:
-        raise VideoError("changed", "changed while it was read", "run the same command again when it is complete")
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@dataclass
-class _Video:
-    """A video on its way into a part; `features` fills as its clips are encoded."""
-
-    sha256: str
-    info: VideoInfo
-    clips: list[tuple[int, float, float, int]] = field(default_factory=list)  # store.CLIP_FIELDS
-    features: list[np.ndarray] = field(default_factory=list)
-
-
-class PartWriter:
-    """Encodes clips in whole batches, across videos, and writes finished videos to part files.
-
-    `contents` maps the content of each video that needs no decoding to its part, or to None where that is not written
-    yet. A part is closed after two dozen videos or a minute: that much is lost when the process is killed.
-    """
-
-    def __init__(self, folder: Path, settings: Settings, encoder: Encoder):
-        self.contents: dict[str, Path | None] = dict(_index(folder, settings))
-        self.num_decoded = 0
-        self._folder = folder
-        self._settings = settings
-        self._encoder = encoder
-        self._waiting: list[tuple[_Video, np.ndarray]] = []
-        self._finished: list[_Video] = []
-        self._closed_at_s = time.monotonic()
-
-    def add(self, sha256: str, info: VideoInfo, clips: Iterator[Clip]) -> None:
-        """Take a video's clips. Where they end in a VideoError, nothing of the video is kept."""
-        video = _Video(sha256, info)
-        try:
-            for clip in clips:
-                video.clips.append((clip.start_frame, clip.start_s, clip.end_s, clip.valid_frames))
-                self._waiting.append((video, clip.frames))
-                if len(self._waiting) == self._encoder.batch_size:
-                    self._encode()
-                    self._close_if_due()
-        except VideoError:
-            self._waiting = [(other, frames) for other, frames in self._waiting if other is not video]
-            raise
-        self._finished.append(video)
-        self.contents[sha256] = None
-        self.num_decoded += 1
-        self._close_if_due()
-
-    def close(self) -> None:
-        """Write the finished videos to a part."""
-        self._closed_at_s = time.monotonic()
-        if not self._finished:
-            return
-        self._encode()
-        key = hashlib.sha256(json.dumps([self._settings, [v.sha256 for v in self._finished]]).encode()).hexdigest()
-        path = self._folder / f"part-{key[:16]}.h5"
-        store.write_part(path, store.Part(*_gather(self._finished), self._settings))
-        self.contents |= {video.sha256: path for video in self._finished}
-        self._finished = []
-
-    def _close_if_due(self) -> None:
-        if len(self._finished) >= PART_VIDEOS or time.monotonic() - self._closed_at_s >= PART_S:
-            self.close()
-
-    def _encode(self) -> None:
-        if self._waiting:
-            features = self._encoder.features(np.stack([frames for _, frames in self._waiting]))
-            for (video, _), row in zip(self._waiting, features, strict=True):
-                video.features.append(row)
-            self._waiting = []
-
-
-def _index(folder: Path, settings: Settings) -> Iterator[tuple[str, Path]]:
-    """Content and part of each video that was extracted with these settings; CorruptError where a part is damaged."""
-    for path in sorted(folder.glob("part-*.h5")):
-        part = store.read_part(path)
-        if {name: part.settings.get(name) for name in settings} == settings:
-            yield from ((sha256, path) for sha256 in part.videos.sha256)
-
-
-def _gather(videos: Sequence[_Video]) -> tuple[store.Clips, store.Videos]:
-    columns = zip(*(clip for video in videos for clip in video.clips), strict=True)
-    clips = store.Clips(
-        features=np.stack([row for video in videos for row in video.features]),
-        **{
-            name: np.array(values, dtype)
-            for (name, dtype), values in zip(store.CLIP_FIELDS.items(), columns, strict=True)
-        },
-        offset=_offsets([len(video.clips) for video in videos]),
-    )
-    return clips, store.Videos(
-        sha256=[video.sha256 for video in videos],
-        fps=np.array([video.info.fps for video in videos]),
-        num_frames=np.array([video.info.num_frames for video in videos], np.int64),
-        decoder=[video.info.decoder for video in videos],
-    )
-
-
-def _offsets(counts: Sequence[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def load_parts(
-    contents: Sequence[tuple[VideoEntry, str]], paths: dict[str, Path | None]
-) -> dict[str, tuple[store.Part, int]]:
-    """The part of each content, and the video's number in it."""
-    parts = {path: store.read_part(path) for path in sorted({paths[sha256] for _, sha256 in contents})}
-    return {sha256: (part, v) for part in parts.values() for v, sha256 in enumerate(part.videos.sha256)}
-
-
-@dataclass(frozen=True)
-class LabelledVideo:
-    entry: VideoEntry
-    part: store.Part
-    number: int  # of the video in the part
-    labels: dict[str, np.ndarray] | None
-
-    @property
-    def rows(self) -> slice:
-        return slice(*self.part.clips.offset[self.number : self.number + 2])
-
-
-def join_labels(entry: VideoEntry, part: store.Part, number: int) -> LabelledVideo:
-    """The video with its labels: step i belongs to clip i. VideoError where the labels do not fit."""
-    if entry.labels is None:
-        return LabelledVideo(entry, part, number, None)
-    try:
-        table = manifest.read_labels(entry.labels)
-    except VtpError as error:
-        reason, _, fix = str(error).rpartition("; ")
-        raise VideoError("labels", reason, fix) from error
-    num_clips = int(np.diff(part.clips.offset)[number])
-    if len(table) != num_clips:
-        raise VideoError(
-            "labels",
-            f"{entry.labels.name} has {len(table)} steps and the video {num_clips} clips",
-            "use the clip settings that the labels were made for, or leave the labels column empty",
-        )
-    labels = {name: table[name].to_numpy() for name in table.columns.drop("step")}
-    return LabelledVideo(entry, part, number, labels)
-
-
-def merge(videos: Sequence[LabelledVideo], projector: Projector | None, attrs: Settings) -> store.Embeddings:
-    """One file of all videos, in their order; without a given projector, PCA is fitted on the train split."""
-    counts = [video.rows.stop - video.rows.start for video in videos]
-    clips = store.Clips(
-        **{
-            name: np.concatenate([getattr(video.part.clips, name)[video.rows] for video in videos])
-            for name in ("features", *store.CLIP_FIELDS)
-        },
-        offset=_offsets(counts),
-    )
-    if projector is None:
-        train = np.repeat([video.entry.split == "train" for video in videos], counts)
-        if not train.any():
-            logger.warning("no video is in the train split: PCA is fitted on all %d clips", len(train))
-        projector = encoders.fit_pca(clips.features[train] if train.any() else clips.features)
-        attrs = {**attrs, "projector_fit": "train" if train.any() else "all"}
-    return store.Embeddings(
-        embeddings=projector.project(clips.features),
-        clips=clips,
-        videos=store.Videos(
-            id=[video.entry.video_id for video in videos],
-            path=[str(video.entry.path) for video in videos],
-            split=[video.entry.split or "" for video in videos],
-            task=[video.entry.task or "" for video in videos],
-            contributor=[video.entry.contributor or "" for video in videos],
-            sha256=[video.part.videos.sha256[video.number] for video in videos],
-            decoder=[video.part.videos.decoder[video.number] for video in videos],
-            fps=np.array([video.part.videos.fps[video.number] for video in videos]),
-            num_frames=np.array([video.part.videos.num_frames[video.number] for video in videos]),
-        ),
-        labels=_merge_labels([video.labels for video in videos], counts),
-        projector_mean=projector.mean,
-        projector_components=projector.components,
-        projector_scale=projector.scale,
-        attrs={**attrs, "projector": projector.name, "projector_sha256": projector.sha256},
-    )
-
-
-def _merge_labels(
-    labels: Sequence[dict[str, np.ndarray] | None], counts: Sequence[int]
-) -> dict[str, np.ndarray] | None:
-    """Labels of all clips; "" and NaN where a video has none, None where no video has any."""
-    if not any(labels):
-        return None
-    if unlabelled := sum(not one for one in labels):
-        logger.warning("%d of %d videos have no labels; theirs are empty", unlabelled, len(labels))
-    blank = {"context": "", "novel_kind": "", **dict.fromkeys(store.LABEL_NUMBERS, np.nan)}
-    return {
-        name: np.concatenate(
-            [
-                one[name] if one and name in one else np.full(count, value, object if value == "" else float)
-                for one, count in zip(labels, counts, strict=True)
-            ]
-        )
-        for name, value in blank.items()
-    }
-
-
-def given_projector(spec: str, encoder: Encoder) -> Projector | None:
+def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Projector | None:
     """The projector that is known beforehand: random:SEED, or that of an embeddings file; None for pca."""
     if spec == "pca":
         return None
     if (seed := encoders.seed_of(spec)) is not None:
-        return encoders.random_projector(seed, encoder.feature_dim)
+        return encoders.random_projector(seed, feature_dim)
     if not Path(spec).is_file():
         raise VtpError(f"projector {spec!r} is not a file; use pca, random:SEED, or an embeddings file")
     source = store.read_embeddings(Path(spec))
-    if source.attrs.get("weights_sha256") != encoder.weights_sha256:
+    if source.attrs.get("weights_sha256") != weights_sha256:
         raise VtpError(
             f"projector {spec} belongs to weights {str(source.attrs.get('weights_sha256'))[:12]}, not to "
-            f"{encoder.weights_sha256[:12]}; pass the --weights that it was made with"
+            f"{weights_sha256[:12]}; pass the --weights that it was made with"
         )
     return Projector(
         source.projector_mean, source.projector_components, source.projector_scale, str(source.attrs["projector"])

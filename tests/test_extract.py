@@ -6,9 +6,9 @@ import pytest
 import yaml
 from synthetic import write_video
 
-from pipeline import extract, store
-from pipeline.config import ExtractConfig
-from pipeline.errors import CorruptError, VtpError
+from pipeline import extract, parts, shards, store
+from pipeline.config import ExtractConfig, MergeConfig
+from pipeline.errors import CorruptError, PartialError, VtpError
 
 
 class PixelEncoder:
@@ -81,7 +81,8 @@ def test_clips_of_all_videos_in_order(config, encoder):
     assert {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail", "decoder", "precision")} == {
         "clip_len": 16, "clip_stride": 16, "fps": 15.0, "tail": "drop", "decoder": "auto", "precision": "fp32",
     }  # fmt: skip
-    assert seen == [(0, 3, "0.mp4"), (1, 3, "1.mp4"), (2, 3, "2.mp4"), (3, 3, "putting together")]
+    assert [(done, total) for done, total, _ in seen] == [(1, 3), (2, 3), (3, 3), (3, 3)]
+    assert {text for _, _, text in seen} == {"0.mp4", "1.mp4", "2.mp4", "putting together"}
     assert failures(cfg) is None
     assert yaml.safe_load(cfg.out.with_suffix(".yaml").read_text())["clip_len"] == 16
 
@@ -106,7 +107,7 @@ def test_embeddings_are_the_projected_features(config, encoder):
 def test_a_second_run_decodes_nothing(config, encoder, monkeypatch):
     first = extract.run(config())
     before = first.path.read_bytes()
-    monkeypatch.setattr(extract.Decoder, "clips", lambda *args, **kwargs: pytest.fail("decoded again"))
+    monkeypatch.setattr(extract.DecoderPool, "submit", lambda *args, **kwargs: pytest.fail("decoded again"))
     encoder.batches.clear()
     second = extract.run(config())
     assert (second.num_decoded, second.num_clips, encoder.batches) == (0, 7, [])
@@ -129,21 +130,29 @@ def test_only_what_is_new_is_decoded(config, videos, encoder):
     assert extract.run(config()).num_videos == 4
 
 
-def test_other_settings_are_other_features(config, encoder):
-    extract.run(config())
-    assert extract.run(config(clip_stride=8)).num_decoded == 3
-    assert extract.run(config(fps=7.5)).num_decoded == 3
-    assert extract.run(config(clip_stride=8, projector="random:1")).num_decoded == 0
-    assert extract.run(config()).num_decoded == 0
+def test_a_changed_setting_is_refused_by_name(config, encoder):
+    first = extract.run(config()).path.read_bytes()
+    for changes, message in [
+        (dict(clip_stride=8), "clip_stride 16, not 8"),
+        (dict(fps=7.5), "fps 15.0, not 7.5"),
+        (dict(decoder="pyav"), "decoder auto, not pyav"),
+    ]:
+        with pytest.raises(VtpError, match=f"embeddings.parts was extracted with {message}; name another --out"):
+            extract.run(config(**changes))
+    assert config().out.read_bytes() == first
+    other = config(clip_stride=8, out=config().out.with_name("other.h5"))
+    assert extract.run(other).num_decoded == 3
+    assert extract.run(config(projector="random:1")).num_decoded == 0  # features do not depend on it
 
 
 def test_an_interrupted_run_keeps_its_parts(config, encoder, monkeypatch):
     whole = extract.run(config(out=config().out.with_name("whole.h5")))
-    monkeypatch.setattr(extract, "PART_VIDEOS", 1)
+    monkeypatch.setattr(parts, "PART_VIDEOS", 1)
+    monkeypatch.setattr(encoder, "batch_size", 1)
     features = encoder.features
 
     def fail_late(clips):
-        if len(encoder.batches) == 2:
+        if len(encoder.batches) == 6:
             raise KeyboardInterrupt
         return features(clips)
 
@@ -154,28 +163,97 @@ def test_an_interrupted_run_keeps_its_parts(config, encoder, monkeypatch):
     assert not config().out.exists()
     monkeypatch.setattr(encoder, "features", features)
     result = extract.run(config())
-    assert result.num_decoded == 1
+    assert 1 <= result.num_decoded < 3
     assert result.path.read_bytes() == whole.path.read_bytes()
 
 
 def test_a_part_is_closed_in_time(config, encoder, monkeypatch):
-    monkeypatch.setattr(extract, "PART_S", 0.0)
+    monkeypatch.setattr(parts, "PART_S", 0.0)
+    monkeypatch.setattr(encoder, "batch_size", 1)
     cfg = config()
     extract.run(cfg)
-    parts = sorted((cfg.out.parent / "embeddings.parts").iterdir())
-    assert len(parts) == 3
-    assert sum(store.read_part(path).videos.sha256 != [] for path in parts) == 3
+    paths = parts.part_paths(cfg.out.parent / "embeddings.parts")
+    assert len(paths) == 3
+    assert sum(store.read_part(path).videos.sha256 != [] for path in paths) == 3
 
 
-def test_a_damaged_part_is_named(config, encoder):
+def test_a_damaged_part_is_decoded_again(config, encoder, caplog):
     cfg = config()
-    extract.run(cfg)
-    (part,) = (cfg.out.parent / "embeddings.parts").iterdir()
+    whole = extract.run(cfg).path.read_bytes()
+    (part,) = parts.part_paths(cfg.out.parent / "embeddings.parts")
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(CorruptError, match=f"{part.name} is damaged .*; delete it and run the same extraction again"):
-        extract.run(cfg)
-    part.unlink()
-    assert extract.run(cfg).num_decoded == 3
+    result = extract.run(cfg)
+    assert f"{part.name} is damaged" in caplog.text
+    assert (result.num_decoded, result.path.read_bytes()) == (3, whole)
+    assert part.with_suffix(".damaged").exists()
+
+
+# Shards
+
+
+def run_shards(cfg, count):
+    return [extract.run(cfg.model_copy(update={"shards": count, "shard": shard})) for shard in range(count)]
+
+
+def test_shards_make_the_same_file(config, encoder):
+    whole = extract.run(config(out=config().out.with_name("whole.h5")))
+    cfg = config(shards=7)
+    extract.run(config(shards=7, shard=0))
+    assert extract.landed(cfg)[1] == 3
+    results = run_shards(cfg, 7)
+    assert sum(result.num_videos for result in results) == 3
+    assert all(result.path is None for result in results)
+    assert not cfg.out.exists()
+    assert extract.landed(cfg) == (3, 3)
+    merged = extract.merge(MergeConfig(out=cfg.out))
+    assert (merged.num_clips, merged.num_decoded, merged.failures) == (7, 0, [])
+    assert merged.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_shard_that_is_not_done_is_named(config, encoder):
+    cfg = config(shards=3)
+    run_shards(cfg.model_copy(update={"shards": 3}), 3)[:2]
+    shards.ledger_path(cfg.out.parent / "embeddings.parts", 3, 2).unlink()
+    assert extract.landed(cfg) == (2, 3)
+    folder = cfg.out.parent / "embeddings.parts"
+    with pytest.raises(
+        CorruptError,
+        match=f"shard 2 of 3 lacks 1 of its 1 videos, .*run: vtp extract --config {folder}/config.yaml --sh",
+    ):
+        extract.merge(MergeConfig(out=cfg.out))
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_merge_names_the_part_and_the_command(config, encoder, harm):
+    cfg = config(shards=3)
+    run_shards(cfg, 3)
+    folder = cfg.out.parent / "embeddings.parts"
+    (row,) = shards.read_ledger(shards.ledger_path(folder, 3, 1))
+    harm(folder / row.part)
+    with pytest.raises(
+        CorruptError, match=f"{row.part} .*; run: vtp extract --config .*config.yaml --shard 1"
+    ) as caught:
+        extract.merge(MergeConfig(out=cfg.out))
+    assert caught.value.exit_code == 4
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert extract.run(ExtractConfig(**saved | {"shard": 1})).num_decoded == 1
+    assert extract.merge(MergeConfig(out=cfg.out)).num_videos == 3
+
+
+def test_failures_of_all_shards(config, videos, encoder):
+    (videos / "a.mp4").write_text("no video at all")
+    (videos / "b.mp4").touch()
+    run_shards(config(shards=2), 2)
+    result = extract.merge(MergeConfig(out=config().out))
+    assert [row["video_id"] for row in result.failures] == ["a.mp4", "b.mp4"]
+    assert failures(config()) == result.failures
+
+
+def test_outputs_in_one_folder_keep_their_failures(config, videos, encoder):
+    (videos / "a.mp4").write_text("no video at all")
+    extract.run(config())
+    extract.run(config(source=str(videos / "0.mp4"), out=config().out.with_name("other.h5")))
+    assert [row["video_id"] for row in failures(config())] == ["a.mp4"]
 
 
 # Failures
@@ -232,16 +310,56 @@ def test_a_checksum_is_held_to(config, videos, encoder):
     assert result.num_videos == 1
 
 
+def grow_at_submit(monkeypatch, times):
+    submit = extract.DecoderPool.submit
+    left = [None] * times
+
+    def grow(pool, video, path, **options):
+        if left:
+            left.pop()
+            with open(path, "ab") as file:
+                file.write(bytes.fromhex("0000000866726565"))  # a box of nothing: the video stays whole
+        submit(pool, video, path, **options)
+
+    monkeypatch.setattr(extract.DecoderPool, "submit", grow)
+
+
 def test_a_video_that_changes_meanwhile_fails(config, videos, encoder, monkeypatch):
-    unchanged = extract.unchanged
+    grow_at_submit(monkeypatch, 6)
+    assert [row["code"] for row in extract.run(config(retries=0)).failures] == ["changed"] * 3
 
-    def grow(path, stamp, clips):
-        with open(path, "ab") as file:
-            file.write(b"x")
-        return unchanged(path, stamp, clips)
 
-    monkeypatch.setattr(extract, "unchanged", grow)
-    assert {row["code"] for row in extract.run(config()).failures} == {"changed"}
+def test_a_video_gets_another_try(config, videos, encoder, monkeypatch):
+    whole = extract.run(config(out=config().out.with_name("whole.h5")))
+    grow_at_submit(monkeypatch, 2)
+    result = extract.run(config())
+    assert (result.failures, result.num_videos) == ([], 3)
+    features = store.read_embeddings(result.path).features
+    np.testing.assert_array_equal(features, store.read_embeddings(whole.path).features)
+
+
+def test_too_many_failures_stop_it(config, videos, encoder):
+    for name in "abcd":
+        (videos / f"0{name}.mp4").write_text("no video at all")
+    with pytest.raises(
+        PartialError, match="2 videos failed, more than --max-failures 1; each is in .*shard-0-of-1"
+    ) as e:
+        extract.run(config(max_failures=1))
+    assert e.value.exit_code == 3
+    assert not config().out.exists()
+    assert extract.run(config(max_failures=4)).num_videos == 3
+
+
+def test_copies_are_decoded_once_and_fail_together(config, videos, encoder):
+    damaged = write_video(videos / "bad.mkv", 60, options={"g": "10"})
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = np.random.default_rng(0).bytes(200)
+    damaged.write_bytes(data)
+    shutil.copy(damaged, videos / "bad2.mkv")
+    shutil.copy(videos / "0.mp4", videos / "00.mp4")
+    result = extract.run(config())
+    assert (result.num_decoded, result.num_videos) == (3, 4)
+    assert [row["video_id"] for row in result.failures] == ["bad.mkv", "bad2.mkv"]
 
 
 # Labels, splits and projectors

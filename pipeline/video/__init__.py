@@ -5,18 +5,21 @@ Only this room imports decord or av, and of this room only what runs in the chil
 
 from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH, Windows, clip_windows, resize_frame
 from pipeline.video.decoder import Clip, Decoder, VideoInfo
-from pipeline.video.error import VideoError
+from pipeline.video.error import VideoError, unreadable
 from pipeline.video.gate import check_file
+from pipeline.video.pool import DecoderPool
 
 __all__ = [
     "FRAME_HEIGHT",
     "FRAME_WIDTH",
     "Clip",
     "Decoder",
+    "DecoderPool",
     "VideoError",
     "VideoInfo",
     "Windows",
     "check_file",
     "clip_windows",
     "resize_frame",
+    "unreadable",
 ]

@@ -6,6 +6,7 @@ stays harmless whatever a hostile video makes of this process. A closed connecti
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -19,18 +20,21 @@ import av
 import numpy as np
 
 from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH, clip_windows, rolling_clips
-from pipeline.video.error import VideoError, damaged, out_of_memory
+from pipeline.video.error import VideoError, damaged, out_of_memory, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.readers import choose_reader, read_frames
 from pipeline.video.scan import scan
 
 STDERR = 2
+PR_SET_PDEATHSIG = 1
 ROUNDING_S = 5e-4  # half the coarsest unit, a millisecond, in which containers round timestamps
 
 
 def main() -> None:
     connection, slots_fd, memory_bytes = Connection(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for interrupt in (signal.SIGINT, signal.SIGTERM):  # they are the parent's to handle: it ends this process
+        signal.signal(interrupt, signal.SIG_IGN)
+    die_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     av.logging.restore_default_callback()  # so that complaints reach stderr, as decord's do
     av.logging.set_libav_level(av.logging.ERROR)
@@ -41,6 +45,13 @@ def main() -> None:
             send(connection, serve(connection, slots_fd, request))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process with its parent, also where a decoder hangs. Elsewhere, its closed connection
+    ends it between two clips."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def send(connection: Connection, message: dict) -> None:
@@ -55,14 +66,18 @@ def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
         send_clips(connection, slots_fd, request)
         if complaint := os.pread(STDERR, 4096, 0).decode("utf-8", "replace").strip():
             raise damaged(f"the decoder complains: {complaint.splitlines()[0][:200]}")
-    except VideoError as error:
+        return {"done": True}
+    except VideoError as caught:
+        error = caught
         if error.code == "damaged" and near_memory_limit():  # a decoder that gets no memory complains of the file
             error = out_of_memory()
-        return {"code": error.code, "reason": error.reason, "fix": error.fix}
     except MemoryError:
         error = out_of_memory()
-        return {"code": error.code, "reason": error.reason, "fix": error.fix}
-    return {"done": True}
+    except (BrokenPipeError, ConnectionResetError):  # the parent is gone
+        raise
+    except OSError as caught:
+        error = unreadable(caught)
+    return {"code": error.code, "reason": error.reason, "fix": error.fix}
 
 
 def near_memory_limit() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -56,8 +57,9 @@ class Clip:
 class Decoder:
     """One decoder process, started at the first video and kept for the next ones.
 
-    timeout_s bounds the time that one video keeps the caller waiting; what the caller does between clips is free.
-    decoder: auto (decord, and PyAV for what decord gets wrong), decord or pyav.
+    timeout_s is how long the caller may be kept waiting: a video has that much slack on decoding in real time, and
+    what the caller does between clips is free. decoder: auto (decord, and PyAV for what decord gets wrong), decord or
+    pyav.
     """
 
     def __init__(self, *, timeout_s: float = 300.0, decoder: str = "auto", memory_bytes: int = MEMORY_BYTES):
@@ -80,6 +82,12 @@ class Decoder:
 
         One video at a time: asking for the next ends the one before.
         """
+        stream = self.request(path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail)
+        stream.open()
+        return stream
+
+    def request(self, path: Path | str, *, clip_len: int, clip_stride: int, fps: float, tail: str) -> ClipStream:
+        """As `clips`, but at once: the child sets to work, and VideoErrors come while iterating."""
         if self._reading is not None or self._process is None or self._process.poll() is not None:
             self.close()
             self._start()
@@ -94,10 +102,10 @@ class Decoder:
             "decoder": self._decoder,
             "num_slots": num_slots,
         }
-        self._remaining_s = self._timeout_s
+        self._slack_s = self._timeout_s
+        self._heard_s = time.monotonic()
+        self._reading = ClipStream(self, (num_slots, clip_len, FRAME_HEIGHT, FRAME_WIDTH, 3))
         self._send(request)
-        info = VideoInfo(**self._receive())
-        self._reading = ClipStream(self, info, (num_slots, clip_len, FRAME_HEIGHT, FRAME_WIDTH, 3))
         return self._reading
 
     def close(self) -> None:
@@ -106,7 +114,7 @@ class Decoder:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._connection.close()
+            self.connection.close()
             self._slots.close()
             self._stderr.close()
             self._process = None
@@ -123,6 +131,8 @@ class Decoder:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "DECORD_DUPLICATE_WARNING_THRESHOLD": "0.0",  # so that padding is a complaint
+            "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # frames come and go: the heap keeps their pages, which is
+            "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # three times as fast as asking for them each time
         }
         inherited = (theirs.fileno(), self._slots.fileno())
         self._process = subprocess.Popen(
@@ -134,34 +144,28 @@ class Decoder:
             env=environment,
         )
         theirs.close()
-        self._connection = Connection(ours.detach())
-        self._remaining_s = START_S
-        try:
-            self._receive()
-        except VideoError as error:
-            raise VtpError(
-                f"the decoder process cannot start ({error.reason}); check that decord and av are installed"
-            ) from error
+        self.connection = Connection(ours.detach())
+        self._starting = True
 
     def _send(self, message: dict) -> None:
-        try:
-            self._connection.send_bytes(json.dumps(message).encode())
-        except OSError as error:
-            raise self._crash() from error
+        with contextlib.suppress(OSError):  # a dead child: `receive` will say so
+            self.connection.send_bytes(json.dumps(message).encode())
 
-    def _receive(self) -> dict:
+    def receive(self) -> dict:
         """The child's next message. VideoError if it reports a failure, dies, or uses up the video's time."""
-        before = time.monotonic()
         try:
-            if not self._connection.poll(max(0.0, self._remaining_s)):
-                self.close()
-                raise VideoError(
-                    "timeout", f"decoding took longer than {self._timeout_s:g} s", "raise --timeout-s or re-encode it"
-                )
-            message = json.loads(self._connection.recv_bytes())
+            if not self.connection.poll():  # else it came while the caller was busy, and the child may have waited
+                if not self.connection.poll(self.patience_s):
+                    raise self._late()
+                self._slack_s -= time.monotonic() - self._heard_s
+            message = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise self._crash() from error
-        self._remaining_s -= time.monotonic() - before
+        self._heard_s = time.monotonic()
+        if "ready" in message:
+            self._starting, self._slack_s = False, self._timeout_s
+        if "end_s" in message:
+            self._slack_s = min(self._timeout_s, self._slack_s + message["end_s"] - message["start_s"])
         if "code" in message:
             self._reading = None
             if message["code"] == "memory":
@@ -169,13 +173,36 @@ class Decoder:
             raise VideoError(message["code"], message["reason"], message["fix"])
         return message
 
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for the child's next message from now on."""
+        slack_s = START_S if self._starting else self._slack_s
+        return max(0.0, slack_s - (time.monotonic() - self._heard_s))
+
+    def _late(self) -> VideoError:
+        if self._starting:
+            self._process.kill()
+            return self._crash()
+        self.close()
+        return VideoError(
+            "timeout", f"decoding took longer than {self._timeout_s:g} s", "raise --timeout-s or re-encode it"
+        )
+
     def _crash(self) -> VideoError:
         """What the child's death means for the video that it was reading."""
-        status = self._process.wait()
+        try:
+            status = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # it has closed its end, or never opened it, and lives on
+            self._process.kill()
+            status = self._process.wait()
         lines = os.pread(self._stderr.fileno(), 1 << 16, 0).decode("utf-8", "replace").strip().splitlines()
         self.close()
         cause = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         last_line = f": {lines[-1][:200]}" if lines else ""
+        if self._starting:
+            raise VtpError(
+                f"the decoder process cannot start ({cause}{last_line}); check that decord and av are installed"
+            )
         if any(word in last_line for word in ("bad_alloc", "MemoryError", "Cannot allocate")):
             return out_of_memory()
         return VideoError(
@@ -184,22 +211,38 @@ class Decoder:
 
 
 class ClipStream(Iterator[Clip]):
-    """The clips of one video; `info` says what it holds."""
+    """The clips of one video; `info` says what it holds, once it is open."""
 
-    def __init__(self, decoder: Decoder, info: VideoInfo, shape: tuple[int, ...]):
-        self.info = info
+    info: VideoInfo
+
+    def __init__(self, decoder: Decoder, shape: tuple[int, ...]):
         self._decoder = decoder
         self._shape = shape
         self._memory = mmap.mmap(decoder._slots.fileno(), int(np.prod(shape)), prot=mmap.PROT_READ)
         self._index = 0
 
+    def open(self) -> None:
+        """Wait for `info`."""
+        while not hasattr(self, "info"):
+            self.step()
+
     def __next__(self) -> Clip:
-        if self._decoder._reading is not self:
-            raise StopIteration
-        message = self._decoder._receive()
+        while self._decoder._reading is self:
+            if isinstance(event := self.step(), Clip):
+                return event
+        raise StopIteration
+
+    def step(self) -> Clip | VideoInfo | None:
+        """Take one message from the child: a clip, `info` at the end of the video, else None."""
+        message = self._decoder.receive()
+        if "ready" in message:
+            return None
         if "done" in message:
             self._decoder._reading = None
-            raise StopIteration
+            return self.info
+        if "num_clips" in message:
+            self.info = VideoInfo(**message)
+            return None
         num_slots = self._shape[0]
         slot_bytes = len(self._memory) // num_slots
         offset = self._index % num_slots * slot_bytes

@@ -19,3 +19,7 @@ def damaged(reason: str) -> VideoError:
 
 def out_of_memory() -> VideoError:
     return VideoError("memory", "needs too much memory to decode", "re-encode it with smaller frames")
+
+
+def unreadable(error: OSError) -> VideoError:
+    return VideoError("unreadable", f"cannot be read: {error.strerror or error}", "check the disk and run again")

@@ -1,0 +1,66 @@
+"""Several decoders at work at once, so that the encoder never waits for one video to open or to hang."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pipeline.video.decoder import Clip, ClipStream, Decoder, VideoInfo
+from pipeline.video.error import VideoError
+
+T = TypeVar("T")
+
+
+class DecoderPool(Generic[T]):
+    """`size` decoders, each with its own process, deadline and slots: what is decoded ahead of its use is bounded."""
+
+    def __init__(self, size: int, *, timeout_s: float = 300.0, decoder: str = "auto"):
+        self._idle = [Decoder(timeout_s=timeout_s, decoder=decoder) for _ in range(size)]
+        self._busy: dict[Decoder, tuple[T, ClipStream]] = {}
+
+    def __enter__(self) -> DecoderPool[T]:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for decoder in [*self._idle, *self._busy]:
+            decoder.close()
+
+    @property
+    def num_idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def num_busy(self) -> int:
+        return len(self._busy)
+
+    def submit(self, video: T, path: Path, *, clip_len: int, clip_stride: int, fps: float, tail: str) -> None:
+        """Set an idle decoder to work on the video at `path`."""
+        decoder = self._idle.pop()
+        stream = decoder.request(path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail)
+        self._busy[decoder] = (video, stream)
+
+    def events(self) -> Iterator[tuple[T, Clip | VideoInfo | VideoError]]:
+        """Wait until there is something to take: of each video that has something, one clip, or how it ended.
+
+        The clips of one video come in order; its end is what the file held, or the error that makes all of them void.
+        """
+        if not self._busy:
+            return
+        connections = {decoder.connection: decoder for decoder in self._busy}
+        ready = wait(list(connections), timeout=min(decoder.patience_s for decoder in self._busy))
+        for connection in ready or [
+            connection for connection in connections if connections[connection].patience_s == 0
+        ]:
+            decoder = connections[connection]
+            video, stream = self._busy[decoder]
+            try:
+                event = stream.step()
+            except VideoError as error:
+                event = error
+            if isinstance(event, VideoInfo | VideoError):
+                del self._busy[decoder]
+                self._idle.append(decoder)
+            if event is not None:
+                yield video, event

@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import shards
+from pipeline.config import ExtractConfig
+from pipeline.errors import CorruptError, VtpError
+from pipeline.manifest import VideoEntry
+
+
+def test_split_by_cost_by_hand():
+    # 9 alone; 5 beside 4; the 3 to the 8, as it is the lesser of (9, 9, 8)
+    assert shards.split_by_cost([4, 9, 8, 5, 3], 3) == [2, 0, 1, 2, 1]
+
+
+@given(costs=st.lists(st.integers(0, 1 << 40), max_size=60), count=st.integers(1, 9))
+def test_no_shard_has_a_video_too_many(costs, count):
+    owners = shards.split_by_cost(costs, count)
+    loads = [sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == shard) for shard in range(count)]
+    assert sum(loads) == sum(costs)
+    assert max(loads) <= sum(costs) / count + max(costs, default=0)
+
+
+def test_shares_cover_all_videos_once(tmp_path):
+    entries = []
+    for number, size in enumerate([1 << 20, 10, 1 << 19, 1 << 19, 0]):
+        (tmp_path / str(number)).write_bytes(bytes(size))
+        entries.append(VideoEntry(str(number), tmp_path / str(number)))
+    entries.append(VideoEntry("gone", tmp_path / "gone"))
+    shares = [[entry.video_id for entry in shards.share(entries, 2, shard)] for shard in range(2)]
+    assert shares == [["0", "1", "gone"], ["2", "3", "4"]]  # a video costs something, however small
+    assert shards.share(entries, 1, 0) == entries
+
+
+@pytest.mark.parametrize("variable", shards.ARRAY_INDEX)
+def test_auto_reads_the_array_index(monkeypatch, variable):
+    monkeypatch.setenv(variable, "3")
+    assert shards.shard_number(7, "auto") == 3
+    with pytest.raises(VtpError, match=f"{variable} is 3 and there are 3 shards; number the array 0 to 2"):
+        shards.shard_number(3, "auto")
+
+
+def test_shards_are_numbered_from_zero(monkeypatch):
+    assert shards.shard_number(1, None) == 0
+    assert shards.shard_number(4, 2) == 2
+    with pytest.raises(VtpError, match="--shards 4 needs --shard, a number from 0 to 3 or auto"):
+        shards.shard_number(4, None)
+    with pytest.raises(VtpError, match=r"this is no array job .*; give a number"):
+        shards.shard_number(4, "auto")
+    with pytest.raises(ValueError, match=r"shard \(4\) is not below shards \(4\); count from 0"):
+        ExtractConfig(source="x", shards=4, shard=4)
+
+
+def test_ledger_round_trip(tmp_path):
+    entries = [VideoEntry(name, tmp_path / name) for name in ("a", "odd \udcff", "c")]
+    ledger = shards.Ledger(tmp_path / "shard.jsonl", entries)
+    done = shards.Done("a", str(tmp_path / "a"), (5, 1, 2), "a" * 64, "part-1.h5")
+    failed = shards.Failed("odd \udcff", "odd \udcff", "decode", "empty", "the file is empty", "fetch it again")
+    ledger.record(done)
+    ledger.record(failed)
+    ledger.write()
+    assert shards.read_ledger(tmp_path / "shard.jsonl") == [done, failed]
+    again = shards.Ledger(tmp_path / "shard.jsonl", entries)
+    assert again.failures == [failed]
+    assert again.known_sha256(entries[0], (5, 1, 2)) == "a" * 64
+    assert again.known_sha256(entries[0], (5, 1, 3)) is None
+    assert again.known_sha256(entries[1], (5, 1, 2)) is None
+    assert shards.Ledger(tmp_path / "shard.jsonl", entries[1:]).failures == [failed]
+
+
+def test_a_damaged_ledger_is_named(tmp_path):
+    (tmp_path / "shard.jsonl").write_text("{oops")
+    with pytest.raises(CorruptError, match=r"shard.jsonl is damaged .*; delete it and run the same extraction again"):
+        shards.read_ledger(tmp_path / "shard.jsonl")
