@@ -76,6 +76,32 @@ class MergeConfig(Config):
     out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file to write, as given to vtp extract.")
 
 
+class NoveltyConfig(Config):
+    """Score how far each clip lies off what a reference corpus does, by the noise gap of a video diffusion model."""
+
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, beside its videos.")
+    out: Path | None = Field(None, description="File to write; by default novelty.h5 beside the embeddings.")
+    model: str = Field(
+        "auto", description="auto, corpus, or Stable Video Diffusion from a folder in diffusers format or the hub."
+    )
+    reference: Path | None = Field(
+        None,
+        description="What is ordinary: a manifest of some of these videos, or another embeddings file; by default all.",
+    )
+    resolution: int | None = Field(
+        None, ge=32, le=1024, multiple_of=16, description="Height of the model's frames; by default 64, of svd 320."
+    )
+    draws: int = Field(1, ge=1, le=64, description="Antithetic pairs of noise at each of five levels.")
+    updates: int = Field(300, ge=1, le=100_000, description="Updates of the corpus model, for each of its two halves.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
+    allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour a clip.")
+    shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
+    shard: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        None, description="Which of them this one is, from 0; auto: the index of the array job."
+    )
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the noise and of the corpus model.")
+
+
 # Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;
 # clips have noise of their own to be told from that of outcomes, which takes many more of them.
 TRAIN_DEFAULTS = {

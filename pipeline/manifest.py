@@ -172,8 +172,8 @@ def read_labels(path: Path) -> pd.DataFrame:
     """One row a clip step, sorted by step, which counts from 0 without a gap.
 
     Columns that the file lacks are left out: context is text; speed, care and novel lie in [0, 1]; attempts and
-    errors are whole numbers, errors at most attempts. Empty values are NaN ("" for context). In the file, novel may name
-    the kind of novelty and is empty for an ordinary clip; here that makes 1 and 0, and the names are in novel_kind.
+    errors are whole numbers, errors at most attempts. Empty values are NaN ("" for context). In the file, novel may
+    name the kind of novelty and is empty for an ordinary clip: here that makes 1 and 0, with the names in novel_kind.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")

@@ -182,15 +182,44 @@ def read_novelty_weights(path: Path, content_sha256: str) -> np.ndarray:
     """Weights [N] of the clips of the embeddings that have that content hash; VtpError where they belong to others."""
     remedy = f"make it again with: vtp novelty --out {path}"
     with _open(path, remedy) as checked:
-        found = checked.attrs().get("content_sha256")
-        if found != content_sha256:
-            raise VtpError(
-                f"novelty {path} belongs to embeddings {str(found)[:12]}, not to {content_sha256[:12]}; {remedy}"
-            )
+        checked.belongs_to(content_sha256)
         weight = checked.array("weight", (None,), np.float32)
         if not (np.isfinite(weight).all() and (weight >= 0).all()):
             raise CorruptError(f"novelty {path} has weights that are negative or not finite; {remedy}")
         return weight
+
+
+def write_measures(path: Path, measures: Mapping[str, np.ndarray], settings: Mapping[str, str | int | float]) -> None:
+    """One block of clips on its way to novelty.h5."""
+    _write(path, measures, {"schema_version": SCHEMA_VERSION, **settings})
+
+
+def read_measures(path: Path, settings: Mapping[str, str | int | float]) -> dict[str, np.ndarray]:
+    """The block's arrays; VtpError where it is of other settings, CorruptError where it is damaged."""
+    remedy = "run the same command again"
+    with _open(path, remedy) as checked:
+        found = checked.attrs()
+        if different := [name for name, value in settings.items() if found.get(name) != value]:
+            raise VtpError(f"{path} was measured with another {different[0]}; {remedy}")
+        num_clips = checked.dataset("gap", (None, None)).shape[0]
+        arrays = {"gap": checked.array("gap", (num_clips, None), np.float32)}
+        for name in ("motion_energy", "texture_energy"):
+            arrays[name] = checked.array(name, (num_clips,), np.float32)
+        return arrays | {"thumbnails": checked.array("thumbnails", (num_clips, None, None, None, 3), np.float16)}
+
+
+def write_novelty(path: Path, columns: Mapping[str, np.ndarray], attrs: Mapping[str, str | int | float]) -> None:
+    """columns: weight [N] float32, score [N], and more of N rows; attrs hold the embeddings' content_sha256."""
+    _write(path, columns, {"schema_version": SCHEMA_VERSION, **attrs})
+
+
+def read_novelty_scores(path: Path, content_sha256: str) -> tuple[dict[str, np.ndarray], dict[str, str | int | float]]:
+    """Every column of N rows by its path in the file, and the attributes; VtpError where they belong to others."""
+    with _open(path, f"make it again with: vtp novelty --out {path}") as checked:
+        checked.belongs_to(content_sha256)
+        names = [name for name in checked.names() if name != "weight"]
+        columns = {name: checked.numbers(name) for name in names}
+        return columns | {"weight": checked.array("weight", (None,), np.float32)}, checked.attrs()
 
 
 def _clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
@@ -268,19 +297,41 @@ class _Checked:
         values = {name: self.file.attrs[name] for name in self.file.attrs}
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
+    def belongs_to(self, content_sha256: str) -> None:
+        """VtpError unless the file was made for the embeddings of that content."""
+        found = self.file.attrs.get("content_sha256")
+        if found != content_sha256:
+            raise VtpError(
+                f"novelty {self.path} belongs to embeddings {str(found)[:12]}, not to {content_sha256[:12]}; "
+                f"{self.remedy}"
+            )
+
+    def names(self) -> list[str]:
+        """The paths of all datasets."""
+        found: list[str] = []
+        self.file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        return found
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Floats of any shape, as float64."""
+        dataset = self.dataset(name, self.file[name].shape)
+        if dataset.dtype.kind != "f":
+            raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not a float; {self.remedy}")
+        return dataset[()].astype(np.float64)
+
     def array(self, name: str, shape: tuple[int | None, ...], dtype: type) -> np.ndarray:
-        dataset = self._dataset(name, shape)
+        dataset = self.dataset(name, shape)
         if dataset.dtype != dtype:
             raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not {np.dtype(dtype)}; {self.remedy}")
         return dataset[()]
 
     def strings(self, name: str, length: int) -> list[str]:
-        dataset = self._dataset(name, (length,))
+        dataset = self.dataset(name, (length,))
         if dataset.dtype.kind != "S":
             raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not strings; {self.remedy}")
         return [value.decode("utf-8") for value in dataset[()]]
 
-    def _dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+    def dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
         dataset = self.file.get(name)
         if not isinstance(dataset, h5py.Dataset):
             raise CorruptError(f"{self.path} lacks {name}; {self.remedy}")

@@ -1,4 +1,4 @@
-"""From noise gaps to novelty scores and weights, and how well scores find labelled novelty. Pure numpy."""
+"""From measures of clips to novelty scores and weights, and how well scores find labelled novelty. Pure numpy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
@@ -15,13 +16,17 @@ MAX_SCORE = 6.0
 WEIGHT_RANGE = (0.5, 2.0)
 NEIGHBOURS = 5
 BOOTSTRAP_ROUNDS = 200
+CLIPS_A_COMPONENT = 4
+MAX_COMPONENTS = 128
+MAX_LEARNED = 2048
+TRIMMED = 0.15  # of the reference, the clips that its own components explain worst
 
 
 def remove_complexity(values: np.ndarray, complexity: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Residuals [N, K] of `values` [N, K] on `complexity` [N, D], least squares over the reference clips (mask [N]).
 
-    Raw diffusion loss ranks a busy clip over a novel one (Serrà et al. 2020, arXiv 1909.11480). Complexity is clipped to
-    the reference's range: beyond it the line is not known, and a frozen clip must not be excused for being still.
+    Raw diffusion loss ranks a busy clip over a novel one (Serrà et al. 2020, arXiv 1909.11480). Complexity is clipped
+    to the reference's range: beyond it the line is not known, and a frozen clip must not be excused for being still.
     """
     if reference.sum() < MIN_FOR_REGRESSION:
         return values - np.median(values[reference], axis=0)
@@ -37,6 +42,60 @@ def robust_z(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     median = np.median(values[reference], axis=0)
     spread = 1.4826 * np.median(np.abs(values[reference] - median), axis=0)
     return (values - median) / np.maximum(spread, 1e-12)
+
+
+def novelty_score(channels: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """One score [N] in [-6, 6] of calibrated channels [N, C]: the length of the vector of their positive deviations.
+
+    Clips that are more ordinary than the median in one channel cannot make up for being odd in another: a clip of
+    frozen motion is easy to predict in all else. The rule sees no label.
+    """
+    length = np.sqrt(np.square(np.maximum(channels, 0)).sum(axis=1))
+    return np.clip(robust_z(length[:, None], reference)[:, 0], -MAX_SCORE, MAX_SCORE)
+
+
+def unexplained(vectors: np.ndarray, reference: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Log of the squared residual [N] of vectors [N, D] on principal components of the reference's other fold.
+
+    The components are fitted twice, the second time without the worst explained clips: what is novel in the reference
+    must not become a component of its own.
+    """
+    residual = np.empty(len(vectors))
+    for fold in np.unique(folds):
+        scored = folds == fold
+        known = np.flatnonzero(reference & ~scored)
+        if len(known) < 2:
+            known = np.flatnonzero(reference)
+        known = known[:: 1 + len(known) // MAX_LEARNED]
+        for _ in range(2):
+            learned = vectors[known]
+            components = max(1, min(MAX_COMPONENTS, len(known) // CLIPS_A_COMPONENT))
+            pca = PCA(components, random_state=0).fit(learned)
+            left = _left_over(pca, learned)
+            known = known[left <= np.quantile(left, 1 - TRIMMED)]
+        residual[scored] = _left_over(pca, vectors[scored])
+    return np.log(np.maximum(residual, 1e-12))
+
+
+def _left_over(pca: PCA, vectors: np.ndarray) -> np.ndarray:
+    centred = vectors - pca.mean_
+    return np.maximum(np.square(centred).sum(axis=1) - np.square(centred @ pca.components_.T).sum(axis=1), 0)
+
+
+def clip_channels(thumbnails: np.ndarray, reference: np.ndarray, folds: np.ndarray) -> dict[str, np.ndarray]:
+    """How badly a linear codec of whole clips describes each: thumbnails [N, T, h, w, 3] → picture and motion, [N].
+
+    picture is the residual of the mean frame; motion that of the frames less their mean, as a share of its energy, so
+    that much motion is not novel motion. Time runs forwards in the components: motion in reverse is not explained.
+    """
+    flat = thumbnails.reshape(*thumbnails.shape[:2], -1).astype(np.float64)
+    picture = flat.mean(axis=1)
+    motion = (flat - picture[:, None]).reshape(len(flat), -1)
+    motion /= np.maximum(np.linalg.norm(motion, axis=1, keepdims=True), 1e-6)
+    return {
+        "picture": unexplained(picture, reference, folds),
+        "motion": unexplained(motion, reference, folds),
+    }
 
 
 def weights(score: np.ndarray, visits: np.ndarray) -> np.ndarray:
@@ -92,9 +151,7 @@ def detection(
     return found
 
 
-def _detected(
-    metric: Callable[..., float], score: np.ndarray, ordinary: np.ndarray, planted: np.ndarray
-) -> float:
+def _detected(metric: Callable[..., float], score: np.ndarray, ordinary: np.ndarray, planted: np.ndarray) -> float:
     truth = np.repeat([0, 1], [len(ordinary), len(planted)])
     return float(metric(truth, score[np.concatenate([ordinary, planted])]))
 

@@ -1,7 +1,7 @@
 """The noise gap: how badly a denoiser predicts the noise in a clip, at each of several noise levels.
 
-Preconditioning and target are EDM's with sigma_data = 1 (Karras et al. 2022, arXiv 2206.00364, table 1) in the form that
-Stable Video Diffusion was trained with: the network's output F predicts v (Blattmann et al. 2023, arXiv 2311.15127,
+Preconditioning and target are EDM's with sigma_data = 1 (Karras et al. 2022, arXiv 2206.00364, table 1) in the form
+Preconditioning and target are EDM's with sigma_data = 1 (Karras et al. 2022, arXiv 2206.00364, table 1), in the form
 appendix D; Salimans and Ho 2022, arXiv 2202.00512).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,20 @@ class Conditioned(NamedTuple):
     latents: Tensor  # [B, F, C, h, w], what is noised and denoised
     image_latents: Tensor  # [B, C, h, w], of the first frame, which the denoiser is given
     context: Tensor  # [B, 1, D], for cross-attention
+
+
+class Backend(Protocol):
+    """A denoiser of clips and the coding that it works on."""
+
+    num_frames: int
+
+    def condition(self, images: Tensor, embeddings: Tensor, *, seed: int = 0) -> Conditioned:
+        """Images [B, num_frames, 3, H, W] in [-1, 1] and embeddings [B, D] of B clips."""
+        ...
+
+    def denoise(self, noisy: Tensor, timestep: float, conditioned: Conditioned) -> Tensor:
+        """F [B, F, C, h, w] of scaled noisy latents of the same shape."""
+        ...
 
 
 class Preconditioning(NamedTuple):
@@ -78,3 +92,21 @@ def noise_gap(
                 error = (prediction - velocity(latents, signed, sigma))[:, 1:].float()
                 gaps[:, k] += error.square().mean((1, 2, 3, 4)) / (2 * draws)
     return gaps
+
+
+@torch.no_grad()
+def clip_gap(backend: Backend, images: Tensor, embeddings: Tensor, *, draws: int = 1, seed: int = 0) -> Tensor:
+    """The noise gap [B, K] of clips [B, T, 3, H, W] in [-1, 1]: the mean over the windows of num_frames frames."""
+    num_windows = images.shape[1] // backend.num_frames
+    gaps = []
+    for window in images[:, : num_windows * backend.num_frames].chunk(num_windows, dim=1):
+        conditioned = backend.condition(window, embeddings, seed=seed)
+        gaps.append(
+            noise_gap(
+                lambda noisy, timestep, conditioned=conditioned: backend.denoise(noisy, timestep, conditioned),
+                conditioned.latents,
+                draws=draws,
+                seed=seed,
+            )
+        )
+    return torch.stack(gaps).mean(0)

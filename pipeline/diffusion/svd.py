@@ -6,7 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import StableVideoDiffusionPipeline
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
@@ -21,13 +20,11 @@ NOISE_AUGMENTATION = 0.02
 # fps - 1, motion bucket, noise augmentation: constant, or they would leak into the score.
 ADDED_TIME_IDS = (6.0, 127.0, NOISE_AUGMENTATION)
 CLIP_SIZE = (224, 224)
-PIPELINE_CLASS = "StableVideoDiffusionPipeline"
+SVD_CLASS = "StableVideoDiffusionPipeline"
 
 
 class SvdBackend:
     """The pipeline's VAE encoder, CLIP image encoder and UNet, on one device; its VAE decoder is not used."""
-
-    name = "svd"
 
     def __init__(self, pipeline: StableVideoDiffusionPipeline, sha256: str, *, device: str = "cpu"):
         self.sha256 = sha256
@@ -39,12 +36,13 @@ class SvdBackend:
         self._pipeline.set_progress_bar_config(disable=True)
 
     @property
-    def latent_factor(self) -> int:
-        return self._pipeline.vae_scale_factor
+    def multiple(self) -> int:
+        """What height and width must be multiples of: the VAE's and the UNet's downsampling."""
+        return self._pipeline.vae_scale_factor * 2 ** (len(self._pipeline.unet.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def condition(self, images: Tensor, embeddings: Tensor, *, seed: int = 0) -> Conditioned:
-        """Images [B, F, 3, H, W] in [-1, 1] → what the UNet is to denoise and what it is told. Embeddings are not used."""
+        """Images [B, F, 3, H, W] in [-1, 1] → what the UNet is to denoise and is told. Embeddings are not used."""
         vae = self._pipeline.vae
         first = images[:, 0]
         noise = shared_noise(first.shape[1:], seed).to(first)
@@ -106,16 +104,20 @@ def load_svd(location: str, *, device: str = "cpu") -> SvdBackend:
     return SvdBackend(pipeline, sha256, device=device)
 
 
-def check_folder(folder: Path) -> None:
-    """VtpError unless the folder holds a pipeline of SVD's class with all its parts."""
+def pipeline_class(folder: Path) -> str:
+    """The class that the folder's model_index.json names."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise VtpError(
             f"model {folder} has no readable model_index.json; give a folder in diffusers format, or --model corpus"
         ) from error
-    if index.get("_class_name") != PIPELINE_CLASS:
-        raise VtpError(f"model {folder} is a {index.get('_class_name')}, not a {PIPELINE_CLASS}; give one of that class")
+
+
+def check_folder(folder: Path) -> None:
+    """VtpError unless the folder holds a pipeline of SVD's class with all its parts."""
+    if (found := pipeline_class(folder)) != SVD_CLASS:
+        raise VtpError(f"model {folder} is a {found}, not a {SVD_CLASS}; give one of that class, or --model corpus")
     for part in ("unet", "vae", "image_encoder", "scheduler", "feature_extractor"):
         if not (folder / part).is_dir():
             raise VtpError(f"model {folder} lacks {part}/; download all of it again, or use --model corpus")
@@ -127,10 +129,3 @@ def folder_sha256(folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-def to_images(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """Frames [B, F, H, W, 3] uint8 → images [B, F, 3, height, width] float32 in [-1, 1], area-averaged."""
-    images = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2).float() / 127.5 - 1
-    resized = torch.nn.functional.interpolate(images.flatten(0, 1), size=size, mode="area")
-    return resized.unflatten(0, images.shape[:2])

@@ -5,4 +5,14 @@ from pipeline.render.mp4 import write_mp4
 from pipeline.render.scene import Scene, sample_scene
 from pipeline.render.thumbnail import write_webp
 
-__all__ = ["CLIP_LEN", "FPS", "FRAME_SHAPE", "NOVEL_KINDS", "Scene", "render_clip", "sample_scene", "write_mp4", "write_webp"]
+__all__ = [
+    "CLIP_LEN",
+    "FPS",
+    "FRAME_SHAPE",
+    "NOVEL_KINDS",
+    "Scene",
+    "render_clip",
+    "sample_scene",
+    "write_mp4",
+    "write_webp",
+]

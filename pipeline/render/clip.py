@@ -75,9 +75,7 @@ def stand(task: str, rng: np.random.Generator) -> Pose:
     return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(tilt))
 
 
-def _work(
-    scene: Scene, context: str, novel: str | None, rng: np.random.Generator
-) -> tuple[Image.Image, Area, Pose]:
+def _work(scene: Scene, context: str, novel: str | None, rng: np.random.Generator) -> tuple[Image.Image, Area, Pose]:
     """What is worked on, on a layer of its own, the area to work on, and where it stands."""
     canvas, pose = Canvas(), stand(scene.task, rng)
     paint = _UNSEEN[scene.task] if novel == "object" else _WORK[scene.task][context]
