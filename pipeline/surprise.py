@@ -19,7 +19,7 @@ BOOTSTRAP_ROUNDS = 200
 CLIPS_A_COMPONENT = 4
 MAX_COMPONENTS = 128
 MAX_LEARNED = 2048
-TRIMMED = 0.15  # of the reference, the clips that its own components explain worst
+TRIMMED = 0.15  # of the reference: what is novel in it must not become a component of its own
 
 
 def remove_complexity(values: np.ndarray, complexity: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -55,11 +55,7 @@ def novelty_score(channels: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def unexplained(vectors: np.ndarray, reference: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Log of the squared residual [N] of vectors [N, D] on principal components of the reference's other fold.
-
-    The components are fitted twice, the second time without the worst explained clips: what is novel in the reference
-    must not become a component of its own.
-    """
+    """Log of the squared residual [N] of vectors [N, D] on principal components of the reference's other fold."""
     residual = np.empty(len(vectors))
     for fold in np.unique(folds):
         scored = folds == fold
@@ -67,19 +63,10 @@ def unexplained(vectors: np.ndarray, reference: np.ndarray, folds: np.ndarray) -
         if len(known) < 2:
             known = np.flatnonzero(reference)
         known = known[:: 1 + len(known) // MAX_LEARNED]
-        for _ in range(2):
-            learned = vectors[known]
-            components = max(1, min(MAX_COMPONENTS, len(known) // CLIPS_A_COMPONENT))
-            pca = PCA(components, random_state=0).fit(learned)
-            left = _left_over(pca, learned)
-            known = known[left <= np.quantile(left, 1 - TRIMMED)]
-        residual[scored] = _left_over(pca, vectors[scored])
+        pca = PCA(max(1, min(MAX_COMPONENTS, len(known) // CLIPS_A_COMPONENT)), random_state=0).fit(vectors[known])
+        centred = vectors[scored] - pca.mean_
+        residual[scored] = np.square(centred).sum(axis=1) - np.square(centred @ pca.components_.T).sum(axis=1)
     return np.log(np.maximum(residual, 1e-12))
-
-
-def _left_over(pca: PCA, vectors: np.ndarray) -> np.ndarray:
-    centred = vectors - pca.mean_
-    return np.maximum(np.square(centred).sum(axis=1) - np.square(centred @ pca.components_.T).sum(axis=1), 0)
 
 
 def clip_channels(thumbnails: np.ndarray, reference: np.ndarray, folds: np.ndarray) -> dict[str, np.ndarray]:

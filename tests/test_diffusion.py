@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -28,21 +29,39 @@ def svd_folder(tmp_path_factory):
         vae=AutoencoderKLTemporalDecoder(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4),
         image_encoder=CLIPVisionModelWithProjection(
             CLIPVisionConfig(
-                hidden_size=32, intermediate_size=37, projection_dim=24, num_hidden_layers=1, num_attention_heads=4,
-                image_size=224, patch_size=56,
-            )  # fmt: skip
+                hidden_size=32,
+                intermediate_size=37,
+                projection_dim=24,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                image_size=224,
+                patch_size=56,
+            )
         ),
         unet=UNetSpatioTemporalConditionModel(
-            block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=24, num_attention_heads=(2, 4),
-            addition_time_embed_dim=32, projection_class_embeddings_input_dim=96, num_frames=FRAMES,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            cross_attention_dim=24,
+            num_attention_heads=(2, 4),
+            addition_time_embed_dim=32,
+            projection_class_embeddings_input_dim=96,
+            num_frames=FRAMES,
             down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
             up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        ),  # fmt: skip
+        ),
         scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-            interpolation_type="linear", timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True,
-            sigma_min=0.002, sigma_max=700.0, steps_offset=1,
-        ),  # fmt: skip
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            interpolation_type="linear",
+            timestep_spacing="leading",
+            timestep_type="continuous",
+            use_karras_sigmas=True,
+            sigma_min=0.002,
+            sigma_max=700.0,
+            steps_offset=1,
+        ),
         feature_extractor=CLIPImageProcessor(size=224, crop_size=224),
     )
     folder = tmp_path_factory.mktemp("models") / "svd"
@@ -164,8 +183,6 @@ def test_svd_scores_a_clip_alike_in_any_batch_and_order(svd_folder):
     ids=["no index", "another class", "no unet weights", "damaged vae"],
 )
 def test_a_model_folder_that_is_not_whole_is_refused_in_one_line(svd_folder, tmp_path, break_it, message):
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(svd_folder, folder)
     break_it(folder)
@@ -176,7 +193,7 @@ def test_a_model_folder_that_is_not_whole_is_refused_in_one_line(svd_folder, tmp
 
 def test_weights_that_cannot_be_had_name_the_ways_out(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(VtpError, match="not to be had from the hub.*--model corpus.*--model DIR"):
+    with pytest.raises(VtpError, match=r"not to be had from the hub.*--model corpus.*--model DIR"):
         diffusion.load_svd("nobody/no-such-model")
 
 
@@ -214,6 +231,6 @@ def test_busyness_is_measured_in_time_and_in_space():
     blink[:, ::2] = 0.5
     stripes = still.clone()
     stripes[..., ::2] = 0.5
-    motion, texture = (torch.cat(column) for column in zip(*map(diffusion.energies, (still, blink, stripes)), strict=True))
+    motion, texture = diffusion.energies(torch.cat([still, blink, stripes]))
     assert motion[1] == pytest.approx(math.log(0.25 + 1e-8)) and motion[2] == motion[0] < motion[1]
     assert texture[2] == pytest.approx(math.log(0.25 + 1e-8)) and texture[1] == texture[0] < texture[2]

@@ -1,8 +1,8 @@
 """The noise gap: how badly a denoiser predicts the noise in a clip, at each of several noise levels.
 
-Preconditioning and target are EDM's with sigma_data = 1 (Karras et al. 2022, arXiv 2206.00364, table 1) in the form
 Preconditioning and target are EDM's with sigma_data = 1 (Karras et al. 2022, arXiv 2206.00364, table 1), in the form
-appendix D; Salimans and Ho 2022, arXiv 2202.00512).
+that Stable Video Diffusion was trained with: the network's output F predicts v (Blattmann et al. 2023, arXiv
+2311.15127, appendix D; Salimans and Ho 2022, arXiv 2202.00512).
 """
 
 from __future__ import annotations
