@@ -36,6 +36,7 @@ from pipeline.config import (
     ExtractConfig,
     FrontierConfig,
     MergeConfig,
+    NoveltyConfig,
     ReportConfig,
     SimulateConfig,
     SpreadConfig,
@@ -266,6 +267,23 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
         print(yaml.safe_dump(result, sort_keys=False, allow_unicode=True).rstrip())
 
 
+def _print_detection(result: dict[str, Any]) -> None:
+    """How well each kind of labelled novelty is found, by the score, its channels and the baseline."""
+    found = result["detection"]
+    table = Table(title="labelled novelty found, AUROC", title_justify="left")
+    for column in ("kind", "clips", *found):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    for kind, row in found["score"].items():
+        first = f"{row['auroc']:.2f}{_interval(row['auroc_ci95'])}"
+        others = [f"{found[name][kind]['auroc']:.2f}" for name in found if name != "score"]
+        table.add_row(kind, str(row["clips"]), first, *others)
+    Console().print(table)
+    print(
+        f"mean {result['auroc_mean']:.3f}, nearest neighbours {result['auroc_knn_mean']:.3f}; rank correlation with "
+        f"motion {result['rho_motion']:.2f}, with texture {result['rho_texture']:.2f}"
+    )
+
+
 @_command(DemoConfig, as_json=True)
 def demo(cfg: DemoConfig, *, as_json: bool) -> None:
     from pipeline import demo
@@ -362,6 +380,25 @@ def _list_failures(result: Any) -> None:
         console.print(table)
         console.print(f"each is in {result.failures_path}", markup=False)
         raise typer.Exit(EXIT_PARTIAL)
+
+
+@_command(NoveltyConfig, as_json=True)
+def novelty(cfg: NoveltyConfig, *, as_json: bool) -> None:
+    from pipeline import novelty
+
+    with _progress("novelty") as advance:
+        result = novelty.run(cfg, progress=advance)
+    if as_json:
+        _print_json(result)
+        return
+    if result["path"] is None:
+        return
+    print(
+        f"wrote {result['path']}: {result['num_scored']} of {result['num_clips']} clips scored, model {result['model']}"
+    )
+    if "detection" in result:
+        _print_detection(result)
+    print(f"next: vtp train --source embeddings --embeddings {cfg.embeddings}")
 
 
 @_command(TrainConfig, as_json=True)

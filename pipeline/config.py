@@ -89,6 +89,7 @@ class SimulateConfig(Config):
     task: Task = Field("dishwashing", description="What the demonstrator does.")
     scenario: Scenario = Field("mixed", description="seed: one kind of object; mixed: a context per step.")
     val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
+    novel: float = Field(0.0, ge=0, le=1, description="Share of the clips that show planted novelty, of six kinds.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed; the same seed gives the same bytes.")
 
 
@@ -160,6 +161,32 @@ class DoctorConfig(Config):
     """Check this machine's decoders and what lies at an output."""
 
     out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, as given to vtp extract.")
+
+
+class NoveltyConfig(Config):
+    """Score how far each clip lies off what a reference corpus does, by the noise gap of a video diffusion model."""
+
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, beside its videos.")
+    out: Path | None = Field(None, description="File to write; by default novelty.h5 beside the embeddings.")
+    model: str = Field(
+        "auto", description="auto, corpus, or Stable Video Diffusion from a folder in diffusers format or the hub."
+    )
+    reference: Path | None = Field(
+        None,
+        description="What is ordinary: a manifest of some of these videos, or another embeddings file; by default all.",
+    )
+    resolution: int | None = Field(
+        None, ge=32, le=1024, multiple_of=16, description="Height of the model's frames; by default 64, of svd 320."
+    )
+    draws: int = Field(1, ge=1, le=64, description="Antithetic pairs of noise at each of five levels.")
+    updates: int = Field(300, ge=1, le=100_000, description="Updates of the corpus model, for each of its two halves.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
+    allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour a clip.")
+    shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
+    shard: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        None, description="Which of them this one is, from 0; auto: the index of the array job."
+    )
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the noise and of the corpus model.")
 
 
 # Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;

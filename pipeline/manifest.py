@@ -198,7 +198,8 @@ def read_labels(path: Path) -> pd.DataFrame:
     """One row a clip step, sorted by step, which counts from 0 without a gap.
 
     Columns that the file lacks are left out: context is text; speed, care and novel lie in [0, 1]; attempts and
-    errors are whole numbers, errors at most attempts. Empty values are NaN ("" for context).
+    errors are whole numbers, errors at most attempts. Empty values are NaN ("" for context). In the file, novel may
+    name the kind of novelty and is empty for an ordinary clip: here that makes 1 and 0, with the names in novel_kind.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
@@ -211,7 +212,11 @@ def read_labels(path: Path) -> pd.DataFrame:
         raise VtpError(f"labels {path} have an unknown column {unknown[0]!r}; use {', '.join(LABEL_COLUMNS)}")
     if "step" not in table:
         raise VtpError(f"labels {path} have no column step; number the rows from 0")
-    for name in table.columns.drop("context", errors="ignore"):
+    if "novel" in table:
+        novel = table["novel"].fillna("0")
+        is_kind = pd.to_numeric(novel, errors="coerce").isna()
+        table["novel"], table["novel_kind"] = novel.where(~is_kind, "1"), novel.where(is_kind, "")
+    for name in table.columns.drop(["context", "novel_kind"], errors="ignore"):
         table[name] = _numbers(table[name], f"labels {path}: {name}", *_LABEL_RANGES.get(name, (0, None)))
     table = table.sort_values("step", ignore_index=True)
     if not (table["step"] == np.arange(len(table))).all():

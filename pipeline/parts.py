@@ -248,11 +248,11 @@ def _merge_labels(
         return None
     if unlabelled := sum(not one for one in labels):
         logger.warning("%d of %d videos have no labels; theirs are empty", unlabelled, len(labels))
-    blank = {"context": "", **dict.fromkeys(store.LABEL_NUMBERS, np.nan)}
+    blank = {"context": "", "novel_kind": "", **dict.fromkeys(store.LABEL_NUMBERS, np.nan)}
     return {
         name: np.concatenate(
             [
-                one[name] if one and name in one else np.full(count, value, object if name == "context" else float)
+                one[name] if one and name in one else np.full(count, value, object if value == "" else float)
                 for one, count in zip(labels, counts, strict=True)
             ]
         )

@@ -77,6 +77,8 @@ def make_video(cfg: SimulateConfig, index: int, stream: np.random.SeedSequence) 
     """Write OUT/videos/INDEX.mp4 and OUT/labels/INDEX.csv of one episode."""
     rng = np.random.default_rng(stream)
     labels = demonstrate(sim.scenario(cfg.task, cfg.scenario), cfg.steps, rng)
+    if cfg.novel > 0:
+        labels = plant(labels, index, cfg.novel, rng)
     render.write_mp4(cfg.out / "videos" / f"{index:04d}.mp4", film(cfg.task, labels, rng), fps=render.FPS)
     _write_csv(cfg.out / "labels" / f"{index:04d}.csv", labels)
 
@@ -106,13 +108,33 @@ def demonstrate(scenario: sim.Scenario, steps: int, rng: np.random.Generator) ->
     return pd.DataFrame(rows, columns=["step", "context", "speed", "care", "attempts", "errors"])
 
 
+def plant(labels: pd.DataFrame, index: int, share: float, rng: np.random.Generator) -> pd.DataFrame:
+    """The labels of video `index` with a column novel: a kind for `share` of all steps, "" for the ordinary ones.
+
+    Kinds take turns, through all videos, so that there are as many of each; which steps they fall on is random.
+    """
+    steps = len(labels)
+    first, stop = (int(np.floor(count * share * steps + 0.5)) for count in (index, index + 1))
+    chosen = rng.permutation(steps)[: stop - first]
+    novel = np.full(steps, "", object)
+    novel[chosen] = [render.NOVEL_KINDS[number % len(render.NOVEL_KINDS)] for number in range(first, stop)]
+    # Three times a slow stroke is an ordinary one, and so is a straight stroke backwards.
+    least = rng.uniform(0.5, 1, steps).round(4)
+    speed = labels["speed"].where(novel != "fast", np.maximum(labels["speed"], least))
+    care = labels["care"].where(novel != "reversed", np.maximum(labels["care"], least))
+    # What comes of washing something that the simulator does not know is not known either.
+    outcomes = {name: labels[name].astype("Int64").mask(novel != "") for name in ("attempts", "errors")}
+    return labels.assign(speed=speed, care=care, **outcomes, novel=novel)
+
+
 def film(task: str, labels: pd.DataFrame, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """The episode's frames [144, 192, 3] uint8, 16 a step, in one scene."""
     scene = render.sample_scene(task, rng)
     for step in labels.itertuples():
         if _stop.is_set():
             raise KeyboardInterrupt
-        yield from render.render_clip(scene, step.context, step.speed, step.care, rng)
+        novel = getattr(step, "novel", "") or None
+        yield from render.render_clip(scene, step.context, step.speed, step.care, rng, novel=novel)
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -77,7 +77,7 @@ class Embeddings:
     """An embeddings file in memory.
 
     labels: context [N] strings ("" where unknown); speed, care, attempts, errors, novel [N] float64 (NaN where
-    unknown); None where no video has labels.
+    unknown); novel_kind [N] strings, where any kind of novelty is named; None where no video has labels.
     """
 
     embeddings: np.ndarray  # [N, 128] float32
@@ -149,6 +149,8 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     if embeddings.labels is not None:
         arrays["labels/context"] = _to_bytes(embeddings.labels["context"])
         arrays |= {f"labels/{name}": embeddings.labels[name].astype(np.float64) for name in LABEL_NUMBERS}
+        if any(embeddings.labels.get("novel_kind", ())):
+            arrays["labels/novel_kind"] = _to_bytes(embeddings.labels["novel_kind"])
     content = _content_sha256({name: array for name, array in arrays.items() if name != "videos/path"})
     _write(path, arrays, {**embeddings.attrs, "schema_version": SCHEMA_VERSION, "content_sha256": content})
     return content
@@ -165,8 +167,11 @@ def read_embeddings(path: Path) -> Embeddings:
         if "labels/context" in checked:
             labels = {"context": np.array(checked.strings("labels/context", clips.num_clips), dtype=object)}
             labels |= {name: checked.array(f"labels/{name}", (clips.num_clips,), np.float64) for name in LABEL_NUMBERS}
+            if "labels/novel_kind" in checked:
+                kinds = checked.strings("labels/novel_kind", clips.num_clips)
+                labels["novel_kind"] = np.array(kinds, dtype=object)
         norm = None
-        if "projector/norm" in checked.file:
+        if "projector/norm" in checked:
             norm = checked.array("projector/norm", (2, EMBEDDING_DIM), np.float64)
         attrs = checked.attrs()
         if "content_sha256" not in attrs:
@@ -198,15 +203,44 @@ def read_novelty_weights(path: Path, content_sha256: str) -> np.ndarray:
     """Weights [N] of the clips of the embeddings that have that content hash; VtpError where they belong to others."""
     remedy = f"make it again with: vtp novelty --out {path}"
     with _open(path, remedy) as checked:
-        found = checked.attrs().get("content_sha256")
-        if found != content_sha256:
-            raise VtpError(
-                f"novelty {path} belongs to embeddings {str(found)[:12]}, not to {content_sha256[:12]}; {remedy}"
-            )
+        checked.belongs_to(content_sha256)
         weight = checked.array("weight", (None,), np.float32)
         if not (np.isfinite(weight).all() and (weight >= 0).all()):
             raise CorruptError(f"novelty {path} has weights that are negative or not finite; {remedy}")
         return weight
+
+
+def write_measures(path: Path, measures: Mapping[str, np.ndarray], settings: Mapping[str, str | int | float]) -> None:
+    """One block of clips on its way to novelty.h5."""
+    _write(path, measures, {"schema_version": SCHEMA_VERSION, **settings})
+
+
+def read_measures(path: Path, settings: Mapping[str, str | int | float]) -> dict[str, np.ndarray]:
+    """The block's arrays; VtpError where it is of other settings, CorruptError where it is damaged."""
+    remedy = "run the same command again"
+    with _open(path, remedy) as checked:
+        found = checked.attrs()
+        if different := [name for name, value in settings.items() if found.get(name) != value]:
+            raise VtpError(f"{path} was measured with another {different[0]}; {remedy}")
+        num_clips = checked.dataset("gap", (None, None)).shape[0]
+        arrays = {"gap": checked.array("gap", (num_clips, None), np.float32)}
+        for name in ("motion_energy", "texture_energy"):
+            arrays[name] = checked.array(name, (num_clips,), np.float32)
+        return arrays | {"thumbnails": checked.array("thumbnails", (num_clips, None, None, None, 3), np.float16)}
+
+
+def write_novelty(path: Path, columns: Mapping[str, np.ndarray], attrs: Mapping[str, str | int | float]) -> None:
+    """columns: weight [N] float32, score [N], and more of N rows; attrs hold the embeddings' content_sha256."""
+    _write(path, columns, {"schema_version": SCHEMA_VERSION, **attrs})
+
+
+def read_novelty_scores(path: Path, content_sha256: str) -> tuple[dict[str, np.ndarray], dict[str, str | int | float]]:
+    """Every column of N rows by its path in the file, and the attributes; VtpError where they belong to others."""
+    with _open(path, f"make it again with: vtp novelty --out {path}") as checked:
+        checked.belongs_to(content_sha256)
+        names = [name for name in checked.names() if name != "weight"]
+        columns = {name: checked.numbers(name) for name in names}
+        return columns | {"weight": checked.array("weight", (None,), np.float32)}, checked.attrs()
 
 
 def _clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
@@ -303,6 +337,26 @@ class _Checked:
     def attrs(self) -> dict[str, str | int | float]:
         values = {name: self.file.attrs[name] for name in self.file.attrs}
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+    def belongs_to(self, content_sha256: str) -> None:
+        """VtpError unless the file was made for the embeddings of that content."""
+        found = self.file.attrs.get("content_sha256")
+        if found != content_sha256:
+            raise VtpError(
+                f"novelty {self.path} belongs to embeddings {str(found)[:12]}, not to {content_sha256[:12]}; "
+                f"{self.remedy}"
+            )
+
+    def names(self) -> list[str]:
+        """The paths of all datasets."""
+        return list(self._datasets)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Floats of any shape, as float64."""
+        dataset = self.dataset(name, (None,) * self._datasets[name].ndim)
+        if dataset.dtype.kind != "f":
+            raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not a float; {self.remedy}")
+        return dataset[()].astype(np.float64)
 
     def array(self, name: str, shape: tuple[int | None, ...], dtype: type) -> np.ndarray:
         dataset = self.dataset(name, shape)

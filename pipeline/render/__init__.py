@@ -1,8 +1,18 @@
 """Simulator state to frames to mp4: what the demonstrations look like."""
 
-from pipeline.render.clip import CLIP_LEN, FPS, FRAME_SHAPE, render_clip
+from pipeline.render.clip import CLIP_LEN, FPS, FRAME_SHAPE, NOVEL_KINDS, render_clip
 from pipeline.render.mp4 import write_mp4
 from pipeline.render.scene import Scene, sample_scene
 from pipeline.render.thumbnail import write_webp
 
-__all__ = ["CLIP_LEN", "FPS", "FRAME_SHAPE", "Scene", "render_clip", "sample_scene", "write_mp4", "write_webp"]
+__all__ = [
+    "CLIP_LEN",
+    "FPS",
+    "FRAME_SHAPE",
+    "NOVEL_KINDS",
+    "Scene",
+    "render_clip",
+    "sample_scene",
+    "write_mp4",
+    "write_webp",
+]

@@ -145,6 +145,18 @@ def paver(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -
     return Area(*pose.frame(0, 0), 28 * pose.scale, 24 * pose.scale)
 
 
+def rubble(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> Area:
+    """A heap of round field stones: nobody lays those in an ordinary clip."""
+    stone = np.asarray(sample_rgb(rng, (0.05, 0.15), (0.02, 0.12), (0.45, 0.7)), np.float32)
+    for v in range(-36, 48, 14):
+        half = 22 + 0.42 * (v + 36)
+        for u in np.arange(-half, half + 1, 17):
+            x, y = pose.frame(u + rng.uniform(-4, 4), v + rng.uniform(-3, 3))
+            size, tone = rng.uniform(8, 11) * pose.scale, rng.uniform(0.8, 1.15)
+            capsule(canvas, (x - 2, y), (x + 2, y + 1), size, tuple(tone * stone), light, gloss=0.05)
+    return Area(*pose.frame(0, 4), 28 * pose.scale, 24 * pose.scale)
+
+
 BRICKWORK: dict[str, Callable[[Canvas, Pose, Vector, np.random.Generator], Area]] = {
     "infill": infill,
     "face": face,

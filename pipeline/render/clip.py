@@ -6,17 +6,24 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline.errors import VtpError
-from pipeline.render import places, tools
+from pipeline.render import bricks, dishes, places, tools
 from pipeline.render.bricks import BRICKWORK
 from pipeline.render.dishes import DISHES, Area
-from pipeline.render.paint import FRAME_HEIGHT, FRAME_WIDTH, SUPERSAMPLE, Canvas, Pose, shadow_mask
+from pipeline.render.paint import FRAME_HEIGHT, FRAME_WIDTH, RGB, SUPERSAMPLE, Canvas, Pose, sample_rgb, shadow_mask
 from pipeline.render.scene import Scene
 
 FRAME_SHAPE = (FRAME_HEIGHT, FRAME_WIDTH)
 CLIP_LEN = 16
 FPS = 15
 
+# Planted novelty, never in an ordinary demonstration: an object and a colour that nobody works on, motion three times
+# too fast, in reverse order or stopped, and work that slips and falls.
+NOVEL_KINDS = ("object", "colour", "fast", "reversed", "static", "dropped")
+TOO_FAST = 3.0
+
 _WORK = {"dishwashing": DISHES, "bricklaying": BRICKWORK}
+_UNSEEN = {"dishwashing": dishes.board, "bricklaying": bricks.rubble}
+_UNSEEN_HUES = (0.26, 0.38), (0.76, 0.9)  # greens and violets: no dish and no brick has one
 _TILT = {"dishwashing": 0.12, "bricklaying": 0.03}  # walls stand upright
 _WORK_CENTRE = {"dishwashing": (96.0, 76.0), "bricklaying": (96.0, 72.0)}
 
@@ -68,22 +75,42 @@ def stand(task: str, rng: np.random.Generator) -> Pose:
     return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(tilt))
 
 
-def _still(scene: Scene, context: str, care: float, rng: np.random.Generator) -> tuple[Image.Image, Area]:
-    """Everything that does not move in a clip, supersampled, and the area to work on."""
-    canvas = Canvas()
+def _work(scene: Scene, context: str, novel: str | None, rng: np.random.Generator) -> tuple[Image.Image, Area, Pose]:
+    """What is worked on, on a layer of its own, the area to work on, and where it stands."""
+    canvas, pose = Canvas(), stand(scene.task, rng)
+    paint = _UNSEEN[scene.task] if novel == "object" else _WORK[scene.task][context]
+    area = paint(canvas, pose, scene.light.towards, rng)
+    if novel == "colour":
+        hues = _UNSEEN_HUES[rng.integers(len(_UNSEEN_HUES))]
+        _recolour(canvas, sample_rgb(rng, hues, (0.6, 0.9), (0.75, 0.95)))
+    return canvas.image(), area, pose
+
+
+def _recolour(canvas: Canvas, colour: RGB) -> None:
+    """Dye what is painted: its light and shade stay, and what is dark becomes brighter, for black shows no dye."""
+    shade = canvas.rgb.mean(axis=-1, keepdims=True)  # premultiplied, as the colour becomes
+    canvas.rgb[:] = (0.35 * canvas.alpha[..., None] + 0.75 * shade) * np.asarray(colour, np.float32)
+
+
+def _still(scene: Scene, work: Image.Image, foam: Image.Image | None) -> Image.Image:
+    """Everything that does not move by itself in a clip, supersampled."""
     towards = scene.light.towards
-    area = _WORK[scene.task][context](canvas, stand(scene.task, rng), towards, rng)
-    sprite = canvas.image()
     still = places.backdrop(scene).copy()
-    shadow = shadow_mask(sprite, (-8 * towards[0], 3 - 8 * towards[1]), blur=5, strength=scene.light.shadow)
+    shadow = shadow_mask(work, (-8 * towards[0], 3 - 8 * towards[1]), blur=5, strength=scene.light.shadow)
     still.paste((12, 14, 20), mask=shadow)
-    still.paste(sprite, mask=sprite)
-    if scene.task == "dishwashing":
-        foam = _foam(area, care, rng)
+    still.paste(work, mask=work)
+    if foam is not None:
         still.paste(foam, mask=foam)
         tap = places.tap(scene)
         still.paste(tap, mask=tap)
-    return still, area
+    return still
+
+
+def _fallen(work: Image.Image, pose: Pose, num_frames: float, turn: float) -> Image.Image:
+    """The work, that many frames after it slipped: it turns, `turn` degrees a frame, and falls ever faster."""
+    fall = 1.1 * num_frames**2
+    centre = _samples(pose.x, pose.y)
+    return work.rotate(turn * num_frames, center=centre, translate=_samples(0, fall))
 
 
 def _tool(scene: Scene, rng: np.random.Generator) -> Image.Image:
@@ -105,20 +132,33 @@ def _exposed(frames: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.n
     return np.clip(lit, 0, 255).astype(np.uint8)
 
 
-def render_clip(scene: Scene, context: str, speed: float, care: float, rng: np.random.Generator) -> np.ndarray:
-    """A clip [16, 144, 192, 3] uint8 of one step; `rng` varies pose, hue, foam, hand, light drift and noise."""
+def render_clip(
+    scene: Scene, context: str, speed: float, care: float, rng: np.random.Generator, *, novel: str | None = None
+) -> np.ndarray:
+    """A clip [16, 144, 192, 3] uint8 of one step; `rng` varies pose, hue, foam, hand, light drift and noise.
+
+    novel: one of NOVEL_KINDS, or None for an ordinary clip.
+    """
     if context not in _WORK[scene.task]:
         raise VtpError(f"context {context!r} is unknown; for {scene.task} use one of {', '.join(_WORK[scene.task])}")
-    still, area = _still(scene, context, care, rng)
+    if novel not in (None, *NOVEL_KINDS):
+        raise VtpError(f"novel {novel!r} is unknown; use one of {', '.join(NOVEL_KINDS)}")
+    work, area, pose = _work(scene, context, novel, rng)
+    foam = _foam(area, care, rng) if scene.task == "dishwashing" else None
     tool = _tool(scene, rng)
     shadow = tool.getchannel("A").point(lambda a: round(a * 0.6 * scene.light.shadow))
-    offsets = tools.strokes(speed, care, (area.reach_x, area.reach_y), CLIP_LEN, fps=FPS, rng=rng)
+    fps = FPS / TOO_FAST if novel == "fast" else FPS
+    offsets = tools.strokes(speed, care, (area.reach_x, area.reach_y), CLIP_LEN, fps=fps, rng=rng)
     path = offsets + np.array([area.x, area.y])
+    if novel == "static":
+        path[:] = path[0]
     ripples, start = rng.uniform(-1.2, 1.2, 97), int(rng.integers(97))
+    slips_at, turn = (rng.uniform(1, 5), rng.uniform(3, 7)) if novel == "dropped" else (CLIP_LEN, 0.0)
 
+    still = _still(scene, work, foam)
     frames = np.empty((CLIP_LEN, *FRAME_SHAPE, 3), np.uint8)
     for t, (x, y) in enumerate(path):
-        image = still.copy()
+        image = still.copy() if t <= slips_at else _still(scene, _fallen(work, pose, t - slips_at, turn), foam)
         if scene.task == "dishwashing":
             spout_x, spout_y = places.spout(scene)
             water = _water(area.y - area.reach_y - 4 - spout_y, t + start, ripples)
@@ -127,5 +167,7 @@ def render_clip(scene: Scene, context: str, speed: float, care: float, rng: np.r
         image.paste((10, 10, 16), (left + 4, top + 10), shadow)
         image.paste(tool, (left, top), tool)
         frames[t] = image.reduce(SUPERSAMPLE)
+    if novel == "reversed":
+        frames = frames[::-1]
     frames = _exposed(frames, scene, rng)
     return np.ascontiguousarray(frames[:, :, ::-1]) if scene.camera.mirrored else frames

@@ -23,6 +23,7 @@ from pipeline.render.paint import (
     grain,
     mix,
     ramp,
+    rounded_box,
     sample_rgb,
     shade,
 )
@@ -150,6 +151,20 @@ def mug(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> 
     canvas.paint(sample_rgb(rng, (0.05, 0.09), (0.6, 0.8), (0.25, 0.4)), cover((dregs - 1) * 4.5, pose.scale) * 0.8)
     x, y = pose.frame(14, 4)
     return Area(x, y, 15 * pose.scale, 15 * pose.scale)
+
+
+def board(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> Area:
+    """A wooden chopping board, corners round, with a slot to hang it by: nobody washes one in an ordinary clip."""
+    wood = sample_rgb(rng, (0.07, 0.1), (0.45, 0.65), (0.6, 0.85))
+    u, v = pose.local(canvas)
+    outline = rounded_box(u, v, 47, 33, 7)
+    bevel = 0.6 * ramp(outline, -4, 0)
+    rings = 0.5 * np.sin(v * 0.55 + 1.5 * grain(rng, u.shape, cell=(60, 8))) + grain(rng, u.shape, cell=(20, 2))
+    planks = np.asarray(wood, np.float32) * (1 + 0.09 * rings)[..., None]
+    lit = shade(planks, bevel * np.sign(u) * (np.abs(u) > 43), bevel * np.sign(v) * (np.abs(v) > 29), light)
+    canvas.paint(lit, cover(outline, pose.scale))
+    canvas.paint((0.1, 0.09, 0.08), cover(rounded_box(u + 38, v, 3, 11, 3), pose.scale))
+    return Area(pose.x, pose.y, 30 * pose.scale, 22 * pose.scale)
 
 
 DISHES: dict[str, Callable[[Canvas, Pose, Vector, np.random.Generator], Area]] = {

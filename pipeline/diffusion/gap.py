@@ -1,0 +1,112 @@
+"""The noise gap: how badly a denoiser predicts the noise in a clip, at each of several noise levels.
+
+Preconditioning and target are EDM's with sigma_data = 1 (Karras et al. 2022, arXiv 2206.00364, table 1), in the form
+that Stable Video Diffusion was trained with: the network's output F predicts v (Blattmann et al. 2023, arXiv
+2311.15127, appendix D; Salimans and Ho 2022, arXiv 2202.00512).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+SIGMAS = (0.25, 0.7, 2.0, 5.0, 14.0)
+
+# (scaled noisy latents [B, F, C, h, w], timestep) → F [B, F, C, h, w]
+Denoiser = Callable[[Tensor, float], Tensor]
+
+
+class Conditioned(NamedTuple):
+    """B clips as a denoiser sees them."""
+
+    latents: Tensor  # [B, F, C, h, w], what is noised and denoised
+    image_latents: Tensor  # [B, C, h, w], of the first frame, which the denoiser is given
+    context: Tensor  # [B, 1, D], for cross-attention
+
+
+class Backend(Protocol):
+    """A denoiser of clips and the coding that it works on."""
+
+    num_frames: int
+
+    def condition(self, images: Tensor, embeddings: Tensor, *, seed: int = 0) -> Conditioned:
+        """Images [B, num_frames, 3, H, W] in [-1, 1] and embeddings [B, D] of B clips."""
+        ...
+
+    def denoise(self, noisy: Tensor, timestep: float, conditioned: Conditioned) -> Tensor:
+        """F [B, F, C, h, w] of scaled noisy latents of the same shape."""
+        ...
+
+
+class Preconditioning(NamedTuple):
+    c_in: float
+    c_skip: float
+    c_out: float
+    timestep: float  # what the network is told of sigma: a fraction, not an index
+
+
+def preconditioning(sigma: float) -> Preconditioning:
+    norm = math.sqrt(1 + sigma * sigma)
+    return Preconditioning(1 / norm, 1 / norm**2, -sigma / norm, 0.25 * math.log(sigma))
+
+
+def velocity(latents: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
+    """What F should be for the noisy latents z + sigma · noise."""
+    return (noise - sigma * latents) / (1 + sigma**2) ** 0.5
+
+
+def denoised(noisy: Tensor, prediction: Tensor, sigma: float) -> Tensor:
+    """The clean latents that the network's output F stands for."""
+    _, c_skip, c_out, _ = preconditioning(sigma)
+    return c_skip * noisy + c_out * prediction
+
+
+def shared_noise(shape: Sequence[int], *keys: int) -> Tensor:
+    """Standard normal noise [shape], float32: the same for the same keys, on any device and for every clip."""
+    seed = 0
+    for key in keys:
+        seed = seed * 1_000_003 + key
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed % 2**63))
+
+
+@torch.no_grad()
+def noise_gap(
+    denoiser: Denoiser, latents: Tensor, *, sigmas: Sequence[float] = SIGMAS, draws: int = 1, seed: int = 0
+) -> Tensor:
+    """Mean squared error of F against v, per clip and sigma: latents [B, F, C, h, w] → [B, K] float32, at least 0.
+
+    draws: antithetic pairs of noise a sigma. All clips see the same noise, so that their gaps differ by what they show.
+    The first frame is left out, for the denoiser is given it.
+    """
+    gaps = torch.zeros(len(latents), len(sigmas), device=latents.device)
+    for k, sigma in enumerate(sigmas):
+        c_in, _, _, timestep = preconditioning(sigma)
+        for draw in range(draws):
+            noise = shared_noise(latents.shape[1:], seed, k, draw).to(latents)
+            for signed in (noise, -noise):
+                prediction = denoiser(c_in * (latents + sigma * signed), timestep)
+                error = (prediction - velocity(latents, signed, sigma))[:, 1:].float()
+                gaps[:, k] += error.square().mean((1, 2, 3, 4)) / (2 * draws)
+    return gaps
+
+
+@torch.no_grad()
+def clip_gap(backend: Backend, images: Tensor, embeddings: Tensor, *, draws: int = 1, seed: int = 0) -> Tensor:
+    """The noise gap [B, K] of clips [B, T, 3, H, W] in [-1, 1]: the mean over the windows of num_frames frames."""
+    num_windows = images.shape[1] // backend.num_frames
+    gaps = []
+    for window in images[:, : num_windows * backend.num_frames].chunk(num_windows, dim=1):
+        conditioned = backend.condition(window, embeddings, seed=seed)
+        gaps.append(
+            noise_gap(
+                lambda noisy, timestep, conditioned=conditioned: backend.denoise(noisy, timestep, conditioned),
+                conditioned.latents,
+                draws=draws,
+                seed=seed,
+            )
+        )
+    return torch.stack(gaps).mean(0)

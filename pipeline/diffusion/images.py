@@ -1,0 +1,30 @@
+"""Frames as the models see them, and how busy they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_images(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Frames [B, T, H, W, 3] uint8 → images [B, T, 3, height, width] float32 in [-1, 1], bilinear with antialias."""
+    images = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2).float() / 127.5 - 1
+    if images.shape[-2:] == size:
+        return images
+    resized = F.interpolate(images.flatten(0, 1), size=size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.unflatten(0, images.shape[:2])
+
+
+def energies(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logs of motion and of texture: mean squared difference in time, and along both axes, [B] each."""
+    motion = images.diff(dim=1).square().mean((1, 2, 3, 4))
+    texture = images.diff(dim=-1).square().mean((1, 2, 3, 4)) + images.diff(dim=-2).square().mean((1, 2, 3, 4))
+    return (motion + 1e-8).log(), (texture + 1e-8).log()
+
+
+def thumbnails(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [B, T, 3, H, W] → averages over a coarse grid [B, T, height, width, 3]."""
+    small = F.interpolate(images.flatten(0, 1), size=size, mode="area")
+    return small.unflatten(0, images.shape[:2]).movedim(2, -1)

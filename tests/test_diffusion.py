@@ -1,0 +1,236 @@
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from pipeline import diffusion
+from pipeline.diffusion.corpus import fit_codec
+from pipeline.diffusion.gap import denoised, preconditioning, velocity
+from pipeline.errors import CorruptError, VtpError
+
+HEIGHT, WIDTH, FRAMES = 32, 64, 4
+
+
+@pytest.fixture(scope="module")
+def svd_folder(tmp_path_factory):
+    """A tiny random pipeline of SVD's classes, saved in its format."""
+    torch.manual_seed(0)
+    pipeline = StableVideoDiffusionPipeline(
+        vae=AutoencoderKLTemporalDecoder(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4),
+        image_encoder=CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=37,
+                projection_dim=24,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                image_size=224,
+                patch_size=56,
+            )
+        ),
+        unet=UNetSpatioTemporalConditionModel(
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            cross_attention_dim=24,
+            num_attention_heads=(2, 4),
+            addition_time_embed_dim=32,
+            projection_class_embeddings_input_dim=96,
+            num_frames=FRAMES,
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            interpolation_type="linear",
+            timestep_spacing="leading",
+            timestep_type="continuous",
+            use_karras_sigmas=True,
+            sigma_min=0.002,
+            sigma_max=700.0,
+            steps_offset=1,
+        ),
+        feature_extractor=CLIPImageProcessor(size=224, crop_size=224),
+    )
+    folder = tmp_path_factory.mktemp("models") / "svd"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Four clips [4, 16, 3, 64, 64] uint8 of a square that wanders over stripes, and embeddings [4, 128]."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((4, 16, 3, 64, 64), np.uint8)
+    images[:, :, :, :, ::4] = 90
+    for clip in images:
+        x, y, dx, dy = rng.integers(5, 40, 2).tolist() + rng.integers(-2, 3, 2).tolist()
+        for t, frame in enumerate(clip):
+            frame[:, y + dy * t // 4 :, x + dx * t // 4 :][:, :16, :16] = 200
+    return torch.from_numpy(images), torch.from_numpy(rng.standard_normal((4, 128)).astype(np.float32))
+
+
+def scaled(images):
+    return images.float() / 127.5 - 1
+
+
+def test_an_oracle_has_no_gap_and_a_wrong_one_the_square_of_its_error():
+    latents = torch.randn(3, FRAMES, 4, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+
+    def oracle(delta):
+        def denoiser(noisy, timestep):
+            sigma = math.exp(4 * timestep)
+            noise = (noisy * math.sqrt(1 + sigma**2) - latents) / sigma
+            return velocity(latents, noise, sigma) + delta
+
+        return denoiser
+
+    assert diffusion.noise_gap(oracle(0.0), latents).abs().max() < 1e-12
+    assert torch.allclose(diffusion.noise_gap(oracle(0.3), latents, draws=2), torch.tensor(0.09), atol=1e-6)
+
+
+def test_the_first_frame_does_not_count():
+    latents = torch.randn(2, FRAMES, 4, 4, 4)
+
+    def denoiser(noisy, timestep):
+        prediction = torch.zeros_like(noisy)
+        prediction[:, 0] = 1e6
+        return prediction
+
+    assert (diffusion.noise_gap(denoiser, latents) < 1e3).all()
+
+
+@pytest.mark.parametrize("sigma", diffusion.SIGMAS)
+def test_the_clean_latents_are_the_schedulers(svd_folder, sigma):
+    scheduler = EulerDiscreteScheduler.from_pretrained(svd_folder, subfolder="scheduler")
+    scheduler.set_timesteps(10)
+    scheduler.sigmas[0] = sigma
+    noisy, prediction = torch.randn(2, 1, FRAMES, 4, 4, 8)
+    step = scheduler.step(prediction, scheduler.timesteps[0], noisy)
+    assert torch.allclose(denoised(noisy, prediction, sigma), step.pred_original_sample, atol=1e-5)
+
+
+def test_the_error_in_v_is_the_error_in_the_clean_latents_scaled():
+    sigma, generator = 0.7, torch.Generator().manual_seed(2)
+    latents, noise, prediction = torch.randn(3, 1000, generator=generator)
+    error = (prediction - velocity(latents, noise, sigma)).square().mean()
+    clean = denoised(latents + sigma * noise, prediction, sigma)
+    assert error == pytest.approx(((clean - latents).square().mean() * (1 + sigma**2) / sigma**2).item(), rel=1e-4)
+
+
+def test_the_unet_is_given_what_the_real_pipeline_gives_it(svd_folder):
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(svd_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    seen = {}
+
+    def keep(module, args, kwargs):
+        seen.setdefault("inputs", (args[0], args[1], kwargs))
+
+    pipeline.unet.register_forward_pre_hook(keep, with_kwargs=True)
+    frames = np.random.default_rng(3).integers(0, 256, (1, FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    seed = 11
+    pipeline(
+        Image.fromarray(frames[0, 0]), height=HEIGHT, width=WIDTH, num_frames=FRAMES, num_inference_steps=2, fps=7,
+        motion_bucket_id=127, noise_aug_strength=0.02, max_guidance_scale=1.0, output_type="latent",
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    sample, timestep, kwargs = seen["inputs"]
+    sigma = math.exp(4 * timestep.item())
+
+    backend = diffusion.load_svd(str(svd_folder))
+    conditioned = backend.condition(diffusion.to_images(frames, (HEIGHT, WIDTH)), torch.zeros(1, 128), seed=seed)
+    given = {}
+    backend._pipeline.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: given.update(sample=args[0], timestep=args[1], **kwargs), with_kwargs=True
+    )
+    backend.denoise(sample[:, :, :4], preconditioning(sigma).timestep, conditioned)
+    assert torch.allclose(given["sample"], sample, atol=1e-5)
+    assert given["timestep"].item() == pytest.approx(timestep.item(), abs=1e-5)
+    for name in ("encoder_hidden_states", "added_time_ids"):
+        assert torch.allclose(given[name], kwargs[name].to(given[name]), atol=1e-5), name
+
+
+def test_svd_scores_a_clip_alike_in_any_batch_and_order(svd_folder):
+    backend = diffusion.load_svd(str(svd_folder))
+    frames = np.random.default_rng(4).integers(0, 256, (3, 5, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    images, embeddings = diffusion.to_images(frames, (HEIGHT, WIDTH)), torch.zeros(3, 128)
+    together = diffusion.clip_gap(backend, images, embeddings)
+    alone = torch.cat([diffusion.clip_gap(backend, images[i : i + 1], embeddings[:1]) for i in (2, 0, 1)])
+    assert together.shape == (3, len(diffusion.SIGMAS))
+    assert torch.allclose(together[[2, 0, 1]], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "model_index.json").unlink(), "no readable model_index.json"),
+        (lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), "is a FluxPipeline, not a"),
+        (lambda f: next((f / "unet").glob("*.safetensors")).unlink(), "cannot be loaded"),
+        (lambda f: next((f / "vae").glob("*.safetensors")).write_bytes(b"\0" * 64), "cannot be loaded"),
+    ],
+    ids=["no index", "another class", "no unet weights", "damaged vae"],
+)
+def test_a_model_folder_that_is_not_whole_is_refused_in_one_line(svd_folder, tmp_path, break_it, message):
+    folder = tmp_path / "copy"
+    shutil.copytree(svd_folder, folder)
+    break_it(folder)
+    with pytest.raises(VtpError, match=message) as caught:
+        diffusion.load_svd(str(folder))
+    assert "\n" not in str(caught.value) and "--model corpus" in str(caught.value)
+
+
+def test_weights_that_cannot_be_had_name_the_ways_out(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(VtpError, match=r"not to be had from the hub.*--model corpus.*--model DIR"):
+        diffusion.load_svd("nobody/no-such-model")
+
+
+def test_the_codec_keeps_what_varies_most_and_has_unit_variance(clips):
+    images = scaled(clips[0]).flatten(0, 1)
+    latents = fit_codec(images).encode(images)
+    assert latents.shape == (64, 4, 8, 8)
+    assert torch.allclose(latents.transpose(0, 1).flatten(1).var(1), torch.ones(4), atol=0.01)
+    assert latents.transpose(0, 1).flatten(1).mean(1).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_small_model_learns_its_corpus_and_survives_saving(clips, tmp_path):
+    images, embeddings = clips
+    settings = {"num_frames": 8, "seed": 0}
+    untrained = diffusion.fit(images, embeddings, updates=1, **settings)
+    trained = diffusion.fit(images, embeddings, updates=40, **settings)
+    before, after = (diffusion.clip_gap(model, scaled(images), embeddings) for model in (untrained, trained))
+    assert (after.log().mean() < before.log().mean() - 0.2).item()
+    again = diffusion.fit(images, embeddings, updates=40, **settings)
+    assert torch.allclose(diffusion.clip_gap(again, scaled(images), embeddings), after, rtol=1e-4)
+
+    trained.save(tmp_path / "model")
+    loaded = diffusion.load_corpus(tmp_path / "model")
+    assert torch.equal(diffusion.clip_gap(loaded, scaled(images), embeddings), after)
+    assert diffusion.pipeline_class(tmp_path / "model") == diffusion.CORPUS_CLASS
+    next((tmp_path / "model/unet").glob("*.safetensors")).unlink()
+    with pytest.raises(CorruptError, match="is damaged"):
+        diffusion.load_corpus(tmp_path / "model")
+
+
+def test_busyness_is_measured_in_time_and_in_space():
+    still = torch.zeros(1, 4, 3, 16, 16)
+    blink = still.clone()
+    blink[:, ::2] = 0.5
+    stripes = still.clone()
+    stripes[..., ::2] = 0.5
+    motion, texture = diffusion.energies(torch.cat([still, blink, stripes]))
+    assert motion[1] == pytest.approx(math.log(0.25 + 1e-8)) and motion[2] == motion[0] < motion[1]
+    assert texture[2] == pytest.approx(math.log(0.25 + 1e-8)) and texture[1] == texture[0] < texture[2]
