@@ -13,6 +13,7 @@ All are then judged on what training held out, where every one of them can be.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,6 +30,8 @@ from pipeline.evaluate import interval95, oracle
 from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save, scenario_of, validation_steps
 from pipeline.experiments.retrain import Retrainer
 
+logger = logging.getLogger(__name__)
+
 LOCAL = 0.01  # an elasticity is the slope in logarithms over ± 1% of today's value
 KNOB = np.linspace(0, 1, 201)  # care added to the policy's actions
 SPEEDS = np.linspace(0, 1, 101)
@@ -42,7 +45,6 @@ CURVES = {  # title, x label
     "human_wage": ("Spread, $ an hour", "human wage, times today's"),
     "error_target": ("Shadow price of errors, λ", "error target"),
 }
-
 
 Progress = Callable[[int, int], None]
 
@@ -69,11 +71,15 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
     else:
         steps, judged_on = numbered(validation_steps(cfg.run, scenario)), "the stored validation"
         retrained = {}
+    retrained_at = time.monotonic()
     rng = np.random.default_rng(cfg.seed)
 
     rows, elasticities, over_range = [], {}, {}
     for curve in ("price", "damage", "human_wage"):
-        points = [outcomes(scenario, steps, curve, m, retrained.get((curve, m), [])) for m in multipliers]
+        policies = {
+            m: retrained.get(("error_target", 0.0) if curve == "human_wage" else (curve, m)) for m in multipliers
+        }
+        points = [outcomes(scenario, steps, curve, m, policies[m]) for m in multipliers]
         rows += [
             {"curve": curve, "x": m, "who": who} | _mean(values)
             for m, point in zip(multipliers, points, strict=True)
@@ -100,7 +106,14 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
         "elasticities_over_range": over_range,
         "error_target": econ.ERROR_TARGET_END,
         "shadow_price": shadow_price(scenario, steps, econ.ERROR_TARGET_END, rng),
-        "retrained": {"updates": cfg.retrain, "seeds": cfg.retrain_seeds} if retrainer else None,
+        "retrained": {
+            "updates": cfg.retrain,
+            "seeds": cfg.retrain_seeds,
+            "policies": sum(map(len, retrained.values())),
+            "wall_s": retrained_at - started,
+        }
+        if retrainer
+        else None,
         "wall_s": time.monotonic() - started,
     }
     table = pd.DataFrame(rows)
@@ -119,11 +132,13 @@ def retrain_everywhere(
 ) -> dict[tuple[str, float], list[Steps]]:
     """What the policy does when it is retrained at every (curve, x), for each seed; x of the error target is λ.
 
-    The human wage only scales the reward, which training normalises: today's policy serves all wages.
+    With errors at no price the human wage only scales the reward, which training normalises: one policy, retrained in
+    today's world, serves all wages.
     """
     lambdas = [0.0, *np.geomspace(*LAMBDAS, cfg.points - 1)]
     worlds = {(curve, m): (changed(scenario, curve, m), 0.0) for curve in ("price", "damage") for m in multipliers}
     worlds |= {("error_target", price): (scenario, price) for price in lambdas}
+    logger.info("retraining %d policies by %d updates each", len(worlds) * cfg.retrain_seeds, cfg.retrain)
     retrained: dict[tuple[str, float], list[Steps]] = {}
     for number, (point, (world, price)) in enumerate(worlds.items()):
         retrained[point] = []
@@ -131,7 +146,7 @@ def retrain_everywhere(
             agent = retrainer.retrain(world, updates=cfg.retrain, lambda_dual=price, seed=seed)
             retrained[point].append(numbered(retrainer.judge(world, agent)))
         progress(number + 1, len(worlds))
-    return retrained | {("human_wage", m): retrained["error_target", 0.0] for m in multipliers}
+    return retrained
 
 
 def changed(scenario: sim.Scenario, curve: str, multiplier: float) -> sim.Scenario:
@@ -144,7 +159,7 @@ def changed(scenario: sim.Scenario, curve: str, multiplier: float) -> sim.Scenar
 
 
 def outcomes(
-    scenario: sim.Scenario, steps: Steps, curve: str, multiplier: float, retrained: Sequence[Steps] = ()
+    scenario: sim.Scenario, steps: Steps, curve: str, multiplier: float, retrained: Sequence[Steps] | None = None
 ) -> dict[str, np.ndarray]:
     """The curve's quantity in $/h in the changed scenario, a mean for each episode [E], for policy and oracle.
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.econ import PARITY_MARGIN
-from pipeline.report import figures
+from pipeline.report import figures, headline
 from pipeline.report.curves import action_charts, learning_charts, rolling_window
 from pipeline.report.experiments import Experiments, read_experiments, value_command, with_labels
 from pipeline.report.figures import Bar, Chart, Download
@@ -20,11 +20,6 @@ from pipeline.report.files import Failure, Missing, RunFiles, finite
 from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.words import DASH, count, number, percent, usd
 
-MEASURED = {  # what an episode is called, and how it was measured
-    "closed loop from pixels": ("episode", "in closed loop from pixels, in scenes that training never saw"),
-    "held-out clips": ("video", "held out from training, on their stored clips"),
-    "simulator": ("episode", "in the simulator, from its state"),
-}
 SUMMARY_NUMBERS = (
     "profit_mean",
     "mp_mean",
@@ -36,15 +31,6 @@ SUMMARY_NUMBERS = (
     "rebate",
     "captured",
 )
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One figure of the headline."""
-
-    figure: str
-    label: str
-    note: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,7 @@ class Page:
     lead: list[str]
     bars: list[Bar]
     bars_download: Download
-    tiles: list[Tile]
+    tiles: list[headline.Tile]
     cards: list[Card]
     cards_note: str
     contexts_note: str
@@ -140,19 +126,20 @@ def build_page(files: RunFiles) -> Page:
 
     experiments = read_experiments(files.path, files.config, labelled=summary.get("labelled") is not False)
     missing |= experiments.missing
-    headline, lead = _headline(files, numbers)
+    title, lead = headline.headline(files, numbers)
+    profit_interval = headline.interval_of(summary, "profit_ci95")
     task, scenario = summary.get("task") or files.config.get("task"), summary.get("scenario")
     kind = " ".join(str(part) for part in (scenario, task) if part)
     economics = _economics(numbers, experiments.estimator) if summary else []
     failures = files.failures or []
     return Page(
-        title=f"{headline} · {files.path.name}",
+        title=f"{title} · {files.path.name}",
         subject=[part for part in (kind, str(files.path), str(_provenance(summary).get("created") or "")[:10]) if part],
-        headline=headline,
+        headline=title,
         lead=lead,
-        bars=_bars(numbers, _interval(summary, "profit_ci95")),
-        bars_download=_bars_download(numbers, _interval(summary, "profit_ci95")),
-        tiles=_tiles(numbers, _interval(summary, "oracle_ratio_ci95")),
+        bars=headline.bars(numbers, profit_interval),
+        bars_download=headline.bars_download(numbers, profit_interval),
+        tiles=headline.tiles(numbers, headline.interval_of(summary, "oracle_ratio_ci95")),
         cards=_cards(files, contexts),
         cards_note=cards_note,
         contexts_note=_where_most_is_lost(contexts),
@@ -198,111 +185,6 @@ def _contexts(summary: dict[str, Any]) -> dict[str, dict[str, float | None]]:
         for name, means in value.items()
         if isinstance(means, dict)
     }
-
-
-def _interval(summary: dict[str, Any], key: str) -> tuple[float, float] | None:
-    bounds = summary.get(key)
-    if not isinstance(bounds, list) or len(bounds) != 2:
-        return None
-    low, high = finite(bounds[0]), finite(bounds[1])
-    return None if low is None or high is None else (low, high)
-
-
-def _headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, list[str]]:
-    profit = numbers["profit_mean"]
-    if profit is None:
-        trained = files.metrics["profit"].dropna() if "profit" in files.metrics else pd.Series(dtype=float)
-        lead = ["What it earns in scenes that it has not been trained on is not known."]
-        if len(trained):
-            last = trained.tail(rolling_window(len(trained)))
-            lead.append(
-                f"In its last {count(len(last), 'training episode')} it earned {usd(float(last.mean()))} an hour, "
-                "exploration included."
-            )
-        return "This policy has not been validated", lead
-
-    interval = _interval(files.summary, "profit_ci95")
-    lead = [
-        f"95% interval {usd(interval[0])} to {usd(interval[1])}."
-        if interval
-        else "There is no interval: that takes at least two validation episodes."
-    ]
-    measured = str(files.summary.get("validation") or "")
-    if measured:
-        episodes = files.validation["episode"].nunique() if "episode" in files.validation else 0
-        noun, how = MEASURED.get(measured, ("episode", measured))
-        over = f"over {count(episodes, noun)} " if episodes else ""
-        lead.append(f"Measured {over}{how}.")
-    if files.summary.get("outcome_model"):
-        lead.append(f"Outcomes come from: {str(files.summary['outcome_model']).rstrip('.')}.")
-    return f"The policy {'earns' if profit >= 0 else 'loses'} {usd(abs(profit))} an hour", lead
-
-
-EARNERS = (  # label, its number, style
-    ("Oracle", "oracle_profit", "oracle"),
-    ("This policy", "profit_mean", "policy"),
-    ("Blind", "blind_profit", "blind"),
-    ("Human wage", "human_wage", "human"),
-)
-
-
-def _bars_download(numbers: dict[str, float | None], interval: tuple[float, float] | None) -> Download:
-    table = pd.DataFrame([{"who": label, "usd_per_hour": numbers[key]} for label, key, _ in EARNERS])
-    if interval:
-        table.loc[table["who"] == "This policy", ["low", "high"]] = interval
-    return figures.csv_download("headline.csv", table)
-
-
-def _bars(numbers: dict[str, float | None], interval: tuple[float, float] | None) -> list[Bar]:
-    known = [(label, numbers[key], style) for label, key, style in EARNERS if numbers[key] is not None]
-    return figures.bars(known, usd, interval) if numbers["profit_mean"] is not None else []
-
-
-def _tiles(numbers: dict[str, float | None], ratio_interval: tuple[float, float] | None) -> list[Tile]:
-    profit, oracle, blind = numbers["profit_mean"], numbers["oracle_profit"], numbers["blind_profit"]
-    tiles = []
-    if numbers["oracle_ratio"] is not None:
-        tiles.append(
-            Tile(
-                percent(numbers["oracle_ratio"]),
-                "of the oracle",
-                "The oracle takes the best action for every object"
-                + (f" and earns {usd(oracle)} an hour." if oracle is not None else ".")
-                + (" 95% interval {} to {}.".format(*map(percent, ratio_interval)) if ratio_interval else ""),
-            )
-        )
-    if profit is not None and blind is not None:
-        same = oracle is not None and abs(oracle - blind) < 0.005
-        more = f" That is {percent(profit / blind - 1, 0)} more." if profit > blind > 0 else ""
-        tiles.append(
-            Tile(
-                usd(profit - blind, signed=True),
-                "an hour against blind",
-                "With one kind of object there is nothing to see: blind is the oracle."
-                if same
-                else f"The best policy that cannot see earns {usd(blind)} an hour.{more}",
-            )
-        )
-    if numbers["wage_parity"] is not None:
-        wage = numbers["human_wage"]
-        tiles.append(
-            Tile(
-                f"{number(numbers['wage_parity'])}×",
-                "the human wage" + (f" of {usd(wage)}" if wage is not None else ""),
-                "Wage parity: what an hour of its work is worth, before energy, over what a person is paid.",
-            )
-        )
-    if numbers["err_mean"] is not None:
-        units = numbers["mp_mean"]
-        tiles.append(
-            Tile(
-                percent(numbers["err_mean"]),
-                "errors",
-                "Share of attempts that went wrong."
-                + (f" It completes {number(units, 1)} good units an hour." if units is not None else ""),
-            )
-        )
-    return tiles
 
 
 def _cards(files: RunFiles, contexts: dict[str, dict[str, float | None]]) -> list[Card]:
