@@ -1,6 +1,6 @@
 """Damaged files, by hundreds: how many are refused, and how many decode to wrong frames without any complaint, as JSON.
 
-Every frame carries its number as a barcode. A mutation flips one bit or ten, overwrites 200 bytes, or deletes up to 400.
+Every frame carries its number as a barcode. Mutations flip one bit or ten, overwrite 200 bytes, or delete up to 400.
 Bits flipped inside a picture decode to another picture; only a checksum in the manifest finds those.
 """
 
