@@ -10,11 +10,11 @@ from typing import Any
 
 from pipeline import evaluate as evaluation
 from pipeline import extract as extraction
-from pipeline import manifest, seeds
+from pipeline import manifest, seeds, shards
 from pipeline import train as training
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
-from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone
+from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
 from pipeline.errors import TryAgainError
 from pipeline.rundir import make_folder
 
@@ -41,7 +41,8 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
         return extraction.landed(cfg, ids), len(ids)
 
     folder = cfg.out.parent / f"{cfg.out.stem}.jobs"
-    ended = _run(tasks, cfg, folder, landed, task_bytes=SHARD_BYTES, progress=progress)
+    written = [shards.parts_folder(cfg.out)]
+    ended = _run(tasks, cfg, folder, landed, written, task_bytes=SHARD_BYTES, progress=progress)
     return extraction.merge(cfg) if ended else None
 
 
@@ -54,7 +55,12 @@ def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, An
     task_bytes = SEED_BYTES
     if cfg.source == "embeddings" and cfg.embeddings.is_file():
         task_bytes += 3 * cfg.embeddings.stat().st_size  # as read, as a tensor, and once in between
-    ended = _run(tasks, cfg, cfg.out / "jobs", lambda: seeds.landed(cfg), task_bytes=task_bytes, progress=progress)
+
+    def landed() -> tuple[int, int]:
+        return seeds.landed(cfg)
+
+    written = [seeds.run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
+    ended = _run(tasks, cfg, cfg.out / "jobs", landed, written, task_bytes=task_bytes, progress=progress)
     return seeds.merge(cfg.out) if ended else None
 
 
@@ -67,13 +73,13 @@ def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[s
 
 
 def _run(
-    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, landed: Landed, *,
-    task_bytes: int, progress: Progress | None,
+    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, landed: Landed,
+    written: Sequence[Path], *, task_bytes: int, progress: Progress | None,
 ) -> bool:  # fmt: skip
     """Run the tasks where `cfg.launcher` says; False if they were submitted and not waited for.
 
     Their failures are raised as one error, once all of them have ended. Where a Slurm array is at work on the same
-    already, it is waited for, and `tasks` is not called.
+    already, it is waited for, and `tasks` is not called. written: the folders that the tasks write to.
     """
     settings = alone(cfg).model_dump(mode="json", exclude={"overwrite"})
     array = slurm.running(folder, settings)
@@ -103,6 +109,8 @@ def _run(
         ) from error
     if failures:
         raise report(failures, len(array.jobs))
+    for path in written:
+        slurm.look_again(path)
     return True
 
 
