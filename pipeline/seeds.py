@@ -32,6 +32,7 @@ def prepare(cfg: TrainConfig) -> list[TrainConfig]:
     """
     if (cfg.out / "metrics.csv").exists():
         raise VtpError(f"{cfg.out} holds the run of one seed; choose another --out")
+    train.check(cfg)
     configs = [config_of(cfg, seed) for seed in parse_seeds(cfg.seeds)]
     if not cfg.overwrite:
         for one in configs:

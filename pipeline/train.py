@@ -68,10 +68,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     torch.manual_seed(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
 
-    if cfg.buffer_size < cfg.num_envs:
-        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it")
-    if cfg.buffer_size < cfg.warmup_steps:
-        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --warmup-steps {cfg.warmup_steps}; lower the latter")
+    check(cfg)
     source = open_source(cfg, env_rng)
     env, books = source.env, source.env.workplace
     agent = evaluate.build_agent(cfg.source, lr=cfg.lr, gamma=cfg.gamma, tau=cfg.tau)
@@ -198,6 +195,19 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     )
 
 
+def check(cfg: TrainConfig) -> None:
+    """VtpError where a run with these settings could not begin."""
+    if cfg.buffer_size < cfg.num_envs:
+        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it")
+    if cfg.buffer_size < cfg.warmup_steps:
+        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --warmup-steps {cfg.warmup_steps}; lower the latter")
+    if cfg.source == "embeddings" and not cfg.embeddings.is_file():
+        raise VtpError(
+            f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "
+            "or train without video: --source sim"
+        )
+
+
 def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
     """The env of that source, and how a policy on it is validated with sampled outcomes."""
     provenance = {
@@ -221,11 +231,6 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
             "simulator", meta,
         )  # fmt: skip
 
-    if not cfg.embeddings.is_file():
-        raise VtpError(
-            f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "
-            "or train without video: --source sim"
-        )
     data = store.read_embeddings(cfg.embeddings)
     model = evaluate.outcome_model(data)
     videos, held_out, how = evaluate.split_rows(data)

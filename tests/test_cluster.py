@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from synthetic import write_video
 
-from pipeline import processes, seeds, store
+from pipeline import cli, processes, seeds, store
 from pipeline.cluster import array, local, slurm, stages
 from pipeline.cluster.array import Failure, Task
 from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, slurm_minutes
@@ -322,3 +322,18 @@ echo '42|NODE_FAIL|None'"""
     assert str(failure.error) == "job 42 ended without a result: NODE_FAIL; run the same command again to go on"
     seen = list(dict.fromkeys(told))
     assert seen == ["1 unknown", "1 pending (BeginTime)", "1 running", "1 node_fail", "1 failed"]
+
+
+def test_no_wait_leaves_the_command_that_finishes(scheduler, tmp_path, monkeypatch, capsys):
+    scheduler(sbatch="echo Submitted batch job 42", squeue="echo '42_0|PENDING|None'")
+    out = tmp_path / "a run"
+    command = ["vtp", "train", "--source", "sim", "--seeds", "0-1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*command, "--launcher", "slurm", "--no-wait"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert capsys.readouterr().out == f"when the array has ended: vtp merge '{out}'\n"
+    monkeypatch.setattr(sys, "argv", ["vtp", "merge", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 75 and "0, 1 are not finished" in capsys.readouterr().err

@@ -154,6 +154,13 @@ def test_a_seed_of_other_settings_is_refused(trained):
     assert (cfg.out / "config.yaml").read_bytes() == before
 
 
+def test_settings_that_cannot_work_are_refused_before_anything_is_written(tmp_path):
+    cfg = TrainConfig(source="embeddings", embeddings=tmp_path / "e.h5", out=tmp_path / "run", seeds="0-1")
+    with pytest.raises(VtpError, match="no embeddings at"):
+        seeds.prepare(cfg)
+    assert not cfg.out.exists()
+
+
 def test_one_run_and_several_do_not_share_a_folder(tmp_path):
     (tmp_path / "metrics.csv").write_text("episode\n")
     with pytest.raises(VtpError, match="holds the run of one seed; choose another --out"):

@@ -6,6 +6,7 @@ files. The array outlives the process that submitted it, which can come back to 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_TIMEOUTS = 20  # times that a task may reach its time limit and be requeued
 POLL_S = 1.0
 SQUEUE_S = 5.0
-GRACE_S = 15.0  # for the last files of a task that Slurm says has ended, over a network's file system
+GRACE_S = 30.0  # for the last files of a task that Slurm says has ended, over a network's file system
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
 }  # fmt: skip
@@ -115,11 +116,13 @@ def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
     """Wait for the array's tasks and return the failures; tick is called every second with what is going on."""
     failures: list[Failure] = []
     waiting, ended_at = dict(array.jobs), {}
+    folder = next(iter(array.jobs.values())).paths.folder
     states, asked_at = None, -SQUEUE_S
     while True:
         now = time.monotonic()
         if now - asked_at >= SQUEUE_S:
             states, asked_at = squeue(), now
+            look_again(folder)
         for name, job in list(waiting.items()):
             if job.paths.result_pickle.exists():
                 del waiting[name]
@@ -137,6 +140,12 @@ def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
         if not waiting:
             return failures
         time.sleep(POLL_S)
+
+
+def look_again(folder: Path) -> None:
+    """Have a network's file system forget what it believes not to be in the folder, for a minute or so by default."""
+    with contextlib.suppress(OSError):
+        folder.chmod(folder.stat().st_mode)
 
 
 def squeue() -> dict[str, tuple[str, str]] | None:

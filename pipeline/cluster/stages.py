@@ -10,17 +10,18 @@ from typing import Any
 
 from pipeline import evaluate as evaluation
 from pipeline import extract as extraction
-from pipeline import manifest, seeds
+from pipeline import manifest, seeds, shards
 from pipeline import train as training
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
-from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone
+from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
 from pipeline.errors import TryAgainError
 from pipeline.rundir import make_folder
 
 logger = logging.getLogger(__name__)
 
-GIB = 1 << 30
+SEED_BYTES = 3 << 29  # memory of a training process beside its embeddings; 0.9 GiB were measured
+SHARD_BYTES = 3 << 30  # of one that encodes, with its decoders; 1.3 GiB and 0.9 GiB were measured
 LANDED_S = 2.0  # between two looks at the files
 
 Progress = Callable[[int, int, str], None]
@@ -29,7 +30,6 @@ Landed = Callable[[], tuple[int, int]]
 
 def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extraction.ExtractResult | None:
     """Extract all shards and merge them; None where --no-wait leaves the merge to `vtp merge`."""
-
     ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}  # once, for a listing may take long
 
     def tasks() -> list[Task]:
@@ -37,12 +37,13 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
         configs = [alone(cfg).model_copy(update={"shard": shard}) for shard in range(cfg.shards)]
         return [Task(f"shard {one.shard} of {one.shards}", extraction.run, one) for one in configs]
 
+    def landed() -> tuple[int, int]:
+        return extraction.landed(cfg, ids), len(ids)
+
     folder = cfg.out.parent / f"{cfg.out.stem}.jobs"
-    if not _run(
-        tasks, cfg, folder, lambda: (extraction.landed(cfg, ids), len(ids)), task_bytes=2 * GIB, progress=progress
-    ):
-        return None
-    return extraction.merge(cfg)
+    written = [shards.parts_folder(cfg.out)]
+    ended = _run(tasks, cfg, folder, landed, written, task_bytes=SHARD_BYTES, progress=progress)
+    return extraction.merge(cfg) if ended else None
 
 
 def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any] | None:
@@ -51,30 +52,34 @@ def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, An
     def tasks() -> list[Task]:
         return [Task(f"seed {one.seed}", training.run, one) for one in seeds.prepare(cfg)]
 
-    need = GIB
+    task_bytes = SEED_BYTES
     if cfg.source == "embeddings" and cfg.embeddings.is_file():
-        need += 3 * cfg.embeddings.stat().st_size
-    if not _run(tasks, cfg, cfg.out / "jobs", lambda: seeds.landed(cfg), task_bytes=need, progress=progress):
-        return None
-    return seeds.merge(cfg.out)
+        task_bytes += 3 * cfg.embeddings.stat().st_size  # as read, as a tensor, and once in between
+
+    def landed() -> tuple[int, int]:
+        return seeds.landed(cfg)
+
+    written = [seeds.run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
+    ended = _run(tasks, cfg, cfg.out / "jobs", landed, written, task_bytes=task_bytes, progress=progress)
+    return seeds.merge(cfg.out) if ended else None
 
 
 def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """Validate the seeds of a training in local processes; the summary of all."""
     runs = seeds.runs_in(cfg.run)
     tasks = [Task(run.name, evaluation.run, cfg.model_copy(update={"run": run})) for run in runs]
-    _run_here(tasks, cfg.run / "jobs", None, task_bytes=2 * GIB, progress=progress)
+    _run_here(tasks, cfg.run / "jobs", None, task_bytes=SHARD_BYTES, progress=progress)
     return seeds.merge(cfg.run)
 
 
 def _run(
-    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, landed: Landed, *,
-    task_bytes: int, progress: Progress | None,
+    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, landed: Landed,
+    written: Sequence[Path], *, task_bytes: int, progress: Progress | None,
 ) -> bool:  # fmt: skip
     """Run the tasks where `cfg.launcher` says; False if they were submitted and not waited for.
 
     Their failures are raised as one error, once all of them have ended. Where a Slurm array is at work on the same
-    already, it is waited for, and `tasks` is not called.
+    already, it is waited for, and `tasks` is not called. written: the folders that the tasks write to.
     """
     settings = alone(cfg).model_dump(mode="json", exclude={"overwrite"})
     array = slurm.running(folder, settings)
@@ -104,6 +109,8 @@ def _run(
         ) from error
     if failures:
         raise report(failures, len(array.jobs))
+    for path in written:
+        slurm.look_again(path)
     return True
 
 
