@@ -37,6 +37,7 @@ from pipeline.config import (
     FrontierConfig,
     MergeConfig,
     NoveltyConfig,
+    NoveltyExperimentConfig,
     ReportConfig,
     SimulateConfig,
     SpreadConfig,
@@ -127,7 +128,7 @@ def _command(
             parameters.append(_keyword("json", typer.Option(False, "--json", help="Print the result as JSON."), bool))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__doc__ = model.__doc__
-        group.command(body.__name__)(command)
+        group.command(body.__name__.rstrip("_"))(command)  # two groups may have a command of one name
         return body
 
     return register
@@ -476,6 +477,15 @@ def value(cfg: ValueConfig, *, as_json: bool) -> None:
 
     with _progress("value") as advance:
         result = value.run(cfg, progress=advance)
+    _print_result(result, as_json)
+
+
+@_command(NoveltyExperimentConfig, as_json=True, group=experiment)
+def novelty_(cfg: NoveltyExperimentConfig, *, as_json: bool) -> None:
+    from pipeline.experiments import novelty
+
+    with _progress("novelty") as advance:
+        result = novelty.run(cfg, progress=advance)
     _print_result(result, as_json)
 
 

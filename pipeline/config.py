@@ -341,6 +341,19 @@ class ValueConfig(Config):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 
+class NoveltyExperimentConfig(Config):
+    """Does novelty help: as a learning weight, and to choose which demonstrations to keep."""
+
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
+    novelty: Path | None = Field(None, description="Novelty file; by default novelty.h5 beside the embeddings.")
+    out: Path = Field(
+        Path("runs/novelty"), description="Folder for the files; RUN/experiments puts them in its report."
+    )
+    seeds: int = Field(20, ge=2, le=10_000, description="Draws of outcomes, each with policies of its own.")
+    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
+
+
 class ReportConfig(Config):
     """Write a run's report page."""
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
-from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 MIN_FOR_REGRESSION = 20  # reference clips; with fewer, complexity is not removed
@@ -15,7 +12,7 @@ MIN_FOR_SCORES = 5  # with fewer, every clip weighs 1
 MAX_SCORE = 6.0
 WEIGHT_RANGE = (0.5, 2.0)
 NEIGHBOURS = 5
-BOOTSTRAP_ROUNDS = 200
+BOOTSTRAPS = 1000
 CLIPS_A_COMPONENT = 4
 MAX_COMPONENTS = 128
 MAX_LEARNED = 2048
@@ -125,22 +122,40 @@ def detection(
     found: dict[str, dict[str, dict[str, object]]] = {name: {} for name in scores}
     for kind in sorted(set(names[novel == 1])):
         planted = np.flatnonzero((novel == 1) & (names == kind))
+        # Row 0 is the data itself, the others are resampled; each score is judged on the same.
         draws = [
-            (rng.choice(ordinary, len(ordinary)), rng.choice(planted, len(planted))) for _ in range(BOOTSTRAP_ROUNDS)
+            np.vstack(
+                [np.ones(len(rows), int), rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), BOOTSTRAPS)]
+            )
+            for rows in (ordinary, planted)
         ]
         for name, score in scores.items():
             row: dict[str, object] = {"clips": len(planted)}
-            for metric, function in (("auroc", roc_auc_score), ("average_precision", average_precision_score)):
-                row[metric] = _detected(function, score, ordinary, planted)
-                values = [_detected(function, score, *draw) for draw in draws]
-                row[f"{metric}_ci95"] = [float(bound) for bound in np.percentile(values, [2.5, 97.5])]
+            metrics = ranking_metrics(score[ordinary], score[planted], *draws)
+            for metric, values in zip(("auroc", "average_precision"), metrics, strict=True):
+                row[metric] = float(values[0])
+                row[f"{metric}_ci95"] = [float(bound) for bound in np.percentile(values[1:], [2.5, 97.5])]
             found[name][kind] = row
     return found
 
 
-def _detected(metric: Callable[..., float], score: np.ndarray, ordinary: np.ndarray, planted: np.ndarray) -> float:
-    truth = np.repeat([0, 1], [len(ordinary), len(planted)])
-    return float(metric(truth, score[np.concatenate([ordinary, planted])]))
+def ranking_metrics(
+    ordinary: np.ndarray, planted: np.ndarray, ordinary_counts: np.ndarray, planted_counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC and average precision [R] of scores [n] and [m] of which each counts as often as counts [R, n], [R, m] say.
+
+    As scikit-learn has them, ties included, for all R at once.
+    """
+    levels, level = np.unique(-np.concatenate([ordinary, planted]), return_inverse=True)
+    misses, hits = (
+        np.stack([np.bincount(at, counts, len(levels)) for counts in table])
+        for at, table in ((level[: len(ordinary)], ordinary_counts), (level[len(ordinary) :], planted_counts))
+    )
+    misses_above, hits_above = np.cumsum(misses, axis=1), np.cumsum(hits, axis=1)
+    num_misses, num_hits = misses_above[:, -1], hits_above[:, -1]
+    auroc = (misses * (hits_above - hits / 2)).sum(axis=1) / (num_misses * num_hits)
+    precision = hits_above / np.maximum(hits_above + misses_above, 1)
+    return auroc, (hits * precision).sum(axis=1) / num_hits
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -4,14 +4,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLTemporalDecoder,
-    EulerDiscreteScheduler,
-    StableVideoDiffusionPipeline,
-    UNetSpatioTemporalConditionModel,
-)
+from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pipeline import diffusion
 from pipeline.diffusion.corpus import fit_codec
@@ -19,54 +13,6 @@ from pipeline.diffusion.gap import denoised, preconditioning, velocity
 from pipeline.errors import CorruptError, VtpError
 
 HEIGHT, WIDTH, FRAMES = 32, 64, 4
-
-
-@pytest.fixture(scope="module")
-def svd_folder(tmp_path_factory):
-    """A tiny random pipeline of SVD's classes, saved in its format."""
-    torch.manual_seed(0)
-    pipeline = StableVideoDiffusionPipeline(
-        vae=AutoencoderKLTemporalDecoder(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4),
-        image_encoder=CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=32,
-                intermediate_size=37,
-                projection_dim=24,
-                num_hidden_layers=1,
-                num_attention_heads=4,
-                image_size=224,
-                patch_size=56,
-            )
-        ),
-        unet=UNetSpatioTemporalConditionModel(
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            cross_attention_dim=24,
-            num_attention_heads=(2, 4),
-            addition_time_embed_dim=32,
-            projection_class_embeddings_input_dim=96,
-            num_frames=FRAMES,
-            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        ),
-        scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            prediction_type="v_prediction",
-            interpolation_type="linear",
-            timestep_spacing="leading",
-            timestep_type="continuous",
-            use_karras_sigmas=True,
-            sigma_min=0.002,
-            sigma_max=700.0,
-            steps_offset=1,
-        ),
-        feature_extractor=CLIPImageProcessor(size=224, crop_size=224),
-    )
-    folder = tmp_path_factory.mktemp("models") / "svd"
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline import surprise
 
@@ -83,6 +84,19 @@ def test_detection_by_hand():
     found = surprise.detection({"score": score}, kinds, novel, np.random.default_rng(0))["score"]
     assert found["fast"]["auroc"] == 1 and found["fast"]["clips"] == 2 and found["fast"]["auroc_ci95"] == [1, 1]
     assert found["novel"]["auroc"] == 0.5 and found["novel"]["average_precision"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranking_metrics_are_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    ordinary, planted = rng.integers(0, 9, 30).astype(float), rng.integers(3, 12, 7).astype(float)
+    counts = [rng.integers(0, 4, (2, 30)), rng.integers(1, 4, (2, 7))]
+    auroc, precision = surprise.ranking_metrics(ordinary, planted, *counts)
+    for r in range(2):
+        score = np.concatenate([np.repeat(ordinary, counts[0][r]), np.repeat(planted, counts[1][r])])
+        truth = np.repeat([0, 1], [counts[0][r].sum(), counts[1][r].sum()])
+        assert auroc[r] == pytest.approx(roc_auc_score(truth, score))
+        assert precision[r] == pytest.approx(average_precision_score(truth, score))
 
 
 def test_no_rank_correlation_with_a_constant():

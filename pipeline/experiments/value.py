@@ -33,7 +33,7 @@ from pipeline import econ, sim, store
 from pipeline.config import ValueConfig
 from pipeline.envs import expected_work
 from pipeline.errors import VtpError
-from pipeline.evaluate import blind, interval95, oracle, outcome_model, split_rows, video_of
+from pipeline.evaluate import OutcomeModel, blind, interval95, oracle, outcome_model, split_rows, video_of
 from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save
 
 COMPONENTS = 64  # of the kernel, that the learner sees clips by
@@ -53,6 +53,29 @@ class Evidence(NamedTuple):
 
     gram: np.ndarray
     moment: np.ndarray
+
+
+class Learner:
+    """What is learned from any clips of an embeddings file, and what that earns on the held-out ones.
+
+    videos: training videos as row ranges [V, 2]; held_rows: the clips to be judged on, thinned to WORK_CLIPS.
+    """
+
+    def __init__(self, data: store.Embeddings, videos: np.ndarray, held_rows: np.ndarray, model: OutcomeModel):
+        in_videos = [data.embeddings[start:end] for start, end in videos]
+        in_videos += np.split(data.embeddings[held_rows], np.flatnonzero(np.diff(video_of(data, held_rows))) + 1)
+        self.held_rows = held_rows[:: -(-len(held_rows) // WORK_CLIPS)]
+        self.scenario, self.context = model.scenario, model.context
+        self.see = resemblance(data.embeddings[self.held_rows], scene_free(in_videos))
+        self.work = work_to_do(self.scenario, self.see(data.embeddings[self.held_rows]), self.context[self.held_rows])
+
+    def profit(self, seen: np.ndarray, differs: np.ndarray, weight: np.ndarray, blindly: np.ndarray) -> float:
+        """Expected profit in $/h of the policy learned from clips seen as [n, d], weighing [n] each.
+
+        differs [n, 6]: how sampled outcomes on them differ from what is known blindly, [6].
+        """
+        weighted = seen * weight[:, None]
+        return judge(Evidence(weighted.T @ seen, weighted.T @ differs), blindly, self.work)
 
 
 class Work(NamedTuple):
@@ -76,12 +99,8 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
     names, rows = players(data, videos, by=cfg.by)
     if len(names) < 2:
         raise VtpError(f"there is only one {cfg.by} to value ({names[0]}); give at least two")
-    in_videos = [data.embeddings[start:end] for start, end in videos]
-    in_videos += np.split(data.embeddings[held_rows], np.flatnonzero(np.diff(video_of(data, held_rows))) + 1)
-    held_rows = held_rows[:: -(-len(held_rows) // WORK_CLIPS)]
-    see = resemblance(data.embeddings[held_rows], scene_free(in_videos))
-    seen = [see(data.embeddings[r]) for r in rows]
-    work = work_to_do(model.scenario, see(data.embeddings[held_rows]), model.context[held_rows])
+    learner = Learner(data, videos, held_rows, model)
+    seen = [learner.see(data.embeddings[r]) for r in rows]
     keys = [content_key(data.embeddings[r]) for r in rows]
     rounds = []
     for number in range(cfg.rounds):
@@ -94,16 +113,16 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
             )
             for i, r in enumerate(rows)
         ]  # fmt: skip
-        utility = partial(judge, blindly=blindly, work=work)
+        utility = partial(judge, blindly=blindly, work=learner.work)
         rounds.append(value_round(evidence, keys, utility, rng=rng, tolerance=cfg.tolerance))
         if progress:
             progress(number + 1, cfg.rounds)
     result, table = conclude(names, [len(r) for r in rows], rounds, model.scenario)
-    context = model.context[held_rows]
+    context = model.context[learner.held_rows]
     result |= {
         "by": cfg.by,
         "held_out": how,
-        "judged_on_clips": len(held_rows),
+        "judged_on_clips": len(learner.held_rows),
         "oracle_profit": float(oracle(model.scenario).profit[context].mean()),
         "blind_profit": float(blind(model.scenario).profit[context].mean()),
         "tolerance": cfg.tolerance,

@@ -1,0 +1,230 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import manifest, novelty, simulate, store, surprise
+from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
+from pipeline.errors import CorruptError, VtpError
+from pipeline.experiments import novelty as experiment
+from pipeline.rundir import file_sha256
+from pipeline.video import Decoder
+
+SETTINGS = {"clip_len": 16, "clip_stride": 16, "fps": 15.0, "tail": "drop", "decoder": "auto"}
+
+
+def write_embeddings(path, entries, *, seed=0, **attrs):
+    """An embeddings file of those videos, with their labels and random embeddings."""
+    rows, labels, counts = [], [], []
+    with Decoder() as decoder:
+        for entry in entries:
+            clips = list(
+                decoder.clips(entry.path, **{k: SETTINGS[k] for k in ("clip_len", "clip_stride", "fps", "tail")})
+            )
+            rows += [(clip.start_frame, clip.start_s, clip.end_s, clip.valid_frames) for clip in clips]
+            labels.append(manifest.read_labels(entry.labels))
+            counts.append(len(clips))
+    table = pd.concat(labels)
+    start_frame, start_s, end_s, valid_frames = map(np.array, zip(*rows, strict=True))
+    embeddings = np.random.default_rng(seed).standard_normal((len(rows), 128)).astype(np.float32)
+    names = [entry.video_id for entry in entries]
+    data = store.Embeddings(
+        embeddings=embeddings,
+        clips=store.Clips(
+            embeddings, start_frame, start_s, end_s, valid_frames, np.concatenate([[0], np.cumsum(counts)])
+        ),
+        videos=store.Videos(
+            sha256=[file_sha256(entry.path) for entry in entries], fps=np.full(len(names), 15.0),
+            num_frames=np.array(counts) * 16, decoder=["decord"] * len(names), id=names,
+            path=[str(entry.path) for entry in entries], split=[entry.split for entry in entries],
+            task=["dishwashing"] * len(names),
+        ),
+        labels={name: table[name].to_numpy() for name in table.columns.drop("step")},
+        projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0,
+        attrs={**SETTINGS, "weights_sha256": "w", "projector_sha256": "p", **attrs},
+    )  # fmt: skip
+    store.write_embeddings(path, data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """Six videos of four clips, a quarter of them novel."""
+    folder = tmp_path_factory.mktemp("demos")
+    return simulate.run(SimulateConfig(out=folder, videos=6, steps=4, novel=0.25, seed=3))
+
+
+@pytest.fixture(scope="module")
+def embeddings(demos, tmp_path_factory):
+    return write_embeddings(tmp_path_factory.mktemp("embeddings") / "embeddings.h5", manifest.find_videos(str(demos)))
+
+
+def config(embeddings, **settings):
+    return NoveltyConfig(**{"embeddings": embeddings, "model": "corpus", "updates": 4, "resolution": 32} | settings)
+
+
+@pytest.fixture(scope="module")
+def scored(embeddings):
+    return novelty.run(config(embeddings))
+
+
+def columns_of(path, embeddings):
+    return store.read_novelty_scores(path, store.read_embeddings(embeddings).content_sha256)
+
+
+def test_every_clip_gets_a_score_and_a_bounded_weight_of_mean_one(embeddings, scored):
+    columns, attrs = columns_of(embeddings.with_name("novelty.h5"), embeddings)
+    assert columns["score"].shape == (24,) and np.isfinite(columns["score"]).all()
+    assert columns["z"].shape == columns["gap"].shape == (24, 5)
+    visits = novelty.clip_visits(store.read_embeddings(embeddings))
+    assert columns["weight"] @ visits / visits.sum() == pytest.approx(1, abs=1e-3)
+    assert columns["weight"].min() >= 0.5 and columns["weight"].max() <= 2
+    weights = store.read_novelty_weights(embeddings.with_name("novelty.h5"), str(attrs["content_sha256"]))
+    assert (weights == columns["weight"]).all()
+
+
+def test_the_result_judges_every_kind_by_its_label(embeddings, scored):
+    kinds = store.read_embeddings(embeddings).labels["novel_kind"]
+    assert set(scored["auroc"]) == set(kinds) - {""} and len(scored["auroc"]) == 6
+    assert scored["auroc_mean"] == pytest.approx(np.mean(list(scored["auroc"].values())))
+    assert set(scored["detection"]) == {"score", "knn", "gap", "picture", "motion"}
+    json.dumps(scored, allow_nan=False)
+
+
+def test_a_second_run_measures_nothing_again_and_another_seed_does(embeddings, scored, monkeypatch, tmp_path):
+    before = columns_of(embeddings.with_name("novelty.h5"), embeddings)[0]
+    measured = []
+    measure = novelty.measure
+    monkeypatch.setattr(novelty, "measure", lambda *args, **kw: measured.append(1) or measure(*args, **kw))
+    novelty.run(config(embeddings))
+    assert not measured
+    after = columns_of(embeddings.with_name("novelty.h5"), embeddings)[0]
+    assert all((before[name] == after[name]).all() for name in before)
+    novelty.run(config(embeddings, draws=2, out=tmp_path / "novelty.h5"))
+    assert measured
+
+
+def test_shards_and_batches_score_alike(embeddings, scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(novelty, "BLOCK_CLIPS", 8)
+    out = tmp_path / "novelty.h5"
+    shutil.copytree(embeddings.with_name("novelty.model"), tmp_path / "novelty.model")
+    results = [novelty.run(config(embeddings, out=out, shards=3, shard=shard, batch_size=1)) for shard in (2, 0, 1)]
+    assert [result["path"] for result in results] == [None, None, str(out)]
+    sharded, whole = (columns_of(path, embeddings)[0] for path in (out, embeddings.with_name("novelty.h5")))
+    for name in whole:
+        np.testing.assert_allclose(sharded[name], whole[name], atol=1e-5, err_msg=name)
+
+
+def test_a_reference_is_not_moved_by_what_is_scored_against_it(demos, embeddings, tmp_path):
+    listed = tmp_path / "demos"
+    shutil.copytree(demos.parent, listed)
+    pd.read_csv(listed / "manifest.csv").head(4).to_csv(listed / "reference.csv", index=False)
+    own = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(listed / "manifest.csv")))
+    by_manifest = novelty.run(config(own, reference=listed / "reference.csv"))
+    assert by_manifest["num_scored"] == 24
+    other = write_embeddings(tmp_path / "other.h5", manifest.find_videos(str(demos))[:2], seed=5)
+    result = novelty.run(config(other, reference=embeddings, out=tmp_path / "against.h5"))
+    assert result["num_scored"] == 8
+    columns, _ = columns_of(tmp_path / "against.h5", other)
+    assert len(columns["score"]) == 8
+
+
+def test_references_that_cannot_be_compared_are_refused(demos, embeddings, tmp_path):
+    other = write_embeddings(tmp_path / "other.h5", manifest.find_videos(str(demos))[:2], projector_sha256="q")
+    with pytest.raises(VtpError, match=r"has projector_sha256 q, .* has p; extract one with the settings of the other"):
+        novelty.run(config(other, reference=embeddings))
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "manifest.csv").write_text("path\na.mp4\n")
+    with pytest.raises(VtpError, match=r"names 'a.mp4', which .* does not hold; extract it too"):
+        novelty.run(config(embeddings, reference=tmp_path / "manifest.csv"))
+
+
+def test_three_clips_weigh_one_each(demos, tmp_path, caplog):
+    few = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(demos))[:1])
+    result = novelty.run(config(few))
+    assert result["model"] == "none" and "4 clips are too few" in caplog.text
+    weights = store.read_novelty_weights(tmp_path / "novelty.h5", store.read_embeddings(few).content_sha256)
+    assert (weights == 1).all()
+
+
+def test_a_changed_video_is_refused_with_both_hashes_and_nothing_is_overwritten(demos, tmp_path):
+    folder = tmp_path / "demos"
+    shutil.copytree(demos.parent, folder)
+    path = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(folder / "manifest.csv")))
+    (tmp_path / "novelty.h5").write_text("earlier")
+    video = folder / "videos" / "0001.mp4"
+    video.write_bytes(video.read_bytes() + b"\0")
+    with pytest.raises(VtpError, match=r"0001.mp4 has sha256 [0-9a-f]{12}, its embeddings are of [0-9a-f]{12}"):
+        novelty.run(config(path))
+    video.unlink()
+    with pytest.raises(VtpError, match=r"0001.mp4 cannot be read .*; put it back, or extract again"):
+        novelty.run(config(path))
+    assert (tmp_path / "novelty.h5").read_text() == "earlier"
+
+
+def test_embeddings_that_changed_since_are_refused_with_both_hashes(demos, embeddings, scored, tmp_path):
+    changed = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(demos)), seed=9)
+    content = store.read_embeddings(changed).content_sha256
+    with pytest.raises(VtpError, match=rf"belongs to embeddings [0-9a-f]{{12}}, not to {content[:12]}") as caught:
+        store.read_novelty_weights(embeddings.with_name("novelty.h5"), content)
+    assert caught.value.exit_code == 2
+
+
+def test_embeddings_that_are_not_finite_are_refused(demos, embeddings, tmp_path):
+    data = store.read_embeddings(embeddings)
+    data.embeddings[5] = np.nan
+    store.write_embeddings(tmp_path / "embeddings.h5", data)
+    with pytest.raises(CorruptError, match="the embedding of clip 5 is not finite; extract its video again"):
+        novelty.run(config(tmp_path / "embeddings.h5"))
+
+
+def test_stable_video_diffusion_is_slow_without_a_gpu_and_wants_its_frames(embeddings, svd_folder, tmp_path):
+    with pytest.raises(VtpError, match="half an hour a clip without a GPU; use --model corpus, or --allow-slow"):
+        novelty.run(config(embeddings, model=str(svd_folder)))
+    settings = {"model": str(svd_folder), "allow_slow": True, "out": tmp_path / "novelty.h5"}
+    result = novelty.run(config(embeddings, **settings))
+    assert result["model"] == "svd" and result["num_scored"] == 24
+
+
+def test_a_damaged_corpus_model_is_named(embeddings, scored, tmp_path):
+    shutil.copytree(embeddings.with_name("novelty.model"), tmp_path / "novelty.model")
+    next((tmp_path / "novelty.model/fold-1/unet").glob("*.safetensors")).write_bytes(b"\0")
+    with pytest.raises(CorruptError, match=r"fold-1 is damaged .*delete it and run the same command again"):
+        novelty.run(config(embeddings, out=tmp_path / "novelty.h5"))
+
+
+def test_clips_of_long_videos_are_visited_as_training_plays_them(embeddings):
+    data = store.read_embeddings(embeddings)
+    visits = novelty.clip_visits(data)
+    held_out = np.repeat(np.array(data.videos.split) == "val", 4)
+    assert (visits[~held_out] == 1).all() and (visits[held_out] == 0).all()
+
+
+def test_the_experiment_compares_within_seeds_and_says_which_way_it_falls(embeddings, scored, tmp_path):
+    result = experiment.run(NoveltyExperimentConfig(embeddings=embeddings, out=tmp_path, seeds=3, draws=20))
+    assert result["answer"].startswith("weighting by novelty ")
+    table = pd.read_csv(tmp_path / "novelty.csv")
+    assert len(table) == 3 * (3 + 3 * 4)
+    profit = table[table.kind == "weighting"].pivot(index="seed", columns="arm", values="profit")
+    difference = result["weighting"]["novelty_minus_equal"]["mean"]
+    assert difference == pytest.approx((profit["novelty"] - profit["equal"]).mean(), abs=1e-4)
+    assert all((tmp_path / f"novelty.{suffix}").stat().st_size for suffix in ("svg", "png", "json"))
+
+
+def test_the_experiment_wants_scores(embeddings, tmp_path):
+    with pytest.raises(VtpError, match=r"none.h5 does not exist; make it with: vtp novelty"):
+        experiment.run(NoveltyExperimentConfig(embeddings=embeddings, novelty=tmp_path / "none.h5", out=tmp_path))
+
+
+def test_padded_clips_are_not_scored(embeddings, scored):
+    data = store.read_embeddings(embeddings)
+    data.clips.valid_frames[3] = 9
+    parts = sorted(embeddings.with_name("novelty.parts").glob("block-*.h5"))
+    settings = {}
+    measures = store.read_measures(parts[0], settings)
+    columns = novelty.score_clips(novelty.Corpus((data,), np.ones(24, bool)), measures)
+    assert np.isnan(columns["score"][3]) and columns["weight"][3] == 1
+    assert np.isfinite(np.delete(columns["score"], 3)).all()
+    assert surprise.MIN_FOR_SCORES < 24
