@@ -141,13 +141,16 @@ def extract_videos(
                 f"{ledger.path}: mend them or raise it, and run the same command again"
             )
 
-    def record(part: str | None = None, contents: Sequence[str] = ()) -> None:
+    def record(part: str, contents: Sequence[str]) -> None:
         parts.update(dict.fromkeys(contents, part))
+        record_done()
+        ledger.write_if_due()
+
+    def record_done() -> None:
         for sha256 in parts.keys() & encoded.keys():
             for video in encoded.pop(sha256):
                 entry = video.entry
                 ledger.record(Done(entry.video_id, str(entry.path), video.stamp, sha256, parts[sha256]))
-        ledger.write()
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
     clip_options = {"clip_len": cfg.clip_len, "clip_stride": cfg.clip_stride, "fps": cfg.fps, "tail": cfg.tail}
@@ -184,7 +187,8 @@ def extract_videos(
                         writer.finish(video.sha256, event)
     finally:  # what is finished is kept, also when the user has had enough
         writer.close()
-        record()
+        record_done()
+        ledger.write()
     return num_decoded
 
 

@@ -10,6 +10,7 @@ import heapq
 import json
 import os
 import shlex
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ ARRAY_INDEX = {  # the variable in which an array job is told its number
     "JOB_COMPLETION_INDEX": "Kubernetes",
     "AWS_BATCH_JOB_ARRAY_INDEX": "AWS Batch",
 }
+LEDGER_S = 10.0
 VIDEO_COST_BYTES = 1 << 17  # what opening a video costs, in bytes of video
 
 
@@ -110,13 +112,14 @@ def ledger_path(folder: Path, shards: int, shard: int) -> Path:
 
 
 class Ledger:
-    """What became of each of one shard's videos; written whole each time that a part is closed.
+    """What became of each of one shard's videos, written whole. What is not in it yet is found again in the parts.
 
     It begins with what an earlier run had done. What failed then is tried again.
     """
 
     def __init__(self, path: Path, entries: Iterable[VideoEntry]):
         self.path = path
+        self._written_s = -LEDGER_S
         ids = {entry.video_id for entry in entries}
         self._outcomes: dict[str, Outcome] = {
             row.video_id: row for row in read_ledger(path) if isinstance(row, Done) and row.video_id in ids
@@ -137,6 +140,12 @@ class Ledger:
 
     def write(self) -> None:
         write_rows(self.path, self._outcomes.values())
+        self._written_s = time.monotonic()
+
+    def write_if_due(self) -> None:
+        """Every ten seconds, for those who look at how far it is."""
+        if time.monotonic() - self._written_s >= LEDGER_S:
+            self.write()
 
 
 def write_rows(path: Path, outcomes: Iterable[Outcome]) -> None:
