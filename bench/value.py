@@ -23,8 +23,8 @@ from pipeline.experiments import value
 
 TASK, UNIQUE = "dishwashing", "pan"  # of all dishes pans must be seen: blind work treats them with a glass's care
 NAMES = np.array(sim.scenario(TASK, "mixed").context_names)
-POOL, SNOW, CLIPS = 64, 4, 16  # videos of kitchens and of snow, clips a video: as many of each dish
-CONTRIBUTORS, VIDEOS, HELD_OUT = 8, 4, 16  # videos a contributor, and held out
+POOL, SNOW, CLIPS = 44, 3, 16  # videos of kitchens and of snow, clips a video: as many of each dish
+CONTRIBUTORS, VIDEOS, HELD_OUT = 8, 3, 14  # videos a contributor, and held out
 NOISE_SHARE = 0.15  # of the unique contributor's value
 
 

@@ -6,11 +6,11 @@ regression of sampled outcomes on what is seen and what is done, whose evidence 
 policy costs one sum and one solve. It is a simpler learner than SAC, so values rank demonstrations rather than
 forecast what SAC will earn.
 
-Three things keep a value from depending on what it should not. Before the first demonstration the learner has tried
+Four things keep a value from depending on what it should not. Before the first demonstration the learner has tried
 things out without looking, and demonstrations add only what differs from that, each in the neighbourhood of what it
 shows: one that looks like none of the work changes nothing. What the learner takes for near is fixed by the work and
-by what changes within videos, the same for all orders. And the same clips bring the same outcomes: a copy is no new
-evidence.
+by what changes within videos, the same for all orders. The same clips bring the same outcomes: a copy is no new
+evidence. And a demonstration whose clips do not even predict each other's outcomes is not believed.
 
 Learning meets sampled outcomes only; the analytic profit judges.
 """
@@ -222,9 +222,27 @@ def sample_evidence(
     draws: int,
     rng: np.random.Generator,
 ) -> Evidence:
-    """How outcomes on clips seen as [n, d] differ from what is known blindly [6]; each clip weighs the same."""
+    """How outcomes on clips seen as [n, d] differ from what is known blindly [6], weighed by their self-consistency.
+
+    Evidence that contradicts itself, because what it shows has nothing to do with what it brought, weighs nothing.
+    """
     differs = try_out(scenario, context, draws=draws, rng=rng) - blindly
-    return Evidence(seen.T @ seen, seen.T @ differs)
+    weight = self_consistency(seen, differs)
+    return Evidence(weight * (seen.T @ seen), weight * (seen.T @ differs))
+
+
+def self_consistency(seen: np.ndarray, differs: np.ndarray) -> float:
+    """How much of clips' outcomes [n, 6] the same regression predicts from the other clips, seen as [n, d]: in [0, 1].
+
+    R² of leave-one-out ridge predictions against what is known blindly, 0 where it is negative. A single clip cannot
+    contradict itself: 1.
+    """
+    if len(seen) == 1:
+        return 1.0
+    gram = seen.T @ seen + RIDGE * np.eye(seen.shape[1])
+    hat = seen @ scipy.linalg.solve(gram, seen.T, assume_a="pos")
+    errors = (differs - hat @ differs) / (1 - np.diag(hat))[:, None]
+    return max(0.0, 1.0 - float(econ.ratio((errors**2).sum(), (differs**2).sum())))
 
 
 def content_key(embeddings: np.ndarray) -> tuple[int, ...]:
