@@ -24,7 +24,7 @@ from pipeline.config import NoveltyConfig
 from pipeline.errors import CorruptError, VtpError
 from pipeline.rundir import file_sha256, make_folder, save_config, write_json
 from pipeline.shards import parts_folder, shard_number, split_by_cost
-from pipeline.video import Decoder, VideoError
+from pipeline.video import FRAME_SIZE, Decoder, VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,11 @@ class Scorer:
     @property
     def num_frames(self) -> int:
         return self.backends[0].num_frames
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """What to decode to: no less than the model sees, for it is then averaged down."""
+        return max(self.size, FRAME_SIZE)
 
 
 def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: None) -> dict[str, Any]:
@@ -237,7 +242,7 @@ def fit_folds(
     images = torch.empty(0)
     kept = 0
     for block in split_blocks(corpus):
-        for _, frames in read_clips(corpus, block, (height, height), wanted=rows):
+        for _, frames in read_clips(corpus, block, wanted=rows):
             pixels = ((diffusion.to_images(frames, (height, height)) + 1) * 127.5).round().to(torch.uint8)
             if kept == 0:
                 images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
@@ -297,7 +302,7 @@ def measure_blocks(
     total, done = sum(block.num_clips for block in blocks), 0
     for block in blocks:
         measured = []
-        for rows, frames in read_clips(corpus, block, scorer.size, batch_size=cfg.batch_size):
+        for rows, frames in read_clips(corpus, block, frame_size=scorer.frame_size, batch_size=cfg.batch_size):
             measured.append(measure(scorer, corpus, rows, frames, draws=cfg.draws, seed=cfg.seed))
             done += len(rows)
             progress(done, total, "clips measured")
@@ -306,7 +311,12 @@ def measure_blocks(
 
 
 def read_clips(
-    corpus: Corpus, block: Block, size: tuple[int, int], *, wanted: np.ndarray | None = None, batch_size: int = 8
+    corpus: Corpus,
+    block: Block,
+    *,
+    frame_size: tuple[int, int] = FRAME_SIZE,
+    wanted: np.ndarray | None = None,
+    batch_size: int = 8,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The very clips that were extracted: rows [B] of the corpus, and frames [B, T, H, W, 3] uint8; B ≤ batch_size.
 
@@ -314,7 +324,7 @@ def read_clips(
     """
     data = corpus.files[block.file]
     options = {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail")}
-    with Decoder(decoder=str(data.attrs["decoder"])) as decoder:
+    with Decoder(decoder=str(data.attrs["decoder"]), frame_size=frame_size) as decoder:
         for v in block.videos:
             first = int(corpus.offsets[block.file] + data.offset[v])
             num_clips = int(data.offset[v + 1] - data.offset[v])

@@ -107,10 +107,11 @@ def test_rolling_clips_reads_once_and_holds_what_it_needs():
 
 
 @pytest.mark.parametrize("size", [(240, 320), (720, 1280), (64, 90), (37, 41), (320, 216), (128, 171), (1, 1)])
-def test_resize_equals_torchvision(size):
+@pytest.mark.parametrize("to", [(128, 171), (320, 576)])
+def test_resize_equals_torchvision(size, to):
     frames = np.random.default_rng(0).integers(0, 256, (4, *size, 3), dtype=np.uint8)
-    expected = resize(torch.from_numpy(frames).permute(0, 3, 1, 2), [128, 171], antialias=False)
-    got = np.stack([resize_frame(frame) for frame in frames])
+    expected = resize(torch.from_numpy(frames).permute(0, 3, 1, 2), list(to), antialias=False)
+    got = np.stack([resize_frame(frame, to) for frame in frames])
     difference = np.abs(got.astype(int) - expected.permute(0, 2, 3, 1).numpy())
     if torch.get_num_threads() > 1:
         assert difference.max() == 0

@@ -92,7 +92,7 @@ def load_svd(location: str, *, device: str = "cpu") -> SvdBackend:
         check_folder(folder)
     dtype = torch.float16 if device.startswith("cuda") else torch.float32
     try:
-        pipeline = StableVideoDiffusionPipeline.from_pretrained(location, torch_dtype=dtype, use_safetensors=True)
+        pipeline = StableVideoDiffusionPipeline.from_pretrained(location, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
         where = "is not to be had from the hub" if not folder.is_dir() else "cannot be loaded"

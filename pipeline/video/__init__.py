@@ -3,15 +3,14 @@
 Only this room imports decord or av, and of this room only what runs in the child does.
 """
 
-from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH, Windows, clip_windows, resize_frame
+from pipeline.video.clips import FRAME_SIZE, Windows, clip_windows, resize_frame
 from pipeline.video.decoder import Clip, Decoder, VideoInfo
 from pipeline.video.error import VideoError, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.pool import DecoderPool
 
 __all__ = [
-    "FRAME_HEIGHT",
-    "FRAME_WIDTH",
+    "FRAME_SIZE",
     "Clip",
     "Decoder",
     "DecoderPool",

@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH, clip_windows, rolling_clips
+from pipeline.video.clips import clip_windows, rolling_clips
 from pipeline.video.error import VideoError, damaged, out_of_memory, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.readers import choose_reader, read_frames
@@ -122,11 +122,14 @@ def send_clips(connection: Connection, slots_fd: int, request: dict) -> None:
             "num_clips": len(windows.frame_indices),
         },
     )
-    shape = (num_slots, clip_len, FRAME_HEIGHT, FRAME_WIDTH, 3)
+    size = tuple(request["frame_size"])
+    shape = (num_slots, clip_len, *size, 3)
     with mmap.mmap(slots_fd, int(np.prod(shape))) as memory:
         slots = np.frombuffer(memory, np.uint8).reshape(shape)
         try:
-            for index, frames in enumerate(rolling_clips(read_frames(path, video, reader), windows.frame_indices)):
+            for index, frames in enumerate(
+                rolling_clips(read_frames(path, video, reader), windows.frame_indices, size)
+            ):
                 if index >= num_slots:
                     connection.recv_bytes()  # the parent has emptied a slot
                 np.stack(frames, out=slots[index % num_slots])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-FRAME_HEIGHT, FRAME_WIDTH = 128, 171
+FRAME_SIZE = 128, 171  # of R3D-18's preset, before its crop
 
 
 class Windows(NamedTuple):
@@ -42,7 +42,9 @@ def clip_windows(
     return Windows(samples[np.minimum(positions, num_samples - 1)], valid_frames, num_samples)
 
 
-def rolling_clips(frames: Iterable[np.ndarray], frame_indices: np.ndarray) -> Iterator[list[np.ndarray]]:
+def rolling_clips(
+    frames: Iterable[np.ndarray], frame_indices: np.ndarray, size: tuple[int, int] = FRAME_SIZE
+) -> Iterator[list[np.ndarray]]:
     """The clips of `frame_indices` [C, clip_len] from frames read once, in order; holds one clip's frames at a time.
 
     Every frame is read, even after the last clip, so that a video which is damaged at its end is found out.
@@ -53,25 +55,25 @@ def rolling_clips(frames: Iterable[np.ndarray], frame_indices: np.ndarray) -> It
     clip = next(clips, None)
     for index, frame in enumerate(frames):
         if index in needed:
-            held[index] = resize_frame(frame)
+            held[index] = resize_frame(frame, size)
         while clip is not None and clip[-1] <= index:
             yield [held[i] for i in clip]
             clip = next(clips, None)
             held = {i: held[i] for i in held if clip is not None and i >= clip[0]}
 
 
-def resize_frame(frame: np.ndarray) -> np.ndarray:
-    """frame: [H, W, 3] uint8 → [128, 171, 3] uint8, bit-equal to torchvision's bilinear resize without antialias."""
+def resize_frame(frame: np.ndarray, size: tuple[int, int] = FRAME_SIZE) -> np.ndarray:
+    """frame: [H, W, 3] uint8 → [*size, 3] uint8, bit-equal to torchvision's bilinear resize without antialias."""
     height, width, _ = frame.shape
-    if (height, width) == (FRAME_HEIGHT, FRAME_WIDTH):
+    if (height, width) == size:
         return frame
-    top, bottom, down = _taps(height, FRAME_HEIGHT)
-    left, right, across = _taps(width, FRAME_WIDTH, channels=3)
-    upper, lower = (frame[rows].reshape(FRAME_HEIGHT, width * 3) for rows in (top, bottom))
+    top, bottom, down = _taps(height, size[0])
+    left, right, across = _taps(width, size[1], channels=3)
+    upper, lower = (frame[rows].reshape(size[0], width * 3) for rows in (top, bottom))
     above = _blend(upper.take(left, 1).astype(np.float32), upper.take(right, 1).astype(np.float32), across)
     below = _blend(lower.take(left, 1).astype(np.float32), lower.take(right, 1).astype(np.float32), across)
-    blended = _blend(above, below, down[:, None])  # [128, 171 * 3]: long rows are what numpy is fast at
-    return np.rint(blended).astype(np.uint8).reshape(FRAME_HEIGHT, FRAME_WIDTH, 3)
+    blended = _blend(above, below, down[:, None])  # [height, width * 3]: long rows are what numpy is fast at
+    return np.rint(blended).astype(np.uint8).reshape(*size, 3)
 
 
 def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import signal
@@ -21,7 +22,7 @@ import numpy as np
 
 import pipeline
 from pipeline.errors import VtpError
-from pipeline.video.clips import FRAME_HEIGHT, FRAME_WIDTH
+from pipeline.video.clips import FRAME_SIZE
 from pipeline.video.error import VideoError, out_of_memory
 
 SLOT_BYTES = 16 << 20  # clips decoded ahead of their use
@@ -46,7 +47,7 @@ class VideoInfo:
 class Clip:
     """clip_len frames sampled by presentation time; those from `valid_frames` on repeat the last."""
 
-    frames: np.ndarray  # [clip_len, 128, 171, 3] uint8 RGB
+    frames: np.ndarray  # [clip_len, height, width, 3] uint8 RGB, 128 x 171 unless the decoder was told otherwise
     start_frame: int
     start_s: float  # shown during [start_s, end_s), in the file's own time
     end_s: float
@@ -62,7 +63,15 @@ class Decoder:
     pyav.
     """
 
-    def __init__(self, *, timeout_s: float = 300.0, decoder: str = "auto", memory_bytes: int = MEMORY_BYTES):
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 300.0,
+        decoder: str = "auto",
+        memory_bytes: int = MEMORY_BYTES,
+        frame_size: tuple[int, int] = FRAME_SIZE,
+    ):
+        self._frame_size = frame_size
         self._timeout_s = timeout_s
         self._decoder = decoder
         self._memory_bytes = memory_bytes
@@ -91,8 +100,9 @@ class Decoder:
         if self._reading is not None or self._process is None or self._process.poll() is not None:
             self.close()
             self._start()
-        num_slots = max(2, SLOT_BYTES // (clip_len * FRAME_HEIGHT * FRAME_WIDTH * 3))
-        self._slots.truncate(num_slots * clip_len * FRAME_HEIGHT * FRAME_WIDTH * 3)
+        clip_shape = (clip_len, *self._frame_size, 3)
+        num_slots = max(2, SLOT_BYTES // math.prod(clip_shape))
+        self._slots.truncate(num_slots * math.prod(clip_shape))
         request = {
             "path": os.path.realpath(path),
             "clip_len": clip_len,
@@ -101,10 +111,11 @@ class Decoder:
             "tail": tail,
             "decoder": self._decoder,
             "num_slots": num_slots,
+            "frame_size": self._frame_size,
         }
         self._slack_s = self._timeout_s
         self._heard_s = time.monotonic()
-        self._reading = ClipStream(self, (num_slots, clip_len, FRAME_HEIGHT, FRAME_WIDTH, 3))
+        self._reading = ClipStream(self, (num_slots, *clip_shape))
         self._send(request)
         return self._reading
 
