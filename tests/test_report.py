@@ -526,6 +526,23 @@ def test_a_damaged_list_of_failures_is_said(tmp_path, row):
     assert f"vtp extract VIDEOS --out {path / 'data' / 'embeddings.h5'}" in page.text
 
 
+def test_a_retrained_policy_is_set_beside_the_others(tmp_path):
+    path = build_run(tmp_path / "run", episodes=40)
+    result, _ = EXPERIMENTS["elasticity"]
+    slopes = {who: dict(value=value) for who, value in (("policy", 1.1), ("retrained", 1.05), ("oracle", None))}
+    result = result | dict(
+        retrained=dict(updates=1200, seeds=2),
+        judged_on="8 videos",
+        elasticities_over_range=dict(price=slopes, damage=slopes),
+    )
+    rundir.write_json(path / "experiments" / "elasticity.json", result)
+    assert (
+        "retrained at every point by 1,200 updates (2 seeds) and judged, as the others, on 8 videos: over the "
+        "whole range profit answers to the price with 1.10, 1.05, – and to damage with 1.10, 1.05, – (fixed, "
+        "retrained, oracle)."
+    ) in report(path).text
+
+
 def test_clips_without_labels_are_told_how_to_get_them(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
     shutil.rmtree(path / "frames")

@@ -160,9 +160,10 @@ def _retrained_says(result: dict[str, Any]) -> str:
         return ", ".join(DASH if value is None else number(value) for value in values)
 
     return (
-        f" It was retrained at every point by {work['updates']:,} updates ({count(work['seeds'], 'seed')}) and judged, "
-        f"as the others, on {result['judged_on']}: over the whole range profit answers to the price with "
-        f"{compare('price')} and to damage with {compare('damage')} (fixed, retrained, oracle)."
+        f" The policy was also retrained at every point by {work['updates']:,} updates "
+        f"({count(work['seeds'], 'seed')}) and judged, as the others, on {result['judged_on']}: "
+        f"over the whole range profit answers to the price with {compare('price')} and to damage with "
+        f"{compare('damage')} (fixed, retrained, oracle)."
     )
 
 
