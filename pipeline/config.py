@@ -9,12 +9,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 MAX_SEED = 2**63 - 1
 
 Task = Literal["dishwashing", "bricklaying"]
 Scenario = Literal["seed", "mixed"]
+Shard = NonNegativeInt | Literal["auto"] | None
 
 
 class Config(BaseModel):
@@ -122,7 +123,7 @@ class ExtractConfig(Config):
     )
     max_failures: int | None = Field(None, ge=0, description="Stop when more videos than this have failed.")
     shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
-    shard: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+    shard: Shard = Field(
         None,
         description="Which of them this is, from 0; auto: the index of the array job (Slurm, Kubernetes, AWS Batch).",
     )
@@ -183,9 +184,7 @@ class NoveltyConfig(Config):
     batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
     allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour a clip.")
     shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
-    shard: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
-        None, description="Which of them this one is, from 0; auto: the index of the array job."
-    )
+    shard: Shard = Field(None, description="Which of them this one is, from 0; auto: the index of the array job.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the noise and of the corpus model.")
 
 

@@ -13,7 +13,7 @@ STAGES = [model for model in MODELS if model is not config.Config]
 REQUIRED = {"source": "sim", "run": "runs/x", "runs": ["runs/x", "runs/y"]}
 
 
-def build(model, **values):
+def build(model, /, **values):
     needed = {name: REQUIRED[name] for name, field in model.model_fields.items() if field.is_required()}
     return model(**needed | values)
 
