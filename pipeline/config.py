@@ -348,7 +348,7 @@ class NoveltyExperimentConfig(Config):
     out: Path = Field(
         Path("runs/novelty"), description="Folder for the files; RUN/experiments puts them in its report."
     )
-    seeds: int = Field(20, ge=2, le=10_000, description="Draws of outcomes, each with policies of its own.")
+    rounds: int = Field(20, ge=2, le=10_000, description="Draws of outcomes, each with policies of its own.")
     draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 

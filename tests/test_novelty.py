@@ -209,12 +209,12 @@ def test_clips_of_long_videos_are_visited_as_training_plays_them(embeddings):
     assert (visits[~held_out] == 1).all() and (visits[held_out] == 0).all()
 
 
-def test_the_experiment_compares_within_seeds_and_says_which_way_it_falls(embeddings, scored, tmp_path):
-    result = experiment.run(NoveltyExperimentConfig(embeddings=embeddings, out=tmp_path, seeds=3, draws=20))
+def test_the_experiment_compares_within_rounds_and_says_which_way_it_falls(embeddings, scored, tmp_path):
+    result = experiment.run(NoveltyExperimentConfig(embeddings=embeddings, out=tmp_path, rounds=3, draws=20))
     assert result["answer"].startswith("weighting by novelty ")
     table = pd.read_csv(tmp_path / "novelty.csv")
     assert len(table) == 3 * (3 + 3 * 4)
-    profit = table[table.kind == "weighting"].pivot(index="seed", columns="arm", values="profit")
+    profit = table[table.kind == "weighting"].pivot(index="round", columns="arm", values="profit")
     difference = result["weighting"]["novelty_minus_equal"]["mean"]
     assert difference == pytest.approx((profit["novelty"] - profit["equal"]).mean(), abs=1e-4)
     assert all((tmp_path / f"novelty.{suffix}").stat().st_size for suffix in ("svg", "png", "json"))

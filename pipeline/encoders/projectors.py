@@ -16,6 +16,7 @@ from pipeline.errors import VtpError
 
 FITTED = ("pca", "learned")
 NORM_EPS = 1e-5
+BLOCK_ROWS = 4096
 
 LEARNED_STEPS = 600
 LEARNED_LR = 1e-3
@@ -60,8 +61,12 @@ def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
     Each component's largest loading is positive, so that the signs are the same everywhere. Where the features span
     fewer than 128 dimensions, the remaining components are zero.
     """
-    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    variances, vectors = np.linalg.eigh(centred.T @ centred / len(features))
+    mean = features.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((features.shape[1], features.shape[1]))
+    for start in range(0, len(features), BLOCK_ROWS):  # so that the doubles stay in the cache
+        centred = features[start : start + BLOCK_ROWS] - mean
+        covariance += centred.T @ centred
+    variances, vectors = np.linalg.eigh(covariance / len(features))
     variances, vectors = variances[::-1][:EMBEDDING_DIM], vectors.T[::-1][:EMBEDDING_DIM]
     kept = variances > 1e-10 * max(variances[0], 1e-30)
     largest = np.abs(vectors).argmax(axis=1)
@@ -69,7 +74,7 @@ def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
     components = np.zeros((EMBEDDING_DIM, features.shape[1]))
     components[: len(vectors)] = vectors * signs[:, None] * kept[:, None]
     scale = float(np.sqrt(variances[kept].sum() / EMBEDDING_DIM)) if kept.any() else 1.0
-    return Projector(features.mean(axis=0, dtype=np.float64), components, scale, name)
+    return Projector(mean, components, scale, name)
 
 
 def random_projector(seed: int, feature_dim: int) -> Projector:

@@ -2,8 +2,8 @@
 demonstrations to keep: the most novel, the longest, or any.
 
 It takes hundreds of policies, so they are learned as in `value`, by ridge regression of sampled outcomes on what is
-seen and what is done, and judged by expected profit on the held-out videos. Seeds differ in outcomes and in what is
-drawn; every comparison is within a seed.
+seen and what is done, and judged by expected profit on the held-out videos. Rounds differ in outcomes and in what is
+drawn; every comparison is within a round.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
         score=np.nan_to_num(columns["score"][rows]),
     )
     table = []
-    for seed in range(cfg.seeds):
-        table += one_seed(
-            learner, demonstrations, draws=cfg.draws, rng=np.random.default_rng([cfg.seed, seed]), seed=seed
+    for number in range(cfg.rounds):
+        table += one_round(
+            learner, demonstrations, draws=cfg.draws, rng=np.random.default_rng([cfg.seed, number]), number=number
         )
-        progress(seed + 1, cfg.seeds)
+        progress(number + 1, cfg.rounds)
     frame = pd.DataFrame(table)
     result = conclude(frame) | {
-        "model": attrs["model"], "demonstrations": len(videos), "clips": len(rows), "seeds": cfg.seeds,
+        "model": attrs["model"], "demonstrations": len(videos), "clips": len(rows), "rounds": cfg.rounds,
         "judged_on": how, "videos_held_out": len(set(video_of(data, held_rows).tolist())),
         "wall_s": time.monotonic() - started,
     }  # fmt: skip
@@ -85,10 +85,10 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
     return result
 
 
-def one_seed(
-    learner: value.Learner, clips: Demonstrations, *, draws: int, rng: np.random.Generator, seed: int
+def one_round(
+    learner: value.Learner, clips: Demonstrations, *, draws: int, rng: np.random.Generator, number: int
 ) -> list[dict[str, Any]]:
-    """Rows {kind, arm, share, seed, profit} of all policies that learn from one draw of outcomes."""
+    """Rows {kind, arm, share, profit, round} of all policies that learn from one draw of outcomes."""
     blindly = value.tried_blindly(learner.scenario, draws=draws, rng=rng)
     differs = value.try_out(learner.scenario, learner.context[clips.rows], draws=draws, rng=rng) - blindly
     weights = {"novelty": clips.weight, "shuffled": rng.permutation(clips.weight), "equal": np.ones(len(clips.rows))}
@@ -110,14 +110,14 @@ def one_seed(
             kept = np.isin(clips.video, order[: max(1, round(share * num_videos))])
             profit = learner.profit(clips.seen[kept], differs[kept], np.ones(kept.sum()), blindly)
             rows.append({"kind": "keep", "arm": arm, "share": share, "profit": profit})
-    return [row | {"seed": seed} for row in rows]
+    return [row | {"round": number} for row in rows]
 
 
 def conclude(table: pd.DataFrame) -> dict[str, Any]:
-    """Mean profit an hour of every arm, and what novelty adds within seeds to each of the others."""
+    """Mean profit an hour of every arm, and what novelty adds within rounds to each of the others."""
     found: dict[str, Any] = {"keep": {}}
     for (kind, share), group in table.groupby(["kind", "share"]):
-        profit = group.pivot(index="seed", columns="arm", values="profit")
+        profit = group.pivot(index="round", columns="arm", values="profit")
         arms = {arm: _estimate(profit[arm]) for arm in profit.columns}
         arms |= {
             f"novelty_minus_{arm}": _estimate(profit["novelty"] - profit[arm]) for arm in profit.columns.drop("novelty")
