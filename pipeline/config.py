@@ -180,7 +180,7 @@ class NoveltyConfig(Config):
         None, ge=32, le=1024, multiple_of=16, description="Height of the model's frames; by default 64, of svd 320."
     )
     draws: int = Field(1, ge=1, le=64, description="Antithetic pairs of noise at each of five levels.")
-    updates: int = Field(300, ge=1, le=100_000, description="Updates of the corpus model, for each of its two halves.")
+    updates: int = Field(200, ge=1, le=100_000, description="Updates of the corpus model, for each of its two halves.")
     batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
     allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour a clip.")
     shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
