@@ -1,10 +1,15 @@
-"""Videos for tests: every frame carries its number as a barcode that survives compression and resizing."""
+"""Videos for tests, and embeddings files of them: every frame carries its number as a barcode that survives compression and resizing."""
 
 import struct
 from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
+
+from pipeline import manifest, store
+from pipeline.rundir import file_sha256
+from pipeline.video import Decoder
 
 BITS = 8
 
@@ -62,3 +67,40 @@ def turn(path: Path) -> None:
     matrix = data.find(b"tkhd") + 44
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
+
+
+CLIP_SETTINGS = {"clip_len": 16, "clip_stride": 16, "fps": 15.0, "tail": "drop", "decoder": "auto"}
+
+
+def write_embeddings(path, entries, *, seed=0, **attrs):
+    """An embeddings file of those videos, with their labels and random embeddings."""
+    rows, labels, counts = [], [], []
+    with Decoder() as decoder:
+        for entry in entries:
+            clips = list(
+                decoder.clips(entry.path, **{k: CLIP_SETTINGS[k] for k in ("clip_len", "clip_stride", "fps", "tail")})
+            )
+            rows += [(clip.start_frame, clip.start_s, clip.end_s, clip.valid_frames) for clip in clips]
+            labels.append(manifest.read_labels(entry.labels))
+            counts.append(len(clips))
+    table = pd.concat(labels)
+    start_frame, start_s, end_s, valid_frames = map(np.array, zip(*rows, strict=True))
+    embeddings = np.random.default_rng(seed).standard_normal((len(rows), 128)).astype(np.float32)
+    names = [entry.video_id for entry in entries]
+    data = store.Embeddings(
+        embeddings=embeddings,
+        clips=store.Clips(
+            embeddings, start_frame, start_s, end_s, valid_frames, np.concatenate([[0], np.cumsum(counts)])
+        ),
+        videos=store.Videos(
+            sha256=[file_sha256(entry.path) for entry in entries], fps=np.full(len(names), 15.0),
+            num_frames=np.array(counts) * 16, decoder=["decord"] * len(names), id=names,
+            path=[str(entry.path) for entry in entries], split=[entry.split for entry in entries],
+            task=["dishwashing"] * len(names),
+        ),
+        labels={name: table[name].to_numpy() for name in table.columns.drop("step")},
+        projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0,
+        attrs={**CLIP_SETTINGS, "weights_sha256": "w", "projector_sha256": "p", **attrs},
+    )  # fmt: skip
+    store.write_embeddings(path, data)
+    return path

@@ -3,7 +3,7 @@
 from pipeline.render.clip import CLIP_LEN, FPS, FRAME_SHAPE, NOVEL_KINDS, render_clip
 from pipeline.render.mp4 import write_mp4
 from pipeline.render.scene import Scene, sample_scene
-from pipeline.render.thumbnail import write_webp
+from pipeline.render.thumbnail import webp, write_webp
 
 __all__ = [
     "CLIP_LEN",
@@ -13,6 +13,7 @@ __all__ = [
     "Scene",
     "render_clip",
     "sample_scene",
+    "webp",
     "write_mp4",
     "write_webp",
 ]

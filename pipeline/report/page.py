@@ -17,6 +17,7 @@ from pipeline.report.curves import action_charts, learning_charts, rolling_windo
 from pipeline.report.experiments import Experiments, read_experiments, value_command, with_labels
 from pipeline.report.figures import Bar, Chart, Download
 from pipeline.report.files import Failure, Missing, RunFiles, finite
+from pipeline.report.gallery import Gallery, read_gallery
 from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.words import DASH, count, number, percent, usd
 
@@ -73,6 +74,7 @@ class Page:
     economics: list[tuple[str, str, str]]
     economics_download: Download | None
     experiments: Experiments
+    gallery: Gallery | None
     failures: list[Failure] | None
     failure_reasons: list[tuple[str, int]]
     provenance: list[tuple[str, str]]
@@ -117,6 +119,10 @@ def build_page(files: RunFiles) -> Page:
             f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))} --overwrite",
         )
 
+    gallery = read_gallery(files.config)
+    if isinstance(gallery, Missing):
+        missing["gallery"], gallery = gallery, None
+
     learning, absent = learning_charts(files.metrics, files.validations, numbers)
     if absent:
         missing["curves"] = Missing(
@@ -154,6 +160,7 @@ def build_page(files: RunFiles) -> Page:
         if economics
         else None,
         experiments=experiments,
+        gallery=gallery,
         failures=files.failures,
         failure_reasons=Counter(failure.reason for failure in failures).most_common(),
         provenance=_rows(_provenance(summary) | _times(summary)),

@@ -1,0 +1,187 @@
+"""The most and the least novel clips behind a run, and how their scores came about."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pipeline import render, store
+from pipeline.errors import VtpError
+from pipeline.experiments.files import COLOURS, in_style, new_figure
+from pipeline.report.experiments import Experiment
+from pipeline.report.figures import csv_download
+from pipeline.report.files import Missing
+from pipeline.report.tables import Cell, Table, cell
+from pipeline.report.themed import data_uri, themed
+from pipeline.report.words import count, number
+from pipeline.rundir import file_sha256
+from pipeline.video import Decoder, VideoError
+
+SHOWN = 4  # clips at either end
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A clip: its looping picture, or why there is none; score, kind and where it comes from."""
+
+    uri: str | None
+    score: str
+    kind: str
+    where: str
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The ends of the ranking, the figure of all scores, and how well labelled novelty was found where there is any."""
+
+    says: str
+    most: list[Tile]
+    least: list[Tile]
+    scores: Experiment
+    detection: Table | None
+
+
+def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
+    """The gallery of the run's embeddings, or why their scores are of no use; None where there are no scores."""
+    if config.get("source") != "embeddings" or not config.get("embeddings"):
+        return None
+    embeddings_path = Path(str(config["embeddings"]))
+    novelty_path = Path(str(config.get("novelty") or embeddings_path.with_name("novelty.h5")))
+    command = f"vtp novelty --embeddings {shlex.quote(str(embeddings_path))}"
+    if not (embeddings_path.is_file() and novelty_path.is_file()):
+        return None
+    try:
+        data = store.read_embeddings(embeddings_path)
+        columns, attrs = store.read_novelty_scores(novelty_path, data.content_sha256)
+    except VtpError as error:
+        return Missing(f"There is no gallery of the most novel clips: {error}.", command)
+    if not np.isfinite(columns["score"]).any():
+        return Missing(f"No clip has a novelty score: {attrs.get('model_why', 'too few clips')}.", command)
+    scored = np.flatnonzero(np.isfinite(columns["score"]))
+    ranked = scored[np.argsort(-columns["score"][scored], kind="stable")]
+    shown = min(SHOWN, len(ranked) // 2)
+    detection = json.loads(str(attrs.get("detection") or "{}"))
+    return Gallery(
+        says=f"{count(len(scored), 'clip')} scored by the model {attrs.get('model')} ({attrs.get('model_why')}), "
+        f"against {attrs.get('reference')}. 0 is the middle of the reference, one unit a usual deviation.",
+        most=[_tile(data, columns, row) for row in ranked[:shown]],
+        least=[_tile(data, columns, row) for row in ranked[::-1][:shown]],
+        scores=_scores(data, columns, attrs, ranked),
+        detection=_detection(detection) if detection else None,
+    )
+
+
+def _kinds(data: store.Embeddings) -> np.ndarray:
+    """The label of each clip [N]: a kind of novelty, novel, ordinary, or "" where nothing is known."""
+    labels = data.labels or {}
+    novel = labels.get("novel", np.full(data.num_clips, np.nan))
+    kind = labels.get("novel_kind", np.full(data.num_clips, "", object)).astype(str)
+    return np.where(novel == 1, np.where(kind == "", "novel", kind), np.where(novel == 0, "ordinary", ""))
+
+
+def _tile(data: store.Embeddings, columns: dict[str, np.ndarray], row: int) -> Tile:
+    video = int(np.searchsorted(data.offset, row, side="right")) - 1
+    where = f"{data.videos.id[video]}, from {data.clips.start_s[row]:.1f} s"
+    score, kind = number(float(columns["score"][row])), _kinds(data)[row]
+    try:
+        path = Path(data.videos.path[video])
+        if file_sha256(path) != data.videos.sha256[video]:
+            return Tile(None, score, kind, where, "The video has changed since it was scored.")
+        frames = _frames(data, path, row - int(data.offset[video]))
+    except (OSError, VideoError):
+        return Tile(None, score, kind, where, "The video is not to be read any more.")
+    return Tile(data_uri(render.webp(frames, fps=float(data.attrs["fps"])), "webp"), score, kind, where)
+
+
+def _frames(data: store.Embeddings, path: Path, number_in_video: int) -> np.ndarray:
+    options = {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail")}
+    with Decoder(decoder=str(data.attrs["decoder"])) as decoder:
+        for index, clip in enumerate(decoder.clips(path, **options)):
+            if index == number_in_video:
+                return clip.frames
+    raise VideoError("changed", f"{path.name} has no clip {number_in_video} any more", "extract it again")
+
+
+def _scores(
+    data: store.Embeddings, columns: dict[str, np.ndarray], attrs: dict[str, Any], ranked: np.ndarray
+) -> Experiment:
+    kinds = _kinds(data)
+    sigmas = json.loads(str(attrs.get("sigmas") or "[]"))
+    svg = io.BytesIO()
+    _draw(columns, kinds, sigmas, ranked).savefig(svg, format="svg", metadata={"Date": None})
+    video = np.searchsorted(data.offset, np.arange(data.num_clips), side="right") - 1
+    table = pd.DataFrame(
+        {
+            "video_id": np.array(data.videos.id)[video], "start_s": data.clips.start_s, "label": kinds,
+            "score": columns["score"], "weight": columns["weight"],
+            **{name.removeprefix("channels/"): columns[name] for name in columns if name.startswith("channels/")},
+            **{f"z at sigma {sigma:g}": columns["z"][:, k] for k, sigma in enumerate(sigmas)},
+        }
+    )  # fmt: skip
+    return Experiment(
+        name="novelty",
+        title="How novel the clips are",
+        shows="Left, how many clips have which score. Right, the corrected noise gap at each noise level, for the most "
+        "novel tenth of the clips and for the rest.",
+        says=f"Scores go from {number(float(columns['score'][ranked[-1]]))} to "
+        f"{number(float(columns['score'][ranked[0]]))}; training weights from {number(float(columns['weight'].min()))} "
+        f"to {number(float(columns['weight'].max()))}.",
+        uri=data_uri(themed(svg.getvalue().decode("utf-8")).encode("utf-8"), "svg+xml"),
+        download=csv_download("novelty.csv", table),
+        table=None,
+    )
+
+
+@in_style
+def _draw(columns: dict[str, np.ndarray], kinds: np.ndarray, sigmas: list[float], ranked: np.ndarray) -> Figure:
+    figure, (histogram, profile) = new_figure(2)
+    score = columns["score"]
+    planted = np.isin(np.arange(len(score)), ranked) & ~np.isin(kinds, ("", "ordinary"))
+    usual = np.isin(np.arange(len(score)), ranked) & ~planted
+    bins = np.histogram_bin_edges(score[ranked], bins=30)
+    histogram.hist(score[usual], bins, color=COLOURS["policy"], label="ordinary" if planted.any() else None)
+    if planted.any():
+        histogram.hist(score[planted], bins, color=COLOURS["oracle"], label="labelled novel", alpha=0.8)
+        histogram.set_yscale("log")
+        histogram.legend()
+    histogram.set(title="Scores", xlabel="score", ylabel="clips")
+    tenth = max(1, len(ranked) // 10)
+    for rows, label, colour in ((ranked[:tenth], "most novel tenth", "oracle"), (ranked[tenth:], "the rest", "policy")):
+        if len(rows) and len(sigmas):
+            low, middle, high = np.percentile(columns["z"][rows], [25, 50, 75], axis=0)
+            profile.plot(sigmas, middle, marker="o", c=COLOURS[colour], label=label)
+            profile.fill_between(sigmas, low, high, color=COLOURS[colour], alpha=0.15, lw=0)
+    profile.set(title="Noise gap by noise level", xlabel="sigma", ylabel="z, median and quartiles", xscale="log")
+    profile.legend()
+    return figure
+
+
+def _detection(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
+    """AUROC by kind: the score with its interval, then its channels and the baseline."""
+    others = [name for name in found if name != "score"]
+    rows, records = [], []
+    for kind, row in found["score"].items():
+        low, high = row["auroc_ci95"]
+        first = Cell(f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]", row["auroc"])
+        rest = [cell(f"{found[name][kind]['auroc']:.2f}", found[name][kind]["auroc"]) for name in others]
+        rows.append([Cell(kind, kind), cell(str(row["clips"]), row["clips"]), first, *rest])
+        records.append({"kind": kind, "score": "score", **row})
+        records += [{"kind": kind, "score": name, **found[name][kind]} for name in others]
+    named = {"knn": "nearest neighbours", "gap": "noise gap"}
+    return Table(
+        "Labelled novelty found, by kind: area under the ROC curve with its 95% interval, 0.5 is chance. Beside the "
+        "score its channels, and nearest neighbours in embedding space.",
+        [("Kind", "text"), ("Clips", "number"), ("Score", "number")]
+        + [(named.get(name, name), "number") for name in others],
+        rows,
+        csv_download("novelty-found.csv", pd.DataFrame(records)),
+    )

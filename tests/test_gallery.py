@@ -1,0 +1,71 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from synthetic import write_embeddings
+
+from pipeline import simulate, store
+from pipeline.config import SimulateConfig
+from pipeline.manifest import find_videos
+from pipeline.report.files import Missing
+from pipeline.report.gallery import Gallery, read_gallery
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Two videos of four clips, the last clip the most novel; the config of a run on them."""
+    manifest = simulate.run(SimulateConfig(out=tmp_path / "demos", videos=2, steps=4, novel=0.25, seed=1))
+    path = write_embeddings(tmp_path / "embeddings.h5", find_videos(str(manifest)))
+    score = np.arange(8.0) - 3
+    columns = {
+        "score": score, "weight": np.ones(8, np.float32), "knn": np.ones(8), "z": np.tile(score[:, None], (1, 2)),
+        "channels/gap": score,
+    }  # fmt: skip
+    judged = {"clips": 1, "auroc": 0.9, "auroc_ci95": [0.8, 1.0], "average_precision": 0.5}
+    attrs = {
+        "content_sha256": store.read_embeddings(path).content_sha256, "model": "corpus", "model_why": "small",
+        "reference": "all", "sigmas": json.dumps([0.25, 2.0]),
+        "detection": json.dumps({"score": {"fast": judged}, "knn": {"fast": judged | {"auroc": 0.4}}}),
+    }  # fmt: skip
+    store.write_novelty(tmp_path / "novelty.h5", columns, attrs)
+    return {"source": "embeddings", "embeddings": str(path), "novelty": None}
+
+
+def test_the_ends_of_the_ranking_are_shown_with_score_kind_and_source(scored):
+    gallery = read_gallery(scored)
+    assert isinstance(gallery, Gallery)
+    assert [tile.score for tile in gallery.most] == ["4.00", "3.00", "2.00", "1.00"]
+    assert gallery.most[0].where.startswith("0001, from 3.2 s") and gallery.least[0].where.startswith(
+        "0000, from 0.0 s"
+    )
+    assert all(tile.uri.startswith("data:image/webp;base64,") for tile in gallery.most + gallery.least)
+    assert all(tile.kind for tile in gallery.most)
+    assert gallery.detection.rows[0][2].text == "0.90 [0.80, 1.00]" and gallery.detection.rows[0][3].text == "0.40"
+    assert gallery.scores.uri.startswith("data:image/svg+xml;base64,")
+
+
+def test_a_video_that_is_gone_or_changed_says_so_in_its_tile(scored, tmp_path):
+    videos = tmp_path / "demos" / "videos"
+    (videos / "0000.mp4").unlink()
+    with open(videos / "0001.mp4", "ab") as file:
+        file.write(b"\0")
+    gallery = read_gallery(scored)
+    assert gallery.most[0].uri is None and "has changed" in gallery.most[0].why_not
+    assert gallery.least[0].uri is None and "not to be read" in gallery.least[0].why_not
+
+
+def test_scores_are_found_where_the_run_had_them(scored, tmp_path):
+    shutil.move(tmp_path / "novelty.h5", tmp_path / "elsewhere.h5")
+    assert read_gallery(scored) is None
+    assert isinstance(read_gallery(scored | {"novelty": str(tmp_path / "elsewhere.h5")}), Gallery)
+    assert read_gallery({"source": "sim"}) is None
+
+
+def test_scores_of_other_embeddings_are_not_shown(scored, tmp_path):
+    data = store.read_embeddings(tmp_path / "embeddings.h5")
+    data.embeddings[0] += 1
+    store.write_embeddings(tmp_path / "embeddings.h5", data)
+    missing = read_gallery(scored)
+    assert isinstance(missing, Missing) and "belongs to embeddings" in missing.sentence
+    assert missing.command.startswith("vtp novelty --embeddings ")
