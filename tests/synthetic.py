@@ -1,4 +1,4 @@
-"""Videos for tests, and embeddings files of them: every frame carries its number as a barcode that survives compression and resizing."""
+"""Videos for tests, whose frames carry their number as a barcode that survives compression; embeddings files of videos."""
 
 import struct
 from pathlib import Path
