@@ -1,4 +1,4 @@
-"""Videos for tests, whose frames carry their number as a barcode that survives compression; embeddings files of videos."""
+"""Videos for tests, whose frames carry their number as a barcode that survives compression, and their embeddings."""
 
 import struct
 from pathlib import Path
