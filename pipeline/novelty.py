@@ -408,7 +408,7 @@ def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np
     z = np.clip(calibrated(_by_fold(measures["gap"][whole].astype(np.float64), folds, reference)), -6, 6)
     channels = {"gap": surprise.robust_z(z.mean(axis=1, keepdims=True), reference)[:, 0]}
     learned = reference
-    for _ in range(2):  # the second time without the clips that the first found most novel
+    for _ in range(3):  # again without the clips that the time before found most novel
         for name, values in surprise.clip_channels(measures["thumbnails"][whole], learned, folds).items():
             channels[name] = calibrated(values[:, None])[:, 0]
         score = surprise.novelty_score(np.column_stack(list(channels.values())), reference)
