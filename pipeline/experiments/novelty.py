@@ -97,7 +97,6 @@ def one_round(
         for arm, weight in weights.items()
     ]
     num_videos = int(clips.video[-1]) + 1
-    ties = rng.random(num_videos)
     length = np.bincount(clips.video)
     preferred = {
         "novelty": np.bincount(clips.video, clips.score) / length,
@@ -105,7 +104,7 @@ def one_round(
         "length": length,
     }
     for arm, preference in preferred.items():
-        order = np.lexsort([ties, -preference])
+        order = np.lexsort([rng.random(num_videos), -preference])
         for share in SHARES:
             kept = np.isin(clips.video, order[: max(1, round(share * num_videos))])
             profit = learner.profit(clips.seen[kept], differs[kept], np.ones(kept.sum()), blindly)
