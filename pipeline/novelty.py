@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,27 @@ class Corpus:
     """The clips to measure: those to score and, after them, those of a reference that lies in another file."""
 
     files: tuple[store.Embeddings, ...]
-    reference: np.ndarray  # [clips of all files] bool
+    named: np.ndarray  # [clips of all files] bool: the clips of the videos that are ordinary by definition
 
-    @property
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """Whether a clip has all its frames: padded ones stand still at their end, and are not scored, [clips]."""
+        return np.concatenate([data.clips.valid_frames == data.attrs["clip_len"] for data in self.files])
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        return self.named & self.whole
+
+    @cached_property
     def offsets(self) -> np.ndarray:
         """First clip of each file, and the number of all."""
         return np.cumsum([0, *(data.num_clips for data in self.files)])
 
-    @property
+    @cached_property
     def embeddings(self) -> np.ndarray:
         return np.concatenate([data.embeddings for data in self.files])
 
-    @property
+    @cached_property
     def folds(self) -> np.ndarray:
         """0 or 1 for each clip: by turns within a video, so that its other clips are known to the other half's model.
 
@@ -65,7 +75,7 @@ class Corpus:
             for v, sha256 in enumerate(data.videos.sha256)
         ])  # fmt: skip
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         digest = hashlib.sha256(np.packbits(self.reference).tobytes())
         for data in self.files:
@@ -122,13 +132,13 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     blocks = list(split_blocks(corpus))
     owners = split_by_cost([block.num_clips for block in blocks], cfg.shards)
     mine = [block for block, owner in zip(blocks, owners, strict=True) if owner == shard]
-    measure_blocks(cfg, corpus, scorer, [b for b in mine if not has_block(out, b, settings)], out, settings, progress)
-    measured = sum(has_block(out, block, settings) for block in blocks)
-    if measured < len(blocks):
+    missing = [block for block in mine if read_block(out, block, settings) is None]
+    measure_blocks(cfg, corpus, scorer, missing, out, settings, progress)
+    parts = [part for block in blocks if (part := read_block(out, block, settings)) is not None]
+    if len(parts) < len(blocks):
         logger.info("%d of %d blocks are measured; the shard that measures the last one writes %s",
-                    measured, len(blocks), out)  # fmt: skip
-        return {"path": None, "blocks": len(blocks), "blocks_measured": measured}
-    parts = [store.read_measures(block_path(out, block), settings) for block in blocks]
+                    len(parts), len(blocks), out)  # fmt: skip
+        return {"path": None, "blocks": len(blocks), "blocks_measured": len(parts)}
     measures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns = score_clips(corpus, measures)
     attrs = settings | {
@@ -286,13 +296,12 @@ def block_path(out: Path, block: Block) -> Path:
     return parts_folder(out) / f"block-{block.first_clip}-{block.num_clips}.h5"
 
 
-def has_block(out: Path, block: Block, settings: dict[str, Any]) -> bool:
-    """Whether a whole block of these settings is there; a damaged one, or one of others, is made again."""
+def read_block(out: Path, block: Block, settings: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    """The measures of a block; None where they are not there, damaged or of other settings: they are made again."""
     try:
-        store.read_measures(block_path(out, block), settings)
-        return True
+        return store.read_measures(block_path(out, block), settings)
     except VtpError:
-        return False
+        return None
 
 
 def measure_blocks(
@@ -397,8 +406,7 @@ def measure(
 
 def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Columns of novelty.h5, for the clips to score. Padded clips are compared with nothing: score NaN, weight 1."""
-    clip_len = int(corpus.files[0].attrs["clip_len"])
-    whole = np.concatenate([data.clips.valid_frames for data in corpus.files]) == clip_len
+    whole = corpus.whole
     reference, folds = corpus.reference[whole], corpus.folds[whole]
     complexity = np.column_stack([measures["motion_energy"], measures["texture_energy"]])[whole].astype(np.float64)
 

@@ -3,13 +3,13 @@
 VTP_CRASH=full kills thirty times at random and once at every single write; that takes a few minutes.
 """
 
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import sys
 import time
-import traceback
 
 import pytest
 from synthetic import write_video
@@ -30,36 +30,49 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture
-def cfg(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "PART_VIDEOS", 1)
+def cfg(videos, tmp_path):
     return ExtractConfig(
         source=str(videos), out=tmp_path / "out/embeddings.h5", weights="random:0", precision="fp32",
         clip_len=2, clip_stride=2, batch_size=2,
     )  # fmt: skip
 
 
-def in_child(cfg, before=lambda: None):
-    """Extract in a forked process, which has all modules and no threads yet; returns its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        before()
-        extract.run(cfg)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+PROCESSES = multiprocessing.get_context("forkserver")  # a fork of this process would inherit the locks of its threads
+PROCESSES.set_forkserver_preload(["pipeline.extract"])
 
 
-def exit_code(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def in_child(cfg, *, die_at=0):
+    """Extract in a process of its own, which has all modules and no threads yet; `die_at`: killed at that write."""
+    process = PROCESSES.Process(target=extract_or_die, args=(cfg, die_at))
+    process.start()
+    return process
+
+
+def extract_or_die(cfg, die_at):
+    """A video a part. Killed as it opens a temporary file, and as it renames it: the first time, the second, ..."""
+    parts.PART_VIDEOS = 1
+    left = die_at
+
+    def hook(event, args):
+        nonlocal left
+        if (event == "open" and str(args[0]).endswith(".tmp") and "w" in str(args[1])) or event == "os.rename":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    extract.run(cfg)
+
+
+def exit_code(process):
+    process.join()
+    return process.exitcode
 
 
 def whole_file(cfg, tmp_path):
     whole = cfg.model_copy(update={"out": tmp_path / "whole/embeddings.h5"})
+    assert exit_code(in_child(whole)) == 0  # the server that forks is running from now on
+    shutil.rmtree(whole.out.parent)
     started = time.monotonic()
     assert exit_code(in_child(whole)) == 0
     return whole.out.read_bytes(), time.monotonic() - started
@@ -83,10 +96,10 @@ def test_random_kills(cfg, tmp_path):
     rng = random.Random(0)
     for _ in range(KILLS):
         before = finished(cfg)
-        pid = in_child(cfg)
+        process = in_child(cfg)
         time.sleep(rng.uniform(0, duration_s))
-        os.kill(pid, signal.SIGKILL)
-        if exit_code(pid) == 0:
+        process.kill()
+        if exit_code(process) == 0:
             check_end(cfg, expected)
             shutil.rmtree(cfg.out.parent)
         else:
@@ -95,24 +108,10 @@ def test_random_kills(cfg, tmp_path):
 
 
 def test_a_kill_at_every_write(cfg, tmp_path):
-    """Killed as it opens a temporary file, and as it renames it: the first time, the second, and so on to the last."""
     expected, _ = whole_file(cfg, tmp_path)
-
-    def die_at(write):
-        left = write
-
-        def hook(event, args):
-            nonlocal left
-            if (event == "open" and str(args[0]).endswith(".tmp") and "w" in str(args[1])) or event == "os.rename":
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-
     write = 1
     while True:
-        code = exit_code(in_child(cfg, before=lambda write=write: die_at(write)))
+        code = exit_code(in_child(cfg, die_at=write))
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -124,7 +123,7 @@ def test_a_kill_at_every_write(cfg, tmp_path):
 
 def test_two_processes_on_one_shard(cfg, tmp_path):
     expected, _ = whole_file(cfg, tmp_path)
-    pids = [in_child(cfg), in_child(cfg)]
-    assert [exit_code(pid) for pid in pids] == [0, 0]
+    processes = [in_child(cfg), in_child(cfg)]
+    assert [exit_code(process) for process in processes] == [0, 0]
     assert cfg.out.read_bytes() == expected
     assert len(set(finished(cfg))) == 4
