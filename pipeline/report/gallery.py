@@ -64,6 +64,9 @@ def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
         columns, attrs = store.read_novelty_scores(novelty_path, data.content_sha256)
     except VtpError as error:
         return Missing(f"There is no gallery of the most novel clips: {error}.", command)
+    if len(columns["score"]) != data.num_clips:
+        said = f"{novelty_path} scores {len(columns['score'])} clips, {embeddings_path} has {data.num_clips}"
+        return Missing(f"There is no gallery of the most novel clips: {said}.", command)
     if not np.isfinite(columns["score"]).any():
         return Missing(f"No clip has a novelty score: {attrs.get('model_why', 'too few clips')}.", command)
     scored = np.flatnonzero(np.isfinite(columns["score"]))
@@ -111,6 +114,7 @@ def _frames(data: store.Embeddings, path: Path, number_in_video: int) -> np.ndar
     raise VideoError("changed", f"{path.name} has no clip {number_in_video} any more", "extract it again")
 
 
+@in_style  # saving too: only then does text stay text, which the page colours
 def _scores(
     data: store.Embeddings, columns: dict[str, np.ndarray], attrs: dict[str, Any], ranked: np.ndarray
 ) -> Experiment:
@@ -141,14 +145,13 @@ def _scores(
     )
 
 
-@in_style
 def _draw(columns: dict[str, np.ndarray], kinds: np.ndarray, sigmas: list[float], ranked: np.ndarray) -> Figure:
     figure, (histogram, profile) = new_figure(2)
     score = columns["score"]
     planted = np.isin(np.arange(len(score)), ranked) & ~np.isin(kinds, ("", "ordinary"))
     usual = np.isin(np.arange(len(score)), ranked) & ~planted
     bins = np.histogram_bin_edges(score[ranked], bins=30)
-    histogram.hist(score[usual], bins, color=COLOURS["policy"], label="ordinary" if planted.any() else None)
+    histogram.hist(score[usual], bins, color=COLOURS["policy"], label="others" if "" in kinds[usual] else "ordinary")
     if planted.any():
         histogram.hist(score[planted], bins, color=COLOURS["oracle"], label="labelled novel", alpha=0.8)
         histogram.set_yscale("log")
@@ -161,7 +164,8 @@ def _draw(columns: dict[str, np.ndarray], kinds: np.ndarray, sigmas: list[float]
             profile.plot(sigmas, middle, marker="o", c=COLOURS[colour], label=label)
             profile.fill_between(sigmas, low, high, color=COLOURS[colour], alpha=0.15, lw=0)
     profile.set(title="Noise gap by noise level", xlabel="sigma", ylabel="z, median and quartiles", xscale="log")
-    profile.legend()
+    if len(sigmas):
+        profile.legend()
     return figure
 
 
