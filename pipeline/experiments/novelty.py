@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from pipeline import store
 from pipeline.config import NoveltyExperimentConfig
 from pipeline.errors import VtpError
-from pipeline.evaluate import interval95, outcome_model, split_rows, video_of
+from pipeline.evaluate import interval95, split_rows, video_of
 from pipeline.experiments import value
 from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save
 
@@ -51,12 +51,7 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
     columns, attrs = store.read_novelty_scores(novelty_path, data.content_sha256)
     if not np.isfinite(columns["score"]).any():
         raise VtpError(f"{novelty_path} has no score ({attrs['model_why']}); score more clips")
-    model = outcome_model(data)
-    if not model.labelled:
-        raise VtpError(
-            f"{cfg.embeddings} has no labels: without contexts there is no outcome to learn from; "
-            "name labels in the manifest and extract again"
-        )
+    model = value.labelled_outcomes(data, cfg.embeddings)
     videos, held_rows, how = split_rows(data)
     if len(videos) < 4:
         raise VtpError(f"{len(videos)} demonstrations are too few to keep a share of; give at least 4")

@@ -21,6 +21,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,12 +90,7 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
     """Value every video or contributor of the training split; writes the table and the figure, returns key numbers."""
     started = time.monotonic()
     data = store.read_embeddings(cfg.embeddings)
-    model = outcome_model(data)
-    if not model.labelled:
-        raise VtpError(
-            f"{cfg.embeddings} has no labels: without contexts there is no outcome to learn from; "
-            "name labels in the manifest and extract again"
-        )
+    model = labelled_outcomes(data, cfg.embeddings)
     videos, held_rows, how = split_rows(data)
     names, rows = players(data, videos, by=cfg.by)
     if len(names) < 2:
@@ -131,6 +127,17 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
     }
     save(output_folder(cfg.out, None), "value", table, _draw(table), result)
     return result
+
+
+def labelled_outcomes(data: store.Embeddings, path: Path) -> OutcomeModel:
+    """What actions bring on each clip; VtpError where no label says what a clip shows."""
+    model = outcome_model(data)
+    if not model.labelled:
+        raise VtpError(
+            f"{path} has no labels: without contexts there is no outcome to learn from; "
+            "name labels in the manifest and extract again"
+        )
+    return model
 
 
 def players(data: store.Embeddings, videos: np.ndarray, *, by: str) -> tuple[list[str], list[np.ndarray]]:
