@@ -237,8 +237,12 @@ class TrainConfig(Config):
         -6.0, description="Target entropy at the end, in the [-1, 1] space; it starts at -2 and falls linearly."
     )
     dual_lr: float = Field(0.01, ge=0, description="Step of dual ascent on the error constraint.")
+    init: Path | None = Field(None, description="Run whose best policy to begin with, instead of an untrained one.")
     overwrite: bool = Field(False, description="Replace an earlier run in the run directory.")
     evaluations: int = Field(20, ge=1, description="Sampled validations during training, which choose best.pt.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many validations in a row without a better one."
+    )
     launcher: Launcher = None
     slurm_partition: SlurmPartition = None
     slurm_time: SlurmTime = "4:00:00"

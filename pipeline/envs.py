@@ -58,6 +58,8 @@ class Workplace:
     `lambda_dual` and `err_target` are set by the training loop as dual ascent and the curriculum move them.
     """
 
+    _STATE = ("lambda_dual", "err_target", "steps", "attempts", "errors")
+
     def __init__(self, scenario: sim.Scenario, num_envs: int, *, reward_window: str, rng: np.random.Generator):
         self.scenario = scenario
         self.reward_window = reward_window
@@ -71,6 +73,15 @@ class Workplace:
             np.zeros(num_envs, np.int64),
             np.zeros(num_envs, np.int64),
         )  # (attempts, errors) of the last step
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides what comes next, the random generator included, as arrays and plain values."""
+        return {name: getattr(self, name) for name in self._STATE} | {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self._STATE:
+            setattr(self, name, state[name])
+        self.rng.bit_generator.state = state["rng"]
 
     def open_books(self, envs: np.ndarray) -> None:
         """Start new episodes in `envs`, a boolean mask [N]."""
@@ -127,6 +138,12 @@ class VectorEnv(Protocol):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(next observations, rewards [N], truncated [N]); the caller resets what was truncated."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the episodes are; the workplace has a state of its own."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the episodes where they were."""
+
 
 class SimEnv:
     """The simulator itself: observations [N, 4] float32 are progress, context, attempts to date and errors to date.
@@ -153,6 +170,12 @@ class SimEnv:
         rewards = work.work(self.context, actions)
         self.context = sim.next_context(work.scenario, self.context, work.rng)
         return self._observations(), rewards, work.steps >= sim.EPISODE_STEPS
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"context": self.context}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.context = state["context"]
 
     def _observations(self) -> np.ndarray:
         work = self.workplace
@@ -209,6 +232,12 @@ class EmbeddingEnv:
         truncated = self.row + 1 >= self.end
         self.row = np.minimum(self.row + 1, self.end - 1)
         return self.row.copy(), rewards, truncated
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"row": self.row, "end": self.end}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.row, self.end = state["row"], state["end"]
 
 
 class GymEnv(gymnasium.Env):

@@ -28,6 +28,10 @@ class CorruptError(VtpError):
     exit_code = EXIT_CORRUPT
 
 
+class UntrustedError(CorruptError):
+    """A file that would run code if it were loaded; it was not."""
+
+
 class TryAgainError(VtpError):
     """Interrupted or out of space; the same command goes on from here."""
 

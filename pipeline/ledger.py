@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import SGDRegressor
 from sklearn.preprocessing import StandardScaler
 
@@ -58,9 +59,27 @@ class EpisodeLedger:
         self._gains.append(gain)
         return predicted
 
+    def state_dict(self) -> dict[str, Any]:
+        """The books and what both estimators have learned, as arrays and plain values."""
+        return {
+            "trailing": self._trailing, "predicted": self._predicted, "gains": self._gains,
+            "scaler": _learned(self._scaler), "estimator": _learned(self._estimator),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._trailing, self._predicted, self._gains = state["trailing"], state["predicted"], state["gains"]
+        for estimator, learned in ((self._scaler, state["scaler"]), (self._estimator, state["estimator"])):
+            vars(estimator).update({name: value[()] if value.ndim == 0 else value for name, value in learned.items()})
+
     def skill(self) -> dict[str, Any]:
         """How well the customer's part was predicted so far."""
         return estimator_skill(np.array(self._predicted), np.array(self._gains))
+
+
+def _learned(estimator: BaseEstimator) -> dict[str, Any]:
+    """What a scikit-learn estimator was fitted to, as arrays: the attributes whose names end in an underscore."""
+    fitted = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
+    return {name: np.asarray(value) for name, value in fitted.items()}
 
 
 def estimator_skill(predicted: np.ndarray, gains: np.ndarray) -> dict[str, Any]:

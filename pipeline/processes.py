@@ -45,3 +45,26 @@ def no_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[threading.Event]:
+    """Within the block, Ctrl-C and SIGTERM only set the event, so that the work can stop where it is whole.
+
+    Elsewhere than in the main thread, which alone may say so, they are handled as ever, and so is a signal that has a
+    handler already: under submitit SIGTERM comes before a requeue, and the task must not end by itself.
+    """
+    held = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = [number for number, handler in before.items() if handler in usual]
+    for number in ours:
+        signal.signal(number, lambda *_: held.set())
+    try:
+        yield held
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,15 @@ class SumTree:
             nodes = nodes >> 1  # repeated parents are written twice with the same sum: cheaper than unique
             self._nodes[nodes] = self._nodes[2 * nodes] + self._nodes[2 * nodes + 1]
 
+    def fill(self, priorities: np.ndarray) -> None:
+        """Set the priorities [n] of the first n leaves and 0 elsewhere."""
+        leaves = 1 << self.depth
+        self._nodes[leaves:] = 0.0
+        self._nodes[leaves : leaves + len(priorities)] = priorities
+        for depth in reversed(range(self.depth)):
+            children = self._nodes[2 << depth : 4 << depth]
+            self._nodes[1 << depth : 2 << depth] = children[::2] + children[1::2]
+
     def find(self, masses: np.ndarray) -> np.ndarray:
         """Leaves [B] at cumulative `masses` [B] in [0, total)."""
         nodes = np.ones(len(masses), np.int64)
@@ -64,6 +73,8 @@ class ReplayBuffer:
 
     A new transition enters with the highest |TD| priority so far, so that it is soon seen.
     """
+
+    _ARRAYS = ("observations", "next_observations", "actions", "rewards", "masks", "novelty")
 
     def __init__(
         self,
@@ -122,6 +133,19 @@ class ReplayBuffer:
             self._next_observations[slots],
         )
         return batch, slots, (importance / importance.mean()).astype(np.float32), self._novelty[slots]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The transitions and their priorities: views of the arrays, as far as they are filled, and plain values."""
+        arrays = {name: getattr(self, f"_{name}")[: self.size] for name in self._ARRAYS}
+        priorities = self._tree.get(np.arange(self.size))
+        return arrays | {"priorities": priorities, "next": self._next, "max_td_priority": self._max_td_priority}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.size = len(state["rewards"])
+        for name in self._ARRAYS:
+            getattr(self, f"_{name}")[: self.size] = state[name]
+        self._tree.fill(state["priorities"])
+        self._next, self._max_td_priority = state["next"], state["max_td_priority"]
 
     def update_priorities(self, slots: np.ndarray, td_error: np.ndarray) -> None:
         """Set the priorities of `slots` [B] from their temporal-difference errors [B]."""

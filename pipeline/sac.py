@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import CorruptError, UntrustedError, VtpError
 from pipeline.rundir import atomic_path, file_sha256, write_text
 
 ACTION_SIZE = 2
@@ -27,6 +28,7 @@ TARGET_ENTROPY = -float(ACTION_SIZE)
 INITIAL_ALPHA = 0.05  # rewards have deviation one, so 1.0 would drown them for thousands of updates
 ANNEALED_AFTER = 0.8  # of training: by then entropy is at its final target
 FINAL_LR_FACTOR = 0.05
+CODE = r"Unsupported (global|operand 149)"  # a name to be called, or the first word of a plain pickle
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -147,6 +149,8 @@ class Agent(nn.Module):
     the noise of sampled outcomes, their average does not.
     """
 
+    _OPTIMIZERS = ("critic_optimizer", "actor_optimizer", "alpha_optimizer")
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -204,6 +208,11 @@ class Agent(nn.Module):
         self.reward_mean += delta * len(rewards) / count
         self.reward_count = count
 
+    def forget_rewards(self) -> None:
+        """Scale rewards by what comes from now on alone, as when a policy is trained on in another world."""
+        for moment in (self.reward_count, self.reward_mean, self.reward_square):
+            moment.zero_()
+
     def update(
         self, batch: Transitions, weights: Tensor, *, generator: torch.Generator
     ) -> tuple[np.ndarray, dict[str, float]]:
@@ -253,6 +262,14 @@ class Agent(nn.Module):
             raise VtpError(f"a loss is not finite ({info}); lower --lr, or check the inputs for NaN")
         return td_error, info
 
+    def training_state(self) -> dict[str, Any]:
+        """What training on needs beside the `state_dict`: the optimisers."""
+        return {name: getattr(self, name).state_dict() for name in self._OPTIMIZERS}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        for name in self._OPTIMIZERS:
+            getattr(self, name).load_state_dict(state[name])
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values atomically. Beside the file lie the sha256 of it and of the one before it, so
@@ -265,16 +282,26 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running code from it. CorruptError where it is damaged or holds more than data."""
+    """Read a checkpoint without running code from it.
+
+    CorruptError where it is damaged, UntrustedError where it holds more than data.
+    """
     if not path.is_file():
         raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory")
     checksums = path.with_name(path.name + ".sha256")
-    if checksums.is_file() and file_sha256(path) not in checksums.read_text().split():
-        raise CorruptError(f"{path} does not match {checksums.name}: it is damaged; train again, or restore a copy")
+    is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
+    error: Exception | None = None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CorruptError(f"{path} holds more than tensors and plain values; it was not run; train again") from error
-    except (RuntimeError, EOFError, LookupError, ValueError, OSError, struct.error) as error:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError, struct.error) as caught:
+        error = caught
+    if re.search(CODE, str(error)):
+        raise UntrustedError(
+            f"{path} holds more than tensors and plain values; it was not run; delete it, or train again"
+        ) from error
+    if is_damaged:
+        raise CorruptError(f"{path} does not match {checksums.name}: it is damaged; train again, or restore a copy")
+    if error:
         reason = type(error).__name__
         raise CorruptError(f"{path} is no checkpoint ({reason}); train again, or restore a copy") from error
+    return checkpoint

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from pipeline import evaluate, train
+from pipeline import evaluate, train, training
 from pipeline.config import TrainConfig, alone, parse_seeds
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.rundir import make_folder, save_config, write_json
@@ -32,7 +32,7 @@ def prepare(cfg: TrainConfig) -> list[TrainConfig]:
     """
     if (cfg.out / "metrics.csv").exists():
         raise VtpError(f"{cfg.out} holds the run of one seed; choose another --out")
-    train.check(cfg)
+    training.check(cfg)
     configs = [config_of(cfg, seed) for seed in parse_seeds(cfg.seeds)]
     if not cfg.overwrite:
         for one in configs:
@@ -42,7 +42,7 @@ def prepare(cfg: TrainConfig) -> list[TrainConfig]:
     (cfg.out / "summary.json").unlink(missing_ok=True)
     if cfg.overwrite:
         for one in configs:
-            (one.out / "summary.json").unlink(missing_ok=True)  # an unfinished run is replaced
+            train.forget(one.out)
     return [one for one in configs if not is_finished(one.out)]
 
 
@@ -127,10 +127,10 @@ def merge(run: Path) -> dict[str, Any]:
     if missing := [str(seed) for seed in seeds if not is_finished(run_of(run, seed))]:
         raise TryAgainError(
             f"of the seeds of {run}, {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not finished; "
-            f"wait, or go on with: {train.command_line(cfg)}"
+            f"wait, or go on with: {training.command_line(cfg)}"
         )
     summary = average([_read_summary(run_of(run, seed)) for seed in seeds], seeds)
-    summary["provenance"] |= {"command": train.command_line(cfg)}
+    summary["provenance"] |= {"command": training.command_line(cfg)}
     write_json(run / "summary.json", summary)
     return summary
 

@@ -77,13 +77,7 @@ def stop_and_requeue(job_id, at_work, *command):
     wait_for(at_work, f"{job_id} does not start")
     subprocess.run([*command, job_id], check=True)
 
-    def pending():
-        state = scontrol("show", "job", job_id)
-        if "JobState=FAILED" in state:  # it ended before Slurm came to its own request to be requeued
-            subprocess.run(["scontrol", "requeue", job_id], check=False)
-        return "JobState=PENDING" in state
-
-    wait_for(pending, f"{job_id} was not requeued")
+    wait_for(lambda: "JobState=PENDING" in scontrol("show", "job", job_id), f"{job_id} was not requeued")
     scontrol("update", f"JobId={job_id}", "StartTime=now")
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import evaluate, sac, sim, store, train
+from pipeline import envs, evaluate, ledger, sac, sim, store, train, training
 from pipeline.config import TrainConfig
 from pipeline.errors import VtpError
 
@@ -92,8 +92,8 @@ def write_novelty(path, weight, content):
 def test_a_row_an_episode_and_every_number_finite(tmp_path):
     train.run(sim_config(tmp_path))
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
-    assert list(metrics.columns) == list(train.METRICS)
-    assert len(train.METRICS) == 36
+    assert list(metrics.columns) == list(training.METRICS)
+    assert len(training.METRICS) == 36
     assert metrics["episode"].tolist() == list(range(1, 25))
     assert np.isfinite(metrics.to_numpy()).all(), metrics.columns[~np.isfinite(metrics.to_numpy()).all(0)]
     assert (metrics["episode_steps"] == 60).all()
@@ -139,7 +139,7 @@ def test_tensorboard_gets_the_same_names(tmp_path):
     train.run(sim_config(tmp_path))
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
-    assert {f"train/{name}" for name in train.METRICS[1:]} <= set(board.Tags()["scalars"])
+    assert {f"train/{name}" for name in training.METRICS[1:]} <= set(board.Tags()["scalars"])
 
 
 @pytest.mark.parametrize("reward_window", ["step", "episode"])
@@ -174,12 +174,6 @@ def test_too_small_a_buffer_writes_nothing(tmp_path):
     with pytest.raises(VtpError, match="--buffer-size 4 is below --num-envs 8"):
         train.run(sim_config(tmp_path, buffer_size=4))
     assert not (tmp_path / "run").exists()
-
-
-def test_an_unfinished_run_is_replaced(tmp_path):
-    train.run(sim_config(tmp_path))
-    (tmp_path / "run" / "summary.json").unlink()
-    assert train.run(sim_config(tmp_path))["episodes"] == evaluate.SIM_EPISODES
 
 
 @pytest.mark.parametrize("settings", [{"warmup_steps": 5000}, {"warmup_steps": 600, "buffer_size": 500}])
@@ -288,8 +282,8 @@ def test_sampled_profit_of_the_seeds_result_row():
 
 
 def test_the_ledger_compares_with_the_episodes_before():
-    ledger = train.EpisodeLedger(sim.scenario())
+    books = ledger.EpisodeLedger(sim.scenario())
     mps = [100.0, 110.0, 90.0]
-    rows = [ledger.close(1.0, train.Economics(mp, 0.0, 0.3 * mp, 0.3 * mp - 0.1), 1.0) for mp in mps]
+    rows = [books.close(1.0, envs.Economics(mp, 0.0, 0.3 * mp, 0.3 * mp - 0.1), 1.0) for mp in mps]
     assert [row["delta_mpl_total"] for row in rows] == pytest.approx([0.0, 10.0, -15.0])
     assert rows[2]["rebate"] == 0, "a loss has nobody to thank"

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from pipeline import errors
 from pipeline.config import Config
-from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
+from pipeline.errors import CorruptError, PartialError, TryAgainError, UntrustedError, VtpError
 
 # What the user has to see to comes first: damage, then settings, then our bugs, then what another try may cure.
-GRAVITY = (CorruptError, VtpError, PartialError, TryAgainError)
+GRAVITY = (UntrustedError, CorruptError, VtpError, PartialError, TryAgainError)
 
 
 @dataclass(frozen=True)

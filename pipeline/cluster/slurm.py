@@ -1,7 +1,8 @@
 """An array of Slurm jobs, submitted through submitit.
 
 A task that is preempted, requeued or out of time starts again with the same settings, and the stages go on from their
-files. The array outlives the process that submitted it, which can come back to it.
+files; one that ended before Slurm came to its own request to be requeued is requeued from here. The array outlives the
+process that submitted it, which can come back to it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MAX_TIMEOUTS = 20  # times that a task may reach its time limit and be requeued
 POLL_S = 1.0
 SQUEUE_S = 5.0
 GRACE_S = 30.0  # for the last files of a task that Slurm says has ended, over a network's file system
+PREEMPTED = "Exiting gracefully after preemption"  # in the log of a task
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
 }  # fmt: skip
@@ -131,6 +133,8 @@ def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
                     failures.append(_failed(name, trace, job))
             elif states is None or at_work(states, job):
                 ended_at.pop(name, None)
+            elif name not in ended_at and _was_preempted(job) and _requeue(job):
+                asked_at = -SQUEUE_S
             elif now - ended_at.setdefault(name, now) >= GRACE_S:
                 del waiting[name]
                 state, _ = states.get(job.job_id, ("Slurm has forgotten why", ""))
@@ -140,6 +144,19 @@ def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
         if not waiting:
             return failures
         time.sleep(POLL_S)
+
+
+def _was_preempted(job: submitit.SlurmJob) -> bool:
+    """Whether the task's last start ended with submitit's answer to a signal: requeue, and exit."""
+    try:
+        log = job.paths.stdout.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return log.rfind(PREEMPTED) > log.rfind("Starting with")
+
+
+def _requeue(job: submitit.SlurmJob) -> bool:
+    return subprocess.run(["scontrol", "requeue", job.job_id], capture_output=True, check=False).returncode == 0
 
 
 def look_again(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from pipeline import encoders, render, sim, store, video
@@ -115,6 +116,27 @@ def load_run(run_dir: Path) -> tuple[Agent, dict[str, Any]]:
     except (KeyError, TypeError, RuntimeError) as error:
         raise CorruptError(f"{path} is no checkpoint of this version ({type(error).__name__}); train again") from error
     return agent, checkpoint["meta"]
+
+
+def check_same_inputs(trained: dict[str, Any], wanted: dict[str, Any], run_dir: Path) -> None:
+    """VtpError where a policy does not see what it was trained to see; both are a checkpoint's `meta`."""
+    if trained["source"] != wanted["source"]:
+        raise VtpError(f"{run_dir} was trained on {trained['source']}, not on {wanted['source']}; name another run")
+    if trained["source"] != "embeddings":
+        return
+    for name in ("backbone", "weights_sha256", "transform", "clip_len", "fps", "projector"):
+        if trained["encoding"][name] != wanted["encoding"][name]:
+            raise VtpError(
+                f"{run_dir} was trained on embeddings of {name} {trained['encoding'][name]}, "
+                f"these are of {wanted['encoding'][name]}; extract with the same settings"
+            )
+    if trained["content_sha256"] != wanted["content_sha256"] and not torch.equal(
+        trained["projector"]["components"], wanted["projector"]["components"]
+    ):
+        raise VtpError(
+            f"{run_dir} was trained on embeddings of another projection; extract with --projector "
+            f"{trained['embeddings']}, whose projector it reads"
+        )
 
 
 def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:

@@ -45,8 +45,7 @@ class Retrainer:
         rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         agent = evaluate.build_agent(self._source)
         agent.load_state_dict(self._agent.state_dict())
-        for moment in (agent.reward_count, agent.reward_mean, agent.reward_square):
-            moment.zero_()  # rewards are scaled by what they are in this world
+        agent.forget_rewards()
         env = self._environment(scenario, rng)
         env.workplace.lambda_dual = lambda_dual
         observations = env.reset()

@@ -1,0 +1,63 @@
+"""What a training run writes down as it goes: a row an episode, a row a validation, and TensorBoard's curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.rundir import MetricsCsv
+
+METRICS = (
+    "episode", "time_h", "completed", "attempts", "errors", "err_rate", "err_target", "mp_r", "mp_h", "w_hat_r",
+    "w_h", "wage_parity", "prod_parity", "profit", "lambda_dual", "episode_reward", "episode_steps", "mean_speed",
+    "mean_care", "buffer_size", "critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss",
+    "mean_novelty", "mean_weight", "q_mean", "delta_mpl_total", "delta_mpl_cust", "spread", "spread_value", "s_cust",
+    "s_plat", "rebate", "captured_spread",
+)  # fmt: skip
+LOSSES = ("critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss", "q_mean", "mean_weight")
+ALIASES = {  # what Stable-Baselines3 calls it in TensorBoard, where that differs, so that runs of both share a chart
+    "episode_reward": "rollout/ep_rew_mean", "episode_steps": "rollout/ep_len_mean", "alpha": "train/ent_coef",
+}  # fmt: skip
+
+
+class Record:
+    """`metrics.csv`, `validations.csv` and TensorBoard of a run, whole up to its newest checkpoint."""
+
+    def __init__(self, run: Path, state: Mapping[str, int] | None):
+        """state: what `sync` returned when the checkpoint was taken that the run goes on from; None for a new run.
+
+        CorruptError where the files do not reach that far.
+        """
+        state = state or {"metrics": 0, "validations": 0, "episode": 0}
+        self._metrics = MetricsCsv(run / "metrics.csv", METRICS, resume_at=state["metrics"])
+        self._validations = MetricsCsv(
+            run / "validations.csv", ("episode", "profit_sampled"), resume_at=state["validations"]
+        )
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=state["episode"] + 1)
+
+    def episodes(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the rows of episodes that end together; TensorBoard gets one point for them, their mean."""
+        for row in rows:
+            self._metrics.write(row)
+        episode = rows[-1]["episode"]
+        for name in METRICS[1:]:
+            mean = np.mean([row[name] for row in rows])
+            self._board.add_scalar(f"train/{name}", mean, episode)
+            if name in ALIASES:
+                self._board.add_scalar(ALIASES[name], mean, episode)
+
+    def validation(self, episode: int, profit: float) -> None:
+        self._validations.write({"episode": episode, "profit_sampled": profit})
+        self._board.add_scalar("validation/profit_sampled", profit, episode)
+
+    def sync(self, episode: int) -> dict[str, int]:
+        """Bring all rows so far to the disk; returns where they end, for `__init__`."""
+        return {"metrics": self._metrics.sync(), "validations": self._validations.sync(), "episode": episode}
+
+    def close(self) -> None:
+        for part in (self._metrics, self._validations, self._board):
+            part.close()

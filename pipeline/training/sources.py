@@ -1,0 +1,140 @@
+"""What a policy is trained on: the simulator's state, or the stored clips of demonstration videos."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline import __version__, evaluate, sim, store
+from pipeline.config import TrainConfig
+from pipeline.envs import EmbeddingEnv, SimEnv, VectorEnv
+from pipeline.errors import VtpError
+from pipeline.sac import Agent
+
+VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
+ENCODING = ("backbone", "weights", "weights_sha256", "transform", "clip_len", "fps", "precision", "projector")
+
+
+class Source(NamedTuple):
+    """What a policy is trained on and validated with; observations index `table`, or are states where it is None."""
+
+    env: VectorEnv
+    scenario: sim.Scenario
+    table: torch.Tensor | None  # [N, 128] embeddings
+    train_rows: np.ndarray | None  # [n] rows of the table that training may see
+    novelty: np.ndarray | None  # [N] weights
+    validate: Callable[[Agent, np.random.Generator], pd.DataFrame]  # → validation steps
+    validation: str
+    meta: dict[str, Any]
+
+    def look_up(self, observations: np.ndarray) -> torch.Tensor:
+        """Observations as the agent sees them: states [B, 4] as they are, rows [B] as embeddings [B, 128]."""
+        observations = torch.from_numpy(observations)
+        return observations if self.table is None else self.table[observations]
+
+
+def check(cfg: TrainConfig) -> None:
+    """VtpError where a run with these settings could not begin."""
+    if cfg.buffer_size < cfg.num_envs:
+        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it")
+    if cfg.buffer_size < cfg.warmup_steps:
+        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --warmup-steps {cfg.warmup_steps}; lower the latter")
+    if cfg.source == "embeddings" and not cfg.embeddings.is_file():
+        raise VtpError(
+            f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "
+            "or train without video: --source sim"
+        )
+
+
+def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
+    """The env of that source, and how a policy on it is validated with sampled outcomes.
+
+    VtpError where the policy that `init` names was trained on what looks different.
+    """
+    provenance = {
+        "vtp_version": __version__,
+        "torch": str(torch.__version__),  # a plain string: checkpoints hold nothing else
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line(cfg),
+    }
+    source = _simulator(cfg, provenance, rng) if cfg.source == "sim" else _stored_clips(cfg, provenance, rng)
+    if cfg.init is not None:
+        _, trained = evaluate.load_run(cfg.init)
+        evaluate.check_same_inputs(trained, source.meta, cfg.init)
+    return source
+
+
+def _simulator(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Generator) -> Source:
+    scenario = sim.scenario(cfg.task, cfg.scenario)
+    meta = {
+        "source": "sim", "task": cfg.task, "scenario": cfg.scenario, "seed": cfg.seed,
+        "outcome_model": f"simulator, {cfg.task} scenario {cfg.scenario}", "provenance": provenance,
+    }  # fmt: skip
+    return Source(
+        SimEnv(scenario, cfg.num_envs, reward_window=cfg.reward_window, rng=rng), scenario, None, None, None,
+        lambda agent, rng: evaluate.in_simulator(
+            agent, scenario, episodes=evaluate.SIM_EPISODES, steps=sim.EPISODE_STEPS, rng=rng
+        ),
+        "simulator", meta,
+    )  # fmt: skip
+
+
+def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Generator) -> Source:
+    data = store.read_embeddings(cfg.embeddings)
+    model = evaluate.outcome_model(data)
+    videos, held_out, how = evaluate.split_rows(data)
+    train_rows = np.concatenate([np.arange(start, end) for start, end in videos])
+    novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
+    novelty = None
+    if cfg.novelty or novelty_path.is_file():
+        novelty = store.read_novelty_weights(novelty_path, data.attrs["content_sha256"])
+    env = EmbeddingEnv(
+        model.scenario, cfg.num_envs, videos=videos, context=model.context,
+        reward_window=cfg.reward_window, rng=rng,
+    )  # fmt: skip
+    encoding = {key: data.attrs[key] for key in ENCODING}
+    provenance |= encoding | {
+        "embeddings": str(cfg.embeddings),
+        "embeddings_sha256": data.attrs["content_sha256"],
+        "novelty": str(novelty_path) if novelty is not None else "none: every clip weighs 1",
+        "num_train_clips": len(train_rows),
+        "held_out": f"{how}; they also chose the checkpoint",
+    }
+    meta = {
+        "source": "embeddings", "task": model.scenario.task, "scenario": model.scenario.name, "seed": cfg.seed,
+        "outcome_model": model.description, "labelled": model.labelled, "provenance": provenance,
+        "embeddings": str(cfg.embeddings.resolve()), "content_sha256": data.attrs["content_sha256"],
+        "novelty_sha256": None if novelty is None else hashlib.sha256(novelty.tobytes()).hexdigest(),
+        "encoding": encoding,
+        "projector": {
+            "mean": torch.from_numpy(data.projector_mean), "components": torch.from_numpy(data.projector_components),
+            "scale": float(data.projector_scale),
+            "norm": None if data.projector_norm is None else torch.from_numpy(data.projector_norm),
+        },
+    }  # fmt: skip
+    return Source(
+        env, model.scenario, torch.from_numpy(data.embeddings), train_rows, novelty,
+        lambda agent, rng: evaluate.on_clips(
+            agent, model.scenario, data.embeddings[held_out], model.context[held_out],
+            video=evaluate.video_of(data, held_out), draws=max(1, VALIDATION_DRAWS // len(held_out)), rng=rng,
+        ),
+        "held-out clips", meta,
+    )  # fmt: skip
+
+
+def command_line(cfg: TrainConfig) -> str:
+    """The command that trains with these settings: its flags are those that differ from the defaults."""
+    defaults = TrainConfig(source=cfg.source)
+    words = ["vtp", "train", "--source", cfg.source]
+    for name in TrainConfig.model_fields:
+        value = getattr(cfg, name)
+        if not isinstance(value, bool) and value != getattr(defaults, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)

@@ -1,0 +1,213 @@
+"""The training loop's state, one step of all environments at a time: act, step, insert, update."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import econ, evaluate, sim
+from pipeline.config import TrainConfig
+from pipeline.envs import Economics
+from pipeline.ledger import EpisodeLedger
+from pipeline.replay import Batch, ReplayBuffer
+from pipeline.sac import Agent, Transitions
+from pipeline.training.record import LOSSES
+from pipeline.training.sources import Source
+
+
+class Trainer:
+    """A run in progress. What `state_dict` holds decides, bit for bit on one machine, how it goes on."""
+
+    def __init__(self, cfg: TrainConfig, source: Source, *, rng: np.random.Generator):
+        self.cfg, self.source = cfg, source
+        self._rng = rng
+        self._generator = torch.Generator().manual_seed(cfg.seed)
+        self.agent = _new_agent(cfg, source)
+        self._observations = source.env.reset()
+        self._buffer = ReplayBuffer(
+            cfg.buffer_size, self._observations.shape[1:], self._observations.dtype,
+            priority_exponent=cfg.priority_exponent,
+        )  # fmt: skip
+        self.ledger = EpisodeLedger(source.scenario)
+        self._sums = EpisodeSums(cfg.num_envs)
+        self._losses: dict[str, list[float]] = defaultdict(list)  # of the updates since the last episode ended
+        self._mean_losses = dict.fromkeys(LOSSES, 0.0)
+        self.episode, self._updates_due = 0, 0.0
+
+    @property
+    def is_learning(self) -> bool:
+        return self._buffer.size >= self.cfg.warmup_steps
+
+    def step(self) -> list[dict[str, float]]:
+        """One step of all environments and the updates that are due by then; the rows of the episodes that ended."""
+        cfg, env, observations = self.cfg, self.source.env, self._observations
+        actions = self._act(observations)
+        next_observations, rewards, truncated = env.step(actions)
+        novelty = np.ones(cfg.num_envs) if self.source.novelty is None else self.source.novelty[observations]
+        masks = np.ones(cfg.num_envs)  # a time limit is no end: the critic bootstraps through it
+        self._buffer.add(Batch(observations, actions, rewards, masks, next_observations), novelty)
+        self.agent.observe_rewards(rewards)
+        self._sums.add(rewards, actions, novelty)
+        self._update()
+        rows = self._close(truncated) if truncated.any() else []
+        self._observations = env.reset(truncated) if truncated.any() else next_observations
+        return rows
+
+    def _act(self, observations: np.ndarray) -> np.ndarray:
+        num_envs = self.cfg.num_envs
+        if not self.is_learning and self.cfg.init is None:
+            return self._rng.random((num_envs, 2), np.float32)
+        actions = self.agent.act(self.source.look_up(observations), generator=self._generator)
+        at_random = self._rng.random(num_envs) < self.cfg.random_actions  # keeps the critic informed all over
+        actions[at_random] = self._rng.random((at_random.sum(), 2), np.float32)
+        return actions
+
+    def _update(self) -> None:
+        cfg = self.cfg
+        if self.is_learning:
+            self._updates_due += cfg.updates_per_episode * cfg.num_envs / sim.EPISODE_STEPS
+        progress = self.episode / cfg.episodes
+        if cfg.init is not None:  # a policy that was trained already does not begin at high entropy again
+            progress = 0.5 + 0.5 * progress
+        self.agent.anneal(progress, final_entropy=cfg.final_entropy)
+        while self._updates_due >= 1:
+            self._updates_due -= 1
+            batch, slots, importance, novelty = self._buffer.sample(cfg.batch_size, self._rng)
+            weights = importance * novelty
+            td_error, info = self.agent.update(
+                self._transitions(batch), torch.from_numpy(weights), generator=self._generator
+            )
+            self._buffer.update_priorities(slots, td_error)
+            for name, value in (info | {"mean_weight": float(weights.mean())}).items():
+                self._losses[name].append(value)
+
+    def _transitions(self, batch: Batch) -> Transitions:
+        return Transitions(
+            self.source.look_up(batch.observations),
+            torch.from_numpy(batch.actions),
+            torch.from_numpy(batch.rewards),
+            torch.from_numpy(batch.masks),
+            self.source.look_up(batch.next_observations),
+        )
+
+    def _close(self, truncated: np.ndarray) -> list[dict[str, float]]:
+        """Close the books of the episodes that ended, as many as were asked for."""
+        books = self.source.env.workplace
+        economics = books.economics()
+        self._mean_losses |= {name: float(np.mean(self._losses[name])) for name in LOSSES if self._losses[name]}
+        self._losses.clear()
+        rows = []
+        for i in np.flatnonzero(truncated)[: self.cfg.episodes - self.episode]:
+            self.episode += 1
+            row = {
+                "episode": self.episode,
+                "completed": books.attempts[i].sum() - books.errors[i].sum(),
+                "attempts": books.attempts[i].sum(),
+                "errors": books.errors[i].sum(),
+                "err_target": econ.error_target(self.episode - 1),
+                "lambda_dual": books.lambda_dual,
+                "buffer_size": self._buffer.size,
+                **self._mean_losses,
+                **self._sums.means(i),
+            }
+            hours = books.steps[i] / sim.STEPS_PER_HOUR
+            row |= self.ledger.close(hours, Economics(*(float(field[i]) for field in economics)), row["mean_novelty"])
+            books.lambda_dual = float(
+                econ.dual_ascent(
+                    books.lambda_dual, row["err_rate"], err_target=row["err_target"], dual_lr=self.cfg.dual_lr
+                )
+            )
+            books.err_target = econ.error_target(self.episode)
+            rows.append(row)
+        self._sums.clear(truncated)
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, for checkpoints are read without running code."""
+        arrays = {
+            "env": self.source.env.state_dict(),
+            "workplace": self.source.env.workplace.state_dict(),
+            "observations": self._observations,
+            "buffer": self._buffer.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "sums": self._sums.totals,
+            "losses": dict(self._losses),
+            "mean_losses": self._mean_losses,
+            "updates_due": self._updates_due,
+            "rng": self._rng.bit_generator.state,
+        }
+        return {
+            "arrays": _pack(arrays),
+            "generator": self._generator.get_state(),
+            "optimizers": self.agent.training_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], agent: dict[str, Any], episode: int) -> None:
+        arrays = _unpack(state["arrays"])
+        self.agent.load_state_dict(agent)
+        self.agent.load_training_state(state["optimizers"])
+        self._generator.set_state(state["generator"])
+        self.source.env.load_state_dict(arrays["env"])
+        self.source.env.workplace.load_state_dict(arrays["workplace"])
+        self._observations = arrays["observations"]
+        self._buffer.load_state_dict(arrays["buffer"])
+        self.ledger.load_state_dict(arrays["ledger"])
+        self._sums.totals = arrays["sums"]
+        self._losses = defaultdict(list, arrays["losses"])
+        self._mean_losses, self._updates_due = arrays["mean_losses"], arrays["updates_due"]
+        self._rng.bit_generator.state = arrays["rng"]
+        self.episode = episode
+
+
+class EpisodeSums:
+    """Sums over the current episode of each of N environments."""
+
+    def __init__(self, num_envs: int):
+        self.totals = np.zeros((num_envs, 5))
+
+    def add(self, rewards: np.ndarray, actions: np.ndarray, novelty: np.ndarray) -> None:
+        self.totals += np.stack([np.ones(len(rewards)), rewards, actions[:, 0], actions[:, 1], novelty], 1)
+
+    def means(self, env: int) -> dict[str, float]:
+        steps, reward, speed, care, novelty = self.totals[env]
+        return {
+            "episode_reward": reward, "episode_steps": int(steps), "mean_speed": speed / steps,
+            "mean_care": care / steps, "mean_novelty": novelty / steps,
+        }  # fmt: skip
+
+    def clear(self, envs: np.ndarray) -> None:
+        self.totals[envs] = 0
+
+
+def _new_agent(cfg: TrainConfig, source: Source) -> Agent:
+    """An agent to begin with: untrained, or the best policy of another run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        agent = evaluate.build_agent(cfg.source, lr=cfg.lr, gamma=cfg.gamma, tau=cfg.tau)
+    if cfg.init is not None:
+        trained, _ = evaluate.load_run(cfg.init)
+        agent.load_state_dict(trained.state_dict())
+        agent.forget_rewards()  # they are scaled by what they are in this world
+    elif source.table is not None:
+        agent.encoder.fit(source.table[source.train_rows].numpy())
+    return agent
+
+
+def _pack(tree: Any) -> Any:
+    """Arrays as tensors and numpy's scalars as plain ones; `_unpack` turns the tensors back."""
+    if isinstance(tree, dict):
+        return {key: _pack(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_pack(value) for value in tree]
+    if isinstance(tree, np.ndarray):
+        return torch.from_numpy(tree)
+    return tree.item() if isinstance(tree, np.generic) else tree
+
+
+def _unpack(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _unpack(value) for key, value in tree.items()}
+    return tree.numpy() if isinstance(tree, torch.Tensor) else tree
