@@ -280,6 +280,10 @@ class EvaluateConfig(Config):
     validation: Literal["auto", "pixels", "clips"] = Field(
         "auto", description="pixels: rendered scenes; clips: held-out clips; auto: pixels where the clips have labels."
     )
+    scenes: Literal["usual", "changed"] = Field(
+        "usual",
+        description="Rendered scenes; changed: light, backgrounds, sizes unlike any demo's, summed up in RUN/changed.",
+    )
     episodes: int | None = Field(
         None, ge=1, le=10_000, description="Validation episodes; by default 8 from pixels, 200 in the simulator."
     )

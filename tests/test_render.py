@@ -121,12 +121,26 @@ def test_the_work_lies_in_the_part_that_the_encoder_sees(task, name):
     """R3D-18 sees the middle 112/171 of the width and 112/128 of the height: x in [33, 159), y in [9, 135)."""
     for seed in range(6):
         canvas, rng = paint.Canvas(), np.random.default_rng(seed)
-        pose = clip.stand(task, rng)
+        pose = clip.stand(scene_of(task, seed), rng)
         area = WORKS[task][name](canvas, pose, (-0.3, -0.5, 0.81), rng)
         seen = canvas.window(33, 9, 159, 135).alpha.sum()
         assert seen > 0.995 * canvas.alpha.sum()
         assert area.x - area.reach_x > 33 and area.x + area.reach_x < 159
         assert area.y - area.reach_y > 9 and area.y + area.reach_y < 135
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_changed_scenes_have_a_light_a_background_and_a_size_that_no_usual_scene_has(task):
+    usual, changed = (
+        [render.sample_scene(task, np.random.default_rng(seed), changed=changed) for seed in range(40)]
+        for changed in (False, True)
+    )
+    brightness = sorted(scene.light.rgb[1] for scene in usual)
+    assert all(not brightness[0] <= scene.light.rgb[1] <= brightness[-1] for scene in changed)
+    assert all(scene.work_size == 1 for scene in usual)
+    assert all(abs(scene.work_size - 1) > 0.09 for scene in changed)
+    for one, other in zip(usual, changed, strict=True):
+        assert one.place != other.place and one.worker == other.worker and one.camera == other.camera
 
 
 @pytest.mark.parametrize("task", TASKS)

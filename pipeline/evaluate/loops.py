@@ -91,16 +91,18 @@ def from_pixels(
     steps: int,
     seed: int,
     frames: Path,
+    changed: bool = False,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Closed loop: state, rendered clip, codec, encoder, projector, policy, action, simulator; in scenes of its own.
 
     see: raw clips, E of [T, H, W, 3] → embeddings [E, 128]. A clip shows the present context, worked on in the way of
-    the policy's last action. Thumbnails of each context go to the folder `frames`.
+    the policy's last action; in `changed` scenes light, background and size of the work are such as no demo has.
+    Thumbnails of each context go to the folder `frames`.
     """
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([PIXEL_STREAM, seed]).spawn(episodes + 1)]
     rng, scene_rngs = streams[0], streams[1:]
-    scenes = [render.sample_scene(scenario.task, scene_rng) for scene_rng in scene_rngs]
+    scenes = [render.sample_scene(scenario.task, scene_rng, changed=changed) for scene_rng in scene_rngs]
     context, actions = sim.initial_context(scenario, episodes, rng), rng.random((episodes, 2))
     recorder, gallery = _Recorder(), _Gallery(frames, scenario)
     for step in range(steps):

@@ -140,9 +140,19 @@ def check_same_inputs(trained: dict[str, Any], wanted: dict[str, Any], run_dir: 
 
 
 def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Validate the run's best policy; writes and returns its summary, and writes `validation.csv`."""
+    """Validate the run's best policy; writes and returns its summary, and writes `validation.csv`.
+
+    In changed scenes both go to a folder of their own, RUN/changed.
+    """
     started = time.monotonic()
     agent, meta = load_run(cfg.run)
+    out = cfg.run
+    if cfg.scenes == "changed":
+        if not (cfg.validation == "pixels" or (cfg.validation == "auto" and meta.get("labelled"))):
+            raise VtpError(
+                "--scenes changed are rendered, and this run is not validated from pixels; add --validation pixels"
+            )
+        out = cfg.run / "changed"
     rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
     scenario = sim.scenario(meta["task"], meta["scenario"])
     if meta["source"] == "sim":
@@ -153,7 +163,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
         with _observer(meta) as see:
             steps = from_pixels(
                 agent, scenario, see, episodes=cfg.episodes or PIXEL_EPISODES, steps=cfg.steps, seed=cfg.seed,
-                frames=cfg.run / "frames", progress=progress,
+                frames=out / "frames", changed=cfg.scenes == "changed", progress=progress,
             )  # fmt: skip
     else:
         validation = "held-out clips"
@@ -164,7 +174,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
             agent, model.scenario, data.embeddings[rows], model.context[rows], video=video_of(data, rows), rng=rng
         )
     return write_summary(
-        cfg.run, scenario, steps, meta=meta, validation=validation, evaluation=_settings(cfg, validation),
+        cfg.run, scenario, steps, out=out, meta=meta, validation=validation, evaluation=_settings(cfg, validation),
         stage="evaluate", wall_s=time.monotonic() - started,
     )  # fmt: skip
 
@@ -178,8 +188,9 @@ def _settings(cfg: EvaluateConfig, validation: str) -> dict[str, Any]:
     if validation != "held-out clips":
         default = SIM_EPISODES if validation == "simulator" else PIXEL_EPISODES
         settings |= {"episodes": cfg.episodes or default, "steps": cfg.steps}
-    if cfg.validation != "auto":
-        settings["validation"] = cfg.validation
+    for name in ("validation", "scenes"):
+        if getattr(cfg, name) != EvaluateConfig.model_fields[name].default:
+            settings[name] = getattr(cfg, name)
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return settings | {"command": shlex.join(["vtp", "evaluate", str(cfg.run), *flags])}
 
@@ -230,19 +241,21 @@ def write_summary(
     evaluation: dict[str, Any],
     stage: str,
     wall_s: float,
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    """Write `validation.csv` and `summary.json` into the run; returns the summary.
+    """Write `validation.csv` and `summary.json` into the run, or another folder `out`; returns the summary.
 
     evaluation: settings of this validation. `wall_s` of the summary is that of all the run's stages so far; training
     is the first, and a stage that is repeated counts once.
     """
+    out = out or run_dir
     _, _, profit = expected_work(
         scenario, steps["context"].to_numpy(), steps["speed"].to_numpy(), steps["care"].to_numpy()
     )
     rows = steps.assign(context=np.array(scenario.context_names)[steps["context"]], profit_usd_per_hour=profit)
-    with atomic_path(run_dir / "validation.csv") as temporary:
+    with atomic_path(out / "validation.csv") as temporary:
         rows.to_csv(temporary, index=False)
-    stages = ({} if stage == "train" else _stages_so_far(run_dir / "summary.json")) | {stage: wall_s}
+    stages = ({} if stage == "train" else _stages_so_far(out / "summary.json")) | {stage: wall_s}
     summary = {
         "source": meta["source"],
         "seeds": [meta["seed"]],
@@ -256,7 +269,7 @@ def write_summary(
         "stages_wall_s": stages,
         "provenance": meta["provenance"],
     }
-    write_json(run_dir / "summary.json", summary)
+    write_json(out / "summary.json", summary)
     return summary
 
 

@@ -68,16 +68,16 @@ def _water(height: float, frame: int, ripples: np.ndarray) -> Image.Image:
     return image
 
 
-def stand(task: str, rng: np.random.Generator) -> Pose:
+def stand(scene: Scene, rng: np.random.Generator) -> Pose:
     """Where this clip's work stands: nearly in the middle, for all of it must stay in the encoder's crop."""
-    x, y = _WORK_CENTRE[task] + rng.uniform(-3.5, 3.5, 2)
-    tilt = _TILT[task] * rng.uniform(-1, 1)
-    return Pose(float(x), float(y), float(rng.uniform(0.92, 1.03)), float(tilt))
+    x, y = _WORK_CENTRE[scene.task] + rng.uniform(-3.5, 3.5, 2)
+    tilt = _TILT[scene.task] * rng.uniform(-1, 1)
+    return Pose(float(x), float(y), scene.work_size * float(rng.uniform(0.92, 1.03)), float(tilt))
 
 
 def _work(scene: Scene, context: str, novel: str | None, rng: np.random.Generator) -> tuple[Image.Image, Area, Pose]:
     """What is worked on, on a layer of its own, the area to work on, and where it stands."""
-    canvas, pose = Canvas(), stand(scene.task, rng)
+    canvas, pose = Canvas(), stand(scene, rng)
     paint = _UNSEEN[scene.task] if novel == "object" else _WORK[scene.task][context]
     area = paint(canvas, pose, scene.light.towards, rng)
     if novel == "colour":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,7 +74,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Scene:
-    """One video's surroundings. `texture_seed` fixes speckle, veins and other fine grain."""
+    """One video's surroundings. `texture_seed` fixes speckle, veins and other fine grain; `work_size` is how large what
+    is worked on is, beside the usual."""
 
     task: str
     place: Kitchen | Site
@@ -82,6 +83,7 @@ class Scene:
     light: Light
     worker: Worker
     texture_seed: int
+    work_size: float = 1.0
 
 
 def _camera(rng: np.random.Generator) -> Camera:
@@ -147,12 +149,47 @@ def _worker(rng: np.random.Generator, *, tool_hue: Point) -> Worker:
     )
 
 
-def sample_scene(task: str, rng: np.random.Generator) -> Scene:
-    """A random scene for a video of that task."""
+def _either(rng: np.random.Generator, low: Point, high: Point) -> float:
+    """Uniform in one of two intervals: what lies on both sides of the usual."""
+    return float(rng.uniform(*(low if rng.random() < 0.5 else high)))
+
+
+def _change(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Its like under a light, before a background and with work of a size that no usual scene has."""
+    warmth, gain = _either(rng, (-2.0, -1.2), (1.2, 2.0)), _either(rng, (0.72, 0.85), (1.17, 1.28))
+    light = replace(
+        scene.light,
+        rgb=tuple(float(gain * a) for a in (1 + 0.07 * warmth, 1.0, 1 - 0.1 * warmth)),
+        slant=float(rng.uniform(0.2, 0.3)),
+    )
+    if isinstance(scene.place, Kitchen):
+        place = replace(
+            scene.place,
+            wall_rgb=sample_rgb(rng, (0.0, 1.0), (0.4, 0.7), (0.25, 0.55)),
+            grout_rgb=sample_rgb(rng, (0.0, 1.0), (0.0, 0.2), (0.15, 0.4)),
+            tile=(float(rng.uniform(40, 56)), float(rng.uniform(19, 26))),
+            counter_rgb=sample_rgb(rng, (0.25, 0.9), (0.25, 0.55), (0.3, 0.6)),
+            basin_rgb=sample_rgb(rng, (0.0, 1.0), (0.02, 0.15), (0.34, 0.48)),
+        )
+    else:
+        place = replace(
+            scene.place,
+            sky_rgb=sample_rgb(rng, (0.0, 0.1), (0.25, 0.55), (0.5, 0.7)),
+            fence_rgb=sample_rgb(rng, (0.4, 0.9), (0.3, 0.6), (0.3, 0.6)),
+            ground_rgb=sample_rgb(rng, (0.3, 0.65), (0.1, 0.3), (0.3, 0.45)),
+        )
+    return replace(scene, place=place, light=light, work_size=_either(rng, (0.78, 0.88), (1.1, 1.16)))
+
+
+def sample_scene(task: str, rng: np.random.Generator, *, changed: bool = False) -> Scene:
+    """A random scene for a video of that task; `changed`: under a light, before a background and with work of a size
+    that no usual scene has.
+    """
     if task == "dishwashing":
         place, tool_hue = _kitchen(rng), (0.1, 0.17)
     elif task == "bricklaying":
         place, tool_hue = _site(rng), (0.04, 0.09)
     else:
         raise VtpError(f"task {task!r} is unknown; use dishwashing or bricklaying")
-    return Scene(task, place, _camera(rng), _light(rng), _worker(rng, tool_hue=tool_hue), int(rng.integers(2**31)))
+    scene = Scene(task, place, _camera(rng), _light(rng), _worker(rng, tool_hue=tool_hue), int(rng.integers(2**31)))
+    return _change(scene, rng) if changed else scene
