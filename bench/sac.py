@@ -1,12 +1,16 @@
 """SAC beside Stable-Baselines3's, as JSON: an update, the replay's memory, and the time to 95% of the optimum.
 
+It needs `pip install -e '.[bench]'`.
+
 - *update*: batches of 1024 from 1e6 transitions of 128-D embeddings, 256-256. Both sides draw from the same array, ours
-  by row index and priority, theirs uniformly. Rounds of the two alternate; medians.
+  by row index and priority, theirs uniformly; ours includes all that the training loop does for an update. Rounds of the
+  two alternate; medians. `arithmetic_share` is how much of our update its matrix products would take alone, at the rate
+  of a plain product of their size.
 - *memory*: what 1e6 transitions of row indices add to a process, beside the embeddings.
-- *wall*: simulator's state, seed scenario. `vtp train` as it is or with `--set`, its own validations included, against
-  SB3 with the same batch, learning rate, gamma, tau and warm-up, 60 updates an episode. Both are judged by the analytic
-  profit of their deterministic policy, in the same episodes, with the clock stopped; the time is that of the first of
-  two judgements in a row at 95% of the oracle's profit.
+- *wall*: simulator's state, seed scenario. `vtp train` as it is or with `--set`, its encoder and its own validations
+  included, against SB3 on the same environment with the same batch, learning rate, gamma, tau and warm-up, 256-256, 60
+  updates an episode. Both are judged by the analytic profit of their deterministic policy, in the same episodes, with
+  the clock stopped; the time is that of the first of two judgements in a row at 95% of the oracle's profit.
 """
 
 from __future__ import annotations
