@@ -3,8 +3,8 @@
 It needs `pip install -e '.[bench]'`.
 
 - *update*: batches of 1024 from 1e6 transitions of 128-D embeddings, 256-256. Both sides draw from the same array, ours
-  by row index and priority, theirs uniformly; ours includes all that the training loop does for an update. Rounds of the
-  two alternate; medians. `arithmetic_share` is how much of our update its matrix products would take alone, at the rate
+  by row index and priority, theirs uniformly; ours includes all that the training loop does for it. Rounds of the two
+  alternate; medians. `arithmetic_share` is how much of our update its matrix products would take alone, at the rate
   of a plain product of their size.
 - *memory*: what 1e6 transitions of row indices add to a process, beside the embeddings.
 - *wall*: simulator's state, seed scenario. `vtp train` as it is or with `--set`, its encoder and its own validations

@@ -89,7 +89,7 @@ def test_policies_on_states_act_alike_in_batches_of_any_size(trained, to):
 
 def test_more_clips_than_a_block(trained, monkeypatch):
     expected = act(trained)
-    monkeypatch.setattr(policy, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(policy.clips, "BLOCK_ROWS", 7)
     pd.testing.assert_frame_equal(act(trained), expected, rtol=1e-5)
 
 
@@ -255,7 +255,7 @@ def write_onnx(trained, folder, model):
     """A graph with a card and a sha256 that agree with it."""
     onnx.helper.set_model_props(model, {"vtp": policy.load(trained / "run").card.model_dump_json()})
     path = folder / "policy.onnx"
-    path.write_bytes(policy._seal(model.SerializeToString()))
+    path.write_bytes(policy.card.seal(model.SerializeToString()))
     return path
 
 
@@ -296,7 +296,9 @@ def test_a_file_of_another_kind_is_named(trained, tmp_path):
 
 def test_a_policy_that_gives_no_actions_is_refused(trained, monkeypatch):
     loaded = policy.load(trained / "run")
-    monkeypatch.setattr(policy, "load", lambda path: loaded._replace(act=lambda observations: observations[:, :2]))
+    monkeypatch.setattr(
+        policy.clips, "load", lambda path: loaded._replace(act=lambda observations: observations[:, :2])
+    )
     with pytest.raises(CorruptError, match=r"other than actions in \[0, 1\]"):
         act(trained)
 
