@@ -41,7 +41,7 @@ from pipeline.config import TrainConfig, parse_seeds
 from pipeline.encoders import EMBEDDING_DIM
 from pipeline.envs import EmbeddingEnv, GymEnv, SimEnv
 from pipeline.replay import Batch, ReplayBuffer
-from pipeline.sac import HIDDEN_SIZE
+from pipeline.sac import HIDDEN_SIZE, Transitions
 
 TRANSITIONS = 1_000_000
 UPDATE_BATCH = 1024
@@ -145,10 +145,16 @@ def our_update(embeddings: np.ndarray) -> Update:
     def update() -> float:
         started = time.perf_counter()
         batch, slots, importance, novelty = buffer.sample(UPDATE_BATCH, rng)
-        batch = train.transitions(batch, table)
+        transitions = Transitions(
+            table[torch.from_numpy(batch.observations)],
+            torch.from_numpy(batch.actions),
+            torch.from_numpy(batch.rewards),
+            torch.from_numpy(batch.masks),
+            table[torch.from_numpy(batch.next_observations)],
+        )
         weights = torch.from_numpy(importance * novelty)
         sampled = time.perf_counter()
-        td_error, _ = agent.update(batch, weights, generator=generator)
+        td_error, _ = agent.update(transitions, weights, generator=generator)
         learned = time.perf_counter()
         buffer.update_priorities(slots, td_error)
         return sampled - started + time.perf_counter() - learned
@@ -244,7 +250,7 @@ def train_ours(cfg: TrainConfig) -> Judge:
     """`vtp train`, judged at each of its own validations."""
     open_source = train.open_source
 
-    def open_judged_source(cfg: TrainConfig, rng: np.random.Generator) -> train.Source:
+    def open_judged_source(cfg: TrainConfig, rng: np.random.Generator) -> Any:
         source = open_source(cfg, rng)
 
         def validate(agent: Any, rng: np.random.Generator) -> Any:
