@@ -27,6 +27,7 @@ from rich.table import Table
 
 from pipeline import __version__
 from pipeline.config import (
+    ActConfig,
     CompareConfig,
     Config,
     DemoConfig,
@@ -38,6 +39,7 @@ from pipeline.config import (
     MergeConfig,
     NoveltyConfig,
     NoveltyExperimentConfig,
+    PolicyExportConfig,
     ReportConfig,
     SimulateConfig,
     SpreadConfig,
@@ -60,6 +62,8 @@ experiment = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(experiment, name="experiment")
+policy = typer.Typer(help="A run's policy as a file.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(policy, name="policy")
 console = Console(stderr=True)
 C = TypeVar("C", bound=Config)
 
@@ -440,6 +444,29 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
         _print_json(summary)
     else:
         _print_summary(summary)
+
+
+@_command(PolicyExportConfig, argument="run", group=policy)
+def export(cfg: PolicyExportConfig) -> None:
+    from pipeline import policy, seeds
+
+    seeds.one_run(cfg.run)
+    path = policy.export(cfg)
+    print(f"wrote {path}; next: vtp act {shlex.quote(str(path))} --embeddings EMBEDDINGS")
+
+
+@_command(ActConfig, argument="policy", as_json=True)
+def act(cfg: ActConfig, *, as_json: bool) -> None:
+    from pipeline import policy, seeds
+
+    seeds.one_run(cfg.policy)
+    table = policy.act(cfg)
+    if as_json:
+        _print_json(table.to_dict("records"))
+    elif cfg.out is None:
+        print(table.to_csv(index=False), end="")
+    else:
+        print(f"wrote {cfg.out}: actions in {len(table)} clips")
 
 
 @_command(FrontierConfig, argument="run", as_json=True, group=experiment)

@@ -291,6 +291,22 @@ class EvaluateConfig(Config):
     seed: int = Field(10_000, ge=0, le=MAX_SEED, description="Random seed of the validation scenes.")
 
 
+class PolicyExportConfig(Config):
+    """Write a run's best policy as one file that is used without the run."""
+
+    run: Path = Field(description="Run directory.")
+    to: Literal["torchscript", "onnx", "safetensors"] = Field(description="Format.")
+    out: Path | None = Field(None, description="File to write; by default policy.pt, .onnx or .safetensors in the run.")
+
+
+class ActConfig(Config):
+    """What a policy does in each clip of an embeddings file, as CSV."""
+
+    policy: Path = Field(description="Run directory, or a file that vtp policy export wrote.")
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, of the policy's own encoder.")
+    out: Path | None = Field(None, description="CSV file to write; by default it is printed.")
+
+
 class FrontierConfig(Config):
     """Which actions meet the service level, by formula and by simulation, and where a run's policy sits."""
 

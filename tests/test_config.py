@@ -10,7 +10,7 @@ from pipeline import config
 
 MODELS = [model for _, model in inspect.getmembers(config, inspect.isclass) if issubclass(model, config.Config)]
 STAGES = [model for model in MODELS if model is not config.Config]
-REQUIRED = {"source": "sim", "run": "runs/x", "runs": ["runs/x", "runs/y"]}
+REQUIRED = {"source": "sim", "run": "runs/x", "runs": ["runs/x", "runs/y"], "to": "onnx", "policy": "runs/x"}
 
 
 def build(model, /, **values):

@@ -12,6 +12,7 @@ LAYERS = {
     "store": 2, "video": 2, "render": 2, "encoders": 2, "diffusion": 2, "sac": 2, "envs": 2, "shards": 2,
     "evaluate": 3, "ledger": 3, "parts": 3, "training": 3,
     "simulate": 4, "extract": 4, "novelty": 4, "train": 4, "experiments": 4,
+    "policy": 4,
     "report": 5, "demo": 5, "doctor": 5, "seeds": 5, "cluster": 5,
     "cli": 6,
 }  # fmt: skip

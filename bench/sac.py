@@ -1,0 +1,337 @@
+"""SAC beside Stable-Baselines3's, as JSON: an update, the replay's memory, and the time to 95% of the optimum.
+
+It needs `pip install -e '.[bench]'`.
+
+- *update*: batches of 1024 from 1e6 transitions of 128-D embeddings, 256-256. Both sides draw from the same array, ours
+  by row index and priority, theirs uniformly; ours includes all that the training loop does for it. Rounds of the two
+  alternate; medians. `arithmetic_share` is how much of our update its matrix products would take alone, at the rate
+  of a plain product of their size.
+- *memory*: what 1e6 transitions of row indices add to a process, beside the embeddings.
+- *wall*: simulator's state, seed scenario. `vtp train` as it is or with `--set`, its encoder and its own validations
+  included, against SB3 on the same environment with the same batch, learning rate, gamma, tau and warm-up, 256-256, 60
+  updates an episode. Both are judged by the analytic profit of their deterministic policy, in the same episodes, with
+  the clock stopped; the time is that of the first of two judgements in a row at 95% of the oracle's profit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from pipeline import evaluate, sim, train
+from pipeline.config import TrainConfig, parse_seeds
+from pipeline.encoders import EMBEDDING_DIM
+from pipeline.envs import EmbeddingEnv, GymEnv, SimEnv
+from pipeline.replay import Batch, ReplayBuffer
+from pipeline.sac import HIDDEN_SIZE, Transitions
+
+TRANSITIONS = 1_000_000
+UPDATE_BATCH = 1024
+UPDATES_A_ROUND = 10
+NUM_ENVS = 256  # transitions that are added at a time
+TARGET = 0.95
+JUDGED_EPISODES = 20
+SB3_JUDGED_EVERY = 10  # episodes
+
+Update = Callable[[], float]  # does one update and returns the seconds of it that were replay's
+
+
+class Judgement(NamedTuple):
+    training_s: float
+    oracle_ratio: float
+
+
+class Judge:
+    """How near to the oracle a policy is, over seconds of training; judging stops the clock."""
+
+    def __init__(self, scenario: sim.Scenario):
+        self.scenario = scenario
+        self.judgements: list[Judgement] = []
+        self._judging_s = 0.0
+        self._started = time.perf_counter()
+
+    def __call__(self, policy: Any) -> None:
+        began = time.perf_counter()
+        steps = evaluate.in_simulator(
+            policy, self.scenario, episodes=JUDGED_EPISODES, steps=sim.EPISODE_STEPS, rng=np.random.default_rng(1)
+        )
+        ratio = evaluate.summarise(self.scenario, steps, s_cust=0.0)["oracle_ratio"]
+        if not self.judgements or ratio != self.judgements[-1].oracle_ratio:  # the same policy is judged once
+            self.judgements.append(Judgement(began - self._started - self._judging_s, ratio))
+        self._judging_s += time.perf_counter() - began
+
+    def reached_s(self) -> float:
+        """Seconds to the first of two judgements in a row at the target; infinity where there are none."""
+        pairs = zip(self.judgements, self.judgements[1:], strict=False)
+        return next((a.training_s for a, b in pairs if min(a.oracle_ratio, b.oracle_ratio) >= TARGET), math.inf)
+
+
+class SB3Policy:
+    """The deterministic policy of a model of theirs, with the `act` that validation asks for."""
+
+    def __init__(self, model: SAC):
+        self.model = model
+
+    def act(self, observations: torch.Tensor) -> np.ndarray:
+        return self.model.predict(observations.numpy(), deterministic=True)[0]
+
+
+class JudgeAsItLearns(BaseCallback):
+    """Judge every few episodes; learning ends once the target is reached."""
+
+    def __init__(self, judge: Judge):
+        super().__init__()
+        self.judge = judge
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % (SB3_JUDGED_EVERY * sim.EPISODE_STEPS) == 0:
+            self.judge(SB3Policy(self.model))
+        return self.judge.reached_s() == math.inf
+
+
+def sb3(env: GymEnv, **options: Any) -> SAC:
+    return SAC("MlpPolicy", env, policy_kwargs={"net_arch": [HIDDEN_SIZE, HIDDEN_SIZE]}, device="cpu", **options)
+
+
+def sb3_update(embeddings: np.ndarray) -> Update:
+    """Their update on a full buffer that holds `embeddings` [N, 128]."""
+    scenario, count = sim.scenario("dishwashing", "seed"), len(embeddings)
+    rng = np.random.default_rng(0)
+    one_clip = EmbeddingEnv(scenario, 1, videos=np.array([[0, 1]]), context=np.zeros(1, np.int64), rng=rng)
+    model = sb3(
+        GymEnv(one_clip, embeddings[:1]), buffer_size=count, optimize_memory_usage=True,
+        replay_buffer_kwargs={"handle_timeout_termination": False},
+    )  # fmt: skip
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    buffer = model.replay_buffer
+    buffer.observations = embeddings[:, None]
+    buffer.actions[:] = 2 * rng.random(buffer.actions.shape, np.float32) - 1
+    buffer.rewards[:] = rng.standard_normal(buffer.rewards.shape, np.float32)
+    buffer.full = True
+
+    def update() -> float:
+        model.train(gradient_steps=1, batch_size=UPDATE_BATCH)
+        return 0.0
+
+    return update
+
+
+def our_update(embeddings: np.ndarray) -> Update:
+    """All that the loop of `vtp train` does for one update, on a full buffer of rows of `embeddings` [N, 128]."""
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    table, count = torch.from_numpy(embeddings), len(embeddings)
+    buffer = full_buffer(count, rng)
+    agent = evaluate.build_agent("embeddings")
+    agent.observe_rewards(rng.standard_normal(count))
+
+    def update() -> float:
+        started = time.perf_counter()
+        batch, slots, importance, novelty = buffer.sample(UPDATE_BATCH, rng)
+        transitions = Transitions(
+            table[torch.from_numpy(batch.observations)],
+            torch.from_numpy(batch.actions),
+            torch.from_numpy(batch.rewards),
+            torch.from_numpy(batch.masks),
+            table[torch.from_numpy(batch.next_observations)],
+        )
+        weights = torch.from_numpy(importance * novelty)
+        sampled = time.perf_counter()
+        td_error, _ = agent.update(transitions, weights, generator=generator)
+        learned = time.perf_counter()
+        buffer.update_priorities(slots, td_error)
+        return sampled - started + time.perf_counter() - learned
+
+    return update
+
+
+def full_buffer(count: int, rng: np.random.Generator) -> ReplayBuffer:
+    """Transitions of row indices, as many as there is room for, added as training adds them."""
+    buffer = ReplayBuffer(count, (), np.int64, priority_exponent=TrainConfig(source="embeddings").priority_exponent)
+    for start in range(0, count, NUM_ENVS):
+        rows = np.arange(start, min(start + NUM_ENVS, count))
+        size = len(rows)
+        actions, rewards = rng.random((size, 2), np.float32), rng.standard_normal(size, np.float32)
+        batch = Batch(rows, actions, rewards, np.ones(size, np.float32), (rows + 1) % count)
+        buffer.add(batch, np.ones(size))
+    return buffer
+
+
+def measure_update(rounds: int) -> dict[str, Any]:
+    embeddings = np.random.default_rng(0).standard_normal((TRANSITIONS, EMBEDDING_DIM), np.float32)
+    sides = {"ours": our_update(embeddings), "sb3": sb3_update(embeddings)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    shares = []
+    for index in range(rounds + 1):
+        for name, update in sides.items():
+            started = time.perf_counter()
+            replay_s = sum(update() for _ in range(UPDATES_A_ROUND))
+            elapsed = time.perf_counter() - started
+            if index == 0:  # warms up
+                continue
+            seconds[name].append(elapsed / UPDATES_A_ROUND)
+            if name == "ours":
+                shares.append(replay_s / elapsed)
+    ours, theirs = (statistics.median(seconds[name]) for name in sides)
+    return {
+        "update_ms": round(1000 * ours, 2),
+        "update_ms_sb3": round(1000 * theirs, 2),
+        "update_ratio": round(ours / theirs, 3),
+        "replay_share": round(statistics.median(shares), 3),
+        "update_gflop": round(update_flop() / 1e9, 2),
+        "product_gflops": round(product_rate() / 1e9, 1),
+        "arithmetic_share": round(update_flop() / product_rate() / ours, 3),
+    }
+
+
+def update_flop() -> float:
+    """Floating point operations that an update cannot do without: the layers' products, forward and backward.
+
+    Backward costs as much as forward for weights, and again for inputs, which a first layer does not need.
+    """
+    actor = np.array([EMBEDDING_DIM * HIDDEN_SIZE, HIDDEN_SIZE**2, HIDDEN_SIZE * 4])
+    critic = 2 * np.array([(EMBEDDING_DIM + 2) * HIDDEN_SIZE, HIDDEN_SIZE**2, HIDDEN_SIZE])
+    target = actor.sum() + critic.sum()
+    critic_step = 2 * critic.sum() + critic[1:].sum()
+    actor_step = 2 * actor.sum() + actor[1:].sum() + critic.sum() + critic[1:].sum() + 2 * 2 * HIDDEN_SIZE
+    return 2.0 * UPDATE_BATCH * float(target + critic_step + actor_step)
+
+
+def product_rate(repeats: int = 200) -> float:
+    """Floating point operations a second of the largest of those products by itself, the best of a few."""
+    inputs, weights = torch.randn(UPDATE_BATCH, HIDDEN_SIZE), torch.randn(HIDDEN_SIZE, HIDDEN_SIZE)
+    out = torch.empty(UPDATE_BATCH, HIDDEN_SIZE)
+    fastest = math.inf
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.mm(inputs, weights, out=out)
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * UPDATE_BATCH * HIDDEN_SIZE**2 / fastest
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def replay_bytes() -> int:
+    """What a full buffer adds to this process."""
+    rng = np.random.default_rng(0)
+    full_buffer(NUM_ENVS, rng)  # what its code needs once
+    before = resident_bytes()
+    buffer = full_buffer(TRANSITIONS, rng)
+    growth = resident_bytes() - before
+    assert buffer.size == TRANSITIONS
+    return growth
+
+
+def measure_memory() -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # memory that others used and freed hides it
+        return {"replay_mb": round(pool.submit(replay_bytes).result() / 1e6, 1)}
+
+
+def train_ours(cfg: TrainConfig) -> Judge:
+    """`vtp train`, judged at each of its own validations."""
+    open_source = train.open_source
+
+    def open_judged_source(cfg: TrainConfig, rng: np.random.Generator) -> Any:
+        source = open_source(cfg, rng)
+
+        def validate(agent: Any, rng: np.random.Generator) -> Any:
+            judge(agent)
+            return source.validate(agent, rng)
+
+        return source._replace(validate=validate)
+
+    judge = Judge(sim.scenario(cfg.task, cfg.scenario))
+    with mock.patch.object(train, "open_source", open_judged_source):
+        train.run(cfg)
+    return judge
+
+
+def train_sb3(cfg: TrainConfig, max_episodes: int) -> Judge:
+    """Their SAC with the settings that both have, on the same environment one at a time, without a dual term."""
+    scenario = sim.scenario(cfg.task, cfg.scenario)
+    judge = Judge(scenario)
+    env = SimEnv(scenario, 1, reward_window=cfg.reward_window, rng=np.random.default_rng(cfg.seed))
+    model = sb3(
+        GymEnv(env), learning_rate=cfg.lr, gamma=cfg.gamma, tau=cfg.tau, batch_size=cfg.batch_size,
+        buffer_size=cfg.buffer_size, learning_starts=cfg.warmup_steps, train_freq=1, gradient_steps=1, seed=cfg.seed,
+    )  # fmt: skip
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    model.learn(max_episodes * sim.EPISODE_STEPS, callback=JudgeAsItLearns(judge))
+    return judge
+
+
+def measure_wall(seeds: list[int], settings: dict[str, str], max_episodes: int) -> dict[str, Any]:
+    rows, ours_s, sb3_s = [], [], []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            cfg = TrainConfig(source="sim", out=Path(folder) / "run", seed=seed, **settings)
+            ours = train_ours(cfg)
+        theirs = train_sb3(cfg, max_episodes)
+        ours_s.append(ours.reached_s())
+        # Where they do not get there, the time that they had: the true ratio is smaller still.
+        sb3_s.append(min(theirs.reached_s(), theirs.judgements[-1].training_s))
+        row = {
+            "seed": seed, "ours_s": seconds_or_none(ours_s[-1]), "sb3_s": seconds_or_none(theirs.reached_s()),
+            "ours": [tuple(round(value, 3) for value in judgement) for judgement in ours.judgements],
+            "sb3": [tuple(round(value, 3) for value in judgement) for judgement in theirs.judgements],
+        }  # fmt: skip
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    ours_median, sb3_median = statistics.median(ours_s), statistics.median(sb3_s)
+    return {
+        "wall_to_95_s": seconds_or_none(ours_median),
+        "wall_to_95_s_sb3": seconds_or_none(sb3_median),
+        "wall_ratio": None if ours_median == math.inf else round(ours_median / sb3_median, 4),
+        "wall_sb3_reached_95": sum(row["sb3_s"] is not None for row in rows),
+        "wall_settings": {name: getattr(cfg, name) for name in ("batch_size", "lr", "gamma", "tau", "warmup_steps")},
+        "wall_seeds": rows,
+    }
+
+
+def seconds_or_none(seconds: float) -> float | None:
+    return None if seconds == math.inf else round(seconds, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("update", "memory", "wall"))
+    parser.add_argument("--rounds", type=int, default=20, help="of 10 updates on each side")
+    parser.add_argument("--seeds", default="0-2", help="of the time to 95%%")
+    parser.add_argument("--max-episodes", type=int, default=600, help="after which SB3 gives up")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of vtp train")
+    args = parser.parse_args()
+    parts = {
+        "update": lambda: measure_update(args.rounds),
+        "memory": measure_memory,
+        "wall": lambda: measure_wall(
+            parse_seeds(args.seeds), dict(setting.split("=", 1) for setting in args.set), args.max_episodes
+        ),
+    }
+    result: dict[str, Any] = {"threads": torch.get_num_threads()}
+    for name, part in parts.items():
+        if args.only in (None, name):
+            result |= part()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

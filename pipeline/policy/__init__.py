@@ -1,0 +1,12 @@
+"""A run's policy as one file, and what it does in the clips of an embeddings file.
+
+The policy is the deterministic map that validation judged: observations → encoder → averaged actor → tanh of the mean,
+as actions in [0, 1]. Each file carries a card in its format's own metadata: what the policy observes, which encoder and
+projector that was made with, and the run that it comes from. Each format says what it trusts a file with.
+"""
+
+from pipeline.policy.card import Card, Encoding, Policy, card_of
+from pipeline.policy.clips import act
+from pipeline.policy.files import SUFFIXES, export, load
+
+__all__ = ["SUFFIXES", "Card", "Encoding", "Policy", "act", "card_of", "export", "load"]
