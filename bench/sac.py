@@ -36,7 +36,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from pipeline import evaluate, sim, train
+from pipeline import encoders, evaluate, sim, train
 from pipeline.config import TrainConfig, parse_seeds
 from pipeline.encoders import EMBEDDING_DIM
 from pipeline.envs import EmbeddingEnv, GymEnv, SimEnv
@@ -139,7 +139,7 @@ def our_update(embeddings: np.ndarray) -> Update:
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     table, count = torch.from_numpy(embeddings), len(embeddings)
     buffer = full_buffer(count, rng)
-    agent = evaluate.build_agent("embeddings")
+    agent = evaluate.build_agent("embeddings", bf16=encoders.computes_in_bf16())
     agent.observe_rewards(rng.standard_normal(count))
 
     def update() -> float:

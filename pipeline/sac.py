@@ -1,12 +1,13 @@
 """Soft Actor-Critic (Haarnoja et al. 2018, arXiv 1812.05905): networks, one loss a function, the agent.
 
-The policy is a tanh Gaussian; actions are its [-1, 1] output mapped to [0, 1]. Log-probabilities and the target
-entropy are those of the [-1, 1] space.
+The policy is a tanh Gaussian; actions are its [-1, 1] output mapped to [0, 1] by `to_action`. Log-probabilities and the
+target entropy are those of the [-1, 1] space.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import pickle
 import re
@@ -28,6 +29,7 @@ TARGET_ENTROPY = -float(ACTION_SIZE)
 INITIAL_ALPHA = 0.05  # rewards have deviation one, so 1.0 would drown them for thousands of updates
 ANNEALED_AFTER = 0.8  # of training: by then entropy is at its final target
 FINAL_LR_FACTOR = 0.05
+STRETCH = 1.1  # of the tanh, so that the bounds of actions are reached
 CODE = r"Unsupported (global|operand 149)"  # a name to be called, or the first word of a plain pickle
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -56,7 +58,7 @@ class Actor(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.net(latents).chunk(2, dim=-1)
+        mean, log_std = _last_in_fp32(self.net, latents).chunk(2, dim=-1)
         return mean, log_std.clamp(*LOG_STD_RANGE)
 
 
@@ -90,18 +92,37 @@ class TwinCritic(nn.Module):
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
         inputs = torch.cat([latents, 2 * actions - 1], dim=-1)
-        return self.net(inputs.expand(2, *inputs.shape)).squeeze(-1)
+        return _last_in_fp32(self.net, inputs.expand(2, *inputs.shape)).squeeze(-1)
+
+
+def _last_in_fp32(net: nn.Sequential, x: Tensor) -> Tensor:
+    """The network's output; under autocast its last layer is in fp32, for a value in bf16 has two or three digits."""
+    if not torch.is_autocast_enabled("cpu"):
+        return net(x)
+    hidden = net[:-1](x)
+    with torch.autocast("cpu", enabled=False):
+        return net[-1](hidden.float())
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Reparameterised actions [B, 2] in [0, 1] and log-probabilities [B] in the tanh space [-1, 1].
 
-    log π(a) = Σ log N(u; mean, std) − log(1 − tanh² u), appendix C, with the stable form of the last term.
+    log π(a) = Σ log N(u; mean, std) − log(1 − tanh² u), appendix C, with the stable form of the last term. The density
+    is that of tanh u; what `to_action` cuts off lies beyond the bounds.
     """
     pre_tanh = mean + log_std.exp() * noise
     log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     log_one_minus_tanh2 = 2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))
-    return 0.5 * (torch.tanh(pre_tanh) + 1), (log_normal - log_one_minus_tanh2).sum(-1)
+    return to_action(pre_tanh), (log_normal - log_one_minus_tanh2).sum(-1)
+
+
+def to_action(pre_tanh: Tensor) -> Tensor:
+    """What an unbounded choice does, in [0, 1]: tanh, stretched a little and cut off at the bounds.
+
+    Without the stretch a bound lies at infinity, where tanh has no slope and the entropy bonus pulls back: a policy
+    whose best action is full speed would settle for 0.97 of it.
+    """
+    return (0.5 * (STRETCH * torch.tanh(pre_tanh) + 1)).clamp(0, 1)
 
 
 def td_target(
@@ -160,9 +181,12 @@ class Agent(nn.Module):
         gamma: float = 0.995,
         tau: float = 5e-3,
         auxiliary: nn.Module | None = None,
+        bf16: bool = False,
     ):
+        """bf16: compute the hidden layers' matrix products of updates in it; weights and all else stay fp32."""
         super().__init__()
         self.lr, self.gamma, self.tau = lr, gamma, tau
+        self._precision = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
         self.encoder = encoder
         self.auxiliary = auxiliary
         self.actor = Actor(latent_size)
@@ -223,16 +247,20 @@ class Agent(nn.Module):
         """
         std = (self.reward_square / self.reward_count.clamp(min=1)).sqrt().clamp(min=1e-6)
         rewards = ((batch.rewards - self.reward_mean) / std).float()
-        latents = self.encoder(batch.latents)
-        with torch.no_grad():
-            next_latents = self.encoder(batch.next_latents)
+        with self._precision():
+            latents = self.encoder(batch.latents).float()
+            with torch.no_grad():
+                next_latents = self.encoder(batch.next_latents).float()
         batch = batch._replace(latents=latents, next_latents=next_latents, rewards=rewards)
         noise, next_noise = torch.randn((2, *batch.actions.shape), generator=generator)
         alpha = self.log_alpha.detach().exp()
 
-        with torch.no_grad():
-            target = td_target(batch, self.actor, self.target_critic, alpha=alpha, gamma=self.gamma, noise=next_noise)
-        loss, info = critic_loss(self.critic, batch, target, weights)
+        with self._precision():
+            with torch.no_grad():
+                target = td_target(
+                    batch, self.actor, self.target_critic, alpha=alpha, gamma=self.gamma, noise=next_noise
+                )
+            loss, info = critic_loss(self.critic, batch, target, weights)
         td_error = info.pop("td_error").numpy()
         if self.auxiliary is not None:
             auxiliary_loss, auxiliary_info = self.auxiliary(latents, batch.actions, next_latents)
@@ -243,7 +271,8 @@ class Agent(nn.Module):
         self.critic_optimizer.step()
 
         self.critic.requires_grad_(False)
-        loss, actor_info = actor_loss(self.actor, self.critic, latents.detach(), alpha=alpha, noise=noise)
+        with self._precision():
+            loss, actor_info = actor_loss(self.actor, self.critic, latents.detach(), alpha=alpha, noise=noise)
         self.actor_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.actor_optimizer.step()

@@ -84,9 +84,9 @@ def test_random_weights_come_from_the_seed_alone(encoder):
 
 
 def test_precision_is_resolved(monkeypatch):
-    monkeypatch.setattr(encoder_module, "_computes_in_bf16", lambda: True)
+    monkeypatch.setattr(encoder_module, "computes_in_bf16", lambda: True)
     assert load_encoder("r3d_18", "random:0").precision == "bf16"
-    monkeypatch.setattr(encoder_module, "_computes_in_bf16", lambda: False)
+    monkeypatch.setattr(encoder_module, "computes_in_bf16", lambda: False)
     assert load_encoder("r3d_18", "random:0").precision == "fp32"
 
 

@@ -3,7 +3,7 @@
 Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until a backbone turns them.
 """
 
-from pipeline.encoders.encoder import Encoder, load_encoder
+from pipeline.encoders.encoder import Encoder, computes_in_bf16, load_encoder
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
 from pipeline.encoders.projectors import FITTED, Projector, fit_learned, fit_pca, fit_projector, random_projector
 from pipeline.encoders.weights import seed_of, state_sha256
@@ -16,6 +16,7 @@ __all__ = [
     "MLPEncoder",
     "Normalizer",
     "Projector",
+    "computes_in_bf16",
     "fit_learned",
     "fit_pca",
     "fit_projector",

@@ -58,7 +58,7 @@ def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_
     else random:0). precision: fp32, bf16, or auto (bf16 where the processor computes in it).
     """
     if precision == "auto":
-        precision = "bf16" if _computes_in_bf16() else "fp32"
+        precision = "bf16" if computes_in_bf16() else "fp32"
     try:
         loaded = _load(backbone, "kinetics400" if weights == "auto" else weights, precision)
     except CorruptError:
@@ -81,7 +81,7 @@ def _load(backbone: str, weights: str, precision: str) -> Backbone:
     raise VtpError(f"backbone {backbone!r} is unknown; use r3d_18 or timesformer_b")
 
 
-def _computes_in_bf16() -> bool:
+def computes_in_bf16() -> bool:
     """Whether the processor has bf16 arithmetic; without it bf16 is slower than fp32."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpuinfo.read_text().split())

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import evaluate, sim
+from pipeline import encoders, evaluate, sim
 from pipeline.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.replay import Batch, ReplayBuffer
 from pipeline.sac import Agent, Transitions
@@ -43,7 +43,7 @@ class Retrainer:
     def retrain(self, scenario: sim.Scenario, *, updates: int, lambda_dual: float = 0.0, seed: int) -> Agent:
         """Train on in `scenario`, where a unit of error rate costs `lambda_dual` human wages an hour."""
         rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        agent = evaluate.build_agent(self._source)
+        agent = evaluate.build_agent(self._source, bf16=encoders.computes_in_bf16())
         agent.load_state_dict(self._agent.state_dict())
         agent.forget_rewards()
         env = self._environment(scenario, rng)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline import __version__, encoders
 from pipeline.envs import SimEnv
 from pipeline.errors import CorruptError, VtpError
-from pipeline.sac import Agent
+from pipeline.sac import Agent, to_action
 
 OBSERVATION_SIZES = {"embeddings": encoders.EMBEDDING_DIM, "sim": SimEnv.OBSERVATION_SIZE}
 CARD = "vtp"  # its key in each format's metadata
@@ -69,7 +69,7 @@ class Network(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         mean, _ = self.actor(self.encoder(observations))
-        return 0.5 * (torch.tanh(mean) + 1)
+        return to_action(mean)
 
 
 def act_of(network: nn.Module) -> Act:

@@ -27,7 +27,8 @@ from pipeline.policy.card import CARD, Card, Network, Policy, act_of, damaged, o
 MAX_UNPACKED_BYTES = 1 << 28
 PROGRAM = re.compile(r"code/.+\.py|(data|constants)(\.pkl|/\d+)|version|byteorder")
 OPERATIONS = {
-    *(f"torch.{name}" for name in ("linear", "relu", "tanh", "layer_norm", "add", "sub", "mul", "div", "chunk")),
+    *(f"torch.{name}" for name in ("linear", "relu", "tanh", "layer_norm", "add", "sub", "mul", "div", "chunk",
+      "clamp")),
     "torch.slice", "getattr", "annotate",
 }  # fmt: skip
 PICKLED = {

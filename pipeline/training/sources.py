@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import __version__, evaluate, sim, store
+from pipeline import __version__, encoders, evaluate, sim, store
 from pipeline.config import TrainConfig
 from pipeline.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.errors import VtpError
@@ -61,6 +61,7 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
     provenance = {
         "vtp_version": __version__,
         "torch": str(torch.__version__),  # a plain string: checkpoints hold nothing else
+        "update_precision": "bf16" if encoders.computes_in_bf16() else "fp32",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(cfg),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import econ, evaluate, sim
+from pipeline import econ, encoders, evaluate, sim
 from pipeline.config import TrainConfig
 from pipeline.envs import Economics
 from pipeline.ledger import EpisodeLedger
@@ -186,7 +186,9 @@ def _new_agent(cfg: TrainConfig, source: Source) -> Agent:
     """An agent to begin with: untrained, or the best policy of another run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        agent = evaluate.build_agent(cfg.source, lr=cfg.lr, gamma=cfg.gamma, tau=cfg.tau)
+        agent = evaluate.build_agent(
+            cfg.source, lr=cfg.lr, gamma=cfg.gamma, tau=cfg.tau, bf16=encoders.computes_in_bf16()
+        )
     if cfg.init is not None:
         trained, _ = evaluate.load_run(cfg.init)
         agent.load_state_dict(trained.state_dict())
