@@ -146,3 +146,21 @@ def test_the_clips_of_a_video_are_one_episode_however_often_they_are_drawn():
     assert len(steps) == 20
     assert steps.groupby("episode")["context"].unique().apply(sorted).tolist() == [[0, 1], [2, 3]]
     assert evaluate.summarise(scenario, steps, s_cust=0.0)["episodes"] == 2
+
+
+@pytest.mark.slow
+def test_changed_scenes_are_summed_up_beside_the_usual_ones(rendered):
+    usual = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=1))
+    changed = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=1, scenes="changed"))
+    assert json.loads((rendered / "run" / "summary.json").read_text()) == usual
+    assert json.loads((rendered / "run" / "changed" / "summary.json").read_text()) == changed
+    assert "--scenes changed" in changed["evaluation"]["command"] and "scenes" not in usual["evaluation"]
+    shown = [(rendered / "run" / name / "frames").glob("*.webp") for name in ("", "changed")]
+    usual_bytes, changed_bytes = ({path.name: path.read_bytes() for path in paths} for paths in shown)
+    assert usual_bytes.keys() == changed_bytes.keys() and usual_bytes != changed_bytes
+
+
+def test_changed_scenes_need_pixels(tmp_path):
+    train.run(TrainConfig(source="sim", out=tmp_path / "run", episodes=8, num_envs=8, warmup_steps=8, batch_size=8))
+    with pytest.raises(VtpError, match="--scenes changed needs a validation from pixels"):
+        evaluate.run(EvaluateConfig(run=tmp_path / "run", scenes="changed"))

@@ -149,9 +149,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
     out = cfg.run
     if cfg.scenes == "changed":
         if not (cfg.validation == "pixels" or (cfg.validation == "auto" and meta.get("labelled"))):
-            raise VtpError(
-                "--scenes changed are rendered, and this run is not validated from pixels; add --validation pixels"
-            )
+            raise VtpError("--scenes changed needs a validation from pixels, which this run's is not; leave it out")
         out = cfg.run / "changed"
     rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
     scenario = sim.scenario(meta["task"], meta["scenario"])
