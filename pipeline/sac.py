@@ -29,7 +29,7 @@ TARGET_ENTROPY = -float(ACTION_SIZE)
 INITIAL_ALPHA = 0.05  # rewards have deviation one, so 1.0 would drown them for thousands of updates
 ANNEALED_AFTER = 0.8  # of training: by then entropy is at its final target
 FINAL_LR_FACTOR = 0.05
-STRETCH = 1.1  # of the tanh, so that the bounds of actions are reached
+STRETCH = 1.2  # of the tanh, so that the bounds of actions are reached
 CODE = r"Unsupported (global|operand 149)"  # a name to be called, or the first word of a plain pickle
 LOG_STD_RANGE = (-5.0, 2.0)
 

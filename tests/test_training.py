@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -261,3 +262,14 @@ def test_a_policy_of_another_source_is_no_beginning(tmp_path):
     with pytest.raises(VtpError, match="was trained on sim, not on embeddings; name another run"):
         train.run(cfg.model_copy(update={"init": tmp_path / "run"}))
     assert not (tmp_path / "next").exists()
+
+
+def test_a_policy_of_another_projection_is_no_beginning(tmp_path):
+    path = write_embeddings(tmp_path / "embeddings.h5")
+    cfg = embeddings_config(tmp_path, path)
+    train.run(cfg)
+    train.run(cfg.model_copy(update={"init": tmp_path / "run", "out": tmp_path / "next"}))
+    data = store.read_embeddings(path)
+    store.write_embeddings(path, replace(data, projector_scale=2.0))
+    with pytest.raises(VtpError, match=r"another projection; extract with --projector .*embeddings\.h5"):
+        train.run(cfg.model_copy(update={"init": tmp_path / "run", "out": tmp_path / "other"}))

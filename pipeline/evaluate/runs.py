@@ -124,19 +124,24 @@ def check_same_inputs(trained: dict[str, Any], wanted: dict[str, Any], run_dir: 
         raise VtpError(f"{run_dir} was trained on {trained['source']}, not on {wanted['source']}; name another run")
     if trained["source"] != "embeddings":
         return
-    for name in ("backbone", "weights_sha256", "transform", "clip_len", "fps", "projector"):
+    for name in ("backbone", "weights_sha256", "transform", "clip_len", "fps"):
         if trained["encoding"][name] != wanted["encoding"][name]:
             raise VtpError(
                 f"{run_dir} was trained on embeddings of {name} {trained['encoding'][name]}, "
                 f"these are of {wanted['encoding'][name]}; extract with the same settings"
             )
-    if trained["content_sha256"] != wanted["content_sha256"] and not torch.equal(
-        trained["projector"]["components"], wanted["projector"]["components"]
-    ):
+    trained_projector, wanted_projector = trained["projector"], wanted["projector"]
+    if any(not _same(trained_projector[name], wanted_projector[name]) for name in trained_projector):
         raise VtpError(
             f"{run_dir} was trained on embeddings of another projection; extract with --projector "
             f"{trained['embeddings']}, whose projector it reads"
         )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and one == other
 
 
 def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import __version__, encoders
 from pipeline.envs import SimEnv
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import CorruptError, UntrustedError, VtpError
 from pipeline.sac import Agent, to_action
 
 OBSERVATION_SIZES = {"embeddings": encoders.EMBEDDING_DIM, "sim": SimEnv.OBSERVATION_SIZE}
@@ -127,5 +127,5 @@ def damaged(path: Path, error: Exception) -> CorruptError:
     return CorruptError(f"{path} is damaged ({type(error).__name__}); export the policy again")
 
 
-def untrusted(path: Path, reason: str) -> CorruptError:
-    return CorruptError(f"{path} is not to be trusted, for {reason}; it was not run; export the policy again")
+def untrusted(path: Path, reason: str) -> UntrustedError:
+    return UntrustedError(f"{path} is not to be trusted, for {reason}; it was not run; export the policy again")
