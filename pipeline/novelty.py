@@ -6,81 +6,34 @@ it was, and shards share the blocks. Whoever finds every block there turns measu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline import diffusion, evaluate, manifest, sim, store, surprise
+from pipeline import diffusion, evaluate, manifest, scoring, sim, store
 from pipeline.config import NoveltyConfig
 from pipeline.errors import CorruptError, VtpError
-from pipeline.rundir import file_sha256, make_folder, save_config, write_json
+from pipeline.rundir import make_folder, save_config, write_json
+from pipeline.scoring import Block, Corpus, read_clips, split_blocks
 from pipeline.shards import parts_folder, shard_number, split_by_cost
-from pipeline.video import FRAME_SIZE, Decoder, VideoError
+from pipeline.video import FRAME_SIZE
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
-BLOCK_CLIPS = 256
 MAX_FIT_CLIPS = 2048
 THUMBNAIL = (8, 8)
 CORPUS_FRAMES = 8
 CORPUS_HEIGHT = 64
 SVD_HEIGHT, SVD_ASPECT = 320, 576 / 320
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The clips to measure: those to score and, after them, those of a reference that lies in another file."""
-
-    files: tuple[store.Embeddings, ...]
-    named: np.ndarray  # [clips of all files] bool: the clips of the videos that are ordinary by definition
-
-    @cached_property
-    def whole(self) -> np.ndarray:
-        """Whether a clip has all its frames: padded ones stand still at their end, and are not scored, [clips]."""
-        return np.concatenate([data.clips.valid_frames == data.attrs["clip_len"] for data in self.files])
-
-    @cached_property
-    def reference(self) -> np.ndarray:
-        return self.named & self.whole
-
-    @cached_property
-    def offsets(self) -> np.ndarray:
-        """First clip of each file, and the number of all."""
-        return np.cumsum([0, *(data.num_clips for data in self.files)])
-
-    @cached_property
-    def embeddings(self) -> np.ndarray:
-        return np.concatenate([data.embeddings for data in self.files])
-
-    @cached_property
-    def folds(self) -> np.ndarray:
-        """0 or 1 for each clip: by turns within a video, so that its other clips are known to the other half's model.
-
-        It depends on the clip alone, not on which others there are.
-        """
-        return np.concatenate([
-            (int(sha256[:8], 16) + np.arange(data.offset[v + 1] - data.offset[v])) % 2
-            for data in self.files
-            for v, sha256 in enumerate(data.videos.sha256)
-        ])  # fmt: skip
-
-    @cached_property
-    def sha256(self) -> str:
-        digest = hashlib.sha256(np.packbits(self.reference).tobytes())
-        for data in self.files:
-            digest.update(data.content_sha256.encode())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -115,10 +68,10 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
         raise VtpError(f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}")
     corpus = find_corpus(cfg)
     num_known = int(corpus.reference.sum())
-    if num_known < surprise.MIN_FOR_SCORES:
+    if num_known < scoring.MIN_FOR_SCORES:
         logger.warning(
             "%d clips are too few to say what is ordinary, at least %d are needed: every clip weighs 1",
-            num_known, surprise.MIN_FOR_SCORES,
+            num_known, scoring.MIN_FOR_SCORES,
         )  # fmt: skip
         return write_ones(cfg, corpus, out, started_s)
     make_folder(parts_folder(out))
@@ -271,27 +224,6 @@ def fit_folds(
         backend.save(folder / f"fold-{fold}")
 
 
-@dataclass(frozen=True)
-class Block:
-    """Consecutive videos of one file: what a part file holds."""
-
-    file: int
-    videos: range
-    first_clip: int  # in the corpus
-    num_clips: int
-
-
-def split_blocks(corpus: Corpus) -> Iterator[Block]:
-    for file, data in enumerate(corpus.files):
-        start = 0
-        for v in range(data.num_videos):
-            num_clips = int(data.offset[v + 1] - data.offset[start])
-            if num_clips >= BLOCK_CLIPS or v + 1 == data.num_videos:
-                first = int(corpus.offsets[file] + data.offset[start])
-                yield Block(file, range(start, v + 1), first, num_clips)
-                start = v + 1
-
-
 def block_path(out: Path, block: Block) -> Path:
     return parts_folder(out) / f"block-{block.first_clip}-{block.num_clips}.h5"
 
@@ -317,59 +249,6 @@ def measure_blocks(
             progress(done, total, "clips measured")
         columns = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
         store.write_measures(block_path(out, block), columns, settings)
-
-
-def read_clips(
-    corpus: Corpus,
-    block: Block,
-    *,
-    frame_size: tuple[int, int] = FRAME_SIZE,
-    wanted: np.ndarray | None = None,
-    batch_size: int = 8,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The very clips that were extracted: rows [B] of the corpus, and frames [B, T, H, W, 3] uint8; B ≤ batch_size.
-
-    VtpError where a video is no longer what it was. wanted: rows to yield, sorted; by default all.
-    """
-    data = corpus.files[block.file]
-    options = {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail")}
-    with Decoder(decoder=str(data.attrs["decoder"]), frame_size=frame_size) as decoder:
-        for v in block.videos:
-            first = int(corpus.offsets[block.file] + data.offset[v])
-            num_clips = int(data.offset[v + 1] - data.offset[v])
-            rows = np.arange(first, first + num_clips)
-            if wanted is not None and not np.isin(rows, wanted).any():
-                continue
-            path = Path(data.videos.path[v])
-            check_unchanged(path, data.videos.sha256[v])
-            batch: list[tuple[int, np.ndarray]] = []
-            try:
-                clips = decoder.clips(path, **options)
-                if clips.info.num_clips != num_clips:
-                    raise VtpError(f"{path} has {clips.info.num_clips} clips now, not {num_clips}; extract it again")
-                for row, clip in zip(rows, clips, strict=True):
-                    if wanted is None or row in wanted:
-                        batch.append((row, clip.frames))
-                    if len(batch) == batch_size:
-                        yield _stacked(batch)
-                        batch = []
-            except VideoError as error:
-                raise CorruptError(f"{path} cannot be read again: {error}") from error
-            if batch:
-                yield _stacked(batch)
-
-
-def _stacked(batch: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([row for row, _ in batch]), np.stack([frames for _, frames in batch])
-
-
-def check_unchanged(path: Path, sha256: str) -> None:
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise VtpError(f"{path} cannot be read ({error.strerror}); put it back, or extract again") from error
-    if found != sha256:
-        raise VtpError(f"{path} has sha256 {found[:12]}, its embeddings are of {sha256[:12]}; extract it again")
 
 
 def measure(
@@ -407,46 +286,28 @@ def measure(
 def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Columns of novelty.h5, for the clips to score. Padded clips are compared with nothing: score NaN, weight 1."""
     whole = corpus.whole
-    reference, folds = corpus.reference[whole], corpus.folds[whole]
-    complexity = np.column_stack([measures["motion_energy"], measures["texture_energy"]])[whole].astype(np.float64)
-
-    def calibrated(values: np.ndarray) -> np.ndarray:
-        return surprise.robust_z(surprise.remove_complexity(values, complexity, reference), reference)
-
-    z = np.clip(calibrated(_by_fold(measures["gap"][whole].astype(np.float64), folds, reference)), -6, 6)
-    channels = {"gap": surprise.robust_z(z.mean(axis=1, keepdims=True), reference)[:, 0]}
-    learned = reference
-    for _ in range(3):  # again without the clips that the time before found most novel
-        for name, values in surprise.clip_channels(measures["thumbnails"][whole], learned, folds).items():
-            channels[name] = calibrated(values[:, None])[:, 0]
-        score = surprise.novelty_score(np.column_stack(list(channels.values())), reference)
-        learned = reference & (score <= np.quantile(score[reference], 1 - surprise.TRIMMED))
+    reference = corpus.reference[whole]
+    complexity = np.column_stack([measures["motion_energy"], measures["texture_energy"]])
+    found = scoring.score(
+        measures["gap"][whole], measures["thumbnails"][whole], complexity[whole], reference, corpus.folds[whole]
+    )
+    columns = {"z": found.z, "score": found.score, "knn": scoring.knn_distance(corpus.embeddings[whole], reference)}
+    columns |= {f"channels/{name}": values for name, values in found.channels.items()}
 
     num_clips = corpus.files[0].num_clips
     own = whole[:num_clips]
-    knn = surprise.knn_distance(corpus.embeddings[whole], reference)
-    columns = {"z": z, "score": score, "knn": knn} | {f"channels/{name}": values for name, values in channels.items()}
     spread = {name: np.full((num_clips, *values.shape[1:]), np.nan) for name, values in columns.items()}
     for name, values in columns.items():
         spread[name][own] = values[: own.sum()]
     weight = np.ones(num_clips, np.float32)
     visits = clip_visits(corpus.files[0])
-    weight[own] = surprise.weights(score[: own.sum()], visits[own])
+    weight[own] = scoring.weights(found.score[: own.sum()], visits[own])
     return spread | {
         "weight": weight,
         "gap": measures["gap"][:num_clips],
         "motion_energy": measures["motion_energy"][:num_clips],
         "texture_energy": measures["texture_energy"][:num_clips],
     }
-
-
-def _by_fold(values: np.ndarray, folds: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Less the median of each fold's reference clips: two models, trained apart, are not equally good."""
-    centred = values.copy()
-    for fold in (0, 1):
-        known = values[reference & (folds == fold)]
-        centred[folds == fold] -= np.median(known if len(known) else values[reference], axis=0)
-    return centred
 
 
 def clip_visits(data: store.Embeddings) -> np.ndarray:
@@ -466,7 +327,7 @@ def write_ones(cfg: NoveltyConfig, corpus: Corpus, out: Path, started_s: float) 
     num_clips = corpus.files[0].num_clips
     unknown = np.full(num_clips, np.nan)
     columns = {"score": unknown, "weight": np.ones(num_clips, np.float32)}
-    attrs = {"model": "none", "model_why": f"fewer than {surprise.MIN_FOR_SCORES} clips to compare with"}
+    attrs = {"model": "none", "model_why": f"fewer than {scoring.MIN_FOR_SCORES} clips to compare with"}
     return write_scores(cfg, corpus, columns, attrs, out, started_s)
 
 
@@ -485,39 +346,8 @@ def write_scores(
         "num_clips": data.num_clips,
         "num_scored": int(np.isfinite(columns["score"]).sum()),
     }
-    result |= judge(data, columns)
+    result |= scoring.judge(data, columns)
     attrs = {"content_sha256": data.content_sha256, **attrs, "detection": json.dumps(result.get("detection", {}))}
     store.write_novelty(out, columns, attrs)
     save_config(out.with_suffix(".yaml"), cfg.model_copy(update={"shard": None}))
     return result | {"model": attrs["model"], "model_why": attrs["model_why"], "wall_s": time.monotonic() - started_s}
-
-
-def judge(data: store.Embeddings, columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    """How well the score, its channels and the baseline find labelled novelty, and whether it merely measures busyness.
-
-    Labels judge the score and enter it nowhere. Nothing where no clip is labelled novel.
-    """
-    scored = np.isfinite(columns["score"])
-    if data.labels is None or "knn" not in columns:
-        return {}
-    novel = np.where(scored, data.labels["novel"], np.nan)
-    ordinary = novel == 0
-    result: dict[str, Any] = {
-        "rho_motion": surprise.rank_correlation(columns["score"][ordinary], columns["motion_energy"][ordinary]),
-        "rho_texture": surprise.rank_correlation(columns["score"][ordinary], columns["texture_energy"][ordinary]),
-    }
-    if not ((novel == 1).any() and ordinary.any()):
-        return result if ordinary.any() else {}
-    scores = {"score": columns["score"], "knn": columns["knn"]}
-    scores |= {
-        name.removeprefix("channels/"): column for name, column in columns.items() if name.startswith("channels/")
-    }
-    kinds = data.labels.get("novel_kind", np.full(data.num_clips, "", object)).astype(str)
-    found = surprise.detection(scores, kinds, novel, np.random.default_rng(0))
-    auroc = {kind: row["auroc"] for kind, row in found["score"].items()}
-    return result | {
-        "auroc": auroc,
-        "auroc_mean": float(np.mean(list(auroc.values()))),
-        "auroc_knn_mean": float(np.mean([row["auroc"] for row in found["knn"].values()])),
-        "detection": found,
-    }

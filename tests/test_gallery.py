@@ -1,8 +1,12 @@
+import base64
+import io
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from synthetic import write_embeddings
 
 from pipeline import simulate, store
@@ -60,6 +64,64 @@ def test_scores_are_found_where_the_run_had_them(scored, tmp_path):
     assert read_gallery(scored) is None
     assert isinstance(read_gallery(scored | {"novelty": str(tmp_path / "elsewhere.h5")}), Gallery)
     assert read_gallery({"source": "sim"}) is None
+
+
+def test_scores_that_training_had_and_that_are_gone_are_said_to_be_missing(scored, tmp_path):
+    (tmp_path / "novelty.h5").unlink()
+    assert read_gallery(scored) is None
+    for config, used in ((scored, str(tmp_path / "novelty.h5")), (scored | {"novelty": str(tmp_path / "n.h5")}, None)):
+        missing = read_gallery(config, weights_from=used)
+        assert isinstance(missing, Missing) and "which is not there any more" in missing.sentence
+        assert missing.command.endswith(f"--out {config['novelty'] or used}")
+
+
+def rewrite(path, columns=None, **changed):
+    """The novelty file again, with other columns or attributes; None takes a column away."""
+    content = store.read_embeddings(path.with_name("embeddings.h5")).content_sha256
+    old, attrs = store.read_novelty_scores(path, content)
+    new = {name: values for name, values in (old | (columns or {})).items() if values is not None}
+    store.write_novelty(path, new, attrs | changed)
+
+
+@pytest.mark.parametrize(
+    ("columns", "attrs", "why"),
+    [
+        ({}, {"sigmas": "[0.25, "}, "damaged"),
+        ({}, {"sigmas": '["a", 2]'}, "damaged"),
+        ({}, {"sigmas": "[0.25]"}, r"z is \(8, 2\), not \(8, 1\)"),
+        ({}, {"detection": "{"}, "damaged"),
+        ({}, {"detection": "[1]"}, "damaged"),
+        ({}, {"detection": '{"score": {"fast": {"clips": 1}}}'}, "damaged"),
+        ({"z": None}, {}, "z is missing"),
+        ({"score": None}, {}, "has no column score"),
+        ({"score": np.zeros(7)}, {}, r"score is \(7,\), not \(8,\)"),
+        ({"channels/gap": np.zeros(7)}, {}, r"channels/gap is \(7,\), not \(8,\)"),
+    ],
+)
+def test_a_damaged_novelty_file_becomes_a_sentence(scored, tmp_path, columns, attrs, why):
+    rewrite(tmp_path / "novelty.h5", columns, **attrs)
+    missing = read_gallery(scored)
+    assert isinstance(missing, Missing) and re.search(why, missing.sentence)
+
+
+def test_the_least_novel_are_one_a_video_and_among_ties_the_least_odd(scored, tmp_path):
+    odd = np.array([0.0, -1, -2, -3, 5, -7, 1, 2])
+    rewrite(tmp_path / "novelty.h5", {"score": np.where(odd > 4, 1.0, -1.0), "channels/gap": odd})
+    gallery = read_gallery(scored)
+    assert [tile.where for tile in gallery.least] == [
+        f"{video}, from {1.0667 * clip:.1f} s" for video, clip in (("0001", 1), ("0000", 3), ("0000", 2), ("0001", 2))
+    ]
+    assert gallery.most[0].where.startswith("0001, from 0.0 s")
+
+
+def test_a_long_clip_makes_a_short_loop(scored, monkeypatch):
+    monkeypatch.setattr("pipeline.report.gallery.MAX_FRAMES", 6)
+    gallery = read_gallery(scored)
+    with Image.open(io.BytesIO(base64.b64decode(gallery.most[0].uri.partition(",")[2]))) as image:
+        assert image.n_frames == 6
+        image.seek(1)
+        image.load()
+        assert image.info["duration"] == 200  # every third of 16 frames at 15 a second
 
 
 def test_scores_of_other_embeddings_are_not_shown(scored, tmp_path):

@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = {
     "errors": 0, "config": 0, "rundir": 0, "processes": 0,
-    "econ": 1, "sim": 1, "surprise": 1, "manifest": 1, "replay": 1,
+    "econ": 1, "sim": 1, "manifest": 1, "replay": 1,
     "store": 2, "video": 2, "render": 2, "encoders": 2, "diffusion": 2, "sac": 2, "envs": 2, "shards": 2,
-    "evaluate": 3, "ledger": 3, "parts": 3, "training": 3,
+    "evaluate": 3, "ledger": 3, "parts": 3, "scoring": 3, "training": 3,
     "simulate": 4, "extract": 4, "novelty": 4, "train": 4, "experiments": 4,
     "policy": 4,
     "report": 5, "demo": 5, "doctor": 5, "seeds": 5, "cluster": 5,

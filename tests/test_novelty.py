@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from synthetic import write_embeddings
 
-from pipeline import manifest, novelty, simulate, store, surprise
+from pipeline import manifest, novelty, scoring, simulate, store
 from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
 from pipeline.errors import CorruptError, VtpError
 from pipeline.experiments import novelty as experiment
+from pipeline.scoring import clips
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_the_result_judges_every_kind_by_its_label(embeddings, scored):
     kinds = store.read_embeddings(embeddings).labels["novel_kind"]
     assert set(scored["auroc"]) == set(kinds) - {""} and len(scored["auroc"]) == 6
     assert scored["auroc_mean"] == pytest.approx(np.mean(list(scored["auroc"].values())))
-    assert set(scored["detection"]) == {"score", "knn", "gap", "picture", "motion"}
+    assert set(scored["detection"]) == {"score", "knn", "gap", "picture", "motion", "order"}
     json.dumps(scored, allow_nan=False)
 
 
@@ -70,7 +71,7 @@ def test_a_second_run_measures_nothing_again_and_another_seed_does(embeddings, s
 
 
 def test_shards_and_batches_score_alike(embeddings, scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(novelty, "BLOCK_CLIPS", 8)
+    monkeypatch.setattr(clips, "BLOCK_CLIPS", 8)
     out = tmp_path / "novelty.h5"
     shutil.copytree(embeddings.with_name("novelty.model"), tmp_path / "novelty.model")
     results = [novelty.run(config(embeddings, out=out, shards=3, shard=shard, batch_size=1)) for shard in (2, 0, 1)]
@@ -152,9 +153,9 @@ def test_stable_video_diffusion_is_slow_without_a_gpu_and_wants_its_frames(embed
 
 
 def test_frames_are_decoded_as_large_as_the_model_sees_them(embeddings):
-    corpus = novelty.Corpus((store.read_embeddings(embeddings),), np.ones(24, bool))
-    block = next(novelty.split_blocks(corpus))
-    rows, frames = next(novelty.read_clips(corpus, block, frame_size=(160, 320), batch_size=3))
+    corpus = scoring.Corpus((store.read_embeddings(embeddings),), np.ones(24, bool))
+    block = next(scoring.split_blocks(corpus))
+    rows, frames = next(scoring.read_clips(corpus, block, frame_size=(160, 320), batch_size=3))
     assert rows.tolist() == [0, 1, 2] and frames.shape == (3, 16, 160, 320, 3)
 
 
@@ -194,7 +195,7 @@ def test_padded_clips_are_not_scored(embeddings, scored):
     parts = sorted(embeddings.with_name("novelty.parts").glob("block-*.h5"))
     settings = {}
     measures = store.read_measures(parts[0], settings)
-    columns = novelty.score_clips(novelty.Corpus((data,), np.ones(24, bool)), measures)
+    columns = novelty.score_clips(scoring.Corpus((data,), np.ones(24, bool)), measures)
     assert np.isnan(columns["score"][3]) and columns["weight"][3] == 1
     assert np.isfinite(np.delete(columns["score"], 3)).all()
-    assert surprise.MIN_FOR_SCORES < 24
+    assert scoring.MIN_FOR_SCORES < 24

@@ -26,6 +26,7 @@ from pipeline.rundir import file_sha256
 from pipeline.video import Decoder, VideoError
 
 SHOWN = 4  # clips at either end
+MAX_FRAMES = 32  # of a looping picture: the page stays small however long the clips are
 
 
 @dataclass(frozen=True)
@@ -50,37 +51,74 @@ class Gallery:
     detection: Table | None
 
 
-def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
-    """The gallery of the run's embeddings, or why their scores are of no use; None where there are no scores."""
+def read_gallery(config: dict[str, Any], *, weights_from: str | None = None) -> Gallery | Missing | None:
+    """The gallery of the run's embeddings, or why their scores are of no use; None where there never were scores.
+
+    weights_from: the novelty file that the run was trained with, where it was.
+    """
     if config.get("source") != "embeddings" or not config.get("embeddings"):
         return None
     embeddings_path = Path(str(config["embeddings"]))
-    novelty_path = Path(str(config.get("novelty") or embeddings_path.with_name("novelty.h5")))
+    used = config.get("novelty") or weights_from
+    novelty_path = Path(str(used or embeddings_path.with_name("novelty.h5")))
     command = f"vtp novelty --embeddings {shlex.quote(str(embeddings_path))}"
-    if not (embeddings_path.is_file() and novelty_path.is_file()):
-        return None
+    if used:
+        command += f" --out {shlex.quote(str(novelty_path))}"
+
+    def missing(why: str) -> Missing:
+        return Missing(f"There is no gallery of the most novel clips: {why}.", command)
+
+    if absent := [path for path in (embeddings_path, novelty_path) if not path.is_file()]:
+        return missing(f"the run was trained with {absent[0]}, which is not there any more") if used else None
     try:
         data = store.read_embeddings(embeddings_path)
         columns, attrs = store.read_novelty_scores(novelty_path, data.content_sha256)
     except VtpError as error:
-        return Missing(f"There is no gallery of the most novel clips: {error}.", command)
-    if len(columns["score"]) != data.num_clips:
-        said = f"{novelty_path} scores {len(columns['score'])} clips, {embeddings_path} has {data.num_clips}"
-        return Missing(f"There is no gallery of the most novel clips: {said}.", command)
+        return missing(str(error))
+    if "score" not in columns:
+        return missing(f"{novelty_path} has no column score")
     if not np.isfinite(columns["score"]).any():
         return Missing(f"No clip has a novelty score: {attrs.get('model_why', 'too few clips')}.", command)
-    scored = np.flatnonzero(np.isfinite(columns["score"]))
-    ranked = scored[np.argsort(-columns["score"][scored], kind="stable")]
+    try:
+        sigmas = [float(sigma) for sigma in json.loads(str(attrs.get("sigmas") or "[]"))]
+        judged = json.loads(str(attrs.get("detection") or "{}"))
+        detection = _detection(judged) if judged else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return missing(f"what {novelty_path} says of itself is damaged ({type(error).__name__}: {error})")
+    shapes = {name: (data.num_clips,) for name in columns} | {"z": (data.num_clips, len(sigmas))}
+    shapes |= {"gap": shapes["z"]} if "gap" in columns else {}
+    for name, shape in shapes.items():
+        if name not in columns or columns[name].shape != shape:
+            found = columns[name].shape if name in columns else "missing"
+            return missing(f"in {novelty_path}, {name} is {found}, not {shape}")
+    ranked = _ranked(columns)
     shown = min(SHOWN, len(ranked) // 2)
-    detection = json.loads(str(attrs.get("detection") or "{}"))
     return Gallery(
-        says=f"{count(len(scored), 'clip')} scored by the model {attrs.get('model')} ({attrs.get('model_why')}), "
+        says=f"{count(len(ranked), 'clip')} scored by the model {attrs.get('model')} ({attrs.get('model_why')}), "
         f"against {attrs.get('reference')}. 0 is the middle of the reference, one unit a usual deviation.",
         most=[_tile(data, columns, row) for row in ranked[:shown]],
-        least=[_tile(data, columns, row) for row in ranked[::-1][:shown]],
-        scores=_scores(data, columns, attrs, ranked),
-        detection=_detection(detection) if detection else None,
+        least=[_tile(data, columns, row) for row in _each_video_first(data, ranked[::-1])[:shown]],
+        scores=_scores(data, columns, sigmas, ranked),
+        detection=detection,
     )
+
+
+def _ranked(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Rows of the scored clips, the most novel first. Many share the lowest score: their mean deviation decides."""
+    channels = [values for name, values in columns.items() if name.startswith("channels/")]
+    deviation = np.mean(channels or [columns["score"]], axis=0)
+    scored = np.flatnonzero(np.isfinite(columns["score"]))
+    return scored[np.lexsort([-deviation[scored], -columns["score"][scored]])]
+
+
+def _video(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
+    return np.searchsorted(data.offset, rows, side="right") - 1
+
+
+def _each_video_first(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
+    """The first of each video in that order, then the second of each, and so on."""
+    turn = pd.Series(_video(data, rows)).groupby(_video(data, rows)).cumcount()
+    return rows[np.argsort(turn, kind="stable")]
 
 
 def _kinds(data: store.Embeddings) -> np.ndarray:
@@ -92,7 +130,7 @@ def _kinds(data: store.Embeddings) -> np.ndarray:
 
 
 def _tile(data: store.Embeddings, columns: dict[str, np.ndarray], row: int) -> Tile:
-    video = int(np.searchsorted(data.offset, row, side="right")) - 1
+    video = int(_video(data, np.array(row)))
     where = f"{data.videos.id[video]}, from {data.clips.start_s[row]:.1f} s"
     score, kind = number(float(columns["score"][row])), _kinds(data)[row]
     try:
@@ -102,7 +140,9 @@ def _tile(data: store.Embeddings, columns: dict[str, np.ndarray], row: int) -> T
         frames = _frames(data, path, row - int(data.offset[video]))
     except (OSError, VideoError):
         return Tile(None, score, kind, where, "The video is not to be read any more.")
-    return Tile(data_uri(render.webp(frames, fps=float(data.attrs["fps"])), "webp"), score, kind, where)
+    step = -(-len(frames) // MAX_FRAMES)
+    picture = render.webp(frames[::step], fps=float(data.attrs["fps"]) / step)
+    return Tile(data_uri(picture, "webp"), score, kind, where)
 
 
 def _frames(data: store.Embeddings, path: Path, number_in_video: int) -> np.ndarray:
@@ -116,13 +156,12 @@ def _frames(data: store.Embeddings, path: Path, number_in_video: int) -> np.ndar
 
 @in_style  # saving too: only then does text stay text, which the page colours
 def _scores(
-    data: store.Embeddings, columns: dict[str, np.ndarray], attrs: dict[str, Any], ranked: np.ndarray
+    data: store.Embeddings, columns: dict[str, np.ndarray], sigmas: list[float], ranked: np.ndarray
 ) -> Experiment:
     kinds = _kinds(data)
-    sigmas = json.loads(str(attrs.get("sigmas") or "[]"))
     svg = io.BytesIO()
     _draw(columns, kinds, sigmas, ranked).savefig(svg, format="svg", metadata={"Date": None})
-    video = np.searchsorted(data.offset, np.arange(data.num_clips), side="right") - 1
+    video = _video(data, np.arange(data.num_clips))
     table = pd.DataFrame(
         {
             "video_id": np.array(data.videos.id)[video], "start_s": data.clips.start_s, "label": kinds,

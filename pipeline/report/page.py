@@ -119,7 +119,7 @@ def build_page(files: RunFiles) -> Page:
             f"vtp train --config {shlex.quote(str(files.path / 'config.yaml'))} --overwrite",
         )
 
-    gallery = read_gallery(files.config)
+    gallery = read_gallery(files.config, weights_from=None if novelty.startswith("none") else novelty or None)
     if isinstance(gallery, Missing):
         missing["gallery"], gallery = gallery, None
 
