@@ -160,7 +160,9 @@ class Agent(nn.Module):
         gamma: float = 0.995,
         tau: float = 5e-3,
         auxiliary: nn.Module | None = None,
+        encoder_lr: float | None = None,
     ):
+        """encoder_lr: a constant learning rate of the encoder's own, in place of `lr` and its schedule."""
         super().__init__()
         self.lr, self.gamma, self.tau = lr, gamma, tau
         self.encoder = encoder
@@ -174,9 +176,13 @@ class Agent(nn.Module):
         self.register_buffer("reward_count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_square", torch.zeros((), dtype=torch.float64))
-        learned = [p for module in (encoder, auxiliary) if module is not None for p in module.parameters()]
+        trained_alike = (encoder if encoder_lr is None else None, auxiliary)
+        learned = [p for module in trained_alike if module is not None for p in module.parameters()]
         self._critic_parameters = [*self.critic.parameters(), *learned]
-        self.critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=lr, fused=True)
+        groups: list[dict[str, Any]] = [{"params": self._critic_parameters}]
+        if encoder_lr is not None:
+            groups.append({"params": list(encoder.parameters()), "lr": encoder_lr})
+        self.critic_optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr, fused=True)
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr)
 
@@ -189,8 +195,7 @@ class Agent(nn.Module):
         self.target_entropy = TARGET_ENTROPY + min(progress / ANNEALED_AFTER, 1.0) * (final_entropy - TARGET_ENTROPY)
         lr = self.lr * (1 + progress * (FINAL_LR_FACTOR - 1))
         for optimizer in (self.critic_optimizer, self.actor_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            optimizer.param_groups[0]["lr"] = lr  # the second group is an encoder's with a rate of its own
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, generator: torch.Generator | None = None) -> np.ndarray:
