@@ -1,5 +1,9 @@
-"""What training the encoder on is worth, with and without the auxiliary losses: share of the oracle's profit on videos
-held out, over seeds, as JSON. The videos and their embeddings are the same throughout; --folder keeps them."""
+"""What training the encoder on is worth, with and without the auxiliary losses, over seeds, as JSON.
+
+oracle_ratio is that of the best checkpoint, which may be one from before the encoder learned; the two profits are
+sampled on the same held-out videos before and after. The videos and their embeddings are the same throughout; --folder
+keeps them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from pipeline import encoders, extract, simulate, train
@@ -64,7 +69,10 @@ def one_run(args: argparse.Namespace, embeddings: Path, folder: Path, name: str,
         )  # fmt: skip
     finally:
         heads.CONSISTENCY_WEIGHT, heads.CONTRASTIVE_WEIGHT = weights
+    validated = pd.read_csv(folder / f"{name}-{seed}" / "validations.csv").set_index("episode")["profit_sampled"]
+    frozen = validated[validated.index <= args.episodes - args.learning_episodes]
     row = {"seed": seed, "oracle_ratio": round(summary["oracle_ratio"], 4)}
+    row |= {"profit_when_unfrozen": round(frozen.iloc[-1], 2), "profit_at_the_end": round(validated.iloc[-1], 2)}
     return row | {"wall_s": round(time.perf_counter() - started, 1)}
 
 

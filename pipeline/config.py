@@ -260,7 +260,9 @@ class TrainConfig(Config):
         None, description="From where on the encoder of --source video learns; by default layer4."
     )
     encoder_lr: float | None = Field(
-        None, gt=0, description="Learning rate of the encoder of --source video, constant; by default 1e-5."
+        None,
+        gt=0,
+        description="Initial learning rate of the encoder of --source video, which falls as --lr; by default 1e-5.",
     )
     launcher: Launcher = None
     slurm_partition: SlurmPartition = None

@@ -162,9 +162,9 @@ class Agent(nn.Module):
         auxiliary: nn.Module | None = None,
         encoder_lr: float | None = None,
     ):
-        """encoder_lr: a constant learning rate of the encoder's own, in place of `lr` and its schedule."""
+        """encoder_lr: initial learning rate of the encoder, where it is not `lr`; both fall alike."""
         super().__init__()
-        self.lr, self.gamma, self.tau = lr, gamma, tau
+        self.lr, self.encoder_lr, self.gamma, self.tau = lr, encoder_lr, gamma, tau
         self.encoder = encoder
         self.auxiliary = auxiliary
         self.actor = Actor(latent_size)
@@ -193,9 +193,10 @@ class Agent(nn.Module):
         action lies in a corner (fast and very careful) it settles for a slow one.
         """
         self.target_entropy = TARGET_ENTROPY + min(progress / ANNEALED_AFTER, 1.0) * (final_entropy - TARGET_ENTROPY)
-        lr = self.lr * (1 + progress * (FINAL_LR_FACTOR - 1))
+        factor = 1 + progress * (FINAL_LR_FACTOR - 1)
         for optimizer in (self.critic_optimizer, self.actor_optimizer):
-            optimizer.param_groups[0]["lr"] = lr  # the second group is an encoder's with a rate of its own
+            for group, lr in zip(optimizer.param_groups, (self.lr, self.encoder_lr), strict=False):
+                group["lr"] = factor * lr
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, generator: torch.Generator | None = None) -> np.ndarray:
