@@ -10,7 +10,7 @@ LAYERS = {
     "errors": 0, "config": 0, "rundir": 0, "processes": 0,
     "econ": 1, "sim": 1, "manifest": 1, "replay": 1,
     "store": 2, "video": 2, "render": 2, "encoders": 2, "diffusion": 2, "sac": 2, "envs": 2, "shards": 2,
-    "evaluate": 3, "ledger": 3, "parts": 3, "scoring": 3, "training": 3,
+    "evaluate": 3, "footage": 3, "ledger": 3, "parts": 3, "scoring": 3, "training": 3,
     "simulate": 4, "extract": 4, "novelty": 4, "train": 4, "experiments": 4,
     "policy": 4,
     "report": 5, "demo": 5, "doctor": 5, "seeds": 5, "cluster": 5,
@@ -18,7 +18,7 @@ LAYERS = {
 }  # fmt: skip
 WITHIN_LAYER = {
     ("demo", "report"), ("cluster", "seeds"), ("training", "evaluate"), ("training", "ledger"), ("rundir", "config"),
-    ("rundir", "errors"),
+    ("rundir", "errors"), ("evaluate", "footage"), ("training", "footage"),
 }  # fmt: skip
 ONLY_IN = {
     "h5py": {"store"}, "decord": {"video"}, "av": {"video", "render"}, "typer": {"cli"}, "submitit": {"cluster"},

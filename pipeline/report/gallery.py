@@ -56,7 +56,7 @@ def read_gallery(config: dict[str, Any], *, weights_from: str | None = None) -> 
 
     weights_from: the novelty file that the run was trained with, where it was.
     """
-    if config.get("source") != "embeddings" or not config.get("embeddings"):
+    if config.get("source") not in ("embeddings", "video") or not config.get("embeddings"):
         return None
     embeddings_path = Path(str(config["embeddings"]))
     used = config.get("novelty") or weights_from

@@ -6,14 +6,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from pipeline import store
-from pipeline.errors import CorruptError, VtpError
-from pipeline.rundir import file_sha256
-from pipeline.video import FRAME_SIZE, Decoder, VideoError
+from pipeline import footage, store
+from pipeline.video import FRAME_SIZE
 
 BLOCK_CLIPS = 256
 
@@ -92,46 +89,10 @@ def read_clips(
     wanted: np.ndarray | None = None,
     batch_size: int = 8,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The very clips that were extracted: rows [B] of the corpus, and frames [B, T, H, W, 3] uint8; B ≤ batch_size.
-
-    VtpError where a video is no longer what it was. wanted: rows to yield, sorted; by default all.
-    """
-    data = corpus.files[block.file]
-    options = {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail")}
-    with Decoder(decoder=str(data.attrs["decoder"]), frame_size=frame_size) as decoder:
-        for v in block.videos:
-            first = int(corpus.offsets[block.file] + data.offset[v])
-            num_clips = int(data.offset[v + 1] - data.offset[v])
-            rows = np.arange(first, first + num_clips)
-            if wanted is not None and not np.isin(rows, wanted).any():
-                continue
-            path = Path(data.videos.path[v])
-            check_unchanged(path, data.videos.sha256[v])
-            batch: list[tuple[int, np.ndarray]] = []
-            try:
-                clips = decoder.clips(path, **options)
-                if clips.info.num_clips != num_clips:
-                    raise VtpError(f"{path} has {clips.info.num_clips} clips now, not {num_clips}; extract it again")
-                for row, clip in zip(rows, clips, strict=True):
-                    if wanted is None or row in wanted:
-                        batch.append((row, clip.frames))
-                    if len(batch) == batch_size:
-                        yield _stacked(batch)
-                        batch = []
-            except VideoError as error:
-                raise CorruptError(f"{path} cannot be read again: {error}") from error
-            if batch:
-                yield _stacked(batch)
-
-
-def _stacked(batch: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([row for row, _ in batch]), np.stack([frames for _, frames in batch])
-
-
-def check_unchanged(path: Path, sha256: str) -> None:
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise VtpError(f"{path} cannot be read ({error.strerror}); put it back, or extract again") from error
-    if found != sha256:
-        raise VtpError(f"{path} has sha256 {found[:12]}, its embeddings are of {sha256[:12]}; extract it again")
+    """As `footage.read_clips`, with rows of the corpus, in what is wanted too."""
+    first = corpus.offsets[block.file]
+    for rows, frames in footage.read_clips(
+        corpus.files[block.file], block.videos, frame_size=frame_size, batch_size=batch_size,
+        wanted=None if wanted is None else wanted - first,
+    ):  # fmt: skip
+        yield rows + first, frames
