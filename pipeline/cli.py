@@ -185,7 +185,9 @@ def _progress(label: str) -> Iterator[Callable[..., None]]:
         yield lambda done, total, text="": bar.update(task, completed=done, total=total, text=text)
 
 
-def _training_text(row: dict[str, float]) -> str:
+def _training_text(row: dict[str, float] | str) -> str:
+    if isinstance(row, str):
+        return row
     return (
         f"profit ${row['profit']:.2f}/h  error {row['err_rate']:.1%}  parity {row['wage_parity']:.2f}  "
         f"lambda {row['lambda_dual']:.4f}  alpha {row['alpha']:.3f}"

@@ -193,28 +193,35 @@ class NoveltyConfig(Config):
 TRAIN_DEFAULTS = {
     "sim": {"episodes": 500, "num_envs": 32, "updates_per_episode": 8.0},
     "embeddings": {"episodes": 20_000, "num_envs": 256, "updates_per_episode": 1.0},
-}
+    "video": {
+        "episodes": 2000, "num_envs": 8, "updates_per_episode": 8.0, "batch_size": 32,
+        "frame_size": 112, "encoder_layers": "layer4", "encoder_lr": 1e-5,
+    },
+}  # fmt: skip
+VIDEO_SETTINGS = ("frame_size", "unfreeze_after", "encoder_layers", "encoder_lr")
 
 
 class TrainConfig(Config):
     """Train a policy with SAC under an economic reward."""
 
-    source: Literal["embeddings", "sim"] = Field(description="What the policy observes.")
+    source: Literal["embeddings", "sim", "video"] = Field(
+        description="What the policy observes; from video its encoder learns too."
+    )
     out: Path = Field(Path("runs/train"), description="Run directory.")
-    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, for --source embeddings.")
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, for all but --source sim.")
     novelty: Path | None = Field(
         None, description="Novelty file; by default novelty.h5 beside the embeddings, where there is one."
     )
     task: Task = Field("dishwashing", description="Simulator task, for --source sim.")
     scenario: Scenario = Field("seed", description="Simulator scenario, for --source sim.")
     episodes: int | None = Field(
-        None, ge=1, description="Training episodes; by default 500 of sim, 20000 of embeddings."
+        None, ge=1, description="Training episodes; by default 500 of sim, 20000 of embeddings, 2000 of video."
     )
     num_envs: int | None = Field(
-        None, ge=1, le=1024, description="Episodes side by side; by default 32 of sim, 256 of embeddings."
+        None, ge=1, le=1024, description="Episodes side by side; by default 32 of sim, 256 of embeddings, 8 of video."
     )
     updates_per_episode: float | None = Field(
-        None, gt=0, le=6000, description="SAC updates per 60 steps; by default 8 of sim, 1 of embeddings."
+        None, gt=0, le=6000, description="SAC updates per 60 steps; by default 8 of sim and video, 1 of embeddings."
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
     seeds: str | None = Field(
@@ -223,7 +230,7 @@ class TrainConfig(Config):
     reward_window: Literal["step", "episode"] = Field(
         "step", description="Rates in the reward: of the step, or of the episode to date."
     )
-    batch_size: int = Field(256, ge=2, le=1 << 20, description="Transitions an update.")
+    batch_size: int = Field(256, ge=2, le=1 << 20, description="Transitions an update; of video by default 32.")
     buffer_size: int = Field(1_000_000, ge=1, le=1 << 28, description="Replay capacity in transitions.")
     warmup_steps: int = Field(600, ge=0, description="Transitions with uniformly random actions before learning.")
     priority_exponent: float = Field(
@@ -243,12 +250,31 @@ class TrainConfig(Config):
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations in a row without a better one."
     )
+    frame_size: int | None = Field(
+        None, ge=16, le=112, description="Height and width of the frames, for --source video; by default 112."
+    )
+    unfreeze_after: int | None = Field(
+        None, ge=0, description="Episodes before the encoder of --source video learns; by default all but a tenth."
+    )
+    encoder_layers: Literal["projector", "layer4", "layer3", "all"] | None = Field(
+        None, description="From where on the encoder of --source video learns; by default layer4."
+    )
+    encoder_lr: float | None = Field(
+        None,
+        gt=0,
+        description="Initial learning rate of the encoder of --source video, which falls as --lr; by default 1e-5.",
+    )
     launcher: Launcher = None
     slurm_partition: SlurmPartition = None
     slurm_time: SlurmTime = "4:00:00"
     slurm_gres: SlurmGres = None
     slurm_cpus: SlurmCpus = None
     no_wait: NoWait = False
+
+    @property
+    def frozen_episodes(self) -> int:
+        """Episodes before the encoder learns."""
+        return self.episodes - self.episodes // 10 if self.unfreeze_after is None else self.unfreeze_after
 
     @field_validator("seeds")
     @classmethod
@@ -264,6 +290,13 @@ class TrainConfig(Config):
         if self.seeds is not None and self.seed:
             raise ValueError(f"--seed {self.seed} and --seeds {self.seeds} exclude each other; drop one")
         check_launcher(self)
+        return self
+
+    @model_validator(mode="after")
+    def _only_video_has_an_encoder_to_set(self) -> TrainConfig:
+        for name in VIDEO_SETTINGS:
+            if self.source != "video" and getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} needs --source video")
         return self
 
     @model_validator(mode="before")

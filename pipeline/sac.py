@@ -160,9 +160,11 @@ class Agent(nn.Module):
         gamma: float = 0.995,
         tau: float = 5e-3,
         auxiliary: nn.Module | None = None,
+        encoder_lr: float | None = None,
     ):
+        """encoder_lr: initial learning rate of the encoder, where it is not `lr`; both fall alike."""
         super().__init__()
-        self.lr, self.gamma, self.tau = lr, gamma, tau
+        self.lr, self.encoder_lr, self.gamma, self.tau = lr, encoder_lr, gamma, tau
         self.encoder = encoder
         self.auxiliary = auxiliary
         self.actor = Actor(latent_size)
@@ -174,9 +176,13 @@ class Agent(nn.Module):
         self.register_buffer("reward_count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_square", torch.zeros((), dtype=torch.float64))
-        learned = [p for module in (encoder, auxiliary) if module is not None for p in module.parameters()]
+        trained_alike = (encoder if encoder_lr is None else None, auxiliary)
+        learned = [p for module in trained_alike if module is not None for p in module.parameters()]
         self._critic_parameters = [*self.critic.parameters(), *learned]
-        self.critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=lr, fused=True)
+        groups: list[dict[str, Any]] = [{"params": self._critic_parameters}]
+        if encoder_lr is not None:
+            groups.append({"params": list(encoder.parameters()), "lr": encoder_lr})
+        self.critic_optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr, fused=True)
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr)
 
@@ -187,10 +193,10 @@ class Agent(nn.Module):
         action lies in a corner (fast and very careful) it settles for a slow one.
         """
         self.target_entropy = TARGET_ENTROPY + min(progress / ANNEALED_AFTER, 1.0) * (final_entropy - TARGET_ENTROPY)
-        lr = self.lr * (1 + progress * (FINAL_LR_FACTOR - 1))
+        factor = 1 + progress * (FINAL_LR_FACTOR - 1)
         for optimizer in (self.critic_optimizer, self.actor_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            for group, lr in zip(optimizer.param_groups, (self.lr, self.encoder_lr), strict=False):
+                group["lr"] = factor * lr
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, generator: torch.Generator | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Train a policy: SAC on stored embeddings or on the simulator, under an economic reward.
+"""Train a policy: SAC on stored embeddings, on video or on the simulator, under an economic reward.
 
 `run` is the loop: step, log, validate, keep. An interrupted run goes on from its newest checkpoint, bit for bit as if
 nothing had happened.
@@ -24,7 +24,7 @@ from pipeline.errors import TryAgainError, VtpError
 from pipeline.processes import interrupts_held
 from pipeline.rundir import make_folder, save_config, write_json
 from pipeline.sac import save_checkpoint
-from pipeline.training import BEST, LAST, PREVIOUS, Record, Trainer, check, newest, open_source, save, slim
+from pipeline.training import BEST, FOOTAGE, LAST, PREVIOUS, Record, Trainer, check, newest, open_source, save, slim
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ RUN_FILES = (
 )  # fmt: skip
 CHECKPOINT_S = 60.0  # at most that much work is done again after a kill
 
-Progress = Callable[[int, int, dict[str, float]], None]
+Progress = Callable[[int, int, dict[str, float] | str], None]  # an episode's row, or what is made ready before
 
 
 def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     env_rng, rng, validation_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(cfg.seed).spawn(3))
     source = open_source(cfg, env_rng)
     checkpoint = begin(cfg, source.meta)
-    trainer = Trainer(cfg, source, rng=rng)
+    trainer = Trainer(cfg, source, rng=rng, progress=progress or (lambda done, total, text: None))
     best_profit, since_best, spent_s = -np.inf, 0, 0.0
     if checkpoint:
         trainer.load_state_dict(checkpoint["trainer"], checkpoint["agent"], checkpoint["episode"])
@@ -120,6 +120,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
         wall_s=spent_s + time.monotonic() - started,
     )
     slim(cfg.out, policy())
+    shutil.rmtree(cfg.out / FOOTAGE, ignore_errors=True)
     return summary
 
 

@@ -164,7 +164,7 @@ def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path):
         (["extract", "x.mp4", "--clip-len", "0"], ["--clip-len 0", "greater than or equal to 1"]),
         (["extract", "x.mp4", "--fps", "nan"], ["--fps nan", "input should be"]),
         (["extract", "x.mp4", "--tail", "keep"], ["--tail keep", "'drop' or 'pad'"]),
-        (["train", "--source", "film"], ["--source film", "'embeddings' or 'sim'"]),
+        (["train", "--source", "film"], ["--source film", "'embeddings', 'sim' or 'video'"]),
         (["train", "--source", "sim", "--episodes", "many"], ["--episodes many", "valid integer"]),
         (["train", "--source", "sim", "--episodes", "0"], ["--episodes 0", "greater than or equal to 1"]),
         (["train", "--source", "sim", "--gamma", "1"], ["--gamma 1", "less than 1"]),

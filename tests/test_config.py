@@ -89,3 +89,16 @@ def test_text_from_the_command_line_becomes_the_settings_type(model):
     text = {name: value if isinstance(value, list) else str(value) for name, value in values.items()}
     assert model(**text) == cfg
     assert all(isinstance(getattr(cfg, n), Path) for n, f in model.model_fields.items() if f.annotation is Path)
+
+
+@pytest.mark.parametrize("name", config.VIDEO_SETTINGS)
+def test_settings_of_an_encoder_that_learns_need_video(name):
+    value = {"frame_size": 64, "unfreeze_after": 10, "encoder_layers": "all", "encoder_lr": 1e-4}[name]
+    assert getattr(config.TrainConfig(source="video", **{name: value}), name) == value
+    with pytest.raises(ValidationError, match=f"--{name.replace('_', '-')} needs --source video"):
+        config.TrainConfig(source="embeddings", **{name: value})
+
+
+def test_the_encoder_learns_in_the_last_tenth_unless_told_otherwise():
+    assert config.TrainConfig(source="video", episodes=400).frozen_episodes == 360
+    assert config.TrainConfig(source="video", episodes=400, unfreeze_after=0).frozen_episodes == 0

@@ -30,7 +30,8 @@ def rendered(tmp_path_factory):
 def observer(folder, decoder):
     data = store.read_embeddings(folder / "embeddings.h5")
     projector = encoders.Projector(data.projector_mean, data.projector_components, data.projector_scale, "pca")
-    return PixelObserver(encoders.load_encoder("r3d_18", "random:0", "auto"), projector, decoder), data
+    encoder = encoders.load_encoder("r3d_18", "random:0", "auto")
+    return PixelObserver(lambda clips: projector.project(encoder.features(clips)), decoder), data
 
 
 @pytest.mark.slow

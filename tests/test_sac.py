@@ -361,3 +361,15 @@ def test_a_missing_checkpoint_says_what_to_do(tmp_path):
     with pytest.raises(VtpError, match="train first") as caught:
         sac.load_checkpoint(tmp_path / "last.pt")
     assert caught.value.exit_code == 2
+
+
+def test_an_encoder_with_a_rate_of_its_own_falls_with_the_others():
+    agent = Agent(nn.Linear(4, 3), 3, lr=1e-2, encoder_lr=1e-4)
+    agent.anneal(1.0, final_entropy=-6.0)
+    before = copy.deepcopy(agent.state_dict())
+    observations = batch_of(16, 4)
+    agent.observe_rewards(observations.rewards.numpy())
+    agent.update(observations, torch.ones(16), generator=torch.Generator().manual_seed(0))
+    moved = {name: float((value - before[name]).abs().max()) for name, value in agent.state_dict().items()}
+    for name, lr in (("encoder.weight", 1e-4), ("critic.net.0.weight", 1e-2)):  # Adam's first step is as long
+        assert moved[name] == pytest.approx(lr * sac.FINAL_LR_FACTOR, rel=0.01)

@@ -3,6 +3,7 @@
 Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until a backbone turns them.
 """
 
+from pipeline.encoders.clips import ClipEncoder, centre_crop, resized
 from pipeline.encoders.encoder import Encoder, load_encoder
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
 from pipeline.encoders.projectors import FITTED, Projector, fit_learned, fit_pca, fit_projector, random_projector
@@ -12,15 +13,18 @@ __all__ = [
     "EMBEDDING_DIM",
     "FITTED",
     "AuxiliaryHeads",
+    "ClipEncoder",
     "Encoder",
     "MLPEncoder",
     "Normalizer",
     "Projector",
+    "centre_crop",
     "fit_learned",
     "fit_pca",
     "fit_projector",
     "load_encoder",
     "random_projector",
+    "resized",
     "seed_of",
     "state_sha256",
 ]

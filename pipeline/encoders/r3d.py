@@ -21,6 +21,7 @@ from pipeline.errors import CorruptError, VtpError
 FEATURE_DIM = 512
 TRANSFORM = "torchvision R3D_18_Weights.KINETICS400_V1: resize 128x171 bilinear, crop 112"
 _PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
+MEAN, STD = _PRESET.mean, _PRESET.std
 _KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
 _WAYS_OUT = "pass --weights FILE with a state dict, or --weights random:SEED"
 
@@ -36,13 +37,13 @@ def preprocess(clips: Tensor) -> Tensor:
 
 def load(weights: str, precision: str) -> Backbone:
     """R3D-18 before its classifier: in fp32 torchvision's network as it is, in bf16 the fast one."""
-    network, weights = _load_network(weights)
+    network, weights = load_network(weights)
     sha256 = source.state_sha256(network.state_dict())
     body = FastR3D(network) if precision == "bf16" else network.to(memory_format=torch.channels_last_3d)
     return Backbone("r3d_18", FEATURE_DIM, TRANSFORM, weights, sha256, lambda clips: body(preprocess(clips)))
 
 
-def _load_network(weights: str) -> tuple[nn.Module, str]:
+def load_network(weights: str) -> tuple[nn.Module, str]:
     """The network without its classifier, and the resolved name of its weights."""
     if (seed := source.seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):

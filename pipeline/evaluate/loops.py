@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import encoders, render, sim, video
+from pipeline import render, sim, video
 from pipeline.envs import SimEnv
 from pipeline.evaluate.reference import oracle
 from pipeline.rundir import write_json
@@ -150,10 +150,10 @@ class _Gallery:
 
 
 class PixelObserver:
-    """Raw clips to embeddings along a video's own path: H.264, decord, the encoder, the projector."""
+    """Raw clips to embeddings [E, 128] along a video's own path: H.264, decord, and `embed`, the encoder's part."""
 
-    def __init__(self, encoder: encoders.Encoder, projector: encoders.Projector, decoder: video.Decoder):
-        self.encoder, self.projector, self.decoder = encoder, projector, decoder
+    def __init__(self, embed: Callable[[np.ndarray], np.ndarray], decoder: video.Decoder):
+        self.embed, self.decoder = embed, decoder
 
     def __call__(self, clips: list[np.ndarray]) -> np.ndarray:
         with tempfile.TemporaryDirectory(prefix="vtp-validation-") as folder:
@@ -165,4 +165,4 @@ class PixelObserver:
                     path, clip_len=len(clip), clip_stride=len(clip), fps=render.FPS, tail="drop"
                 )
                 decoded.append(seen.frames)
-        return self.projector.project(self.encoder.features(np.stack(decoded)))
+        return self.embed(np.stack(decoded))

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pipeline import encoders, render, sim, store, video
+from pipeline import encoders, footage, render, sim, store, video
 from pipeline.config import EvaluateConfig
 from pipeline.envs import SimEnv, expected_work
 from pipeline.errors import CorruptError, VtpError
@@ -95,13 +95,38 @@ def video_of(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
     return np.searchsorted(data.offset, rows, side="right") - 1
 
 
-def build_agent(source: str, **options: Any) -> Agent:
-    """An untrained agent for that source; options are those of `Agent`."""
-    if source == "sim":
-        encoder: nn.Module = encoders.MLPEncoder(SimEnv.OBSERVATION_SIZE)
-        auxiliary = encoders.AuxiliaryHeads(encoders.EMBEDDING_DIM, ACTION_SIZE)
-        return Agent(encoder, encoders.EMBEDDING_DIM, auxiliary=auxiliary, **options)
-    return Agent(encoders.Normalizer(), encoders.EMBEDDING_DIM, **options)
+def build_agent(source: str, meta: Mapping[str, Any] | None = None, **options: Any) -> Agent:
+    """An untrained agent for that source; options are those of `Agent`. meta: a checkpoint's; of video alone needed."""
+    if source == "embeddings":
+        return Agent(encoders.Normalizer(), encoders.EMBEDDING_DIM, **options)
+    encoder: nn.Module = _clip_encoder(meta) if source == "video" else encoders.MLPEncoder(SimEnv.OBSERVATION_SIZE)
+    auxiliary = encoders.AuxiliaryHeads(encoders.EMBEDDING_DIM, ACTION_SIZE)
+    return Agent(encoder, encoders.EMBEDDING_DIM, auxiliary=auxiliary, **options)
+
+
+def _clip_encoder(meta: Mapping[str, Any]) -> encoders.ClipEncoder:
+    """The encoder of a run on video as it is before training."""
+    encoder = encoders.ClipEncoder(
+        meta["encoding"]["weights"], _projector(meta), layers=meta["encoder_layers"], frame_size=meta["frame_size"]
+    )
+    _check_weights(encoder.weights_sha256, meta["encoding"])
+    return encoder
+
+
+def _check_weights(sha256: str, encoding: Mapping[str, Any]) -> None:
+    if sha256 != encoding["weights_sha256"]:
+        raise VtpError(
+            f"weights {encoding['weights']} have sha256 {sha256[:12]}, but the policy was trained with "
+            f"{encoding['weights_sha256'][:12]}; restore those weights, or extract and train again"
+        )
+
+
+def _projector(meta: Mapping[str, Any]) -> encoders.Projector:
+    norm = meta["projector"].get("norm")
+    return encoders.Projector(
+        meta["projector"]["mean"].numpy(), meta["projector"]["components"].numpy(),
+        meta["projector"]["scale"], meta["encoding"]["projector"], None if norm is None else norm.numpy(),
+    )  # fmt: skip
 
 
 def load_run(run_dir: Path) -> tuple[Agent, dict[str, Any]]:
@@ -111,7 +136,7 @@ def load_run(run_dir: Path) -> tuple[Agent, dict[str, Any]]:
     path = run_dir / "best.pt" if (run_dir / "best.pt").is_file() else run_dir / "last.pt"
     checkpoint = load_checkpoint(path)
     try:
-        agent = build_agent(checkpoint["meta"]["source"])
+        agent = build_agent(checkpoint["meta"]["source"], checkpoint["meta"])
         agent.load_state_dict(checkpoint["agent"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CorruptError(f"{path} is no checkpoint of this version ({type(error).__name__}); train again") from error
@@ -122,8 +147,14 @@ def check_same_inputs(trained: dict[str, Any], wanted: dict[str, Any], run_dir: 
     """VtpError where a policy does not see what it was trained to see; both are a checkpoint's `meta`."""
     if trained["source"] != wanted["source"]:
         raise VtpError(f"{run_dir} was trained on {trained['source']}, not on {wanted['source']}; name another run")
-    if trained["source"] != "embeddings":
+    if trained["source"] == "sim":
         return
+    for name in ("frame_size", "encoder_layers"):
+        if trained.get(name) != wanted.get(name):
+            raise VtpError(
+                f"{run_dir} was trained with {name} {trained[name]}, not {wanted[name]}; "
+                f"add --{name.replace('_', '-')} {trained[name]}"
+            )
     for name in ("backbone", "weights_sha256", "transform", "clip_len", "fps", "projector"):
         if trained["encoding"][name] != wanted["encoding"][name]:
             raise VtpError(
@@ -150,7 +181,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
         steps = in_simulator(agent, scenario, episodes=cfg.episodes or SIM_EPISODES, steps=cfg.steps, rng=rng)
     elif cfg.validation == "pixels" or (cfg.validation == "auto" and meta["labelled"]):
         validation = "closed loop from pixels"
-        with _observer(meta) as see:
+        with _observer(agent, meta) as see:
             steps = from_pixels(
                 agent, scenario, see, episodes=cfg.episodes or PIXEL_EPISODES, steps=cfg.steps, seed=cfg.seed,
                 frames=cfg.run / "frames", progress=progress,
@@ -160,9 +191,8 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
         data = load_embeddings(meta)
         _, rows, _ = split_rows(data)
         model = outcome_model(data)
-        steps = on_clips(
-            agent, model.scenario, data.embeddings[rows], model.context[rows], video=video_of(data, rows), rng=rng
-        )
+        embeddings = data.embeddings[rows] if meta["source"] == "embeddings" else _see_again(agent, data, rows)
+        steps = on_clips(agent, model.scenario, embeddings, model.context[rows], video=video_of(data, rows), rng=rng)
     return write_summary(
         cfg.run, scenario, steps, meta=meta, validation=validation, evaluation=_settings(cfg, validation),
         stage="evaluate", wall_s=time.monotonic() - started,
@@ -185,27 +215,30 @@ def _settings(cfg: EvaluateConfig, validation: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _observer(meta: dict[str, Any]) -> Iterator[PixelObserver]:
-    """The encoder and projector that the policy was trained with, checked by hash, behind a decoder."""
+def _observer(agent: Agent, meta: dict[str, Any]) -> Iterator[PixelObserver]:
+    """What the policy was trained to see through, its encoder checked by hash, behind a decoder."""
     encoding = meta["encoding"]
-    encoder = encoders.load_encoder(encoding["backbone"], encoding["weights"], encoding["precision"])
-    if encoder.weights_sha256 != encoding["weights_sha256"]:
-        raise VtpError(
-            f"weights {encoding['weights']} have sha256 {encoder.weights_sha256[:12]}, but the policy was trained with "
-            f"{encoding['weights_sha256'][:12]}; restore those weights, or extract and train again"
-        )
     if (encoding["clip_len"], encoding["fps"]) != (render.CLIP_LEN, render.FPS):
         raise VtpError(
             f"the policy was trained on clips of {encoding['clip_len']} frames at {encoding['fps']:g} fps, rendered "
             f"ones have {render.CLIP_LEN} at {render.FPS}; extract with --clip-len {render.CLIP_LEN} --fps {render.FPS}"
         )
-    norm = meta["projector"].get("norm")
-    projector = encoders.Projector(
-        meta["projector"]["mean"].numpy(), meta["projector"]["components"].numpy(),
-        meta["projector"]["scale"], encoding["projector"], None if norm is None else norm.numpy(),
-    )  # fmt: skip
+    if meta["source"] == "video":
+        with video.Decoder(frame_size=encoders.resized(agent.encoder.frame_size)) as decoder:
+            yield PixelObserver(agent.encoder.see, decoder)
+        return
+    encoder = encoders.load_encoder(encoding["backbone"], encoding["weights"], encoding["precision"])
+    projector = _projector(meta)
+    _check_weights(encoder.weights_sha256, encoding)
     with video.Decoder() as decoder:
-        yield PixelObserver(encoder, projector, decoder)
+        yield PixelObserver(lambda clips: projector.project(encoder.features(clips)), decoder)
+
+
+def _see_again(agent: Agent, data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
+    """Embeddings [n, 128] of clips `rows` [n], in rising order, by the encoder that a run on video has trained."""
+    size = encoders.resized(agent.encoder.frame_size)
+    clips = footage.read_clips(data, range(data.num_videos), frame_size=size, wanted=rows)
+    return np.concatenate([agent.encoder.see(frames) for _, frames in clips])
 
 
 def load_embeddings(meta: dict[str, Any]) -> store.Embeddings:

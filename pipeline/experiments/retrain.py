@@ -15,6 +15,7 @@ import torch
 
 from pipeline import evaluate, sim
 from pipeline.envs import EmbeddingEnv, SimEnv, VectorEnv
+from pipeline.errors import VtpError
 from pipeline.replay import Batch, ReplayBuffer
 from pipeline.sac import Agent, Transitions
 
@@ -32,6 +33,8 @@ class Retrainer:
     def __init__(self, run: Path):
         self._agent, meta = evaluate.load_run(run)
         self._source = meta["source"]
+        if self._source == "video":
+            raise VtpError(f"{run} was trained on video, which --retrain does not read again; drop --retrain")
         self.held_out = "the simulator, from its state"
         if self._source == "embeddings":
             data = evaluate.load_embeddings(meta)

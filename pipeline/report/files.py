@@ -125,7 +125,7 @@ def read_run(run: Path) -> RunFiles:
         evaluate,
     )
     failures = None
-    if config.get("source") == "embeddings" and config.get("embeddings"):
+    if config.get("source") in ("embeddings", "video") and config.get("embeddings"):
         embeddings = Path(str(config["embeddings"]))
         failures = _read_failures(embeddings.parent / "failures.jsonl", missing, embeddings)
     return RunFiles(run, config, summary, metrics, validation, validations, frames, left_out, failures, missing)

@@ -52,7 +52,7 @@ class Gallery:
 
 def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
     """The gallery of the run's embeddings, or why their scores are of no use; None where there are no scores."""
-    if config.get("source") != "embeddings" or not config.get("embeddings"):
+    if config.get("source") not in ("embeddings", "video") or not config.get("embeddings"):
         return None
     embeddings_path = Path(str(config["embeddings"]))
     novelty_path = Path(str(config.get("novelty") or embeddings_path.with_name("novelty.h5")))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.config import VIDEO_SETTINGS
 from pipeline.econ import PARITY_MARGIN
 from pipeline.report import figures, headline
 from pipeline.report.curves import action_charts, learning_charts, rolling_window
@@ -321,7 +322,11 @@ def _economics(numbers: dict[str, float | None], estimator: str) -> list[tuple[s
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """The training settings that this source obeys."""
-    without = {"embeddings": ("task", "scenario"), "sim": ("embeddings", "novelty")}.get(str(config.get("source")), ())
+    without = {
+        "embeddings": ("task", "scenario", *VIDEO_SETTINGS),
+        "sim": ("embeddings", "novelty", *VIDEO_SETTINGS),
+        "video": ("task", "scenario"),
+    }.get(str(config.get("source")), ())
     return {key: value for key, value in config.items() if key not in without}
 
 
@@ -338,7 +343,7 @@ def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
     made_by = _provenance(files.summary).get("command")
     commands = [("made this run", str(made_by))] if made_by else []
     embeddings = Path(str(files.config.get("embeddings")))
-    if files.config.get("source") == "embeddings" and embeddings.with_suffix(".yaml").is_file():
+    if files.config.get("source") in ("embeddings", "video") and embeddings.with_suffix(".yaml").is_file():
         saved, again = embeddings.with_suffix(".yaml"), embeddings.with_name(f"{embeddings.stem}-again.h5")
         command = f"vtp extract --config {shlex.quote(str(saved))} --out {shlex.quote(str(again))}"
         commands.append(("extracts its embeddings again, beside them", command))

@@ -1,4 +1,4 @@
-"""What a policy is trained on: the simulator's state, or the stored clips of demonstration videos."""
+"""What a policy is trained on: the simulator's state, stored embeddings of demonstration videos, or their frames."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from pipeline.config import TrainConfig
 from pipeline.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.errors import VtpError
 from pipeline.sac import Agent
+from pipeline.training.clips import FOOTAGE, ReplayedClips
 
 VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
 ENCODING = ("backbone", "weights", "weights_sha256", "transform", "clip_len", "fps", "precision", "projector")
 
 
 class Source(NamedTuple):
-    """What a policy is trained on and validated with; observations index `table`, or are states where it is None."""
+    """What a policy is trained on and validated with; observations are rows of `table` or `clips`, or else states."""
 
     env: VectorEnv
     scenario: sim.Scenario
@@ -33,9 +34,12 @@ class Source(NamedTuple):
     validate: Callable[[Agent, np.random.Generator], pd.DataFrame]  # → validation steps
     validation: str
     meta: dict[str, Any]
+    clips: ReplayedClips | None = None  # of a run on video
 
     def look_up(self, observations: np.ndarray) -> torch.Tensor:
-        """Observations as the agent sees them: states [B, 4] as they are, rows [B] as embeddings [B, 128]."""
+        """Observations as the agent sees them: states [B, 4] as they are, rows [B] as embeddings [B, 128] or clips."""
+        if self.clips is not None:
+            return self.clips.look_up(observations)
         observations = torch.from_numpy(observations)
         return observations if self.table is None else self.table[observations]
 
@@ -46,7 +50,7 @@ def check(cfg: TrainConfig) -> None:
         raise VtpError(f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it")
     if cfg.buffer_size < cfg.warmup_steps:
         raise VtpError(f"--buffer-size {cfg.buffer_size} is below --warmup-steps {cfg.warmup_steps}; lower the latter")
-    if cfg.source == "embeddings" and not cfg.embeddings.is_file():
+    if cfg.source != "sim" and not cfg.embeddings.is_file():
         raise VtpError(
             f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "
             "or train without video: --source sim"
@@ -88,6 +92,11 @@ def _simulator(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Gene
 
 def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Generator) -> Source:
     data = store.read_embeddings(cfg.embeddings)
+    if cfg.source == "video" and data.attrs["backbone"] != "r3d_18":
+        raise VtpError(
+            f"--source video trains R3D-18 on, and {cfg.embeddings} is of {data.attrs['backbone']}; "
+            "extract with --backbone r3d_18, or use --source embeddings"
+        )
     model = evaluate.outcome_model(data)
     videos, held_out, how = evaluate.split_rows(data)
     train_rows = np.concatenate([np.arange(start, end) for start, end in videos])
@@ -99,6 +108,18 @@ def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.G
         model.scenario, cfg.num_envs, videos=videos, context=model.context,
         reward_window=cfg.reward_window, rng=rng,
     )  # fmt: skip
+    clips = None
+    if cfg.source == "video":
+        rows = np.concatenate([train_rows, held_out])
+        clips = ReplayedClips(cfg.out / FOOTAGE, data, rows, frame_size=cfg.frame_size)
+
+    def validate(agent: Agent, rng: np.random.Generator) -> pd.DataFrame:
+        embeddings = data.embeddings[held_out] if clips is None else clips.embeddings(agent.encoder, held_out)
+        return evaluate.on_clips(
+            agent, model.scenario, embeddings, model.context[held_out], video=evaluate.video_of(data, held_out),
+            draws=max(1, VALIDATION_DRAWS // len(held_out)), rng=rng,
+        )  # fmt: skip
+
     encoding = {key: data.attrs[key] for key in ENCODING}
     provenance |= encoding | {
         "embeddings": str(cfg.embeddings),
@@ -108,7 +129,7 @@ def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.G
         "held_out": f"{how}; they also chose the checkpoint",
     }
     meta = {
-        "source": "embeddings", "task": model.scenario.task, "scenario": model.scenario.name, "seed": cfg.seed,
+        "source": cfg.source, "task": model.scenario.task, "scenario": model.scenario.name, "seed": cfg.seed,
         "outcome_model": model.description, "labelled": model.labelled, "provenance": provenance,
         "embeddings": str(cfg.embeddings.resolve()), "content_sha256": data.attrs["content_sha256"],
         "novelty_sha256": None if novelty is None else hashlib.sha256(novelty.tobytes()).hexdigest(),
@@ -119,14 +140,10 @@ def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.G
             "norm": None if data.projector_norm is None else torch.from_numpy(data.projector_norm),
         },
     }  # fmt: skip
-    return Source(
-        env, model.scenario, torch.from_numpy(data.embeddings), train_rows, novelty,
-        lambda agent, rng: evaluate.on_clips(
-            agent, model.scenario, data.embeddings[held_out], model.context[held_out],
-            video=evaluate.video_of(data, held_out), draws=max(1, VALIDATION_DRAWS // len(held_out)), rng=rng,
-        ),
-        "held-out clips", meta,
-    )  # fmt: skip
+    if cfg.source == "video":
+        meta |= {"frame_size": cfg.frame_size, "encoder_layers": cfg.encoder_layers}
+    table = torch.from_numpy(data.embeddings) if clips is None else None
+    return Source(env, model.scenario, table, train_rows, novelty, validate, "held-out clips", meta, clips)
 
 
 def command_line(cfg: TrainConfig) -> str:

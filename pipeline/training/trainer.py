@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,19 @@ from pipeline.training.sources import Source
 class Trainer:
     """A run in progress. What `state_dict` holds decides, bit for bit on one machine, how it goes on."""
 
-    def __init__(self, cfg: TrainConfig, source: Source, *, rng: np.random.Generator):
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        source: Source,
+        *,
+        rng: np.random.Generator,
+        progress: Callable[[int, int, str], None],
+    ):
+        """progress: told of what is made ready before training, if that takes long."""
         self.cfg, self.source = cfg, source
         self._rng = rng
         self._generator = torch.Generator().manual_seed(cfg.seed)
-        self.agent = _new_agent(cfg, source)
+        self.agent = _new_agent(cfg, source, progress)
         self._observations = source.env.reset()
         self._buffer = ReplayBuffer(
             cfg.buffer_size, self._observations.shape[1:], self._observations.dtype,
@@ -36,6 +45,7 @@ class Trainer:
         self._losses: dict[str, list[float]] = defaultdict(list)  # of the updates since the last episode ended
         self._mean_losses = dict.fromkeys(LOSSES, 0.0)
         self.episode, self._updates_due = 0, 0.0
+        self._unfreeze_if_due()
 
     @property
     def is_learning(self) -> bool:
@@ -123,7 +133,13 @@ class Trainer:
             books.err_target = econ.error_target(self.episode)
             rows.append(row)
         self._sums.clear(truncated)
+        self._unfreeze_if_due()
         return rows
+
+    def _unfreeze_if_due(self) -> None:
+        """From here on the agent observes clips, so that its losses reach the layers of the encoder that learn."""
+        if self.source.clips is not None:
+            self.source.clips.is_frozen = self.episode < self.cfg.frozen_episodes
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, for checkpoints are read without running code."""
@@ -160,6 +176,7 @@ class Trainer:
         self._mean_losses, self._updates_due = arrays["mean_losses"], arrays["updates_due"]
         self._rng.bit_generator.state = arrays["rng"]
         self.episode = episode
+        self._unfreeze_if_due()
 
 
 class EpisodeSums:
@@ -182,17 +199,20 @@ class EpisodeSums:
         self.totals[envs] = 0
 
 
-def _new_agent(cfg: TrainConfig, source: Source) -> Agent:
+def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, str], None]) -> Agent:
     """An agent to begin with: untrained, or the best policy of another run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        agent = evaluate.build_agent(cfg.source, lr=cfg.lr, gamma=cfg.gamma, tau=cfg.tau)
+        rates = {"lr": cfg.lr, "encoder_lr": cfg.encoder_lr}
+        agent = evaluate.build_agent(cfg.source, source.meta, gamma=cfg.gamma, tau=cfg.tau, **rates)
     if cfg.init is not None:
         trained, _ = evaluate.load_run(cfg.init)
         agent.load_state_dict(trained.state_dict())
         agent.forget_rewards()  # they are scaled by what they are in this world
-    elif source.table is not None:
-        agent.encoder.fit(source.table[source.train_rows].numpy())
+    if source.clips is not None:
+        source.clips.prepare(agent.encoder, progress)
+    if cfg.init is None and source.train_rows is not None:
+        agent.encoder.fit(source.look_up(source.train_rows).numpy())
     return agent
 
 

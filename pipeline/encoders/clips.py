@@ -1,0 +1,134 @@
+"""R3D-18 and its projector as one module, from uint8 clips to latents, whose last layers can learn."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.encoders import r3d
+from pipeline.encoders import weights as source
+from pipeline.encoders.encoder import PASS_CLIPS
+from pipeline.encoders.heads import EMBEDDING_DIM, Normalizer
+from pipeline.encoders.projectors import NORM_EPS, Projector
+
+CROP, RESIZED = 112, (128, 171)  # of R3D-18's preset: the crop that it sees, and the frames that this is cut from
+
+
+def resized(frame_size: int) -> tuple[int, int]:
+    """Height and width of the frames whose centre crop of `frame_size` shows what the preset's crop of 112 shows."""
+    height, width = (round(side * frame_size / CROP) for side in RESIZED)
+    return height, width
+
+
+def centre_crop(frames: np.ndarray, frame_size: int) -> np.ndarray:
+    """frames: [B, T, H, W, 3] → [B, T, frame_size, frame_size, 3], as torchvision crops: half a pixel goes to even."""
+    top, left = (round((side - frame_size) / 2) for side in frames.shape[2:4])
+    return frames[:, :, top : top + frame_size, left : left + frame_size]
+
+
+class Pixels(nn.Module):
+    """Crops [B, T, S, S, 3] uint8 → [B, 3, T, S, S] float32, with the mean and deviation of R3D-18's preset."""
+
+    def forward(self, crops: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (r3d.MEAN, r3d.STD))
+        clips = (crops.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
+        return clips.contiguous(memory_format=torch.channels_last_3d)
+
+
+class ClipEncoder(nn.Module):
+    """Clips, or their embeddings, → latents [B, 128]: R3D-18 in fp32, the extraction's projector, a `Normalizer`.
+
+    `layers` names the first layer that learns: projector, layer4 or layer3 with what follows it, or all. What lies
+    before it never changes, so it is no part of the state: of the weights, their hash names it. Of a clip it is enough
+    to keep `inputs`, what the first learning layer is given: the crops as they are where all layers learn, else the
+    activations that the frozen ones make of them. Batch norm keeps the statistics that it came with.
+    """
+
+    def __init__(self, weights: str, projector: Projector, *, layers: str, frame_size: int):
+        super().__init__()
+        network, self.weights = r3d.load_network(weights)
+        self.weights_sha256 = source.state_sha256(network.state_dict())
+        self.layers, self.frame_size = layers, frame_size
+        stages = OrderedDict(
+            pixels=Pixels(),
+            stem=network.stem,
+            layer1=network.layer1,
+            layer2=network.layer2,
+            layer3=network.layer3,
+            layer4=network.layer4,
+            pool=nn.Sequential(network.avgpool, nn.Flatten()),
+            projector=_projection(projector),
+        )
+        first = list(stages).index("pixels" if layers == "all" else layers)
+        self._frozen = list(stages.values())[:first]  # a list, which hides them from state and optimisers
+        self.learning = nn.Sequential(OrderedDict(list(stages.items())[first:])).requires_grad_(True)
+        self.normalizer = Normalizer()
+        self.eval()
+
+    def train(self, mode: bool = True) -> ClipEncoder:
+        return super().train(False)
+
+    def fit(self, embeddings: np.ndarray) -> None:
+        """Normalise by the mean and deviations of embeddings [N, 128]."""
+        self.normalizer.fit(embeddings)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """observations: embeddings [B, 128], which no layer but the normaliser touches, or `inputs` → [B, 128]."""
+        if observations.shape[1:] != (EMBEDDING_DIM,):
+            with torch.autocast("cpu", enabled=False):  # an update may compute in less, what is looked up never did
+                observations = self.embed(observations)
+        return self.normalizer(observations)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Inputs of the first learning layer [B, ...] → embeddings [B, 128].
+
+        Where all layers learn, passes of two clips are computed again on the way back, for the activations to keep are
+        170 MB a clip of 16 frames of 112; from layer3 on they are 12 MB, from layer4 on 3 MB.
+        """
+        if self.layers != "all":
+            return self.learning(inputs)
+        if not torch.is_grad_enabled():
+            return _in_passes(self.learning, inputs)
+        return _in_passes(lambda clips: checkpoint(self.learning, clips, use_reentrant=False), inputs)
+
+    @torch.no_grad()
+    def inputs(self, crops: Tensor) -> Tensor:
+        """Crops [B, T, S, S, 3] uint8 → what the first learning layer is given [B, ...]."""
+
+        def frozen(clips: Tensor) -> Tensor:
+            for stage in self._frozen:
+                clips = stage(clips)
+            return clips.contiguous()
+
+        return _in_passes(frozen, crops)
+
+    @torch.no_grad()
+    def see(self, frames: np.ndarray) -> np.ndarray:
+        """Frames as decoded [B, T, *resized(frame_size), 3] uint8 → embeddings [B, 128]."""
+        return self.embed(self.inputs(torch.from_numpy(centre_crop(frames, self.frame_size)))).numpy()
+
+
+def _in_passes(function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
+    return torch.cat([function(part) for part in clips.split(PASS_CLIPS)])
+
+
+def _projection(projector: Projector) -> nn.Module:
+    """The projector as layers: features [B, D] → embeddings [B, 128]."""
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        linear = nn.Linear(projector.components.shape[1], EMBEDDING_DIM)
+    weight = projector.components / projector.scale
+    modules: list[nn.Module] = [linear]
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(weight))
+        linear.bias.copy_(torch.from_numpy(-weight @ projector.mean))
+        if projector.norm is not None:
+            norm = nn.LayerNorm(EMBEDDING_DIM, eps=NORM_EPS)
+            norm.weight.copy_(torch.from_numpy(projector.norm[0]))
+            norm.bias.copy_(torch.from_numpy(projector.norm[1]))
+            modules.append(norm)
+    return nn.Sequential(*modules)
