@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.errors import VtpError
 
 FITTED = ("pca", "learned")
 NORM_EPS = 1e-5
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 1024
 
 LEARNED_STEPS = 600
 LEARNED_LR = 1e-3
@@ -40,12 +40,15 @@ class Projector:
 
     def project(self, features: np.ndarray) -> np.ndarray:
         """features: [N, D] → [N, 128] float32. In float64, so that a row does not depend on its neighbours."""
-        projected = ((features.astype(np.float64) - self.mean) @ self.components.T) / self.scale
-        if self.norm is not None:
-            centred = projected - projected.mean(axis=1, keepdims=True)
-            deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + NORM_EPS)
-            projected = centred / deviation * self.norm[0] + self.norm[1]
-        return projected.astype(np.float32)
+        embeddings = np.empty((len(features), EMBEDDING_DIM), np.float32)
+        for rows in _blocks(len(features)):
+            projected = ((features[rows] - self.mean) @ self.components.T) / self.scale
+            if self.norm is not None:
+                centred = projected - projected.mean(axis=1, keepdims=True)
+                deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + NORM_EPS)
+                projected = centred / deviation * self.norm[0] + self.norm[1]
+            embeddings[rows] = projected
+        return embeddings
 
     @property
     def sha256(self) -> str:
@@ -53,6 +56,11 @@ class Projector:
         for part in (self.mean, self.components, np.float64(self.scale), *(() if self.norm is None else (self.norm,))):
             digest.update(np.ascontiguousarray(part, np.float64).tobytes())
         return digest.hexdigest()
+
+
+def _blocks(num_rows: int) -> Iterator[slice]:
+    """All rows, few enough at a time that their doubles stay in the cache."""
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, num_rows, BLOCK_ROWS))
 
 
 def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
@@ -63,8 +71,8 @@ def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
     """
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((features.shape[1], features.shape[1]))
-    for start in range(0, len(features), BLOCK_ROWS):  # so that the doubles stay in the cache
-        centred = features[start : start + BLOCK_ROWS] - mean
+    for rows in _blocks(len(features)):
+        centred = features[rows] - mean
         covariance += centred.T @ centred
     variances, vectors = np.linalg.eigh(covariance / len(features))
     variances, vectors = variances[::-1][:EMBEDDING_DIM], vectors.T[::-1][:EMBEDDING_DIM]
