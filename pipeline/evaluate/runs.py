@@ -215,7 +215,7 @@ def _observer(meta: dict[str, Any]) -> Iterator[PixelObserver]:
         meta["projector"]["mean"].numpy(), meta["projector"]["components"].numpy(),
         meta["projector"]["scale"], encoding["projector"], None if norm is None else norm.numpy(),
     )  # fmt: skip
-    with video.Decoder() as decoder:
+    with video.Decoder(frame_size=encoder.frame_size) as decoder:
         yield PixelObserver(encoder, projector, decoder)
 
 
