@@ -216,8 +216,7 @@ def put_together(videos: Sequence[LabelledVideo], projector: Projector | str, at
         if not train.any():
             logger.warning("no video is in the train split: %s is fitted on all %d clips", projector, sum(counts))
             train[:] = True
-        rows = np.repeat(train, counts)
-        projector = encoders.fit_projector(projector, clips.features[rows], np.array(counts)[train])
+        projector = encoders.fit_projector(projector, clips.features, np.array(counts), train)
     return store.Embeddings(
         embeddings=projector.project(clips.features),
         clips=clips,

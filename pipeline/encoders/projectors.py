@@ -63,18 +63,21 @@ def _blocks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK_ROWS) for start in range(0, num_rows, BLOCK_ROWS))
 
 
-def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
+def fit_pca(features: np.ndarray, rows: np.ndarray | None = None) -> Projector:
     """Principal components of features [N, D]; the scale makes the root mean square of their embeddings one.
 
+    rows: [M] whole numbers, those to fit, all where None; taken a block at a time, for a copy costs as much as the fit.
     Each component's largest loading is positive, so that the signs are the same everywhere. Where the features span
     fewer than 128 dimensions, the remaining components are zero.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
+    rows = np.arange(len(features)) if rows is None else rows
+    blocks = [rows[block] for block in _blocks(len(rows))]
+    mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
     covariance = np.zeros((features.shape[1], features.shape[1]))
-    for rows in _blocks(len(features)):
-        centred = features[rows] - mean
+    for block in blocks:
+        centred = features[block] - mean
         covariance += centred.T @ centred
-    variances, vectors = np.linalg.eigh(covariance / len(features))
+    variances, vectors = np.linalg.eigh(covariance / len(rows))
     variances, vectors = variances[::-1][:EMBEDDING_DIM], vectors.T[::-1][:EMBEDDING_DIM]
     kept = variances > 1e-10 * max(variances[0], 1e-30)
     largest = np.abs(vectors).argmax(axis=1)
@@ -82,7 +85,7 @@ def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
     components = np.zeros((EMBEDDING_DIM, features.shape[1]))
     components[: len(vectors)] = vectors * signs[:, None] * kept[:, None]
     scale = float(np.sqrt(variances[kept].sum() / EMBEDDING_DIM)) if kept.any() else 1.0
-    return Projector(mean, components, scale, name)
+    return Projector(mean, components, scale, "pca")
 
 
 def random_projector(seed: int, feature_dim: int) -> Projector:
@@ -146,6 +149,10 @@ def _train(
         schedule.step()
 
 
-def fit_projector(name: str, features: np.ndarray, video_lengths: Sequence[int]) -> Projector:
-    """The projector of that name, one of FITTED, for the clips [N, D] of videos of those lengths."""
-    return fit_pca(features) if name == "pca" else fit_learned(features, video_lengths)
+def fit_projector(name: str, features: np.ndarray, video_lengths: np.ndarray, chosen: np.ndarray) -> Projector:
+    """The projector of that name, one of FITTED, fitted on the `chosen` [V] bool of the videos whose clips are [N, D].
+
+    video_lengths: [V] whole numbers, N in all.
+    """
+    rows = np.flatnonzero(np.repeat(chosen, video_lengths))
+    return fit_pca(features, rows) if name == "pca" else fit_learned(features[rows], video_lengths[chosen])
