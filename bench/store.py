@@ -19,8 +19,9 @@ from pipeline.parts import PART_VIDEOS
 from pipeline.rundir import save_config
 
 CLIPS = 6  # a video, of about six seconds
-SETTINGS = {"backbone": "r3d_18", "weights_sha256": "0" * 64, "transform": "none", "precision": "fp32", "clip_len": 16,
-            "clip_stride": 16, "fps": 15.0, "tail": "drop", "decoder": "auto", "weights": "random:0"}  # fmt: skip
+SETTINGS = {"backbone": "r3d_18", "weights_sha256": "0" * 64, "transform": "none", "precision": "fp32", "arithmetic": 1,
+            "clip_len": 16, "clip_stride": 16, "fps": 15.0, "tail": "drop", "decoder": "auto",
+            "weights": "random:0"}  # fmt: skip
 
 
 def write_parts(folder: Path, num_videos: int) -> ExtractConfig:

@@ -155,7 +155,9 @@ def extract_videos(
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
     clip_options = {"clip_len": cfg.clip_len, "clip_stride": cfg.clip_stride, "fps": cfg.fps, "tail": cfg.tail}
     try:
-        with DecoderPool(num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder) as pool:
+        with DecoderPool(
+            num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, frame_size=encoder.frame_size
+        ) as pool:
             while queue or decoding:
                 while queue and pool.num_idle:
                     entry = queue.popleft()
@@ -204,6 +206,7 @@ def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
         "weights_sha256": encoder.weights_sha256,
         "transform": encoder.transform,
         "precision": encoder.precision,
+        "arithmetic": encoder.arithmetic,
         "clip_len": cfg.clip_len,
         "clip_stride": cfg.clip_stride,
         "fps": cfg.fps,
@@ -311,6 +314,7 @@ def read_parts(cfg: ExtractConfig, names: Sequence[str]) -> dict[str, store.Part
             reason = str(error).partition(";")[0]
             raise CorruptError(f"{reason}; run: {shards.redo_command(cfg, shards.shard_of_part(cfg, name))}") from error
         check_settings(parts[name], folder, parts[names[0]].settings)
+        check_settings(parts[names[0]], folder, parts[name].settings)  # what only one of them states
     return parts
 
 

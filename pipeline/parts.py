@@ -201,10 +201,11 @@ def join_labels(entry: VideoEntry, part: store.Part, number: int) -> LabelledVid
 
 def put_together(videos: Sequence[LabelledVideo], projector: Projector | str, attrs: Settings) -> store.Embeddings:
     """One file of all videos, in their order; a projector that is only named is fitted on the train split."""
-    counts = [video.rows.stop - video.rows.start for video in videos]
+    pieces = [(video.part.clips, video.rows) for video in videos]
+    counts = [rows.stop - rows.start for _, rows in pieces]
     clips = store.Clips(
         **{
-            name: np.concatenate([getattr(video.part.clips, name)[video.rows] for video in videos])
+            name: np.concatenate([getattr(clips, name)[rows] for clips, rows in pieces])
             for name in ("features", *store.CLIP_FIELDS)
         },
         offset=_offsets(counts),
@@ -215,8 +216,7 @@ def put_together(videos: Sequence[LabelledVideo], projector: Projector | str, at
         if not train.any():
             logger.warning("no video is in the train split: %s is fitted on all %d clips", projector, sum(counts))
             train[:] = True
-        rows = np.repeat(train, counts)
-        projector = encoders.fit_projector(projector, clips.features[rows], np.array(counts)[train])
+        projector = encoders.fit_projector(projector, clips.features, np.array(counts), train)
     return store.Embeddings(
         embeddings=projector.project(clips.features),
         clips=clips,

@@ -156,7 +156,10 @@ def read_ledger(path: Path) -> list[Outcome]:
     """Its rows; none where there is no such ledger yet."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Done(**row | {"stamp": tuple(row["stamp"])}) if "stamp" in row else Failed(**row) for row in rows]
+        for row in rows:
+            if "stamp" in row:
+                row["stamp"] = tuple(row["stamp"])
+        return [Done(**row) if "stamp" in row else Failed(**row) for row in rows]
     except FileNotFoundError:
         return []
     except (ValueError, TypeError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ def read_part(path: Path) -> Part:
 def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     """Write the file and return its content hash, which is stored in it; `embeddings.attrs` need not have one."""
     arrays = {
-        "embeddings": embeddings.embeddings.astype(np.float32),
+        "embeddings": embeddings.embeddings.astype(np.float32, copy=False),
         **_clip_arrays(embeddings.clips),
         **_video_arrays(embeddings.videos, _video_fields(any(embeddings.videos.contributor))),
         "projector/mean": embeddings.projector_mean.astype(np.float64),
@@ -192,7 +193,7 @@ def read_embeddings(path: Path) -> Embeddings:
 def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
     """The embeddings [K, 128] of clips `rows`, in any order and as often as named; the rest stays on disk."""
     with _open(path, f"make it again with: vtp extract SOURCE --out {path}") as checked:
-        dataset = checked.dataset("embeddings", (None, EMBEDDING_DIM))
+        dataset = h5py.Dataset(checked.dataset("embeddings", (None, EMBEDDING_DIM)))
         wanted, positions = np.unique(rows, return_inverse=True)
         if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(dataset):
             raise VtpError(f"{path} has clips 0 to {len(dataset) - 1}; ask for those")
@@ -245,9 +246,9 @@ def read_novelty_scores(path: Path, content_sha256: str) -> tuple[dict[str, np.n
 
 def _clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
     return {
-        "features": clips.features.astype(np.float32),
-        **{f"clips/{name}": getattr(clips, name).astype(dtype) for name, dtype in CLIP_FIELDS.items()},
-        "videos/offset": clips.offset.astype(np.int64),
+        "features": clips.features.astype(np.float32, copy=False),
+        **{f"clips/{name}": getattr(clips, name).astype(dtype, copy=False) for name, dtype in CLIP_FIELDS.items()},
+        "videos/offset": clips.offset.astype(np.int64, copy=False),
     }
 
 
@@ -299,14 +300,19 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, str
 
 def _holds(path: Path, content: memoryview) -> bool:
     with open(path, "rb") as file:
-        same = all(
-            file.read(BLOCK_BYTES) == content[at : at + BLOCK_BYTES] for at in range(0, len(content), BLOCK_BYTES)
+        same = all(  # a bytearray compares by memcmp, a memoryview byte by byte
+            bytearray(file.read(BLOCK_BYTES)) == content[at : at + BLOCK_BYTES]
+            for at in range(0, len(content), BLOCK_BYTES)
         )
         return same and not file.read(1)
 
 
 class _Checked:
-    """An open file whose links are all its own; each array is checked for kind, shape and storage before it is read."""
+    """An open file whose links are all its own; each array is checked for kind, shape and storage before it is read.
+
+    Below h5py's classes, whose properties open a dataset's space, type and layout anew each time: a merge reads
+    thousands of datasets.
+    """
 
     def __init__(self, file: h5py.File, path: Path, remedy: str):
         self.file = file
@@ -319,8 +325,10 @@ class _Checked:
         if version != SCHEMA_VERSION:
             raise VtpError(f"{path} has schema version {version}, this vtp reads {SCHEMA_VERSION}; {remedy}")
 
-    def _walk(self, group: h5py.h5g.GroupID, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, h5py.Dataset]]:
-        """All datasets by path, each opened once; a file of parts has hundreds of neighbours to be read."""
+    def _walk(
+        self, group: h5py.h5g.GroupID, prefix: str = "", depth: int = 0
+    ) -> Iterator[tuple[str, h5py.h5d.DatasetID]]:
+        """All datasets by path, each opened once."""
         for name in group:
             path = prefix + name.decode("utf-8", "replace")
             if group.links.get_info(name).type != h5py.h5l.TYPE_HARD or depth > 4:
@@ -329,7 +337,7 @@ class _Checked:
             if isinstance(child, h5py.h5g.GroupID):
                 yield from self._walk(child, f"{path}/", depth + 1)
             elif isinstance(child, h5py.h5d.DatasetID):
-                yield path, h5py.Dataset(child)
+                yield path, child
 
     def __contains__(self, name: str) -> bool:
         return name in self._datasets
@@ -353,35 +361,34 @@ class _Checked:
 
     def numbers(self, name: str) -> np.ndarray:
         """Floats of any shape, as float64."""
-        dataset = self.dataset(name, (None,) * self._datasets[name].ndim)
-        if dataset.dtype.kind != "f":
-            raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not a float; {self.remedy}")
-        return dataset[()].astype(np.float64)
+        dataset = self.dataset(name, (None,) * self._datasets[name].rank)
+        if (found := dataset.dtype).kind != "f":
+            raise CorruptError(f"{self.path}: {name} is {found}, not a float; {self.remedy}")
+        return _read(dataset, found).astype(np.float64)
 
     def array(self, name: str, shape: tuple[int | None, ...], dtype: type) -> np.ndarray:
         dataset = self.dataset(name, shape)
-        if dataset.dtype != dtype:
-            raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not {np.dtype(dtype)}; {self.remedy}")
-        return dataset[()]
+        if (found := dataset.dtype) != dtype:
+            raise CorruptError(f"{self.path}: {name} is {found}, not {np.dtype(dtype)}; {self.remedy}")
+        return _read(dataset, found)
 
     def strings(self, name: str, length: int) -> list[str]:
         dataset = self.dataset(name, (length,))
-        if dataset.dtype.kind != "S":
-            raise CorruptError(f"{self.path}: {name} is {dataset.dtype}, not strings; {self.remedy}")
-        return [value.decode("utf-8") for value in dataset[()]]
+        if (found := dataset.dtype).kind != "S":
+            raise CorruptError(f"{self.path}: {name} is {found}, not strings; {self.remedy}")
+        return [value.decode("utf-8") for value in _read(dataset, found).tolist()]
 
-    def dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+    def dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.h5d.DatasetID:
         dataset = self._datasets.get(name)
         if dataset is None:
             raise CorruptError(f"{self.path} lacks {name}; {self.remedy}")
-        if dataset.is_virtual or dataset.external is not None:
+        layout = dataset.get_create_plist()
+        if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
             raise CorruptError(f"{self.path} is not to be trusted: {name} lies in other files; {self.remedy}")
-        fits = len(dataset.shape) == len(shape) and all(
-            want is None or want == have for want, have in zip(shape, dataset.shape, strict=True)
-        )
-        if not fits:
-            raise CorruptError(f"{self.path}: {name} has shape {dataset.shape}, not {shape}; {self.remedy}")
-        if dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize:
+        found = dataset.shape
+        if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
+            raise CorruptError(f"{self.path}: {name} has shape {found}, not {shape}; {self.remedy}")
+        if dataset.get_storage_size() < math.prod(found) * dataset.dtype.itemsize:
             raise CorruptError(f"{self.path}: {name} claims more data than the file holds; {self.remedy}")
         return dataset
 
@@ -404,6 +411,13 @@ class _Checked:
                 for name in fields
             }
         )
+
+
+def _read(dataset: h5py.h5d.DatasetID, dtype: np.dtype) -> np.ndarray:
+    """All of a dataset that was checked, and is of that type."""
+    values = np.empty(dataset.shape, dtype)
+    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values
 
 
 @contextmanager

@@ -251,7 +251,8 @@ def test_timesformer_features_do_not_depend_on_company(timesformer_folder, long_
 def test_timesformer_b_is_the_published_size():
     encoder = load_encoder("timesformer_b", "random:0", "bf16")
     assert encoder.feature_dim == 768
-    assert encoder.transform.startswith("frames 128x171, 8 of a clip, shortest edge 224")
+    assert encoder.frame_size == (224, 299)  # decoded at the size that it sees: nothing is enlarged
+    assert encoder.transform.startswith("frames 224x299, 8 of a clip, shortest edge 224")
 
 
 def test_timesformer_folder_states_its_own_normalisation(timesformer_folder, long_clips):

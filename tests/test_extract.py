@@ -16,6 +16,7 @@ class PixelEncoder:
 
     backbone, weights, weights_sha256, precision = "pixels", "random:0", "0" * 64, "fp32"
     transform, feature_dim, batch_size = "none", 512, 4
+    frame_size, arithmetic = (128, 171), 1
 
     def __init__(self):
         self.batches = []
@@ -139,10 +140,35 @@ def test_a_changed_setting_is_refused_by_name(config, encoder):
     ]:
         with pytest.raises(VtpError, match=f"embeddings.parts was extracted with {message}; name another --out"):
             extract.run(config(**changes))
+    encoder.arithmetic = 2
+    with pytest.raises(VtpError, match="was extracted with arithmetic 1, not 2; name another --out"):
+        extract.run(config())
+    encoder.arithmetic = 1
     assert config().out.read_bytes() == first
     other = config(clip_stride=8, out=config().out.with_name("other.h5"))
     assert extract.run(other).num_decoded == 3
     assert extract.run(config(projector="random:1")).num_decoded == 0  # features do not depend on it
+
+
+@pytest.mark.parametrize("older", [0, -1])
+def test_parts_of_an_unstated_arithmetic_do_not_mix(config, encoder, monkeypatch, older):
+    monkeypatch.setattr(parts, "PART_VIDEOS", 1)
+    extract.run(config())
+    path = parts.part_paths(config().out.parent / "embeddings.parts")[older]
+    part = store.read_part(path)
+    del part.settings["arithmetic"]
+    store.write_part(path, part)
+    with pytest.raises(VtpError, match="was extracted with arithmetic"):
+        extract.merge(MergeConfig(out=config().out))
+
+
+def test_frames_have_the_size_that_the_encoder_wants(config, encoder, monkeypatch):
+    shapes = set()
+    features = encoder.features
+    monkeypatch.setattr(encoder, "frame_size", (224, 299))
+    monkeypatch.setattr(encoder, "features", lambda clips: shapes.add(clips.shape[2:]) or features(clips))
+    extract.run(config())
+    assert shapes == {(224, 299, 3)}
 
 
 def test_an_interrupted_run_keeps_its_parts(config, encoder, monkeypatch):

@@ -11,6 +11,8 @@ from torch import Tensor
 class Backbone(NamedTuple):
     name: str
     feature_dim: int
+    frame_size: tuple[int, int]  # height and width that the decoder is to give its frames
+    arithmetic: int  # raised with every change that gives other features of the same frames and weights
     transform: str  # what becomes of the decoder's frames, for the record
     weights: str  # resolved: kinetics400, random:SEED, or a path
     weights_sha256: str

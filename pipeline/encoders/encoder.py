@@ -29,6 +29,8 @@ class Encoder:
     def __init__(self, backbone: Backbone, *, precision: str, batch_size: int):
         self.backbone = backbone.name
         self.feature_dim = backbone.feature_dim
+        self.frame_size = backbone.frame_size
+        self.arithmetic = backbone.arithmetic
         self.transform = backbone.transform
         self.weights = backbone.weights
         self.weights_sha256 = backbone.weights_sha256

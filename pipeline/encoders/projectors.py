@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.errors import VtpError
 
 FITTED = ("pca", "learned")
 NORM_EPS = 1e-5
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 1024
 
 LEARNED_STEPS = 600
 LEARNED_LR = 1e-3
@@ -40,12 +40,15 @@ class Projector:
 
     def project(self, features: np.ndarray) -> np.ndarray:
         """features: [N, D] → [N, 128] float32. In float64, so that a row does not depend on its neighbours."""
-        projected = ((features.astype(np.float64) - self.mean) @ self.components.T) / self.scale
-        if self.norm is not None:
-            centred = projected - projected.mean(axis=1, keepdims=True)
-            deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + NORM_EPS)
-            projected = centred / deviation * self.norm[0] + self.norm[1]
-        return projected.astype(np.float32)
+        embeddings = np.empty((len(features), EMBEDDING_DIM), np.float32)
+        for rows in _blocks(len(features)):
+            projected = ((features[rows] - self.mean) @ self.components.T) / self.scale
+            if self.norm is not None:
+                centred = projected - projected.mean(axis=1, keepdims=True)
+                deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + NORM_EPS)
+                projected = centred / deviation * self.norm[0] + self.norm[1]
+            embeddings[rows] = projected
+        return embeddings
 
     @property
     def sha256(self) -> str:
@@ -55,18 +58,26 @@ class Projector:
         return digest.hexdigest()
 
 
-def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
+def _blocks(num_rows: int) -> Iterator[slice]:
+    """All rows, few enough at a time that their doubles stay in the cache."""
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, num_rows, BLOCK_ROWS))
+
+
+def fit_pca(features: np.ndarray, rows: np.ndarray | None = None) -> Projector:
     """Principal components of features [N, D]; the scale makes the root mean square of their embeddings one.
 
+    rows: [M] whole numbers, those to fit, all where None; taken a block at a time, for a copy costs as much as the fit.
     Each component's largest loading is positive, so that the signs are the same everywhere. Where the features span
     fewer than 128 dimensions, the remaining components are zero.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
+    rows = np.arange(len(features)) if rows is None else rows
+    blocks = [rows[block] for block in _blocks(len(rows))]
+    mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
     covariance = np.zeros((features.shape[1], features.shape[1]))
-    for start in range(0, len(features), BLOCK_ROWS):  # so that the doubles stay in the cache
-        centred = features[start : start + BLOCK_ROWS] - mean
+    for block in blocks:
+        centred = features[block] - mean
         covariance += centred.T @ centred
-    variances, vectors = np.linalg.eigh(covariance / len(features))
+    variances, vectors = np.linalg.eigh(covariance / len(rows))
     variances, vectors = variances[::-1][:EMBEDDING_DIM], vectors.T[::-1][:EMBEDDING_DIM]
     kept = variances > 1e-10 * max(variances[0], 1e-30)
     largest = np.abs(vectors).argmax(axis=1)
@@ -74,7 +85,7 @@ def fit_pca(features: np.ndarray, name: str = "pca") -> Projector:
     components = np.zeros((EMBEDDING_DIM, features.shape[1]))
     components[: len(vectors)] = vectors * signs[:, None] * kept[:, None]
     scale = float(np.sqrt(variances[kept].sum() / EMBEDDING_DIM)) if kept.any() else 1.0
-    return Projector(mean, components, scale, name)
+    return Projector(mean, components, scale, "pca")
 
 
 def random_projector(seed: int, feature_dim: int) -> Projector:
@@ -138,6 +149,10 @@ def _train(
         schedule.step()
 
 
-def fit_projector(name: str, features: np.ndarray, video_lengths: Sequence[int]) -> Projector:
-    """The projector of that name, one of FITTED, for the clips [N, D] of videos of those lengths."""
-    return fit_pca(features) if name == "pca" else fit_learned(features, video_lengths)
+def fit_projector(name: str, features: np.ndarray, video_lengths: np.ndarray, chosen: np.ndarray) -> Projector:
+    """The projector of that name, one of FITTED, fitted on the `chosen` [V] bool of the videos whose clips are [N, D].
+
+    video_lengths: [V] whole numbers, N in all.
+    """
+    rows = np.flatnonzero(np.repeat(chosen, video_lengths))
+    return fit_pca(features, rows) if name == "pca" else fit_learned(features[rows], video_lengths[chosen])

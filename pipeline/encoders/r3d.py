@@ -19,9 +19,11 @@ from pipeline.encoders.winograd import FastR3D
 from pipeline.errors import CorruptError, VtpError
 
 FEATURE_DIM = 512
+ARITHMETIC = {"fp32": 1, "bf16": 2}  # bf16 was plain convolutions before it was Winograd's
 TRANSFORM = "torchvision R3D_18_Weights.KINETICS400_V1: resize 128x171 bilinear, crop 112"
 _PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
 MEAN, STD = _PRESET.mean, _PRESET.std
+_FRAME_SIZE = tuple(_PRESET.resize_size)
 _KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
 _WAYS_OUT = "pass --weights FILE with a state dict, or --weights random:SEED"
 
@@ -40,7 +42,10 @@ def load(weights: str, precision: str) -> Backbone:
     network, weights = load_network(weights)
     sha256 = source.state_sha256(network.state_dict())
     body = FastR3D(network) if precision == "bf16" else network.to(memory_format=torch.channels_last_3d)
-    return Backbone("r3d_18", FEATURE_DIM, TRANSFORM, weights, sha256, lambda clips: body(preprocess(clips)))
+    version = ARITHMETIC[precision]
+    return Backbone(
+        "r3d_18", FEATURE_DIM, _FRAME_SIZE, version, TRANSFORM, weights, sha256, lambda clips: body(preprocess(clips))
+    )
 
 
 def load_network(weights: str) -> tuple[nn.Module, str]:

@@ -20,6 +20,7 @@ from pipeline.encoders.backbone import Backbone
 from pipeline.errors import CorruptError, VtpError
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)  # of the published weights
+ARITHMETIC = 1
 _KINETICS = "facebook/timesformer-base-finetuned-k400"
 _KINETICS_REVISION = "refs/pr/5"  # its main branch has a pickle only
 _WAYS_OUT = "pass --weights FOLDER with config.json and model.safetensors, or --weights random:SEED"
@@ -37,10 +38,12 @@ def load(weights: str, precision: str) -> Backbone:
         inputs = preprocess(clips, num_frames=num_frames, size=size, mean=mean, std=std)
         return network(inputs.to(network.dtype)).last_hidden_state[:, 0].float()
 
+    height, width = size, size * 171 // 128  # of the shape of R3D-18's frames
     transform = (
-        f"frames 128x171, {num_frames} of a clip, shortest edge {size} bilinear, crop {size}, mean {mean}, std {std}"
+        f"frames {height}x{width}, {num_frames} of a clip, shortest edge {size} bilinear, crop {size}, "
+        f"mean {mean}, std {std}"
     )
-    return Backbone("timesformer_b", config.hidden_size, transform, name, sha256, forward)
+    return Backbone("timesformer_b", config.hidden_size, (height, width), ARITHMETIC, transform, name, sha256, forward)
 
 
 def preprocess(

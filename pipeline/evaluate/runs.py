@@ -244,7 +244,7 @@ def _observer(agent: Agent, meta: dict[str, Any]) -> Iterator[PixelObserver]:
     encoder = encoders.load_encoder(encoding["backbone"], encoding["weights"], encoding["precision"])
     projector = _projector(meta)
     _check_weights(encoder.weights_sha256, encoding)
-    with video.Decoder() as decoder:
+    with video.Decoder(frame_size=encoder.frame_size) as decoder:
         yield PixelObserver(lambda clips: projector.project(encoder.features(clips)), decoder)
 
 

@@ -7,6 +7,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from pipeline.video.clips import FRAME_SIZE
 from pipeline.video.decoder import Clip, ClipStream, Decoder, VideoInfo
 from pipeline.video.error import VideoError
 
@@ -16,8 +17,10 @@ T = TypeVar("T")
 class DecoderPool(Generic[T]):
     """`size` decoders, each with its own process, deadline and slots: what is decoded ahead of its use is bounded."""
 
-    def __init__(self, size: int, *, timeout_s: float = 300.0, decoder: str = "auto"):
-        self._idle = [Decoder(timeout_s=timeout_s, decoder=decoder) for _ in range(size)]
+    def __init__(
+        self, size: int, *, timeout_s: float = 300.0, decoder: str = "auto", frame_size: tuple[int, int] = FRAME_SIZE
+    ):
+        self._idle = [Decoder(timeout_s=timeout_s, decoder=decoder, frame_size=frame_size) for _ in range(size)]
         self._busy: dict[Decoder, tuple[T, ClipStream]] = {}
 
     def __enter__(self) -> DecoderPool[T]:
