@@ -110,8 +110,8 @@ class ExtractConfig(Config):
     projector: str = Field(
         "pca", description="pca, learned, random:SEED, or an embeddings file whose projector to use."
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the processor computes in it, else fp32."
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto", description="auto: what the processor is fastest in: int8 (of r3d_18), bf16, or fp32."
     )
     batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
     decoder: Literal["auto", "decord", "pyav"] = Field(

@@ -56,7 +56,7 @@ def test_features_equal_torchvision(clips, encoder):
     assert np.abs(features - expected).max() <= 1e-4
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_features_do_not_depend_on_company(clips, precision):
     encoder = load_encoder("r3d_18", "random:0", precision, batch_size=2)
     features = encoder.features(clips)
@@ -65,9 +65,10 @@ def test_features_do_not_depend_on_company(clips, precision):
     np.testing.assert_array_equal(encoder.features(clips[2:]), features[2:])
 
 
-def test_bf16_is_close(clips, encoder):
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_fast_arithmetic_is_close(clips, encoder, precision):
     exact = encoder.features(clips)
-    rounded = load_encoder("r3d_18", "random:0", "bf16", batch_size=2).features(clips)
+    rounded = load_encoder("r3d_18", "random:0", precision, batch_size=2).features(clips)
     cosine = (exact * rounded).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rounded, axis=1)
     assert cosine.min() > 0.999
     assert not np.array_equal(exact, rounded)
@@ -84,8 +85,12 @@ def test_random_weights_come_from_the_seed_alone(encoder):
 
 
 def test_precision_is_resolved(monkeypatch):
-    monkeypatch.setattr(encoder_module, "computes_in_bf16", lambda: True)
+    monkeypatch.setattr(encoder_module, "_processor_has", lambda *_: True)
+    assert load_encoder("r3d_18", "random:0").precision == "int8"
+    monkeypatch.setattr(encoder_module, "computes_in_int8", lambda: False)
     assert load_encoder("r3d_18", "random:0").precision == "bf16"
+    with pytest.raises(VtpError, match="precision int8 needs a processor with VNNI"):
+        load_encoder("r3d_18", "random:0", "int8")
     monkeypatch.setattr(encoder_module, "computes_in_bf16", lambda: False)
     assert load_encoder("r3d_18", "random:0").precision == "fp32"
 
@@ -240,6 +245,11 @@ def test_timesformer_equals_transformers(timesformer_folder, long_clips):
     assert "4 of a clip" in encoder.transform
 
 
+def test_timesformer_has_no_int8(timesformer_folder):
+    with pytest.raises(VtpError, match=r"precision int8 is that of r3d_18"):
+        load_encoder("timesformer_b", str(timesformer_folder), "int8")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_timesformer_features_do_not_depend_on_company(timesformer_folder, long_clips, precision):
     encoder = load_encoder("timesformer_b", str(timesformer_folder), precision)
@@ -362,6 +372,15 @@ def test_clips_of_any_length_have_a_fast_way():
     for clip_len in (1, 6):
         clips = np.random.default_rng(0).integers(0, 256, (1, clip_len, 128, 171, 3), dtype=np.uint8)
         a, b = exact.features(clips)[0], fast.features(clips)[0]
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+
+
+def test_int8_takes_clips_of_any_brightness(long_clips):
+    """Each clip is rounded by its own largest values, so that a dark one is as near to torchvision as any."""
+    exact, fast = (load_encoder("r3d_18", "random:0", precision) for precision in ("fp32", "int8"))
+    black, white = np.zeros_like(long_clips[:1]), np.full_like(long_clips[:1], 255)
+    clips = np.concatenate([long_clips[:1] // 8, black, white, 255 - long_clips[:1]])
+    for a, b in zip(exact.features(clips), fast.features(clips), strict=True):
         assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
 
 

@@ -57,10 +57,12 @@ def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_
     """The encoder of that name: r3d_18 or timesformer_b.
 
     weights: kinetics400, a file or folder of the backbone's own, random:SEED, or auto (Kinetics where it can be had,
-    else random:0). precision: fp32, bf16, or auto (bf16 where the processor computes in it).
+    else random:0). precision: fp32, bf16, int8, or auto: int8 (of r3d_18) or bf16 where the processor computes in it.
     """
     if precision == "auto":
-        precision = "bf16" if computes_in_bf16() else "fp32"
+        precision = _fastest(backbone)
+    elif precision == "int8" and not computes_in_int8():
+        raise VtpError("precision int8 needs a processor with VNNI, which this is not; use bf16, fp32 or auto")
     try:
         loaded = _load(backbone, "kinetics400" if weights == "auto" else weights, precision)
     except CorruptError:
@@ -83,7 +85,23 @@ def _load(backbone: str, weights: str, precision: str) -> Backbone:
     raise VtpError(f"backbone {backbone!r} is unknown; use r3d_18 or timesformer_b")
 
 
+def _fastest(backbone: str) -> str:
+    if backbone == "r3d_18" and computes_in_int8():
+        return "int8"
+    return "bf16" if computes_in_bf16() else "fp32"
+
+
 def computes_in_bf16() -> bool:
     """Whether the processor has bf16 arithmetic; without it bf16 is slower than fp32."""
+    return _processor_has("avx512_bf16", "amx_bf16")
+
+
+def computes_in_int8() -> bool:
+    """Whether the processor multiplies and adds bytes in one instruction; without it int8 is slower than fp32."""
+    return _processor_has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def _processor_has(*features: str) -> bool:
+    """Whether it has one of these features."""
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpuinfo.read_text().split())
+    return cpuinfo.exists() and not set(features).isdisjoint(cpuinfo.read_text().split())

@@ -6,20 +6,22 @@ import contextlib
 import hashlib
 import pickle
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.video import R3D_18_Weights, r3d_18
+from torchvision.transforms import functional as transforms
 
 from pipeline.encoders import weights as source
 from pipeline.encoders.backbone import Backbone
+from pipeline.encoders.int8 import ByteR3D
 from pipeline.encoders.winograd import FastR3D
 from pipeline.errors import CorruptError, VtpError
 
 FEATURE_DIM = 512
-ARITHMETIC = {"fp32": 1, "bf16": 2}  # bf16 was plain convolutions before it was Winograd's
+ARITHMETIC = {"fp32": 1, "bf16": 2, "int8": 1}  # bf16 was plain convolutions before it was Winograd's
 TRANSFORM = "torchvision R3D_18_Weights.KINETICS400_V1: resize 128x171 bilinear, crop 112"
 _PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
 MEAN, STD = _PRESET.mean, _PRESET.std
@@ -37,15 +39,29 @@ def preprocess(clips: Tensor) -> Tensor:
     return _PRESET(clips.permute(0, 1, 4, 2, 3)).contiguous(memory_format=torch.channels_last_3d)
 
 
+def crop(clips: Tensor) -> Tensor:
+    """The preset's resize and crop alone. clips: [B, T, H, W, 3] uint8 → [B, T, 112, 112, 3] uint8."""
+    frames = clips.permute(0, 1, 4, 2, 3)
+    resized = transforms.resize(frames.flatten(0, 1), _PRESET.resize_size, _PRESET.interpolation, antialias=False)
+    cropped = transforms.center_crop(resized, _PRESET.crop_size).unflatten(0, frames.shape[:2])
+    return cropped.permute(0, 1, 3, 4, 2)
+
+
 def load(weights: str, precision: str) -> Backbone:
-    """R3D-18 before its classifier: in fp32 torchvision's network as it is, in bf16 the fast one."""
+    """R3D-18 before its classifier: in fp32 torchvision's network as it is, in bf16 and int8 the fast ones."""
     network, weights = load_network(weights)
-    sha256 = source.state_sha256(network.state_dict())
+    sha256, version = source.state_sha256(network.state_dict()), ARITHMETIC[precision]
+    forward = _forward(network, precision)
+    return Backbone("r3d_18", FEATURE_DIM, _FRAME_SIZE, version, TRANSFORM, weights, sha256, forward)
+
+
+def _forward(network: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
+    """From the decoder's frames to features."""
+    if precision == "int8":
+        in_bytes = ByteR3D(network, MEAN, STD)
+        return lambda clips: in_bytes(crop(clips))
     body = FastR3D(network) if precision == "bf16" else network.to(memory_format=torch.channels_last_3d)
-    version = ARITHMETIC[precision]
-    return Backbone(
-        "r3d_18", FEATURE_DIM, _FRAME_SIZE, version, TRANSFORM, weights, sha256, lambda clips: body(preprocess(clips))
-    )
+    return lambda clips: body(preprocess(clips))
 
 
 def load_network(weights: str) -> tuple[nn.Module, str]:

@@ -28,6 +28,8 @@ _WAYS_OUT = "pass --weights FOLDER with config.json and model.safetensors, or --
 
 def load(weights: str, precision: str) -> Backbone:
     """The class token of the last layer. A clip of any length gives the model's frames, sampled evenly."""
+    if precision == "int8":
+        raise VtpError("precision int8 is that of r3d_18; for timesformer_b use bf16, fp32 or auto")
     network, name, (mean, std) = _load_network(weights)
     config = network.config
     size, num_frames = config.image_size, config.num_frames

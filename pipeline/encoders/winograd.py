@@ -40,6 +40,13 @@ _INPUTS, _FILTERS, _OUTPUTS = winograd_matrices()
 _INPUTS_BF16, _OUTPUTS_BF16 = torch.from_numpy(_INPUTS).bfloat16(), torch.from_numpy(_OUTPUTS).bfloat16()
 
 
+def fold(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """Weights [O, I, K, K, K] and bias [O], float64, of the convolution with the batch norm behind it."""
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    weight = conv.weight.double() * scale[:, None, None, None, None]
+    return weight, norm.bias.double() - norm.running_mean.double() * scale
+
+
 class FoldedConv:
     """A convolution with the batch norm behind it folded into weights and bias, in bf16 and channels last.
 
@@ -47,9 +54,9 @@ class FoldedConv:
     """
 
     def __init__(self, conv: nn.Conv3d, norm: nn.BatchNorm3d):
-        scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-        self._weight = (conv.weight.double() * scale[:, None, None, None, None]).float()  # [O, I, 3, K, K]
-        self._bias = (norm.bias.double() - norm.running_mean.double() * scale).bfloat16()
+        weight, bias = fold(conv, norm)
+        self._weight = weight.float()  # [O, I, 3, K, K]
+        self._bias = bias.bfloat16()
         self._stride, self._padding = conv.stride, conv.padding
 
     def __call__(self, clips: Tensor) -> Tensor:
