@@ -468,6 +468,18 @@ def test_no_run_is_an_error(tmp_path):
         run(ReportConfig(run=tmp_path))
 
 
+def test_changed_scenes_are_said_beside_the_usual_ones(tmp_path):
+    build_run(tmp_path / "run", episodes=3)
+    assert "that no demonstration shows" not in report(tmp_path / "run").text
+    changed = tmp_path / "run" / "changed" / "summary.json"
+    changed.parent.mkdir()
+    changed.write_text(json.dumps({"profit_mean": 22.5, "oracle_ratio": 0.571}))
+    text = report(tmp_path / "run").text
+    assert "a background and sizes that no demonstration shows it is $22.50, 57.1% of the oracle" in text
+    changed.write_text("{")
+    assert "changed/summary.json cannot be read" in report(tmp_path / "run").text
+
+
 def test_one_episode(tmp_path):
     path = build_run(tmp_path / "run", episodes=1)
     edit_summary(path, profit_ci95=None, episodes=1)

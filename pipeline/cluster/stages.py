@@ -21,6 +21,7 @@ from pipeline.rundir import make_folder
 logger = logging.getLogger(__name__)
 
 SEED_BYTES = 3 << 29  # memory of a training process beside its embeddings; 0.9 GiB were measured
+VIDEO_BYTES = 3 << 29  # more where an encoder learns; 2 GiB in all were measured
 SHARD_BYTES = 3 << 30  # of one that encodes, with its decoders; 1.3 GiB and 0.9 GiB were measured
 LANDED_S = 2.0  # between two looks at the files
 
@@ -52,7 +53,7 @@ def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, An
     def tasks() -> list[Task]:
         return [Task(f"seed {one.seed}", training.run, one) for one in seeds.prepare(cfg)]
 
-    task_bytes = SEED_BYTES
+    task_bytes = SEED_BYTES + (VIDEO_BYTES if cfg.source == "video" else 0)
     if cfg.source == "embeddings" and cfg.embeddings.is_file():
         task_bytes += 3 * cfg.embeddings.stat().st_size  # as read, as a tensor, and once in between
 

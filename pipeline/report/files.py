@@ -59,6 +59,7 @@ class RunFiles:
     path: Path
     config: dict[str, Any]
     summary: dict[str, Any]
+    changed: dict[str, Any]  # the summary of a validation in changed scenes; empty where there was none
     metrics: pd.DataFrame
     validation: pd.DataFrame
     validations: pd.DataFrame
@@ -104,6 +105,12 @@ def read_run(run: Path) -> RunFiles:
     if config:
         train = f"vtp train --config {shlex.quote(str(run / 'config.yaml'))}"
     summary = read("summary", "summary.json", _mapping_json, {}, "the policy has not been validated", evaluate)
+    changed = {}
+    if (run / "changed" / "summary.json").exists():
+        changed = read(
+            "changed", "changed/summary.json", _mapping_json, {}, "what it earns in changed scenes is not known",
+            f"{evaluate} --scenes changed",
+        )  # fmt: skip
     metrics = read("metrics", "metrics.csv", _numbers_csv, pd.DataFrame(), "there are no learning curves", train)
     validation = read(
         "validation", "validation.csv", pd.read_csv, pd.DataFrame(), "single actions cannot be shown", evaluate
@@ -128,7 +135,9 @@ def read_run(run: Path) -> RunFiles:
     if config.get("source") in ("embeddings", "video") and config.get("embeddings"):
         embeddings = Path(str(config["embeddings"]))
         failures = _read_failures(embeddings.parent / "failures.jsonl", missing, embeddings)
-    return RunFiles(run, config, summary, metrics, validation, validations, frames, left_out, failures, missing)
+    return RunFiles(
+        run, config, summary, changed, metrics, validation, validations, frames, left_out, failures, missing
+    )
 
 
 def _mapping_yaml(path: Path) -> dict[str, Any]:

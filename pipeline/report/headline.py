@@ -69,6 +69,12 @@ def headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, li
         noun, how = MEASURED.get(measured, ("episode", measured))
         over = f"over {count(episodes, noun)} " if episodes else ""
         lead.append(f"Measured {over}{how}.")
+    profit_changed, ratio_changed = (finite(files.changed.get(key)) for key in ("profit_mean", "oracle_ratio"))
+    if profit_changed is not None and ratio_changed is not None:
+        lead.append(
+            f"In scenes with a light, a background and sizes that no demonstration shows it is {usd(profit_changed)}, "
+            f"{percent(ratio_changed)} of the oracle."
+        )
     if files.summary.get("outcome_model"):
         lead.append(f"Outcomes come from: {str(files.summary['outcome_model']).rstrip('.')}.")
     return f"The policy {'earns' if profit >= 0 else 'loses'} {usd(abs(profit))} an hour", lead
