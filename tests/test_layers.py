@@ -18,7 +18,7 @@ LAYERS = {
 }  # fmt: skip
 WITHIN_LAYER = {
     ("demo", "report"), ("cluster", "seeds"), ("training", "evaluate"), ("training", "ledger"), ("rundir", "config"),
-    ("rundir", "errors"), ("evaluate", "footage"), ("training", "footage"),
+    ("rundir", "errors"), ("evaluate", "footage"), ("scoring", "footage"), ("training", "footage"),
 }  # fmt: skip
 ONLY_IN = {
     "h5py": {"store"}, "decord": {"video"}, "av": {"video", "render"}, "typer": {"cli"}, "submitit": {"cluster"},
