@@ -206,9 +206,9 @@ def test_running_reward_moments_are_numpys():
     assert float(agent.reward_square / agent.reward_count) == pytest.approx(rewards.var(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("pre_tanh", "action"), [(0, 0.5), (0.5, 0.7541644), (1.53, 1), (9, 1), (-1.53, 0)])
+@pytest.mark.parametrize(("pre_tanh", "action"), [(0, 0.5), (0.5, 0.7772703), (1.2, 1), (9, 1), (-1.2, 0)])
 def test_the_bounds_of_actions_are_reached(pre_tanh, action):
-    """0.5 (1.1 tanh 0.5 + 1) = 0.7541644; the upper bound is reached at atanh(1 / 1.1) = 1.5222612."""
+    """0.5 (1.2 tanh 0.5 + 1) = 0.7772703; the upper bound is reached at atanh(1 / 1.2) = 1.1989476."""
     assert float(sac.to_action(torch.tensor(float(pre_tanh)))) == pytest.approx(action, abs=1e-6)
 
 
