@@ -160,4 +160,5 @@ def data_prices(value_usd_per_hour: ArrayLike, spread_usd_per_hour: float) -> np
         return value
     total = largest * (value / largest).sum()  # a sum of subnormal numbers would lose its way
     spread = max(spread_usd_per_hour, 0.0)
-    return value if spread >= total else value * (spread / total)
+    shares = value / total  # and not spread / total, which may be subnormal
+    return value if spread >= total else np.minimum(spread * shares, value)

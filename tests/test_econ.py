@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import econ
@@ -276,6 +276,7 @@ def test_all_ratios_stay_finite(numbers, hours):
         assert np.isfinite(ratio).all()
 
 
+@example([2.786752290576828e79], 2.2566384143723161e-240)
 @given(st.lists(gains, min_size=1, max_size=30), gains)
 def test_no_demonstration_is_paid_more_than_it_adds_nor_all_more_than_the_spread(values, spread):
     prices = econ.data_prices(values, spread)
