@@ -18,6 +18,7 @@ from pipeline.encoders.r3d import preprocess
 from pipeline.encoders.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
 from pipeline.errors import CorruptError, VtpError
 
+NEEDS_VNNI = pytest.mark.skipif(not encoder_module.computes_in_int8(), reason="this processor has no VNNI")
 PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
 
 
@@ -56,7 +57,7 @@ def test_features_equal_torchvision(clips, encoder):
     assert np.abs(features - expected).max() <= 1e-4
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=NEEDS_VNNI)])
 def test_features_do_not_depend_on_company(clips, precision):
     encoder = load_encoder("r3d_18", "random:0", precision, batch_size=2)
     features = encoder.features(clips)
@@ -65,7 +66,7 @@ def test_features_do_not_depend_on_company(clips, precision):
     np.testing.assert_array_equal(encoder.features(clips[2:]), features[2:])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=NEEDS_VNNI)])
 def test_fast_arithmetic_is_close(clips, encoder, precision):
     exact = encoder.features(clips)
     rounded = load_encoder("r3d_18", "random:0", precision, batch_size=2).features(clips)
@@ -375,6 +376,7 @@ def test_clips_of_any_length_have_a_fast_way():
         assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
 
 
+@NEEDS_VNNI
 def test_int8_takes_clips_of_any_brightness(long_clips):
     """Each clip is rounded by its own largest values, so that a dark one is as near to torchvision as any."""
     exact, fast = (load_encoder("r3d_18", "random:0", precision) for precision in ("fp32", "int8"))
