@@ -23,6 +23,26 @@ def random_state_is_restored():
         torch.set_rng_state(state)
 
 
+@pytest.fixture
+def vtp(monkeypatch, capfd, tmp_path):
+    """Run a command line in an empty folder: (exit code, stdout, stderr)."""
+    from pipeline import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.logging, "basicConfig", lambda **settings: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vtp", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capfd.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def svd_folder(tmp_path_factory):
     """A tiny random pipeline of SVD's classes, saved in its format."""

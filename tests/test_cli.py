@@ -28,24 +28,6 @@ POSITIONAL = {"source": "extract", "out": "merge, doctor", "run": "evaluate, rep
 
 
 @pytest.fixture
-def vtp(monkeypatch, capfd, tmp_path):
-    """Run a command line in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.logging, "basicConfig", lambda **settings: None)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vtp", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def trained_with(monkeypatch):
     """The configs that `vtp train` hands to the stage, in place of training."""
     from pipeline import train

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from test_train import embeddings_config, sim_config, write_embeddings
 
-from pipeline import cli, evaluate, policy, store, train
+from pipeline import evaluate, policy, store, train
 from pipeline.config import ActConfig, PolicyExportConfig
 from pipeline.errors import CorruptError, VtpError
 from pipeline.policy import SUFFIXES
@@ -304,24 +304,6 @@ def test_a_policy_that_gives_no_actions_is_refused(trained, monkeypatch):
 
 
 # The command line
-
-
-@pytest.fixture
-def vtp(monkeypatch, capfd, tmp_path):
-    """Run a command line in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.logging, "basicConfig", lambda **settings: None)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vtp", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def test_export_and_act(vtp, trained, tmp_path):

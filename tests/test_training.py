@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_train import SMALL, embeddings_config, one_thread, sim_config, write_embeddings, write_novelty
 
 from pipeline import sac, store, train, training
 from pipeline.errors import CorruptError, UntrustedError, VtpError
-from tests.test_train import SMALL, embeddings_config, one_thread, sim_config, write_embeddings, write_novelty
 
 __all__ = ["one_thread"]
 CHECKPOINTS = ("last.pt", "previous.pt")

@@ -107,14 +107,16 @@ def _start(task: Task, folder: Path, num_threads: int) -> _Worker:
 def _work(task: Task, logs: tuple[Path, Path], connection: Connection) -> None:
     """In the worker: run the task and send the traceback of its exception, or an empty one."""
     processes.end_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TRY_AGAIN))  # so that what is finished is written down
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that what is finished is written down
     for stream, path in zip((1, 2), logs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     trace = ""
     try:
         task()
-    except Exception:
+    except KeyboardInterrupt:
+        sys.exit(EXIT_TRY_AGAIN)
+    except Exception:  # whatever it is, it is the parent's to report
         trace = traceback.format_exc()
         print(trace, file=sys.stderr)
     connection.send(trace)

@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from pipeline.encoders.weights import first_line
 from pipeline.errors import CorruptError, VtpError
 from pipeline.policy.card import CARD, Card, Network, Policy, damaged, open_card, seal, untrusted
 
@@ -56,12 +57,18 @@ def read(path: Path, content: bytes) -> Policy:
     try:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
         session.run(["actions"], {"observations": np.zeros((1, card.observation_size), np.float32)})
-    except Exception as error:  # the runtime's errors have no base of their own
-        reason = str(error).splitlines()[0]
+    except (ValueError, *_runtime_errors()) as error:
+        reason = first_line(error)
         raise CorruptError(
             f"{path} does not run in ONNX Runtime {runtime.__version__} ({reason}); export the policy again"
         ) from error
     return Policy(card, lambda observations: session.run(["actions"], {"observations": observations})[0])
+
+
+def _runtime_errors() -> list[type[Exception]]:
+    """What ONNX Runtime raises, a class a status code: they have no base of their own."""
+    named = vars(_import("onnxruntime.capi.onnxruntime_pybind11_state")).values()
+    return [kind for kind in named if isinstance(kind, type) and issubclass(kind, Exception)]
 
 
 def _import(name: str) -> ModuleType:
