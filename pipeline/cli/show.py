@@ -1,0 +1,155 @@
+"""What a command shows: its progress, and its result in a table, in words or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.errors import EXIT_PARTIAL
+
+console = Console(stderr=True)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[..., None]]:
+    """A progress bar fed with (done, total, text); it vanishes where the output is no terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(label, total=None, text="")
+        yield lambda done, total, text="": bar.update(task, completed=done, total=total, text=text)
+
+
+def training_text(row: dict[str, float] | str) -> str:
+    if isinstance(row, str):
+        return row
+    return (
+        f"profit ${row['profit']:.2f}/h  error {row['err_rate']:.1%}  parity {row['wage_parity']:.2f}  "
+        f"lambda {row['lambda_dual']:.4f}  alpha {row['alpha']:.3f}"
+    )
+
+
+def interval(interval: list[float] | None, *, digits: int = 2) -> str:
+    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    from pipeline.ledger import skill_in_words
+
+    table = Table(title=f"{summary['task']} {summary['scenario']}, {summary['validation']}", title_justify="left")
+    for column in ("", "policy", "oracle", "blind"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(
+        "profit $/h", f"{summary['profit_mean']:.2f}{interval(summary['profit_ci95'])}",
+        f"{summary['oracle_profit']:.2f}", f"{summary['blind_profit']:.2f}",
+    )  # fmt: skip
+    table.add_row("policy over", "", f"{summary['oracle_ratio']:.3f}", f"{summary['blind_ratio']:.3f}")
+    for name, row in summary["contexts"].items():
+        table.add_row(
+            f"{name}: speed, care", f"{row['speed']:.2f}, {row['care']:.2f}",
+            f"{row['oracle_speed']:.2f}, {row['oracle_care']:.2f}", "",
+        )  # fmt: skip
+    Console().print(table)
+    print(
+        f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   "
+        f"spread ${summary['spread']:.2f}/h (rebate ${summary['rebate']:.2f}, captured ${summary['captured']:.2f})"
+    )
+    if summary["estimator"]:
+        print(f"rebate: {skill_in_words(summary['estimator'])}")
+    print(f"outcome model: {summary['outcome_model']}")
+
+
+COMPARED = (("profit_mean", "profit"), ("profit_difference", "profit_difference"), ("oracle_ratio", "oracle_ratio"))
+
+
+def figure(row: dict[str, Any], name: str, interval: str) -> str:
+    bounds = [row[f"{interval}_low"], row[f"{interval}_high"]]
+    return "" if row[name] is None else f"{row[name]:.2f}{interval(None if None in bounds else bounds)}"
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
+    """Several seeds: a row each, their mean and interquartile mean."""
+    if as_json:
+        print_json(summary)
+        return
+    title = f"{summary['task']} {summary['scenario']}, {summary['validation']}, {len(summary['seeds'])} seeds"
+    table = Table(title=title, title_justify="left")
+    for column in ("seed", "profit $/h", "of the oracle", "error"):
+        table.add_column(column, justify="left" if column == "seed" else "right")
+    for row in summary["by_seed"]:
+        table.add_row(
+            str(row["seed"]), f"{row['profit_mean']:.2f}", f"{row['oracle_ratio']:.3f}", f"{row['err_mean']:.1%}"
+        )
+    table.add_section()
+    for name, profit, ratio in (
+        ("mean", "profit_mean", "oracle_ratio"), ("interquartile mean", "profit_iqm", "oracle_ratio_iqm")
+    ):  # fmt: skip
+        table.add_row(
+            name,
+            f"{summary[profit]:.2f}{interval(summary[profit.removesuffix('_mean') + '_ci95'])}",
+            f"{summary[ratio]:.3f}{interval(summary[ratio + '_ci95'], digits=3)}",
+            f"{summary['err_mean']:.1%}" if name == "mean" else "",
+        )
+    Console().print(table)
+
+
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """An experiment's key numbers, as JSON or as YAML's lighter form of the same."""
+    if as_json:
+        print_json(result)
+    else:
+        print(yaml.safe_dump(result, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def print_detection(result: dict[str, Any]) -> None:
+    """How well each kind of labelled novelty is found, by the score, its channels and the baseline."""
+    found = result["detection"]
+    table = Table(title="labelled novelty found, AUROC", title_justify="left")
+    for column in ("kind", "clips", *found):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    for kind, row in found["score"].items():
+        first = f"{row['auroc']:.2f}{interval(row['auroc_ci95'])}"
+        others = [f"{found[name][kind]['auroc']:.2f}" for name in found if name != "score"]
+        table.add_row(kind, str(row["clips"]), first, *others)
+    Console().print(table)
+    print(
+        f"mean {result['auroc_mean']:.3f}, nearest neighbours {result['auroc_knn_mean']:.3f}; rank correlation with "
+        f"motion {result['rho_motion']:.2f}, with texture {result['rho_texture']:.2f}"
+    )
+
+
+def print_extracted(result: Any, as_json: bool) -> None:
+    if as_json:
+        paths = {"path": str(result.path) if result.path else None, "failures_path": str(result.failures_path)}
+        print_json(asdict(result) | paths)
+    elif result.path:
+        print(f"wrote {result.path}: {result.num_clips} clips of {result.num_videos} videos")
+        print(f"next: vtp train --source embeddings --embeddings {result.path}")
+
+
+def list_failures(result: Any) -> None:
+    """A table of what failed, and exit code 3."""
+    if result.failures:
+        table = Table("video", "reason", "remedy", title=f"{len(result.failures)} videos failed", title_justify="left")
+        for row in result.failures:
+            table.add_row(*(escape(row[name]) for name in ("video_id", "reason", "fix")))
+        console.print(table)
+        console.print(f"each is in {result.failures_path}", markup=False)
+        raise typer.Exit(EXIT_PARTIAL)
