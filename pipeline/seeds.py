@@ -114,8 +114,8 @@ def _episodes_done(metrics: Path) -> int:
         return 0
 
 
-def merge(run: Path) -> dict[str, Any]:
-    """Write RUN/summary.json from the summaries of its seeds, and return it.
+def merge(run: Path, *, changed: bool = False) -> dict[str, Any]:
+    """Write RUN/summary.json from the summaries of its seeds, and return it; of changed scenes, RUN/changed/.
 
     It has the keys of a single run's: means over seeds, and intervals by bootstrap over seeds, beside the interquartile
     mean and each seed's own figures. TryAgainError where a seed is not finished.
@@ -129,19 +129,21 @@ def merge(run: Path) -> dict[str, Any]:
             f"of the seeds of {run}, {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not finished; "
             f"wait, or go on with: {training.command_line(cfg)}"
         )
-    summary = average([_read_summary(run_of(run, seed)) for seed in seeds], seeds)
+    summary = average([_read_summary(run_of(run, seed), changed=changed) for seed in seeds], seeds)
     summary["provenance"] |= {"command": training.command_line(cfg)}
-    write_json(run / "summary.json", summary)
+    write_json(run / (evaluate.CHANGED if changed else "") / "summary.json", summary)
     return summary
 
 
-def _read_summary(run: Path) -> dict[str, Any]:
+def _read_summary(run: Path, *, changed: bool) -> dict[str, Any]:
+    path = run / (evaluate.CHANGED if changed else "") / "summary.json"
     try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
         if lacking := {*SAME, *AVERAGED, *BY_SEED, "episodes", "contexts", "provenance"} - set(summary):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (OSError, ValueError, TypeError) as error:
-        raise CorruptError(f"{run / 'summary.json'} is no summary ({error}); run: vtp evaluate {run}") from error
+        command = f"vtp evaluate {run}{' --scenes changed' if changed else ''}"
+        raise CorruptError(f"{path} is no summary ({error}); run: {command}") from error
     return summary
 
 

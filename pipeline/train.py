@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 RUN_FILES = (
     *(f"{name}{suffix}" for name in (LAST, PREVIOUS, BEST) for suffix in ("", ".sha256")),
     "metrics.csv", "validations.csv", "validation.csv", "summary.json", "report.html", "data_value.json",
-    "policy.pt", "policy.onnx", "policy.safetensors", "tensorboard", "frames", "changed", "experiments",
+    "policy.pt", "policy.onnx", "policy.safetensors", "tensorboard", "frames", evaluate.CHANGED, "experiments",
 )  # fmt: skip
 CHECKPOINT_S = 60.0  # at most that much work is done again after a kill
 

@@ -167,5 +167,7 @@ def test_changed_scenes_are_summed_up_beside_the_usual_ones(rendered):
 
 def test_changed_scenes_need_pixels(tmp_path):
     train.run(TrainConfig(source="sim", out=tmp_path / "run", episodes=8, num_envs=8, warmup_steps=8, batch_size=8))
-    with pytest.raises(VtpError, match="--scenes changed needs a validation from pixels"):
-        evaluate.run(EvaluateConfig(run=tmp_path / "run", scenes="changed"))
+    for validation in ("auto", "pixels", "clips"):
+        with pytest.raises(VtpError, match="--scenes changed needs a validation from pixels"):
+            evaluate.run(EvaluateConfig(run=tmp_path / "run", scenes="changed", validation=validation))
+    assert not (tmp_path / "run" / "changed").exists()

@@ -121,6 +121,19 @@ def test_a_folder_of_seeds_is_put_together(trained):
         seeds.one_run(cfg.out)
 
 
+def test_changed_scenes_of_all_seeds_are_put_together_beside_the_usual_ones(trained):
+    cfg = trained(20.0, 22.0)
+    usual = seeds.merge(cfg.out)
+    with pytest.raises(CorruptError, match=r"changed/summary.json is no summary .*seed-0 --scenes changed"):
+        seeds.merge(cfg.out, changed=True)
+    for seed, profit in ((0, 10.0), (1, 12.0)):
+        write_json(cfg.out / f"seed-{seed}" / "changed" / "summary.json", summary(profit))
+    changed = seeds.merge(cfg.out, changed=True)
+    assert changed["profit_mean"] == 11.0
+    assert json.loads((cfg.out / "changed" / "summary.json").read_text()) == changed
+    assert json.loads((cfg.out / "summary.json").read_text()) == usual
+
+
 def test_a_seed_that_is_not_finished_is_named_with_the_command(trained):
     cfg = trained(20.0, None, 24.0, None)
     with pytest.raises(TryAgainError, match=r"of the seeds of .*, 1, 3 are not finished; wait, or go on with: vtp tr"):

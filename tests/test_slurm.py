@@ -168,6 +168,23 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
     assert array_of(folder) == before, "a finished seed was trained again"
 
 
+def test_a_task_that_ended_before_it_was_requeued_is_requeued(tmp_path):
+    """Slurm may come to a task's own request after the task has ended; what is left is its state and its last words."""
+    words = f"echo 'Starting with'; echo '{slurm.PREEMPTED}'; kill -9 $PPID"
+    script = f"test -e '{tmp_path}/begun' || {{ touch '{tmp_path}/begun'; {words}; }}"
+    array = slurm.submit(
+        [Task("preempted", subprocess.check_call, ["sh", "-c", script])], tmp_path / "jobs", settings={}, **OPTIONS
+    )
+
+    def begin_again():
+        wait_for(lambda: "Restarts=1" in scontrol("show", "job", array.id), "it was not requeued")
+        wait_for(lambda: "JobState=PENDING" in scontrol("show", "job", array.id), "it is not pending")
+        scontrol("update", f"JobId={array.id}", "StartTime=now")
+
+    with meanwhile(begin_again):
+        assert slurm.watch(array, tick=lambda *_: None) == []
+
+
 def test_failures_bring_their_traceback_and_logs(tmp_path):
     (tmp_path / "file").touch()
     tasks = [

@@ -70,7 +70,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[s
     runs = seeds.runs_in(cfg.run)
     tasks = [Task(run.name, evaluation.run, cfg.model_copy(update={"run": run})) for run in runs]
     _run_here(tasks, cfg.run / "jobs", None, task_bytes=SHARD_BYTES, progress=progress)
-    return seeds.merge(cfg.run)
+    return seeds.merge(cfg.run, changed=cfg.scenes == "changed")
 
 
 def _run(

@@ -26,6 +26,7 @@ from pipeline.sac import ACTION_SIZE, Agent, load_checkpoint
 
 SIM_EPISODES = 200
 PIXEL_EPISODES = 8
+CHANGED = "changed"  # folder of a run for its validation in changed scenes
 
 
 class OutcomeModel(NamedTuple):
@@ -182,17 +183,18 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
     """
     started = time.monotonic()
     agent, meta = load_run(cfg.run)
-    out = cfg.run
-    if cfg.scenes == "changed":
-        if not (cfg.validation == "pixels" or (cfg.validation == "auto" and meta.get("labelled"))):
-            raise VtpError("--scenes changed needs a validation from pixels, which this run's is not; leave it out")
-        out = cfg.run / "changed"
+    from_scenes = meta["source"] != "sim" and (
+        cfg.validation == "pixels" or (cfg.validation == "auto" and meta["labelled"])
+    )
+    if cfg.scenes == "changed" and not from_scenes:
+        raise VtpError("--scenes changed needs a validation from pixels, which this run's is not; leave it out")
+    out = cfg.run / CHANGED if cfg.scenes == "changed" else cfg.run
     rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
     scenario = sim.scenario(meta["task"], meta["scenario"])
     if meta["source"] == "sim":
         validation = "simulator"
         steps = in_simulator(agent, scenario, episodes=cfg.episodes or SIM_EPISODES, steps=cfg.steps, rng=rng)
-    elif cfg.validation == "pixels" or (cfg.validation == "auto" and meta["labelled"]):
+    elif from_scenes:
         validation = "closed loop from pixels"
         with _observer(agent, meta) as see:
             steps = from_pixels(

@@ -35,6 +35,7 @@ class Source(NamedTuple):
     validation: str
     meta: dict[str, Any]
     clips: ReplayedClips | None = None  # of a run on video
+    initial: Agent | None = None  # the trained policy to begin with
 
     def look_up(self, observations: np.ndarray) -> torch.Tensor:
         """Observations as the agent sees them: states [B, 4] as they are, rows [B] as embeddings [B, 128] or clips."""
@@ -71,8 +72,9 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
     }
     source = _simulator(cfg, provenance, rng) if cfg.source == "sim" else _stored_clips(cfg, provenance, rng)
     if cfg.init is not None:
-        _, trained = evaluate.load_run(cfg.init)
+        initial, trained = evaluate.load_run(cfg.init)
         evaluate.check_same_inputs(trained, source.meta, cfg.init)
+        source = source._replace(initial=initial)
     return source
 
 

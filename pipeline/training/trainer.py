@@ -211,9 +211,8 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
         agent = evaluate.build_agent(
             cfg.source, source.meta, gamma=cfg.gamma, tau=cfg.tau, bf16=encoders.computes_in_bf16(), **rates
         )
-    if cfg.init is not None:
-        trained, _ = evaluate.load_run(cfg.init)
-        agent.load_state_dict(trained.state_dict())
+    if source.initial is not None:
+        agent.load_state_dict(source.initial.state_dict())
         agent.forget_rewards()  # they are scaled by what they are in this world
     if source.clips is not None:
         source.clips.prepare(agent.encoder, progress)
