@@ -73,12 +73,18 @@ def array_of(folder):
 
 
 def stop_and_requeue(job_id, at_work, *command):
-    """Stop a task once it is at work, and have it start again now rather than after Slurm's two minutes."""
+    """Stop a task once it is at work, and have it start again soon."""
     wait_for(at_work, f"{job_id} does not start")
     subprocess.run([*command, job_id], check=True)
+    start_soon(job_id)
 
+
+def start_soon(job_id):
+    """Have a requeued task start before Slurm's two minutes are over, yet not in the second in which it was stopped:
+    a node takes no credential as old as that.
+    """
     wait_for(lambda: "JobState=PENDING" in scontrol("show", "job", job_id), f"{job_id} was not requeued")
-    scontrol("update", f"JobId={job_id}", "StartTime=now")
+    scontrol("update", f"JobId={job_id}", "StartTime=now+3")
 
 
 @contextlib.contextmanager
@@ -178,8 +184,7 @@ def test_a_task_that_ended_before_it_was_requeued_is_requeued(tmp_path):
 
     def begin_again():
         wait_for(lambda: "Restarts=1" in scontrol("show", "job", array.id), "it was not requeued")
-        wait_for(lambda: "JobState=PENDING" in scontrol("show", "job", array.id), "it is not pending")
-        scontrol("update", f"JobId={array.id}", "StartTime=now")
+        start_soon(array.id)
 
     with meanwhile(begin_again):
         assert slurm.watch(array, tick=lambda *_: None) == []

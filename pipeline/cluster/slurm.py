@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_TIMEOUTS = 20  # times that a task may reach its time limit and be requeued
 POLL_S = 1.0
 SQUEUE_S = 5.0
-GRACE_S = 30.0  # for the last files of a task that Slurm says has ended, over a network's file system
+GRACE_S = 30.0  # after a task's end as Slurm tells it, for its last files over a network or for it to be requeued
 PREEMPTED = "Exiting gracefully after preemption"  # in the log of a task
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
@@ -133,9 +133,12 @@ def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
                     failures.append(_failed(name, trace, job))
             elif states is None or at_work(states, job):
                 ended_at.pop(name, None)
-            elif name not in ended_at and _was_preempted(job) and _requeue(job):
+            elif now - ended_at.setdefault(name, now) < GRACE_S:
+                pass  # Slurm may yet come to the task's own request, and requeue it: twice would be once too often
+            elif _was_preempted(job) and _requeue(job):
+                del ended_at[name]
                 asked_at = -SQUEUE_S
-            elif now - ended_at.setdefault(name, now) >= GRACE_S:
+            else:
                 del waiting[name]
                 state, _ = states.get(job.job_id, ("Slurm has forgotten why", ""))
                 failures.append(lost(name, f"job {job.job_id} ended without a result: {state}", _logs(job)))
