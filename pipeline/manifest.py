@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -33,7 +33,7 @@ VAL_FRACTION = 0.2
 _LABEL_RANGES = {"speed": (0, 1), "care": (0, 1), "attempts": (0, None), "errors": (0, None), "novel": (0, 1)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoEntry:
     """One video to extract; whether the file is there and readable shows when its turn comes."""
 
@@ -69,24 +69,37 @@ def find_videos(source: str) -> list[VideoEntry]:
 
 
 def _in_folder(folder: Path) -> list[VideoEntry]:
-    root = folder.resolve()
-    names = (os.path.join(place, name) for place, _, names in os.walk(root) for name in names if name[0] != ".")
-    files = sorted(Path(name) for name in names)
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    root = os.path.realpath(folder)
+    files = sorted(_files_below(root), key=lambda file: file.path.split(os.sep))
+    videos = [file for file in files if os.path.splitext(file.name)[1].lower() in VIDEO_SUFFIXES]
     if not videos:
         raise VtpError(
             f"source {str(folder)!r} holds no videos ({len(files)} other files); "
             f"give a folder with files such as .mp4, .mkv or .avi"
         )
-    manifests = [path.name for path in files if path.parent == root and path.name.startswith("manifest.")]
+    start = len(os.path.join(root, ""))
+    manifests = [file.name for file in files if file.name.startswith("manifest.") and file.path[start:] == file.name]
     if manifests:
         logger.warning("%s has %s; give that file to use its splits and labels", folder, manifests[0])
-    return [
-        VideoEntry(path.relative_to(root).as_posix(), _resolved(path) if path.is_symlink() else path) for path in videos
-    ]
+    return [VideoEntry(file.path[start:], _resolved(file) if file.is_symlink() else Path(file.path)) for file in videos]
 
 
-def _resolved(path: Path) -> Path:
+def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
+    """All that is no folder, and whose name does not begin with a dot; links to folders are not followed."""
+    try:
+        found = list(os.scandir(folder))
+    except OSError as error:
+        raise VtpError(
+            f"folder {folder} cannot be read ({error.strerror}); have it made readable, or move it"
+        ) from error
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_below(entry.path)
+        elif not (entry.name.startswith(".") or (entry.is_symlink() and os.path.isdir(entry.path))):
+            yield entry
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
     """Absolute, symlinks resolved; a loop of them stays, and fails when its turn comes."""
     return Path(os.path.realpath(path))
 

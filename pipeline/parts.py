@@ -167,7 +167,7 @@ def _brief(value: str | int | float | None) -> str:
     return value[:16] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledVideo:
     entry: VideoEntry
     part: store.Part

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import ExtractConfig
 from pipeline.errors import CorruptError, VtpError
@@ -32,7 +33,7 @@ VIDEO_COST_BYTES = 1 << 17  # what opening a video costs, in bytes of video
 Stamp = tuple[int, int, int]  # size, mtime and ctime of a file, in ns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Done:
     """A video whose features lie in a part; stamp is that of the file that was read."""
 
@@ -43,7 +44,7 @@ class Done:
     part: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A row of failures.jsonl."""
 
@@ -155,15 +156,15 @@ def write_rows(path: Path, outcomes: Iterable[Outcome]) -> None:
 def read_ledger(path: Path) -> list[Outcome]:
     """Its rows; none where there is no such ledger yet."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for row in rows:
-            if "stamp" in row:
-                row["stamp"] = tuple(row["stamp"])
-        return [Done(**row) if "stamp" in row else Failed(**row) for row in rows]
+        return [_outcome(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []
     except (ValueError, TypeError) as error:
         raise CorruptError(f"{path} is damaged ({error}); delete it and run the same extraction again") from error
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    return Done(**row | {"stamp": tuple(row["stamp"])}) if "stamp" in row else Failed(**row)
 
 
 def read_ledgers(folder: Path, shards: int) -> Iterator[Outcome]:
