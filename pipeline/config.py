@@ -40,6 +40,13 @@ SLURM_SETTINGS = ("slurm_partition", "slurm_time", "slurm_gres", "slurm_cpus", "
 C = TypeVar("C", bound=Config)
 
 
+def _device_numbers(text: str | None) -> str | None:
+    numbers = (text or "0").split(",")
+    if text != "all" and not (all(number.isdecimal() for number in numbers) and len(set(numbers)) == len(numbers)):
+        raise ValueError("is neither all nor numbers of GPUs such as 0,1,2,3")
+    return text
+
+
 def slurm_minutes(text: str) -> int:
     """Minutes of a time limit in Slurm's forms, minutes or [days-]hours:minutes:seconds, rounded up; or ValueError."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
@@ -58,8 +65,9 @@ def check_launcher(cfg: Any) -> None:
 
 
 def alone(cfg: C) -> C:
-    """The same settings without a launcher: those of one task of the array."""
-    return cfg.model_copy(update={name: type(cfg).model_fields[name].default for name in ("launcher", *SLURM_SETTINGS)})
+    """The same settings without launcher and devices: those of one task of the array."""
+    names = [name for name in ("launcher", "devices", *SLURM_SETTINGS) if name in type(cfg).model_fields]
+    return cfg.model_copy(update={name: type(cfg).model_fields[name].default for name in names})
 
 
 MAX_SEEDS = 1000
@@ -133,6 +141,13 @@ class ExtractConfig(Config):
     slurm_gres: SlurmGres = None
     slurm_cpus: SlurmCpus = None
     no_wait: NoWait = False
+    devices: Annotated[
+        str | None,
+        AfterValidator(_device_numbers),
+        Field(
+            description="GPUs of this machine, such as 0,1,2,3 or all: a process each shares the videos with others."
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _shard_is_one_of_them(self) -> ExtractConfig:
@@ -146,6 +161,10 @@ class ExtractConfig(Config):
             raise ValueError("--launcher runs an array; add --shards, the number of its tasks")
         if self.launcher and self.shard is not None:
             raise ValueError(f"--launcher runs all shards and --shard {self.shard} one; drop either")
+        if self.devices and self.shard is not None:
+            raise ValueError(f"--devices shares all videos and --shard {self.shard} has some; drop either")
+        if self.devices and self.launcher == "slurm":
+            raise ValueError("--devices is of this machine; Slurm gives a task its GPU: --slurm-gres gpu:1")
         check_launcher(self)
         return self
 

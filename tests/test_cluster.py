@@ -1,5 +1,6 @@
 """Arrays in local processes, and what is handed to a scheduler; tests/test_slurm.py has the scheduler itself."""
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from synthetic import write_video
 
 from pipeline import cli, processes, seeds, store
@@ -200,6 +202,46 @@ def test_local_shards_equal_one_process(tmp_path):
     files = [store.read_embeddings(one.path) for one in (result, whole)]
     assert files[0].attrs["content_sha256"] == files[1].attrs["content_sha256"]
     assert {total for _, total, _ in told} == {4}
+
+
+def note_device(folder):
+    """Which GPU this process was given, and when it began and ended."""
+    began = time.monotonic()
+    time.sleep(0.3)
+    seen = os.environ["CUDA_VISIBLE_DEVICES"]
+    (folder / f"{os.getpid()}.json").write_text(json.dumps([seen, began, time.monotonic()]))
+
+
+@pytest.mark.slow
+def test_each_gpu_has_one_task_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    tasks = [Task(f"task {number}", note_device, tmp_path) for number in range(5)]
+    assert local.run(tasks, tmp_path / "jobs", task_bytes=1, tick=lambda *_: None, devices=["0", "GPU-3"]) == []
+    rows = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert len(rows) == 5 and {device for device, _, _ in rows} == {"0", "GPU-3"}
+    for device in ("0", "GPU-3"):
+        spans = sorted([began, ended] for seen, began, ended in rows if seen == device)
+        assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_gpus_are_those_that_torch_sees(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert stages.visible_gpus("all") == ["0", "1", "2"]
+    with pytest.raises(VtpError, match="--devices 1,3: torch sees GPUs 0 to 2 here, not 3; give those"):
+        stages.visible_gpus("1,3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6")
+    assert stages.visible_gpus("2,1") == ["6", "GPU-5"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
+@pytest.mark.parametrize("devices", ["all", "0,1"])
+def test_without_a_gpu_devices_are_refused_before_any_work(vtp, tmp_path, devices):
+    write_video(tmp_path / "a.mp4", 20)
+    code, _, err = vtp("extract", "a.mp4", "--out", "e.h5", "--devices", devices)
+    assert code == 2 and f"--devices {devices}: torch sees no GPU here; drop it" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 # What a scheduler is handed

@@ -61,6 +61,10 @@ def test_one_setting_has_one_type_wherever_it_occurs():
     ("model", "values"),
     [
         (config.ExtractConfig, {"clip_len": 0}),
+        (config.ExtractConfig, {"devices": "0,0"}),
+        (config.ExtractConfig, {"devices": "cuda"}),
+        (config.ExtractConfig, {"devices": "0", "launcher": "slurm", "shards": 2}),
+        (config.ExtractConfig, {"devices": "0", "shards": 2, "shard": 1}),
         (config.ExtractConfig, {"clip_stride": 0}),
         (config.ExtractConfig, {"fps": 0}),
         (config.ExtractConfig, {"fps": float("nan")}),

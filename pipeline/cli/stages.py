@@ -76,7 +76,7 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     from pipeline import extract
 
     with progress("extract") as advance:
-        if cfg.launcher is None:
+        if cfg.launcher is None and cfg.devices is None:
             result = extract.run(cfg, progress=advance)
         else:
             from pipeline.cluster import stages
@@ -86,7 +86,7 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
         print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
         return
     print_extracted(result, as_json)
-    if cfg.shards > 1 and cfg.launcher is None and not as_json:
+    if result.path is None and cfg.shards > 1 and not as_json:
         print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {cfg.out}")
     list_failures(result)
 

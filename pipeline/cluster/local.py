@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,22 +27,26 @@ STOP_S = 20.0  # to write down what is finished
 Tick = Callable[[int, int, str], None]
 
 
-def run(tasks: Sequence[Task], folder: Path, *, task_bytes: int, tick: Tick) -> list[Failure]:
+def run(
+    tasks: Sequence[Task], folder: Path, *, task_bytes: int, tick: Tick, devices: Sequence[str] = ()
+) -> list[Failure]:
     """Run the tasks and return the failures; logs go to the folder.
 
     task_bytes: the memory that a task needs. tick: called twice a second with the number of tasks that have
-    ended, of all, and what is going on.
+    ended, of all, and what is going on. devices: GPUs, as CUDA_VISIBLE_DEVICES names them; a task at a time has each.
     """
     if not tasks:
         return []
     make_folder(folder)
-    num_workers = workers(len(tasks), task_bytes)
+    num_workers = min(len(tasks), len(devices)) if devices else workers(len(tasks), task_bytes)
     num_threads = max(processes.num_processors() // num_workers, 1)
     waiting, running, failures = list(tasks), [], []
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:
-                running.append(_start(waiting.pop(0), folder, num_threads))
+                taken = {worker.device for worker in running}
+                device = next((device for device in devices if device not in taken), None)
+                running.append(_start(waiting.pop(0), folder, num_threads, device))
             wait([worker.process.sentinel for worker in running], POLL_S)
             for worker in [worker for worker in running if not worker.process.is_alive()]:
                 running.remove(worker)
@@ -67,6 +72,7 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     logs: tuple[Path, Path]
+    device: str | None
 
     def outcome(self) -> Failure | None:
         """Of a process that has ended: its failure, if it failed."""
@@ -85,23 +91,34 @@ class _Worker:
         return lost(self.task.name, how, self.logs)
 
 
-def _start(task: Task, folder: Path, num_threads: int) -> _Worker:
+def _start(task: Task, folder: Path, num_threads: int, device: str | None) -> _Worker:
     ours, theirs = multiprocessing.Pipe(duplex=False)
     stem = task.name.replace(" ", "-")
     logs = (folder / f"{stem}.out", folder / f"{stem}.err")
     # a fork beside torch's threads or a progress bar's can hang
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(task, logs, theirs), name=task.name)
-    ours_to_set = "OMP_NUM_THREADS" not in os.environ
-    if ours_to_set:
-        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # is read when the worker loads numpy and torch
-    try:
-        with processes.no_ctrl_c():  # the worker inherits this: Ctrl-C is the parent's to handle
-            process.start()
-    finally:
-        if ours_to_set:
-            del os.environ["OMP_NUM_THREADS"]
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(num_threads))}
+    if device is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = device
+    with _environment(variables), processes.no_ctrl_c():  # the worker inherits both: Ctrl-C is the parent's to handle
+        process.start()
     theirs.close()
-    return _Worker(task, process, ours, logs)
+    return _Worker(task, process, ours, logs, device)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set the variables for the block; numpy and torch read them when the worker loads them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _work(task: Task, logs: tuple[Path, Path], connection: Connection) -> None:

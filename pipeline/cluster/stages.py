@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline import evaluate as evaluation
 from pipeline import extract as extraction
@@ -15,7 +18,7 @@ from pipeline import train as training
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
 from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
-from pipeline.errors import TryAgainError
+from pipeline.errors import TryAgainError, VtpError
 from pipeline.rundir import make_folder
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,12 @@ Landed = Callable[[], tuple[int, int]]
 
 
 def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extraction.ExtractResult | None:
-    """Extract all shards and merge them; None where --no-wait leaves the merge to `vtp merge`."""
+    """Extract all shards and merge them; None where --no-wait leaves the merge to `vtp merge`.
+
+    With devices there is a shard for each of them at least, and all run on this machine.
+    """
+    gpus = visible_gpus(cfg.devices) if cfg.devices else []
+    cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus))})
     ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}  # once, for a listing may take long
 
     def tasks() -> list[Task]:
@@ -43,8 +51,20 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
 
     folder = cfg.out.parent / f"{cfg.out.stem}.jobs"
     written = [shards.parts_folder(cfg.out)]
-    ended = _run(tasks, cfg, folder, landed, written, task_bytes=SHARD_BYTES, progress=progress)
+    ended = _run(tasks, cfg, folder, landed, written, task_bytes=SHARD_BYTES, progress=progress, devices=gpus)
     return extraction.merge(cfg) if ended else None
+
+
+def visible_gpus(devices: str) -> list[str]:
+    """The GPUs of these numbers, as CUDA_VISIBLE_DEVICES names them; VtpError where one is not to be seen."""
+    count = torch.cuda.device_count()
+    numbers = list(range(count)) if devices == "all" else [int(number) for number in devices.split(",")]
+    if count == 0:
+        raise VtpError(f"--devices {devices}: torch sees no GPU here; drop it to encode on the processors")
+    if missing := [number for number in numbers if number >= count]:
+        raise VtpError(f"--devices {devices}: torch sees GPUs 0 to {count - 1} here, not {missing[0]}; give those")
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [names[number] if number < len(names) and names[number] else str(number) for number in numbers]
 
 
 def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any] | None:
@@ -75,7 +95,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[s
 
 def _run(
     tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, landed: Landed,
-    written: Sequence[Path], *, task_bytes: int, progress: Progress | None,
+    written: Sequence[Path], *, task_bytes: int, progress: Progress | None, devices: Sequence[str] = (),
 ) -> bool:  # fmt: skip
     """Run the tasks where `cfg.launcher` says; False if they were submitted and not waited for.
 
@@ -87,7 +107,7 @@ def _run(
     if cfg.launcher != "slurm":
         if array is not None:
             raise TryAgainError(f"Slurm array {array.id} is at work on this; add --launcher slurm to wait for it")
-        _run_here(tasks(), folder, landed, task_bytes=task_bytes, progress=progress)
+        _run_here(tasks(), folder, landed, task_bytes=task_bytes, progress=progress, devices=devices)
         return True
     if array is not None:
         logger.info("Slurm array %s is at work on this already", array.id)
@@ -116,9 +136,10 @@ def _run(
 
 
 def _run_here(
-    tasks: Sequence[Task], folder: Path, landed: Landed | None, *, task_bytes: int, progress: Progress | None
-) -> None:
-    failures = local.run(tasks, folder, task_bytes=task_bytes, tick=_ticker(landed, progress))
+    tasks: Sequence[Task], folder: Path, landed: Landed | None, *, task_bytes: int, progress: Progress | None,
+    devices: Sequence[str] = (),
+) -> None:  # fmt: skip
+    failures = local.run(tasks, folder, task_bytes=task_bytes, tick=_ticker(landed, progress), devices=devices)
     if failures:
         raise report(failures, len(tasks))
 

@@ -16,17 +16,19 @@ from pipeline.errors import CorruptError, VtpError
 
 logger = logging.getLogger(__name__)
 
-PASS_CLIPS = 2  # few enough for the cache, enough to share the reading of the last layers' weights
+# of a processor few enough for the cache, enough to share the reading of the last layers' weights
+PASS_CLIPS = {"cpu": 2, "cuda": 8}
 
 
 class Encoder:
     """A backbone behind its transform.
 
     Clips go through in passes of PASS_CLIPS, the last one padded, each pass on one thread: so a clip's features depend
-    neither on its company nor on the number of processors, and no thread waits for another between layers.
+    neither on its company nor on the number of processors, and no thread waits for another between layers. A GPU has
+    one thread to feed it.
     """
 
-    def __init__(self, backbone: Backbone, *, precision: str, batch_size: int):
+    def __init__(self, backbone: Backbone, *, device: str, precision: str, batch_size: int):
         self.backbone = backbone.name
         self.feature_dim = backbone.feature_dim
         self.frame_size = backbone.frame_size
@@ -36,56 +38,63 @@ class Encoder:
         self.weights_sha256 = backbone.weights_sha256
         self.precision = precision
         self.batch_size = batch_size
+        self._device = device
         self._forward = backbone.forward
-        self._threads = ThreadPoolExecutor(
-            torch.get_num_threads(), "encoder", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        num_threads = torch.get_num_threads() if device == "cpu" else 1
+        self._threads = ThreadPoolExecutor(num_threads, "encoder", initializer=torch.set_num_threads, initargs=(1,))
 
     def features(self, clips: np.ndarray | Tensor) -> np.ndarray:
         """clips: [B, T, H, W, 3] uint8, at least one → [B, feature_dim] float32."""
-        passes = torch.as_tensor(clips).split(PASS_CLIPS)
+        passes = torch.as_tensor(clips).split(PASS_CLIPS[self._device])
         return torch.cat(list(self._threads.map(self._pass, passes))).numpy()
 
     @torch.inference_mode()
     def _pass(self, clips: Tensor) -> Tensor:
-        missing = PASS_CLIPS - len(clips)
+        missing = PASS_CLIPS[self._device] - len(clips)
         padded = torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])])
-        return self._forward(padded)[: len(clips)]
+        return self._forward(padded.to(self._device))[: len(clips)].cpu()
 
 
 def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_size: int = 8) -> Encoder:
-    """The encoder of that name: r3d_18 or timesformer_b.
+    """The encoder of that name: r3d_18 or timesformer_b; on the GPU that the process sees first, if it sees one.
 
     weights: kinetics400, a file or folder of the backbone's own, random:SEED, or auto (Kinetics where it can be had,
-    else random:0). precision: fp32, bf16, int8, or auto: int8 (of r3d_18) or bf16 where the processor computes in it.
+    else random:0). precision: fp32, bf16, int8 (on the processor only), or auto: of a GPU bf16, of a processor int8 (of
+    r3d_18) or bf16, where it computes in it.
     """
+    device = "cuda" if precision != "int8" and torch.cuda.is_available() else "cpu"
+    if device == "cuda":  # one algorithm a shape, and no fp32 of ten bits
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+        logger.info("encoding on %s", torch.cuda.get_device_name())
     if precision == "auto":
-        precision = _fastest(backbone)
+        precision = _fastest(backbone, device)
     elif precision == "int8" and not computes_in_int8():
         raise VtpError("precision int8 needs a processor with VNNI, which this is not; use bf16, fp32 or auto")
     try:
-        loaded = _load(backbone, "kinetics400" if weights == "auto" else weights, precision)
+        loaded = _load(backbone, "kinetics400" if weights == "auto" else weights, precision, device)
     except CorruptError:
         raise
     except VtpError as error:
         if weights != "auto":
             raise
         logger.warning("weights auto: %s; using random:0", str(error).split(";")[0])
-        loaded = _load(backbone, "random:0", precision)
-    return Encoder(loaded, precision=precision, batch_size=batch_size)
+        loaded = _load(backbone, "random:0", precision, device)
+    return Encoder(loaded, device=device, precision=precision, batch_size=batch_size)
 
 
-def _load(backbone: str, weights: str, precision: str) -> Backbone:
+def _load(backbone: str, weights: str, precision: str, device: str) -> Backbone:
     if backbone == "r3d_18":
-        return r3d.load(weights, precision)
+        return r3d.load(weights, precision, device)
     if backbone == "timesformer_b":
         from pipeline.encoders import timesformer  # transformers takes a second to import
 
-        return timesformer.load(weights, precision)
+        return timesformer.load(weights, precision, device)
     raise VtpError(f"backbone {backbone!r} is unknown; use r3d_18 or timesformer_b")
 
 
-def _fastest(backbone: str) -> str:
+def _fastest(backbone: str, device: str) -> str:
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if backbone == "r3d_18" and computes_in_int8():
         return "int8"
     return "bf16" if computes_in_bf16() else "fp32"

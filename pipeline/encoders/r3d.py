@@ -21,7 +21,9 @@ from pipeline.encoders.winograd import FastR3D
 from pipeline.errors import CorruptError, VtpError
 
 FEATURE_DIM = 512
-ARITHMETIC = {"fp32": 1, "bf16": 2, "int8": 1}  # bf16 was plain convolutions before it was Winograd's
+ARITHMETIC = {  # bf16 was plain convolutions before it was Winograd's
+    ("cpu", "fp32"): 1, ("cpu", "bf16"): 2, ("cpu", "int8"): 1, ("cuda", "fp32"): 101, ("cuda", "bf16"): 101,
+}  # fmt: skip
 TRANSFORM = "torchvision R3D_18_Weights.KINETICS400_V1: resize 128x171 bilinear, crop 112"
 _PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
 MEAN, STD = _PRESET.mean, _PRESET.std
@@ -47,21 +49,28 @@ def crop(clips: Tensor) -> Tensor:
     return cropped.permute(0, 1, 3, 4, 2)
 
 
-def load(weights: str, precision: str) -> Backbone:
-    """R3D-18 before its classifier: in fp32 torchvision's network as it is, in bf16 and int8 the fast ones."""
+def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
+    """R3D-18 before its classifier: torchvision's network as it is, but on a processor in bf16 and int8 the fast ones.
+
+    Its forward takes clips on the device, cpu or cuda.
+    """
     network, weights = load_network(weights)
-    sha256, version = source.state_sha256(network.state_dict()), ARITHMETIC[precision]
-    forward = _forward(network, precision)
+    sha256, version = source.state_sha256(network.state_dict()), ARITHMETIC[device, precision]
+    forward = _forward(network, precision, device)
     return Backbone("r3d_18", FEATURE_DIM, _FRAME_SIZE, version, TRANSFORM, weights, sha256, forward)
 
 
-def _forward(network: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
+def _forward(network: nn.Module, precision: str, device: str) -> Callable[[Tensor], Tensor]:
     """From the decoder's frames to features."""
     if precision == "int8":
         in_bytes = ByteR3D(network, MEAN, STD)
         return lambda clips: in_bytes(crop(clips))
-    body = FastR3D(network) if precision == "bf16" else network.to(memory_format=torch.channels_last_3d)
-    return lambda clips: body(preprocess(clips))
+    if precision == "bf16" and device == "cpu":
+        fast = FastR3D(network)
+        return lambda clips: fast(preprocess(clips))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    plain = network.to(device, dtype, memory_format=torch.channels_last_3d)
+    return lambda clips: plain(preprocess(clips).to(dtype)).float()
 
 
 def load_network(weights: str) -> tuple[nn.Module, str]:

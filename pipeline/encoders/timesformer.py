@@ -20,21 +20,24 @@ from pipeline.encoders.backbone import Backbone
 from pipeline.errors import CorruptError, VtpError
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)  # of the published weights
-ARITHMETIC = 1
+ARITHMETIC = {"cpu": 1, "cuda": 101}
 _KINETICS = "facebook/timesformer-base-finetuned-k400"
 _KINETICS_REVISION = "refs/pr/5"  # its main branch has a pickle only
 _WAYS_OUT = "pass --weights FOLDER with config.json and model.safetensors, or --weights random:SEED"
 
 
-def load(weights: str, precision: str) -> Backbone:
-    """The class token of the last layer. A clip of any length gives the model's frames, sampled evenly."""
+def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
+    """The class token of the last layer. A clip of any length gives the model's frames, sampled evenly.
+
+    Its forward takes clips on the device, cpu or cuda.
+    """
     if precision == "int8":
         raise VtpError("precision int8 is that of r3d_18; for timesformer_b use bf16, fp32 or auto")
     network, name, (mean, std) = _load_network(weights)
     config = network.config
     size, num_frames = config.image_size, config.num_frames
     sha256 = source.state_sha256(network.state_dict())
-    network = network.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    network = network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def forward(clips: Tensor) -> Tensor:
         inputs = preprocess(clips, num_frames=num_frames, size=size, mean=mean, std=std)
@@ -45,7 +48,8 @@ def load(weights: str, precision: str) -> Backbone:
         f"frames {height}x{width}, {num_frames} of a clip, shortest edge {size} bilinear, crop {size}, "
         f"mean {mean}, std {std}"
     )
-    return Backbone("timesformer_b", config.hidden_size, (height, width), ARITHMETIC, transform, name, sha256, forward)
+    version = ARITHMETIC[device]
+    return Backbone("timesformer_b", config.hidden_size, (height, width), version, transform, name, sha256, forward)
 
 
 def preprocess(
@@ -63,7 +67,8 @@ def preprocess(
     resized = F.interpolate(frames, (int(height * scale), int(width * scale)), mode="bilinear", antialias=True)
     top, left = (resized.shape[2] - size) // 2, (resized.shape[3] - size) // 2
     cropped = resized[:, :, top : top + size, left : left + size].float() / 255
-    normalised = (cropped - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    mean, std = (cropped.new_tensor(values)[:, None, None] for values in (mean, std))
+    normalised = (cropped - mean) / std
     return normalised.unflatten(0, (batch, num_frames))
 
 
