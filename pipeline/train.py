@@ -73,7 +73,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
 
     def validate() -> None:
         nonlocal best_profit, since_best
-        profit = sampled_profit(source.scenario, source.validate(trainer.agent, np.random.default_rng(cfg.seed)))
+        steps = source.validate(trainer.agent, np.random.default_rng(cfg.seed))
+        profit = sampled_profit(source.scenario, steps, np.random.default_rng(cfg.seed))
         record.validation(trainer.episode, profit)
         since_best += 1
         if profit > best_profit:
@@ -175,10 +176,14 @@ def _refuse_other_data(run: Path, begun: dict[str, Any], wanted: dict[str, Any])
             )
 
 
-def sampled_profit(scenario: sim.Scenario, steps: pd.DataFrame) -> float:
-    """Profit in $/h from the sampled outcomes of validation steps: what may choose a policy."""
-    k = len(scenario.contexts)
+def sampled_profit(scenario: sim.Scenario, steps: pd.DataFrame, rng: np.random.Generator) -> float:
+    """Profit in $/h of sampled outcomes of the validation's actions: what may choose a policy.
+
+    Drawn anew, so that policies that are compared with equal generators meet the same luck.
+    """
+    context, k = steps["context"].to_numpy(), len(scenario.contexts)
+    rate, p_err = sim.dynamics(scenario, context, steps["speed"], steps["care"])
     attempts, errors = (
-        np.bincount(steps["context"], steps[column], minlength=k)[None] for column in ("attempts", "errors")
+        np.bincount(context, counts, minlength=k)[None] for counts in sim.coupled_outcomes(rate, p_err, rng)
     )
     return float(value_work(scenario, attempts, errors, np.array([len(steps) / sim.STEPS_PER_HOUR])).profit[0])

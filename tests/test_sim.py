@@ -123,21 +123,34 @@ def test_environments_side_by_side_do_not_touch_each_other(rows):
     np.testing.assert_allclose(np.stack([rate, p_err], 1), alone, rtol=1e-14)
 
 
+@pytest.mark.parametrize("sample", [sim.sample_outcomes, sim.coupled_outcomes])
 @given(st.floats(0.01, 5), st.floats(0, 0.5), st.integers(0, 2**32 - 1))
-def test_every_step_has_an_attempt_and_no_more_errors_than_attempts(rate, p_err, seed):
-    attempts, errors = sim.sample_outcomes(np.full(50, rate), np.full(50, p_err), np.random.default_rng(seed))
+def test_every_step_has_an_attempt_and_no_more_errors_than_attempts(sample, rate, p_err, seed):
+    attempts, errors = sample(np.full(50, rate), np.full(50, p_err), np.random.default_rng(seed))
     assert attempts.min() >= 1
     assert errors.min() >= 0
     assert (errors <= attempts).all()
 
 
+@pytest.mark.parametrize("sample", [sim.sample_outcomes, sim.coupled_outcomes])
 @pytest.mark.parametrize(("rate", "p_err"), [(0.375, 0.001), (1.5, 0.02), (2.0, 0.14), (3.2, 0.47)])
-def test_sampled_means_are_the_expected_ones(rng, rate, p_err):
+def test_sampled_means_are_the_expected_ones(rng, sample, rate, p_err):
     n = 200_000
-    attempts, errors = sim.sample_outcomes(rate, p_err, rng, (n,))
+    attempts, errors = sample(np.full(n, rate), np.full(n, p_err), rng)
     expected = sim.expected_attempts(rate)
     assert attempts.mean() == pytest.approx(expected, abs=5 * attempts.std() / np.sqrt(n))
     assert errors.mean() == pytest.approx(expected * p_err, abs=5 * errors.std() / np.sqrt(n))
+
+
+def test_like_actions_meet_like_luck():
+    draws = [
+        sim.coupled_outcomes(np.full(10_000, rate), np.full(10_000, 0.02), np.random.default_rng(0))
+        for rate in (1.5, 1.51)
+    ]
+    (attempts, errors), (more, _) = draws
+    assert (more >= attempts).all() and 50 < (more > attempts).sum() < 150
+    again = sim.coupled_outcomes(np.full(10_000, 1.5), np.full(10_000, 0.03), np.random.default_rng(0))
+    assert (again[0] == attempts).all() and (again[1] >= errors).all()
 
 
 def test_attempts_are_poisson_with_zero_counted_as_one(rng):
