@@ -5,6 +5,7 @@ A step is one minute of work. Actions are speed and care, each in [0, 1]; what i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -113,17 +114,31 @@ def sample_outcomes(
     return attempts, rng.binomial(attempts, p_err)
 
 
-def coupled_outcomes(rate: np.ndarray, p_err: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The same distribution as `sample_outcomes`, by inversion: one uniform number for attempts, one for errors.
+def coupled_outcomes(
+    rate: np.ndarray, p_err: np.ndarray, rng: np.random.Generator, draws: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """(attempts, errors) [draws, N] distributed as those of `sample_outcomes`, by inversion; rate and p_err are [N].
 
-    With a generator of the same seed, like actions meet like luck (common random numbers), so that two policies that
-    differ little are told apart by far fewer draws.
+    One uniform number for attempts and one for errors: with a generator of the same seed like actions meet like luck
+    (common random numbers), so that policies that differ little are told apart by far fewer draws.
     """
-    from scipy.stats import binom, poisson  # takes half a second to import, and the simulator has no other use for it
+    uniform = rng.random((2, draws, len(rate)))
+    attempts = np.maximum(_invert(uniform[0], np.exp(-rate), lambda k: rate / k), 1)
+    odds = p_err / (1 - p_err)
+    errors = _invert(uniform[1], (1 - p_err) ** attempts, lambda k: odds * (attempts - k + 1) / k)
+    return attempts, np.minimum(errors, attempts)  # the last one is a matter of rounding
 
-    uniform = rng.random((2, *np.shape(rate)))
-    attempts = np.maximum(poisson.ppf(uniform[0], rate), 1)
-    return attempts.astype(np.int64), np.maximum(binom.ppf(uniform[1], attempts, p_err), 0).astype(np.int64)
+
+def _invert(uniform: np.ndarray, first: np.ndarray, ratio: Callable[[int], np.ndarray]) -> np.ndarray:
+    """The counts at which a distribution reaches the uniform numbers: p(0) is `first`, p(k) is ratio(k) · p(k − 1)."""
+    count, k = np.zeros(uniform.shape, np.int64), 0
+    mass = total = np.broadcast_to(first, uniform.shape)
+    while (beyond := (uniform > total) & (mass > 0)).any():
+        count += beyond
+        k += 1
+        mass = mass * ratio(k)
+        total = total + mass
+    return count
 
 
 def expected_attempts(rate: ArrayLike) -> np.ndarray:

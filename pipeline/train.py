@@ -33,6 +33,7 @@ RUN_FILES = (
     "metrics.csv", "validations.csv", "validation.csv", "summary.json", "report.html", "data_value.json",
     "policy.pt", "policy.onnx", "policy.safetensors", "tensorboard", "frames", evaluate.CHANGED, "experiments",
 )  # fmt: skip
+OUTCOMES_A_STEP = 10  # drawn of each action of a validation
 CHECKPOINT_S = 60.0  # at most that much work is done again after a kill
 
 Progress = Callable[[int, int, dict[str, float] | str], None]  # an episode's row, or what is made ready before
@@ -182,8 +183,8 @@ def sampled_profit(scenario: sim.Scenario, steps: pd.DataFrame, rng: np.random.G
     Drawn anew, so that policies that are compared with equal generators meet the same luck.
     """
     context, k = steps["context"].to_numpy(), len(scenario.contexts)
-    rate, p_err = sim.dynamics(scenario, context, steps["speed"], steps["care"])
-    attempts, errors = (
-        np.bincount(context, counts, minlength=k)[None] for counts in sim.coupled_outcomes(rate, p_err, rng)
-    )
-    return float(value_work(scenario, attempts, errors, np.array([len(steps) / sim.STEPS_PER_HOUR])).profit[0])
+    rate, p_err = sim.dynamics(scenario, context, steps["speed"].to_numpy(), steps["care"].to_numpy())
+    outcomes = sim.coupled_outcomes(rate, p_err, rng, OUTCOMES_A_STEP)
+    attempts, errors = (np.bincount(context, counts.sum(0), minlength=k)[None] for counts in outcomes)
+    hours = np.array([OUTCOMES_A_STEP * len(steps) / sim.STEPS_PER_HOUR])
+    return float(value_work(scenario, attempts, errors, hours).profit[0])

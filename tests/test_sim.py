@@ -123,7 +123,11 @@ def test_environments_side_by_side_do_not_touch_each_other(rows):
     np.testing.assert_allclose(np.stack([rate, p_err], 1), alone, rtol=1e-14)
 
 
-@pytest.mark.parametrize("sample", [sim.sample_outcomes, sim.coupled_outcomes])
+def coupled(rate, p_err, rng):
+    return (counts[0] for counts in sim.coupled_outcomes(rate, p_err, rng))
+
+
+@pytest.mark.parametrize("sample", [sim.sample_outcomes, coupled])
 @given(st.floats(0.01, 5), st.floats(0, 0.5), st.integers(0, 2**32 - 1))
 def test_every_step_has_an_attempt_and_no_more_errors_than_attempts(sample, rate, p_err, seed):
     attempts, errors = sample(np.full(50, rate), np.full(50, p_err), np.random.default_rng(seed))
@@ -132,7 +136,7 @@ def test_every_step_has_an_attempt_and_no_more_errors_than_attempts(sample, rate
     assert (errors <= attempts).all()
 
 
-@pytest.mark.parametrize("sample", [sim.sample_outcomes, sim.coupled_outcomes])
+@pytest.mark.parametrize("sample", [sim.sample_outcomes, coupled])
 @pytest.mark.parametrize(("rate", "p_err"), [(0.375, 0.001), (1.5, 0.02), (2.0, 0.14), (3.2, 0.47)])
 def test_sampled_means_are_the_expected_ones(rng, sample, rate, p_err):
     n = 200_000
