@@ -75,8 +75,9 @@ def simulate(cfg: SimulateConfig) -> None:
 def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     from pipeline import extract
 
+    is_one_shard = cfg.launcher is None and cfg.devices is None
     with progress("extract") as advance:
-        if cfg.launcher is None and cfg.devices is None:
+        if is_one_shard:
             result = extract.run(cfg, progress=advance)
         else:
             from pipeline.cluster import stages
@@ -86,7 +87,7 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
         print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
         return
     print_extracted(result, as_json)
-    if result.path is None and cfg.shards > 1 and not as_json:
+    if cfg.shards > 1 and is_one_shard and not as_json:
         print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {cfg.out}")
     list_failures(result)
 
