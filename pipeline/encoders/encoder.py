@@ -16,14 +16,14 @@ from pipeline.errors import CorruptError, VtpError
 
 logger = logging.getLogger(__name__)
 
-# of a processor few enough for the cache, enough to share the reading of the last layers' weights
-PASS_CLIPS = {"cpu": 2, "cuda": 8}
+PASS_CLIPS = 2  # few enough for the cache, enough to share the reading of the last layers' weights
+GPU_PASS_CLIPS = 8
 
 
 class Encoder:
     """A backbone behind its transform.
 
-    Clips go through in passes of PASS_CLIPS, the last one padded, each pass on one thread: so a clip's features depend
+    Clips go through in passes of a few, the last one padded, each pass on one thread: so a clip's features depend
     neither on its company nor on the number of processors, and no thread waits for another between layers. A GPU has
     one thread to feed it.
     """
@@ -39,18 +39,19 @@ class Encoder:
         self.precision = precision
         self.batch_size = batch_size
         self._device = device
+        self._pass_clips = PASS_CLIPS if device == "cpu" else GPU_PASS_CLIPS
         self._forward = backbone.forward
         num_threads = torch.get_num_threads() if device == "cpu" else 1
         self._threads = ThreadPoolExecutor(num_threads, "encoder", initializer=torch.set_num_threads, initargs=(1,))
 
     def features(self, clips: np.ndarray | Tensor) -> np.ndarray:
         """clips: [B, T, H, W, 3] uint8, at least one → [B, feature_dim] float32."""
-        passes = torch.as_tensor(clips).split(PASS_CLIPS[self._device])
+        passes = torch.as_tensor(clips).split(self._pass_clips)
         return torch.cat(list(self._threads.map(self._pass, passes))).numpy()
 
     @torch.inference_mode()
     def _pass(self, clips: Tensor) -> Tensor:
-        missing = PASS_CLIPS[self._device] - len(clips)
+        missing = self._pass_clips - len(clips)
         padded = torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])])
         return self._forward(padded.to(self._device))[: len(clips)].cpu()
 
