@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -10,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -96,33 +95,26 @@ def _start(task: Task, folder: Path, num_threads: int, device: str | None) -> _W
     stem = task.name.replace(" ", "-")
     logs = (folder / f"{stem}.out", folder / f"{stem}.err")
     # a fork beside torch's threads or a progress bar's can hang
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(task, logs, theirs), name=task.name)
-    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(num_threads))}
-    if device is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = device
-    with _environment(variables), processes.no_ctrl_c():  # the worker inherits both: Ctrl-C is the parent's to handle
-        process.start()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_work, args=(task, logs, theirs, device), name=task.name
+    )
+    ours_to_set = "OMP_NUM_THREADS" not in os.environ
+    if ours_to_set:
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # is read when the worker loads numpy and torch
+    try:
+        with processes.no_ctrl_c():  # the worker inherits this: Ctrl-C is the parent's to handle
+            process.start()
+    finally:
+        if ours_to_set:
+            del os.environ["OMP_NUM_THREADS"]
     theirs.close()
     return _Worker(task, process, ours, logs, device)
 
 
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set the variables for the block; numpy and torch read them when the worker loads them."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _work(task: Task, logs: tuple[Path, Path], connection: Connection) -> None:
+def _work(task: Task, logs: tuple[Path, Path], connection: Connection, device: str | None) -> None:
     """In the worker: run the task and send the traceback of its exception, or an empty one."""
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # is read at the first use of CUDA
     processes.end_with_parent()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that what is finished is written down
     for stream, path in zip((1, 2), logs, strict=True):
@@ -133,7 +125,7 @@ def _work(task: Task, logs: tuple[Path, Path], connection: Connection) -> None:
         task()
     except KeyboardInterrupt:
         sys.exit(EXIT_TRY_AGAIN)
-    except Exception:  # whatever it is, it is the parent's to report
+    except Exception:  # a bug's too: this is the last place where its trace is known, and the parent raises it
         trace = traceback.format_exc()
         print(trace, file=sys.stderr)
     connection.send(trace)
