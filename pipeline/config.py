@@ -208,15 +208,20 @@ class NoveltyConfig(Config):
 
 
 # Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;
-# clips have noise of their own to be told from that of outcomes, which takes many more of them.
+# clips have noise of their own to be told from that of outcomes, which takes many more of them. Clips come as they were
+# filmed, whatever is done: values of what follows would be nothing but noise.
 TRAIN_DEFAULTS = {
     "sim": {"episodes": 500, "num_envs": 32, "updates_per_episode": 8.0},
-    "embeddings": {"episodes": 20_000, "num_envs": 256, "updates_per_episode": 1.0},
+    "embeddings": {
+        "episodes": 20_000, "num_envs": 256, "updates_per_episode": 1.0,
+        "gamma": 0.0, "observation_noise": 0.2, "centre": "video",
+    },
     "video": {
-        "episodes": 2000, "num_envs": 8, "updates_per_episode": 8.0, "batch_size": 32,
+        "episodes": 2000, "num_envs": 8, "updates_per_episode": 8.0, "batch_size": 32, "gamma": 0.0,
         "frame_size": 112, "encoder_layers": "layer4", "encoder_lr": 1e-5,
     },
 }  # fmt: skip
+EMBEDDINGS_SETTINGS = ("centre",)
 VIDEO_SETTINGS = ("frame_size", "unfreeze_after", "encoder_layers", "encoder_lr")
 
 
@@ -255,9 +260,14 @@ class TrainConfig(Config):
     priority_exponent: float = Field(
         0.2, ge=0, le=1, description="Replay priority is |TD| to this power, times novelty."
     )
+    observation_noise: float = Field(
+        0.0, ge=0, description="Deviation of the noise on what an update sees, in that of a clip; of embeddings 0.2."
+    )
     random_actions: float = Field(0.1, ge=0, le=1, description="Share of training actions drawn uniformly.")
     lr: float = Field(1e-3, gt=0, description="Initial learning rate; it falls linearly to a twentieth.")
-    gamma: float = Field(0.995, ge=0, lt=1, description="Discount per step.")
+    gamma: float = Field(
+        0.995, ge=0, lt=1, description="Discount per step; of embeddings and video 0: what is done moves no clip."
+    )
     tau: float = Field(5e-3, gt=0, le=1, description="Step of the target networks' moving average.")
     final_entropy: float = Field(
         -6.0, description="Target entropy at the end, in the [-1, 1] space; it starts at -2 and falls linearly."
@@ -268,6 +278,10 @@ class TrainConfig(Config):
     evaluations: int = Field(20, ge=1, description="Sampled validations during training, which choose best.pt.")
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations in a row without a better one."
+    )
+    centre: Literal["video", "corpus"] | None = Field(
+        None,
+        description="From which mean --source embeddings sees a clip: of its video, which hides scenes, or of all.",
     )
     frame_size: int | None = Field(
         None, ge=16, le=112, description="Height and width of the frames, for --source video; by default 112."
@@ -312,10 +326,11 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _only_video_has_an_encoder_to_set(self) -> TrainConfig:
-        for name in VIDEO_SETTINGS:
-            if self.source != "video" and getattr(self, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} needs --source video")
+    def _settings_fit_the_source(self) -> TrainConfig:
+        for source, names in (("embeddings", EMBEDDINGS_SETTINGS), ("video", VIDEO_SETTINGS)):
+            for name in names:
+                if self.source != source and getattr(self, name) is not None:
+                    raise ValueError(f"--{name.replace('_', '-')} needs --source {source}")
         return self
 
     @model_validator(mode="before")

@@ -129,6 +129,8 @@ def td_target(
     batch: Transitions, actor: Actor, target_critic: TwinCritic, *, alpha: Tensor, gamma: float, noise: Tensor
 ) -> Tensor:
     """r + γ · mask · (min Q'(s', a') − α log π(a'|s')), equation 3: [B]."""
+    if gamma == 0:
+        return batch.rewards
     next_actions, next_log_prob = sample_action(*actor(batch.next_latents), noise)
     next_value = target_critic(batch.next_latents, next_actions).min(0).values - alpha * next_log_prob
     return batch.rewards + gamma * batch.masks * next_value
@@ -183,12 +185,16 @@ class Agent(nn.Module):
         auxiliary: nn.Module | None = None,
         bf16: bool = False,
         encoder_lr: float | None = None,
+        latent_noise: float = 0.0,
     ):
         """bf16: compute the hidden layers' matrix products of updates in it; weights and all else stay fp32.
         encoder_lr: initial learning rate of the encoder, where it is not `lr`; both fall alike.
+        latent_noise: deviation of the Gaussian noise on the latents of updates, so that what is learned of one clip
+        holds of those like it and the luck of its outcomes is not learned by heart (S4RL, arXiv 2103.06326).
         """
         super().__init__()
         self.lr, self.encoder_lr, self.gamma, self.tau = lr, encoder_lr, gamma, tau
+        self.latent_noise = latent_noise
         self._precision = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
         self.encoder = encoder
         self.auxiliary = auxiliary
@@ -258,6 +264,10 @@ class Agent(nn.Module):
             latents = self.encoder(batch.latents).float()
             with torch.no_grad():
                 next_latents = self.encoder(batch.next_latents).float()
+        if self.latent_noise:
+            latents, next_latents = (
+                z + self.latent_noise * torch.randn(z.shape, generator=generator) for z in (latents, next_latents)
+            )
         batch = batch._replace(latents=latents, next_latents=next_latents, rewards=rewards)
         noise, next_noise = torch.randn((2, *batch.actions.shape), generator=generator)
         alpha = self.log_alpha.detach().exp()

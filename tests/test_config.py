@@ -103,6 +103,14 @@ def test_settings_of_an_encoder_that_learns_need_video(name):
         config.TrainConfig(source="embeddings", **{name: value})
 
 
+def test_only_embeddings_are_seen_from_a_mean():
+    assert config.TrainConfig(source="embeddings").centre == "video"
+    for source in ("sim", "video"):
+        assert config.TrainConfig(source=source).centre is None
+        with pytest.raises(ValidationError, match="--centre needs --source embeddings"):
+            config.TrainConfig(source=source, centre="corpus")
+
+
 def test_the_encoder_learns_in_the_last_tenth_unless_told_otherwise():
     assert config.TrainConfig(source="video", episodes=400).frozen_episodes == 360
     assert config.TrainConfig(source="video", episodes=400, unfreeze_after=0).frozen_episodes == 0

@@ -12,7 +12,17 @@ from torchvision.models.video import R3D_18_Weights, r3d_18
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerVideoProcessor
 
 from pipeline import render, sim
-from pipeline.encoders import Projector, fit_learned, fit_pca, load_encoder, r3d, random_projector, weights
+from pipeline.encoders import (
+    Projector,
+    RunningCentre,
+    centre_videos,
+    fit_learned,
+    fit_pca,
+    load_encoder,
+    r3d,
+    random_projector,
+    weights,
+)
 from pipeline.encoders import encoder as encoder_module
 from pipeline.encoders.r3d import preprocess
 from pipeline.encoders.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
@@ -406,6 +416,30 @@ def test_the_encoder_leaves_the_caller_its_threads(clips, encoder):
 
 
 # The learned projector
+
+
+def test_clips_from_the_mean_of_their_video_by_hand():
+    """A quarter of a clip at the training mean, 2, belongs to each video; one of them has no clip."""
+    embeddings = np.array([[1.0], [3.0], [10.0]], np.float32)
+    centred = centre_videos(embeddings, np.array([0, 2, 2, 3]), np.array([2.0]))
+    np.testing.assert_allclose(centred, [[-1.0], [1.0], [10 - 10.5 / 1.25]], rtol=1e-6)
+    assert centred.dtype == np.float32
+
+
+def test_what_shifts_all_clips_of_a_video_is_hidden():
+    rng = np.random.default_rng(0)
+    embeddings, shift = rng.normal(size=(20, 128)), 5 * rng.normal(size=128)
+    as_it_is, shifted = (centre_videos(e, np.array([0, 20]), np.zeros(128)) for e in (embeddings, embeddings + shift))
+    np.testing.assert_allclose(shifted - as_it_is, np.tile(shift * 0.25 / 20.25, (20, 1)), atol=1e-5)
+
+
+def test_a_video_as_it_is_filmed_ends_as_the_whole_one():
+    """Each clip of two videos side by side is seen as the last one of its video up to then."""
+    videos, mean = np.random.default_rng(1).normal(size=(2, 5, 128)), np.ones(128)
+    centre = RunningCentre(mean)
+    for end in range(1, 6):
+        expected = [centre_videos(clips[:end], np.array([0, end]), mean)[-1] for clips in videos]
+        np.testing.assert_allclose(centre(videos[:, end - 1]), expected, atol=1e-6)
 
 
 def test_layer_norm_of_a_projector_by_hand():

@@ -8,6 +8,7 @@ import torch
 from pipeline import encoders, evaluate, extract, render, sim, simulate, store, train, video
 from pipeline.config import EvaluateConfig, ExtractConfig, SimulateConfig, TrainConfig
 from pipeline.errors import VtpError
+from pipeline.evaluate import runs
 from pipeline.evaluate.loops import PixelObserver
 from pipeline.sac import load_checkpoint, save_checkpoint
 
@@ -26,6 +27,7 @@ def rendered(tmp_path_factory):
         TrainConfig(
             source="embeddings", embeddings=folder / "embeddings.h5", out=folder / "run",
             episodes=40, num_envs=8, updates_per_episode=1, warmup_steps=16, batch_size=16,
+            centre="corpus",  # a video of three clips may show one context alone
         )
     )  # fmt: skip
     return folder
@@ -64,6 +66,20 @@ def test_closed_loop_from_pixels(rendered):
     assert {row["context"] for row in frames} == set(steps["context"])
     assert all((rendered / "run" / "frames" / row["file"]).is_file() for row in frames)
     assert json.loads((rendered / "run" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.slow
+def test_the_policy_sees_rendered_clips_from_the_mean_of_what_it_saw(rendered):
+    agent, meta = evaluate.load_run(rendered / "run")
+    rng = np.random.default_rng(0)
+    clips = [render.render_clip(render.sample_scene("dishwashing", rng), "pan", 0.5, 0.5, rng)]
+    with runs._observer(agent, meta) as see:
+        as_it_is = see(clips)
+    with runs._observer(agent, meta | {"centre": torch.ones(128)}) as see:
+        first, second = see(clips), see(clips)
+    away = as_it_is - 1
+    np.testing.assert_allclose(first, away * 0.25 / 1.25, atol=1e-4)
+    np.testing.assert_allclose(second, away * 0.25 / 2.25, atol=1e-4)
 
 
 @pytest.mark.slow

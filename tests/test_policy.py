@@ -63,11 +63,22 @@ def test_clips_are_named_and_actions_are_the_agents_own(trained):
     table, data = act(trained), store.read_embeddings(trained / "embeddings.h5")
     agent, _ = evaluate.load_run(trained / "run")
     assert list(table.columns) == COLUMNS
-    np.testing.assert_allclose(table[["speed", "care"]], agent.act(torch.from_numpy(data.embeddings)), atol=1e-6)
+    seen = evaluate.observed(data, torch.from_numpy(data.embeddings[:96].mean(0, dtype=float)))  # 8 training videos
+    np.testing.assert_allclose(table[["speed", "care"]], agent.act(torch.from_numpy(seen)), atol=1e-6)
     assert table["video_id"].tolist() == np.repeat(data.videos.id, np.diff(data.offset)).tolist()
     assert table["clip"].tolist() == list(range(12)) * 10
     np.testing.assert_array_equal(table["start_s"], data.clips.start_s)
     assert table["speed"].std() > 1e-3, "an untrained constant would hide a difference between formats"
+
+
+def test_clips_are_seen_as_they_were_in_training(trained, tmp_path):
+    """With --centre corpus as they are in the file."""
+    data = store.read_embeddings(trained / "embeddings.h5")
+    train.run(embeddings_config(tmp_path, trained / "embeddings.h5", centre="corpus"))
+    path = policy.export(PolicyExportConfig(run=tmp_path / "run", to="safetensors"))
+    agent, _ = evaluate.load_run(tmp_path / "run")
+    expected = agent.act(torch.from_numpy(data.embeddings))
+    np.testing.assert_allclose(act(trained, path)[["speed", "care"]], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("to", SUFFIXES)

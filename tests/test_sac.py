@@ -157,6 +157,12 @@ def test_td_target_takes_the_lesser_critic_less_entropy_and_respects_the_mask():
     torch.testing.assert_close(target, torch.tensor([1.0 + 0.9 * (3.0 - 0.5 * log_prob), 5.0], dtype=torch.float32))
 
 
+def test_without_a_future_the_target_is_the_reward():
+    batch = batch_of(2, rewards=[1.0, 5.0])
+    target = sac.td_target(batch, None, None, alpha=torch.tensor(0.5), gamma=0.0, noise=torch.zeros(2, 2))
+    assert target.tolist() == [1.0, 5.0]
+
+
 def test_critic_loss_is_half_the_weighted_mean_square_of_both():
     batch, target = batch_of(2), torch.tensor([1.0, 2.0])
     loss, info = sac.critic_loss(fixed_critic([2.0, 2.0], [1.0, 5.0]), batch, target, torch.tensor([0.5, 1.5]))
@@ -293,6 +299,18 @@ def test_a_loss_that_is_not_finite_is_an_error_and_not_a_policy():
     batch = batch_of(8, rewards=[float("nan")] * 8)
     with pytest.raises(VtpError, match="a loss is not finite"):
         new_agent().update(batch, torch.ones(8), generator=seeded())
+
+
+def test_latent_noise_is_of_updates_alone_and_comes_from_the_generator():
+    def trained(latent_noise, seed):
+        agent = new_agent(latent_noise=latent_noise)
+        before = agent.act(torch.ones(1, 3)), agent.act(torch.ones(1, 3))
+        np.testing.assert_array_equal(*before)
+        agent.update(batch_of(8), torch.ones(8), generator=seeded(seed))
+        return agent.critic.net[0].weight.detach()
+
+    torch.testing.assert_close(trained(0.3, 0), trained(0.3, 0), rtol=0, atol=0)
+    assert not torch.equal(trained(0.3, 0), trained(0.0, 0))
 
 
 @pytest.mark.slow

@@ -227,6 +227,19 @@ def test_an_unknown_context_is_named(tmp_path):
         train.run(embeddings_config(tmp_path, path))
 
 
+def test_videos_of_one_context_alone_are_not_seen_from_their_own_mean(tmp_path):
+    """The mean of such a video is its context."""
+    path = write_embeddings(tmp_path / "embeddings.h5")
+    data = store.read_embeddings(path)
+    alone = np.repeat(np.array(["pan", "glass"] * 5, object), 12)
+    store.write_embeddings(path, replace(data, labels=data.labels | {"context": alone}))
+    cfg = embeddings_config(tmp_path, path)
+    with pytest.raises(VtpError, match=r"every video of .*embeddings\.h5 shows one context alone.*add --centre corpus"):
+        train.run(cfg)
+    assert not (tmp_path / "run").exists()
+    train.run(cfg.model_copy(update={"centre": "corpus"}))
+
+
 def test_without_a_val_split_the_last_fifth_is_held_out(tmp_path):
     data = store.read_embeddings(write_embeddings(tmp_path / "embeddings.h5", splits=("train", "train")))
     videos, rows, how = evaluate.split_rows(data)

@@ -264,6 +264,15 @@ def test_a_policy_of_another_source_is_no_beginning(tmp_path):
     assert not (tmp_path / "next").exists()
 
 
+def test_a_policy_that_sees_clips_from_another_mean_is_no_beginning(tmp_path):
+    cfg = embeddings_config(tmp_path, write_embeddings(tmp_path / "embeddings.h5"), centre="corpus")
+    train.run(cfg)
+    with pytest.raises(
+        VtpError, match="was trained with --centre corpus, not with --centre video; add --centre corpus"
+    ):
+        train.run(cfg.model_copy(update={"init": tmp_path / "run", "out": tmp_path / "next", "centre": "video"}))
+
+
 def test_a_policy_of_another_projection_is_no_beginning(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5")
     cfg = embeddings_config(tmp_path, path)

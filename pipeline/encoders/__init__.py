@@ -3,6 +3,7 @@
 Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until a backbone turns them.
 """
 
+from pipeline.encoders.centring import RunningCentre, centre_videos
 from pipeline.encoders.clips import ClipEncoder, centre_crop, resized
 from pipeline.encoders.encoder import Encoder, computes_in_bf16, load_encoder
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
@@ -18,7 +19,9 @@ __all__ = [
     "MLPEncoder",
     "Normalizer",
     "Projector",
+    "RunningCentre",
     "centre_crop",
+    "centre_videos",
     "computes_in_bf16",
     "fit_learned",
     "fit_pca",

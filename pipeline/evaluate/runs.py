@@ -96,6 +96,14 @@ def video_of(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
     return np.searchsorted(data.offset, rows, side="right") - 1
 
 
+def observed(data: store.Embeddings, centre: torch.Tensor | None) -> np.ndarray:
+    """What a policy with that `centre` of its `meta` observes of an embeddings file: [N, 128], by video where not None.
+
+    Of a whole video the mean is that of all its clips, also of those held out.
+    """
+    return data.embeddings if centre is None else encoders.centre_videos(data.embeddings, data.offset, centre.numpy())
+
+
 def build_agent(source: str, meta: Mapping[str, Any] | None = None, **options: Any) -> Agent:
     """An untrained agent for that source; options are those of `Agent`. meta: a checkpoint's; of video alone needed."""
     if source == "embeddings":
@@ -156,6 +164,12 @@ def check_same_inputs(trained: dict[str, Any], wanted: dict[str, Any], run_dir: 
                 f"{run_dir} was trained with {name} {trained[name]}, not {wanted[name]}; "
                 f"add --{name.replace('_', '-')} {trained[name]}"
             )
+    trained_centre, wanted_centre = ("corpus" if meta.get("centre") is None else "video" for meta in (trained, wanted))
+    if trained_centre != wanted_centre:
+        raise VtpError(
+            f"{run_dir} was trained with --centre {trained_centre}, not with --centre {wanted_centre}; "
+            f"add --centre {trained_centre}"
+        )
     for name in ("backbone", "weights_sha256", "transform", "clip_len", "fps"):
         if trained["encoding"][name] != wanted["encoding"][name]:
             raise VtpError(
@@ -206,7 +220,8 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
         data = load_embeddings(meta)
         _, rows, _ = split_rows(data)
         model = outcome_model(data)
-        embeddings = data.embeddings[rows] if meta["source"] == "embeddings" else _see_again(agent, data, rows)
+        from_file = meta["source"] == "embeddings"
+        embeddings = observed(data, meta.get("centre"))[rows] if from_file else _see_again(agent, data, rows)
         steps = on_clips(agent, model.scenario, embeddings, model.context[rows], video=video_of(data, rows), rng=rng)
     return write_summary(
         cfg.run, scenario, steps, out=out, meta=meta, validation=validation, evaluation=_settings(cfg, validation),
@@ -245,9 +260,10 @@ def _observer(agent: Agent, meta: dict[str, Any]) -> Iterator[PixelObserver]:
         return
     encoder = encoders.load_encoder(encoding["backbone"], encoding["weights"], encoding["precision"])
     projector = _projector(meta)
+    centre = (lambda seen: seen) if meta.get("centre") is None else encoders.RunningCentre(meta["centre"].numpy())
     _check_weights(encoder.weights_sha256, encoding)
     with video.Decoder(frame_size=encoder.frame_size) as decoder:
-        yield PixelObserver(lambda clips: projector.project(encoder.features(clips)), decoder)
+        yield PixelObserver(lambda clips: centre(projector.project(encoder.features(clips))), decoder)
 
 
 def _see_again(agent: Agent, data: store.Embeddings, rows: np.ndarray) -> np.ndarray:

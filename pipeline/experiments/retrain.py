@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from pipeline import encoders, evaluate, sim
+from pipeline.config import TrainConfig
 from pipeline.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.errors import VtpError
 from pipeline.replay import Batch, ReplayBuffer
@@ -22,9 +23,6 @@ from pipeline.sac import Agent, Transitions
 NUM_ENVS = 256
 UPDATES_PER_STEP = 4  # of all environments: what training does by default
 WARMUP_STEPS = 8  # of all environments, before the first update
-RANDOM_ACTIONS = 0.1
-BATCH_SIZE = 256
-FINAL_ENTROPY = -6.0
 
 
 class Retrainer:
@@ -32,7 +30,7 @@ class Retrainer:
 
     def __init__(self, run: Path):
         self._agent, meta = evaluate.load_run(run)
-        self._source = meta["source"]
+        self._source, self._defaults = meta["source"], TrainConfig(source=meta["source"])
         if self._source == "video":
             raise VtpError(f"{run} was trained on video, which --retrain does not read again; drop --retrain")
         self.held_out = "the simulator, from its state"
@@ -40,13 +38,16 @@ class Retrainer:
             data = evaluate.load_embeddings(meta)
             self._context = evaluate.outcome_model(data).context
             self._videos, self._held_rows, self.held_out = evaluate.split_rows(data)
-            self._embeddings = data.embeddings
+            self._embeddings = evaluate.observed(data, meta.get("centre"))
             self._video = evaluate.video_of(data, self._held_rows)
 
     def retrain(self, scenario: sim.Scenario, *, updates: int, lambda_dual: float = 0.0, seed: int) -> Agent:
         """Train on in `scenario`, where a unit of error rate costs `lambda_dual` human wages an hour."""
         rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        agent = evaluate.build_agent(self._source, bf16=encoders.computes_in_bf16())
+        cfg = self._defaults
+        agent = evaluate.build_agent(
+            self._source, gamma=cfg.gamma, latent_noise=cfg.observation_noise, bf16=encoders.computes_in_bf16()
+        )
         agent.load_state_dict(self._agent.state_dict())
         agent.forget_rewards()
         env = self._environment(scenario, rng)
@@ -56,15 +57,15 @@ class Retrainer:
         buffer = ReplayBuffer(NUM_ENVS * steps, observations.shape[1:], observations.dtype, priority_exponent=0.0)
         for step in range(steps):
             actions = agent.act(self._look_up(observations), generator=generator)
-            at_random = rng.random(NUM_ENVS) < RANDOM_ACTIONS
+            at_random = rng.random(NUM_ENVS) < cfg.random_actions
             actions[at_random] = rng.random((at_random.sum(), 2), np.float32)
             next_observations, rewards, truncated = env.step(actions)
             ones = np.ones(NUM_ENVS)
             buffer.add(Batch(observations, actions, rewards, ones, next_observations), ones)
             agent.observe_rewards(rewards)
-            agent.anneal(0.5 + 0.5 * step / steps, final_entropy=FINAL_ENTROPY)
+            agent.anneal(0.5 + 0.5 * step / steps, final_entropy=cfg.final_entropy)
             for _ in range(UPDATES_PER_STEP if step >= WARMUP_STEPS else 0):
-                batch, _, weights, _ = buffer.sample(BATCH_SIZE, rng)
+                batch, _, weights, _ = buffer.sample(cfg.batch_size, rng)
                 agent.update(self._transitions(batch), torch.from_numpy(weights), generator=generator)
             observations = env.reset(truncated) if truncated.any() else next_observations
         return agent

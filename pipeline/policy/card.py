@@ -41,7 +41,7 @@ class Encoding(BaseModel):
 class Card(BaseModel):
     """What must be known to use a policy."""
 
-    card_version: Literal[1]
+    card_version: Literal[2]
     vtp_version: str
     source: Literal["embeddings", "sim"]
     observation_size: int
@@ -50,6 +50,7 @@ class Card(BaseModel):
     scenario: str
     seed: int
     outcome_model: str
+    centre: list[float] | None  # embeddings are observed from the mean of their video, with this prior
     encoding: Encoding | None  # None of a policy on the simulator's state
     provenance: dict[str, Any]
     sha256: str = UNSEALED  # of the file, where the format has no checksums of its own
@@ -91,9 +92,10 @@ def card_of(meta: dict[str, Any]) -> Card:
         parts = {name: None if part is None else np.asarray(part) for name, part in meta["projector"].items()}
         encoding = Encoding(**meta["encoding"], projector_sha256=projector_sha256(**parts))
     return Card(
-        card_version=1, vtp_version=__version__, source=meta["source"],
+        card_version=2, vtp_version=__version__, source=meta["source"],
         observation_size=OBSERVATION_SIZES[meta["source"]], actions=["speed", "care"], task=meta["task"],
         scenario=meta["scenario"], seed=meta["seed"], outcome_model=meta["outcome_model"], encoding=encoding,
+        centre=None if meta.get("centre") is None else meta["centre"].tolist(),
         provenance=meta["provenance"],
     )  # fmt: skip
 

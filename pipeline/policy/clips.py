@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 
 from pipeline import evaluate, store
 from pipeline.config import ActConfig
@@ -36,7 +37,9 @@ def act(cfg: ActConfig) -> pd.DataFrame:
         )
     data = store.read_embeddings(cfg.embeddings)
     check_encoding(policy.card, data, cfg)
-    blocks = [policy.act(data.embeddings[start : start + BLOCK_ROWS]) for start in range(0, data.num_clips, BLOCK_ROWS)]
+    centre = None if policy.card.centre is None else torch.tensor(policy.card.centre, dtype=torch.float64)
+    observations = evaluate.observed(data, centre)
+    blocks = [policy.act(observations[start : start + BLOCK_ROWS]) for start in range(0, data.num_clips, BLOCK_ROWS)]
     actions = np.concatenate(blocks)
     if not (actions.shape == (data.num_clips, ACTION_SIZE) and ((actions >= 0) & (actions <= 1)).all()):
         raise CorruptError(f"{cfg.policy} gives something other than actions in [0, 1]; export it again")

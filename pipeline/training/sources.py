@@ -111,15 +111,21 @@ def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.G
         model.scenario, cfg.num_envs, videos=videos, context=model.context,
         reward_window=cfg.reward_window, rng=rng,
     )  # fmt: skip
-    clips = None
+    clips = table = centre = None
     if cfg.source == "video":
         rows = np.concatenate([train_rows, held_out])
         clips = ReplayedClips(cfg.out / FOOTAGE, data, rows, frame_size=cfg.frame_size)
+    else:
+        if cfg.centre == "video":
+            _check_contexts_vary(cfg, data, model)
+            centre = torch.from_numpy(data.embeddings[train_rows].mean(axis=0, dtype=np.float64))
+        table = torch.from_numpy(evaluate.observed(data, centre))
+    of_held_out = evaluate.video_of(data, held_out)
 
     def validate(agent: Agent, rng: np.random.Generator) -> pd.DataFrame:
-        embeddings = data.embeddings[held_out] if clips is None else clips.embeddings(agent.encoder, held_out)
+        embeddings = table[held_out].numpy() if clips is None else clips.embeddings(agent.encoder, held_out)
         return evaluate.on_clips(
-            agent, model.scenario, embeddings, model.context[held_out], video=evaluate.video_of(data, held_out),
+            agent, model.scenario, embeddings, model.context[held_out], video=of_held_out,
             draws=max(1, VALIDATION_DRAWS // len(held_out)), rng=rng,
         )  # fmt: skip
 
@@ -145,8 +151,19 @@ def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.G
     }  # fmt: skip
     if cfg.source == "video":
         meta |= {"frame_size": cfg.frame_size, "encoder_layers": cfg.encoder_layers}
-    table = torch.from_numpy(data.embeddings) if clips is None else None
+    else:
+        meta |= {"centre": centre}
     return Source(env, model.scenario, table, train_rows, novelty, validate, "held-out clips", meta, clips)
+
+
+def _check_contexts_vary(cfg: TrainConfig, data: store.Embeddings, model: evaluate.OutcomeModel) -> None:
+    """VtpError where each video shows one context of several, so that its mean would take the context away."""
+    shown = [set(contexts) for contexts in np.split(model.context, data.offset[1:-1])]
+    if len(set().union(*shown)) > 1 and all(len(contexts) <= 1 for contexts in shown):
+        raise VtpError(
+            f"every video of {cfg.embeddings} shows one context alone, which --centre video would take away with the "
+            "mean of the video; add --centre corpus"
+        )
 
 
 def command_line(cfg: TrainConfig) -> str:

@@ -207,10 +207,10 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
     """An agent to begin with: untrained, or the best policy of another run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        rates = {"lr": cfg.lr, "encoder_lr": cfg.encoder_lr}
         agent = evaluate.build_agent(
-            cfg.source, source.meta, gamma=cfg.gamma, tau=cfg.tau, bf16=encoders.computes_in_bf16(), **rates
-        )
+            cfg.source, source.meta, lr=cfg.lr, encoder_lr=cfg.encoder_lr, gamma=cfg.gamma, tau=cfg.tau,
+            latent_noise=cfg.observation_noise, bf16=encoders.computes_in_bf16(),
+        )  # fmt: skip
     if source.initial is not None:
         agent.load_state_dict(source.initial.state_dict())
         agent.forget_rewards()  # they are scaled by what they are in this world
