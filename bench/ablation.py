@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 
 from pipeline import evaluate, sac, train
-from pipeline.config import TrainConfig, parse_seeds
+from pipeline.config import EvaluateConfig, TrainConfig, parse_seeds
 
 Patch = Callable[[], contextlib.AbstractContextManager]
 
@@ -55,31 +57,66 @@ VARIANTS: dict[str, tuple[dict[str, Any], Patch]] = {
     "no layer norm in critics and encoder": ({}, lambda: mock.patch.object(nn, "LayerNorm", NoNorm)),
     "60 updates an episode": ({"updates_per_episode": 60.0}, contextlib.nullcontext),
 }
+OF_EMBEDDINGS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "discount 0.995": {"gamma": 0.995},
+    "no noise in updates": {"observation_noise": 0.0},
+    "seen from the mean of all clips": {"centre": "corpus"},
+    "all three": {"gamma": 0.995, "observation_noise": 0.0, "centre": "corpus"},
+}
 
 
-def ratio(settings: dict[str, Any], patch: Patch) -> float:
+def in_simulator(settings: dict[str, Any], patch: Patch, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, patch():
-        return train.run(TrainConfig(source="sim", out=Path(folder) / "run", **settings))["oracle_ratio"]
+        summary = train.run(TrainConfig(source="sim", out=Path(folder) / "run", seed=seed, **settings))
+    return {settings["scenario"]: summary["oracle_ratio"]}
+
+
+def from_pixels(settings: dict[str, Any], seed: int) -> dict[str, float]:
+    """In closed loop from pixels, in scenes like the demonstrations' and in such as none of them shows."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        train.run(TrainConfig(source="embeddings", out=run, seed=seed, **settings))
+        return {
+            scenes: evaluate.run(EvaluateConfig(run=run, scenes=scenes))["oracle_ratio"]
+            for scenes in ("usual", "changed")
+        }
+
+
+def over_seeds(ratios: list[dict[str, float]]) -> dict[str, Any]:
+    row = {}
+    for name in ratios[0]:
+        values = [one[name] for one in ratios]
+        row[name] = {"mean": sum(values) / len(values), "worst": min(values), "ratios": values}
+        if len(values) > 1:
+            row[name]["ci95"] = evaluate.interval95(values)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenario", default="seed", choices=("seed", "mixed"))
-    parser.add_argument("--episodes", type=int, default=250)
+    parser.add_argument("--scenario", default="seed", choices=("seed", "mixed"), help="of the simulator")
+    parser.add_argument("--embeddings", type=Path, help="train on these, instead of the simulator's state")
+    parser.add_argument("--episodes", type=int, help="by default 250, of embeddings 32000")
     parser.add_argument("--seeds", default="0-2")
-    parser.add_argument("--only", help="variants whose names have this in them")
+    parser.add_argument("--only", default="", help="variants whose names have this in them")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    fixed: dict[str, Any]
+    if args.embeddings:
+        fixed = {"embeddings": args.embeddings, "episodes": args.episodes or 32_000}
+        measures = {name: partial(from_pixels, fixed | settings) for name, settings in OF_EMBEDDINGS.items()}
+    else:
+        fixed = {"scenario": args.scenario, "episodes": args.episodes or 250}
+        measures = {
+            name: partial(in_simulator, fixed | settings, patch) for name, (settings, patch) in VARIANTS.items()
+        }
     rows = {}
-    for name, (settings, patch) in VARIANTS.items():
-        if args.only and args.only not in name:
-            continue
-        fixed = {"scenario": args.scenario, "episodes": args.episodes}
-        ratios = [ratio(fixed | settings | {"seed": seed}, patch) for seed in parse_seeds(args.seeds)]
-        rows[name] = {"mean": sum(ratios) / len(ratios), "worst": min(ratios), "ratios": ratios}
-        if len(ratios) > 1:
-            rows[name]["ci95"] = evaluate.interval95(ratios)
-    print(json.dumps({"scenario": args.scenario, "episodes": args.episodes, "oracle_ratio": rows}, indent=2))
+    for name, measure in measures.items():
+        if args.only in name:
+            rows[name] = over_seeds([measure(seed) for seed in parse_seeds(args.seeds)])
+            print(f"{name}: {rows[name]}", file=sys.stderr, flush=True)
+    print(json.dumps({**fixed, "oracle_ratio": rows}, indent=2, default=str))
 
 
 if __name__ == "__main__":
