@@ -261,12 +261,12 @@ class TrainConfig(Config):
         0.2, ge=0, le=1, description="Replay priority is |TD| to this power, times novelty."
     )
     observation_noise: float = Field(
-        0.0, ge=0, description="Deviation of the noise on what an update sees, in that of a clip; of embeddings 0.2."
+        0.0, ge=0, description="Deviation of the Gaussian noise on what updates see, encoded; of embeddings 0.2."
     )
     random_actions: float = Field(0.1, ge=0, le=1, description="Share of training actions drawn uniformly.")
     lr: float = Field(1e-3, gt=0, description="Initial learning rate; it falls linearly to a twentieth.")
     gamma: float = Field(
-        0.995, ge=0, lt=1, description="Discount per step; of embeddings and video 0: what is done moves no clip."
+        0.995, ge=0, lt=1, description="Discount per step; of a step's rewards on clips 0, for what is done moves none."
     )
     tau: float = Field(5e-3, gt=0, le=1, description="Step of the target networks' moving average.")
     final_entropy: float = Field(
@@ -336,7 +336,9 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_source(cls, values: dict[str, Any]) -> dict[str, Any]:
-        defaults = TRAIN_DEFAULTS.get(str(values.get("source")), {})
+        defaults = dict(TRAIN_DEFAULTS.get(str(values.get("source")), {}))
+        if values.get("reward_window") == "episode":
+            defaults.pop("gamma", None)  # what is done counts in the rates of all that follows
         return defaults | {name: value for name, value in values.items() if value is not None}
 
 

@@ -103,6 +103,12 @@ def test_settings_of_an_encoder_that_learns_need_video(name):
         config.TrainConfig(source="embeddings", **{name: value})
 
 
+def test_clips_have_a_discount_where_rewards_look_back():
+    assert config.TrainConfig(source="embeddings").gamma == 0
+    assert config.TrainConfig(source="embeddings", reward_window="episode").gamma == 0.995
+    assert config.TrainConfig(source="embeddings", reward_window="episode", gamma=0.5).gamma == 0.5
+
+
 def test_only_embeddings_are_seen_from_a_mean():
     assert config.TrainConfig(source="embeddings").centre == "video"
     for source in ("sim", "video"):

@@ -75,7 +75,7 @@ def test_the_policy_sees_rendered_clips_from_the_mean_of_what_it_saw(rendered):
     clips = [render.render_clip(render.sample_scene("dishwashing", rng), "pan", 0.5, 0.5, rng)]
     with runs._observer(agent, meta) as see:
         as_it_is = see(clips)
-    with runs._observer(agent, meta | {"centre": torch.ones(128)}) as see:
+    with runs._observer(agent, meta | {"centre": [1.0] * 128}) as see:
         first, second = see(clips), see(clips)
     away = as_it_is - 1
     np.testing.assert_allclose(first, away * 0.25 / 1.25, atol=1e-4)

@@ -63,7 +63,7 @@ def test_clips_are_named_and_actions_are_the_agents_own(trained):
     table, data = act(trained), store.read_embeddings(trained / "embeddings.h5")
     agent, _ = evaluate.load_run(trained / "run")
     assert list(table.columns) == COLUMNS
-    seen = evaluate.observed(data, torch.from_numpy(data.embeddings[:96].mean(0, dtype=float)))  # 8 training videos
+    seen = evaluate.observed(data, data.embeddings[:96].mean(0, dtype=float).tolist())  # 8 training videos
     np.testing.assert_allclose(table[["speed", "care"]], agent.act(torch.from_numpy(seen)), atol=1e-6)
     assert table["video_id"].tolist() == np.repeat(data.videos.id, np.diff(data.offset)).tolist()
     assert table["clip"].tolist() == list(range(12)) * 10

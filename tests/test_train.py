@@ -1,3 +1,4 @@
+import shlex
 from dataclasses import replace
 
 import h5py
@@ -158,6 +159,24 @@ def test_the_recorded_command_trains_with_these_settings(tmp_path):
     assert command.startswith("vtp train --source sim --out")
     assert "--episodes 24" in command
     assert "--lr" not in command, "defaults are left out"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gamma": 0.995},
+        {"reward_window": "episode"},
+        {"reward_window": "episode", "gamma": 0.0},
+        {"centre": "corpus", "novelty": "a folder/novelty.h5"},
+    ],
+)
+def test_a_command_says_all_that_the_defaults_do_not(settings):
+    cfg = TrainConfig(source="embeddings", **settings)
+    flags = shlex.split(training.command_line(cfg))[2:]
+    names = [flag.removeprefix("--").replace("-", "_") for flag in flags[::2]]
+    assert TrainConfig(**dict(zip(names, flags[1::2], strict=True))) == cfg
+    assert set(names) == {"source", *settings}
 
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):

@@ -96,9 +96,9 @@ def from_pixels(
 ) -> pd.DataFrame:
     """Closed loop: state, rendered clip, codec, encoder, projector, policy, action, simulator; in scenes of its own.
 
-    see: raw clips, E of [T, H, W, 3] → embeddings [E, 128]. A clip shows the present context, worked on in the way of
-    the policy's last action; in `changed` scenes light, background and size of the work are such as no demo has.
-    Thumbnails of each context go to the folder `frames`.
+    see: raw clips, E of [T, H, W, 3] → what the policy observes, [E, 128]. A clip shows the present context, worked on
+    in the way of the policy's last action; in `changed` scenes light, background and size of the work are such as no
+    demo has. Thumbnails of each context go to the folder `frames`.
     """
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([PIXEL_STREAM, seed]).spawn(episodes + 1)]
     rng, scene_rngs = streams[0], streams[1:]
@@ -152,7 +152,7 @@ class _Gallery:
 
 
 class PixelObserver:
-    """Raw clips to embeddings [E, 128] along a video's own path: H.264, decord, and `embed`, the encoder's part."""
+    """Raw clips to observations [E, 128] along a video's own path: H.264, decord, and `embed`, the encoder's part."""
 
     def __init__(self, embed: Callable[[np.ndarray], np.ndarray], decoder: video.Decoder):
         self.embed, self.decoder = embed, decoder

@@ -96,12 +96,13 @@ def video_of(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
     return np.searchsorted(data.offset, rows, side="right") - 1
 
 
-def observed(data: store.Embeddings, centre: torch.Tensor | None) -> np.ndarray:
-    """What a policy with that `centre` of its `meta` observes of an embeddings file: [N, 128], by video where not None.
+def observed(data: store.Embeddings, centre: list[float] | None) -> np.ndarray:
+    """What a policy with that `centre` of its `meta` observes of an embeddings file: [N, 128].
 
-    Of a whole video the mean is that of all its clips, also of those held out.
+    centre: [128], the mean embedding of its training clips, where it sees each clip from the mean of its video; that is
+    the mean of all clips there, also of those held out.
     """
-    return data.embeddings if centre is None else encoders.centre_videos(data.embeddings, data.offset, centre.numpy())
+    return data.embeddings if centre is None else encoders.centre_videos(data.embeddings, data.offset, np.array(centre))
 
 
 def build_agent(source: str, meta: Mapping[str, Any] | None = None, **options: Any) -> Agent:
@@ -260,10 +261,15 @@ def _observer(agent: Agent, meta: dict[str, Any]) -> Iterator[PixelObserver]:
         return
     encoder = encoders.load_encoder(encoding["backbone"], encoding["weights"], encoding["precision"])
     projector = _projector(meta)
-    centre = (lambda seen: seen) if meta.get("centre") is None else encoders.RunningCentre(meta["centre"].numpy())
     _check_weights(encoder.weights_sha256, encoding)
+    centre = None if meta.get("centre") is None else encoders.RunningCentre(np.array(meta["centre"]))
+
+    def embed(clips: np.ndarray) -> np.ndarray:
+        embeddings = projector.project(encoder.features(clips))
+        return embeddings if centre is None else centre(embeddings)
+
     with video.Decoder(frame_size=encoder.frame_size) as decoder:
-        yield PixelObserver(lambda clips: centre(projector.project(encoder.features(clips))), decoder)
+        yield PixelObserver(embed, decoder)
 
 
 def _see_again(agent: Agent, data: store.Embeddings, rows: np.ndarray) -> np.ndarray:

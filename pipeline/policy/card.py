@@ -50,7 +50,7 @@ class Card(BaseModel):
     scenario: str
     seed: int
     outcome_model: str
-    centre: list[float] | None  # embeddings are observed from the mean of their video, with this prior
+    centre: list[float] | None  # the training clips' mean, where each embedding is observed from its video's mean
     encoding: Encoding | None  # None of a policy on the simulator's state
     provenance: dict[str, Any]
     sha256: str = UNSEALED  # of the file, where the format has no checksums of its own
@@ -95,7 +95,7 @@ def card_of(meta: dict[str, Any]) -> Card:
         card_version=2, vtp_version=__version__, source=meta["source"],
         observation_size=OBSERVATION_SIZES[meta["source"]], actions=["speed", "care"], task=meta["task"],
         scenario=meta["scenario"], seed=meta["seed"], outcome_model=meta["outcome_model"], encoding=encoding,
-        centre=None if meta.get("centre") is None else meta["centre"].tolist(),
+        centre=meta.get("centre"),
         provenance=meta["provenance"],
     )  # fmt: skip
 

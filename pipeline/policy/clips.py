@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 
 from pipeline import evaluate, store
 from pipeline.config import ActConfig
@@ -37,8 +36,7 @@ def act(cfg: ActConfig) -> pd.DataFrame:
         )
     data = store.read_embeddings(cfg.embeddings)
     check_encoding(policy.card, data, cfg)
-    centre = None if policy.card.centre is None else torch.tensor(policy.card.centre, dtype=torch.float64)
-    observations = evaluate.observed(data, centre)
+    observations = evaluate.observed(data, policy.card.centre)
     blocks = [policy.act(observations[start : start + BLOCK_ROWS]) for start in range(0, data.num_clips, BLOCK_ROWS)]
     actions = np.concatenate(blocks)
     if not (actions.shape == (data.num_clips, ACTION_SIZE) and ((actions >= 0) & (actions <= 1)).all()):

@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
     env: VectorEnv
     scenario: sim.Scenario
-    table: torch.Tensor | None  # [N, 128] embeddings
+    table: torch.Tensor | None  # [N, 128] embeddings as they are observed
     train_rows: np.ndarray | None  # [n] rows of the table that training may see
     novelty: np.ndarray | None  # [N] weights
     validate: Callable[[Agent, np.random.Generator], pd.DataFrame]  # → validation steps
@@ -118,7 +118,7 @@ def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.G
     else:
         if cfg.centre == "video":
             _check_contexts_vary(cfg, data, model)
-            centre = torch.from_numpy(data.embeddings[train_rows].mean(axis=0, dtype=np.float64))
+            centre = data.embeddings[train_rows].mean(axis=0, dtype=np.float64).tolist()
         table = torch.from_numpy(evaluate.observed(data, centre))
     of_held_out = evaluate.video_of(data, held_out)
 
@@ -168,10 +168,11 @@ def _check_contexts_vary(cfg: TrainConfig, data: store.Embeddings, model: evalua
 
 def command_line(cfg: TrainConfig) -> str:
     """The command that trains with these settings: its flags are those that differ from the defaults."""
-    defaults = TrainConfig(source=cfg.source)
+    defaults = TrainConfig(source=cfg.source, reward_window=cfg.reward_window).model_dump()  # which decide on others'
+    defaults["reward_window"] = TrainConfig.model_fields["reward_window"].default
     words = ["vtp", "train", "--source", cfg.source]
-    for name in TrainConfig.model_fields:
+    for name, default in defaults.items():
         value = getattr(cfg, name)
-        if not isinstance(value, bool) and value != getattr(defaults, name):
+        if not isinstance(value, bool) and value != default:
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
