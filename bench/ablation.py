@@ -59,10 +59,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], Patch]] = {
 }
 OF_EMBEDDINGS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "discount 0.995": {"gamma": 0.995},
-    "no noise in updates": {"observation_noise": 0.0},
-    "seen from the mean of all clips": {"centre": "corpus"},
-    "all three": {"gamma": 0.995, "observation_noise": 0.0, "centre": "corpus"},
+    "seen from the mean of their video": {"centre": "video"},
+    "the same, discount 0.995": {"centre": "video", "gamma": 0.995},
+    "the same, no noise in updates": {"centre": "video", "observation_noise": 0.0},
+    "discount 0.995 and no noise": {"gamma": 0.995, "observation_noise": 0.0},
 }
 
 

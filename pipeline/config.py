@@ -214,7 +214,7 @@ TRAIN_DEFAULTS = {
     "sim": {"episodes": 500, "num_envs": 32, "updates_per_episode": 8.0},
     "embeddings": {
         "episodes": 20_000, "num_envs": 256, "updates_per_episode": 1.0,
-        "gamma": 0.0, "observation_noise": 0.2, "centre": "video",
+        "gamma": 0.0, "observation_noise": 0.2, "centre": "corpus",
     },
     "video": {
         "episodes": 2000, "num_envs": 8, "updates_per_episode": 8.0, "batch_size": 32, "gamma": 0.0,
@@ -281,7 +281,7 @@ class TrainConfig(Config):
     )
     centre: Literal["video", "corpus"] | None = Field(
         None,
-        description="From which mean --source embeddings sees a clip: of its video, which hides scenes, or of all.",
+        description="From which mean --source embeddings sees a clip: of all, or of its video, which hides the scene.",
     )
     frame_size: int | None = Field(
         None, ge=16, le=112, description="Height and width of the frames, for --source video; by default 112."

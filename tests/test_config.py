@@ -110,11 +110,11 @@ def test_clips_have_a_discount_where_rewards_look_back():
 
 
 def test_only_embeddings_are_seen_from_a_mean():
-    assert config.TrainConfig(source="embeddings").centre == "video"
+    assert config.TrainConfig(source="embeddings").centre == "corpus"
     for source in ("sim", "video"):
         assert config.TrainConfig(source=source).centre is None
         with pytest.raises(ValidationError, match="--centre needs --source embeddings"):
-            config.TrainConfig(source=source, centre="corpus")
+            config.TrainConfig(source=source, centre="video")
 
 
 def test_the_encoder_learns_in_the_last_tenth_unless_told_otherwise():

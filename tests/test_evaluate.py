@@ -27,7 +27,6 @@ def rendered(tmp_path_factory):
         TrainConfig(
             source="embeddings", embeddings=folder / "embeddings.h5", out=folder / "run",
             episodes=40, num_envs=8, updates_per_episode=1, warmup_steps=16, batch_size=16,
-            centre="corpus",  # a video of three clips may show one context alone
         )
     )  # fmt: skip
     return folder

@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
     """A run on embeddings and one on states, each with its policy in all formats, and the embeddings."""
     folder = tmp_path_factory.mktemp("policy")
     write_embeddings(folder / "embeddings.h5")
-    train.run(embeddings_config(folder, folder / "embeddings.h5"))
+    train.run(embeddings_config(folder, folder / "embeddings.h5", centre="video"))
     train.run(sim_config(folder, out=folder / "sim"))
     for run in ("run", "sim"):
         for to in SUFFIXES:
@@ -72,9 +72,9 @@ def test_clips_are_named_and_actions_are_the_agents_own(trained):
 
 
 def test_clips_are_seen_as_they_were_in_training(trained, tmp_path):
-    """With --centre corpus as they are in the file."""
+    """Where not from the mean of their video, as they are in the file."""
     data = store.read_embeddings(trained / "embeddings.h5")
-    train.run(embeddings_config(tmp_path, trained / "embeddings.h5", centre="corpus"))
+    train.run(embeddings_config(tmp_path, trained / "embeddings.h5"))
     path = policy.export(PolicyExportConfig(run=tmp_path / "run", to="safetensors"))
     agent, _ = evaluate.load_run(tmp_path / "run")
     expected = agent.act(torch.from_numpy(data.embeddings))

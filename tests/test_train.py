@@ -168,7 +168,7 @@ def test_the_recorded_command_trains_with_these_settings(tmp_path):
         {"gamma": 0.995},
         {"reward_window": "episode"},
         {"reward_window": "episode", "gamma": 0.0},
-        {"centre": "corpus", "novelty": "a folder/novelty.h5"},
+        {"centre": "video", "novelty": "a folder/novelty.h5"},
     ],
 )
 def test_a_command_says_all_that_the_defaults_do_not(settings):
@@ -252,8 +252,8 @@ def test_videos_of_one_context_alone_are_not_seen_from_their_own_mean(tmp_path):
     data = store.read_embeddings(path)
     alone = np.repeat(np.array(["pan", "glass"] * 5, object), 12)
     store.write_embeddings(path, replace(data, labels=data.labels | {"context": alone}))
-    cfg = embeddings_config(tmp_path, path)
-    with pytest.raises(VtpError, match=r"every video of .*embeddings\.h5 shows one context alone.*add --centre corpus"):
+    cfg = embeddings_config(tmp_path, path, centre="video")
+    with pytest.raises(VtpError, match=r"every video of .*embeddings\.h5 shows one context alone.*use --centre corpus"):
         train.run(cfg)
     assert not (tmp_path / "run").exists()
     train.run(cfg.model_copy(update={"centre": "corpus"}))

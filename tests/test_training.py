@@ -265,7 +265,7 @@ def test_a_policy_of_another_source_is_no_beginning(tmp_path):
 
 
 def test_a_policy_that_sees_clips_from_another_mean_is_no_beginning(tmp_path):
-    cfg = embeddings_config(tmp_path, write_embeddings(tmp_path / "embeddings.h5"), centre="corpus")
+    cfg = embeddings_config(tmp_path, write_embeddings(tmp_path / "embeddings.h5"))
     train.run(cfg)
     with pytest.raises(
         VtpError, match="was trained with --centre corpus, not with --centre video; add --centre corpus"

@@ -162,7 +162,7 @@ def _check_contexts_vary(cfg: TrainConfig, data: store.Embeddings, model: evalua
     if len(set().union(*shown)) > 1 and all(len(contexts) <= 1 for contexts in shown):
         raise VtpError(
             f"every video of {cfg.embeddings} shows one context alone, which --centre video would take away with the "
-            "mean of the video; add --centre corpus"
+            "mean of the video; use --centre corpus"
         )
 
 
