@@ -9,7 +9,7 @@ from pipeline.config import DemoConfig
 
 @pytest.mark.slow
 def test_the_whole_pipeline_in_small(tmp_path, monkeypatch):
-    sizes = {"videos": 4, "steps": 3, "train_episodes": 64, "episodes": 2, "eval_steps": 2}
+    sizes = {"videos": 4, "steps": 3, "train_episodes": 64, "centre": "corpus", "episodes": 2, "eval_steps": 2}
     monkeypatch.setattr(demo, "QUICK", sizes)
     stages = []
 
