@@ -1,0 +1,44 @@
+"""One frozen model per stage: every default, bound and help text lives here, once.
+
+The command line is generated from these models, so a parameter has one name from its flag to the HDF5 attribute.
+"""
+
+from pipeline.config.arrays import alone, parse_seeds, slurm_minutes
+from pipeline.config.base import Config
+from pipeline.config.results import (
+    CompareConfig,
+    DemoConfig,
+    ElasticityConfig,
+    FrontierConfig,
+    NoveltyExperimentConfig,
+    ReportConfig,
+    SpreadConfig,
+    ValueConfig,
+)
+from pipeline.config.training import VIDEO_SETTINGS, ActConfig, EvaluateConfig, PolicyExportConfig, TrainConfig
+from pipeline.config.videos import DoctorConfig, ExtractConfig, MergeConfig, NoveltyConfig, SimulateConfig
+
+__all__ = [
+    "VIDEO_SETTINGS",
+    "ActConfig",
+    "CompareConfig",
+    "Config",
+    "DemoConfig",
+    "DoctorConfig",
+    "ElasticityConfig",
+    "EvaluateConfig",
+    "ExtractConfig",
+    "FrontierConfig",
+    "MergeConfig",
+    "NoveltyConfig",
+    "NoveltyExperimentConfig",
+    "PolicyExportConfig",
+    "ReportConfig",
+    "SimulateConfig",
+    "SpreadConfig",
+    "TrainConfig",
+    "ValueConfig",
+    "alone",
+    "parse_seeds",
+    "slurm_minutes",
+]

@@ -1,0 +1,138 @@
+"""From videos to embeddings and their novelty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline.config.arrays import (
+    Launcher,
+    NoWait,
+    SlurmCpus,
+    SlurmGres,
+    SlurmPartition,
+    SlurmTime,
+    check_launcher,
+    device_numbers,
+)
+from pipeline.config.base import MAX_SEED, Config, Scenario, Shard, Task
+
+
+class SimulateConfig(Config):
+    """Render demonstration videos with labels and a manifest."""
+
+    out: Path = Field(Path("data/demos"), description="Folder for videos, labels and manifest.csv.")
+    videos: int = Field(12, ge=1, le=100_000, description="Number of videos, one episode each.")
+    steps: int = Field(60, ge=1, le=60, description="Simulator steps a video; each is one clip of 16 frames.")
+    task: Task = Field("dishwashing", description="What the demonstrator does.")
+    scenario: Scenario = Field("mixed", description="seed: one kind of object; mixed: a context per step.")
+    val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
+    novel: float = Field(0.0, ge=0, le=1, description="Share of the clips that show planted novelty, of six kinds.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed; the same seed gives the same bytes.")
+
+
+class ExtractConfig(Config):
+    """Turn videos into one 128-D embedding a clip."""
+
+    source: str = Field(description="Folder, glob, one video, or a manifest (.csv, .jsonl, .parquet).")
+    out: Path = Field(Path("data/embeddings.h5"), description="HDF5 file to write.")
+    clip_len: int = Field(16, ge=1, le=256, description="Frames a clip.")
+    clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
+    fps: float = Field(15.0, gt=0, le=240, description="Frames a second, sampled by presentation time.")
+    tail: Literal["drop", "pad"] = Field("drop", description="What to do with a last clip that is too short.")
+    backbone: Literal["r3d_18", "timesformer_b"] = Field("r3d_18", description="Video encoder.")
+    weights: str = Field(
+        "kinetics400", description="kinetics400, the backbone's own file or folder, random:SEED, or auto."
+    )
+    projector: str = Field(
+        "pca", description="pca, learned, random:SEED, or an embeddings file whose projector to use."
+    )
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto", description="auto: what the processor is fastest in: int8 (of r3d_18), bf16, or fp32."
+    )
+    batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
+    decoder: Literal["auto", "decord", "pyav"] = Field(
+        "auto", description="auto: decord, or PyAV for what decord gets wrong: AV1, edit lists, MPEG-TS, narrow frames."
+    )
+    timeout_s: float = Field(300.0, gt=0, description="Deadline for decoding one video, in seconds.")
+    retries: int = Field(
+        1, ge=0, le=10, description="More tries for a video that could not be read or whose decoder died or hung."
+    )
+    max_failures: int | None = Field(None, ge=0, description="Stop when more videos than this have failed.")
+    shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
+    shard: Shard = Field(
+        None,
+        description="Which of them this is, from 0; auto: the index of the array job (Slurm, Kubernetes, AWS Batch).",
+    )
+    launcher: Launcher = None
+    slurm_partition: SlurmPartition = None
+    slurm_time: SlurmTime = "4:00:00"
+    slurm_gres: SlurmGres = None
+    slurm_cpus: SlurmCpus = None
+    no_wait: NoWait = False
+    devices: Annotated[
+        str | None,
+        AfterValidator(device_numbers),
+        Field(
+            description="GPUs of this machine, such as 0,1,2,3 or all: a process each shares the videos with others."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _shard_is_one_of_them(self) -> ExtractConfig:
+        if isinstance(self.shard, int) and self.shard >= self.shards:
+            raise ValueError(f"shard ({self.shard}) is not below shards ({self.shards}); count from 0")
+        return self
+
+    @model_validator(mode="after")
+    def _an_array_has_shards(self) -> ExtractConfig:
+        if self.launcher and self.shards == 1:
+            raise ValueError("--launcher runs an array; add --shards, the number of its tasks")
+        if self.launcher and self.shard is not None:
+            raise ValueError(f"--launcher runs all shards and --shard {self.shard} one; drop either")
+        if self.devices and self.shard is not None:
+            raise ValueError(f"--devices shares all videos and --shard {self.shard} has some; drop either")
+        if self.devices and self.launcher == "slurm":
+            raise ValueError("--devices is of this machine; Slurm gives a task its GPU: --slurm-gres gpu:1")
+        check_launcher(self)
+        return self
+
+
+class MergeConfig(Config):
+    """Put the parts of a sharded extraction together, or the seeds of a training."""
+
+    out: Path = Field(
+        Path("data/embeddings.h5"), description="What was given as --out to vtp extract --shards or vtp train --seeds."
+    )
+
+
+class DoctorConfig(Config):
+    """Check this machine's decoders and what lies at an output."""
+
+    out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, as given to vtp extract.")
+
+
+class NoveltyConfig(Config):
+    """Score how far each clip lies off what a reference corpus does, by the noise gap of a video diffusion model."""
+
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, beside its videos.")
+    out: Path | None = Field(None, description="File to write; by default novelty.h5 beside the embeddings.")
+    model: str = Field(
+        "auto", description="auto, corpus, or Stable Video Diffusion from a folder in diffusers format or the hub."
+    )
+    reference: Path | None = Field(
+        None,
+        description="What is ordinary: a manifest of some of these videos, or another embeddings file; by default all.",
+    )
+    resolution: int | None = Field(
+        None, ge=32, le=1024, multiple_of=16, description="Height of the model's frames; by default 64, of svd 320."
+    )
+    draws: int = Field(1, ge=1, le=64, description="Antithetic pairs of noise at each of five levels.")
+    updates: int = Field(200, ge=1, le=100_000, description="Updates of the corpus model, for each of its two halves.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
+    allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour a clip.")
+    shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
+    shard: Shard = Field(None, description="Which of them this one is, from 0; auto: the index of the array job.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the noise and of the corpus model.")
