@@ -120,15 +120,14 @@ def _work(task: Task, logs: tuple[Path, Path], connection: Connection, device: s
     for stream, path in zip((1, 2), logs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    trace = ""
     try:
         task()
     except KeyboardInterrupt:
         sys.exit(EXIT_TRY_AGAIN)
-    except Exception:  # a bug's too: this is the last place where its trace is known, and the parent raises it
-        trace = traceback.format_exc()
-        print(trace, file=sys.stderr)
-    connection.send(trace)
+    except Exception:
+        connection.send(traceback.format_exc())
+        raise  # to the log, and to the exit code
+    connection.send("")
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
