@@ -415,7 +415,7 @@ def test_the_encoder_leaves_the_caller_its_threads(clips, encoder):
     assert torch.get_num_threads() == before
 
 
-# The learned projector
+# Clips from the mean of their video
 
 
 def test_clips_from_the_mean_of_their_video_by_hand():
@@ -440,6 +440,9 @@ def test_a_video_as_it_is_filmed_ends_as_the_whole_one():
     for end in range(1, 6):
         expected = [centre_videos(clips[:end], np.array([0, end]), mean)[-1] for clips in videos]
         np.testing.assert_allclose(centre(videos[:, end - 1]), expected, atol=1e-6)
+
+
+# The learned projector
 
 
 def test_layer_norm_of_a_projector_by_hand():
