@@ -16,8 +16,9 @@ from unittest import mock
 import torch
 from torch import nn
 
-from pipeline import evaluate, sac, train
+from pipeline import evaluate, train
 from pipeline.config import EvaluateConfig, TrainConfig, parse_seeds
+from pipeline.rl import sac
 
 Patch = Callable[[], contextlib.AbstractContextManager]
 

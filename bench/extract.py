@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
-from pipeline import encoders, extract, simulate, store
+from pipeline import dataset, encoders, extract
 from pipeline.config import ExtractConfig, SimulateConfig
+from pipeline.synthetic import simulate
 
 MEASURE_RSS = """
 import sys
@@ -125,7 +126,7 @@ def main() -> None:
         videos = sorted((folder / "demos/videos").iterdir())
         whole = whole_extraction(folder / "demos/videos", folder / "out/embeddings.h5")
         plain, plain_s = plain_loop(videos)
-        ours = store.read_embeddings(folder / "out/embeddings.h5").features
+        ours = dataset.read_embeddings(folder / "out/embeddings.h5").features
         cosine = (plain * ours).sum(1) / np.linalg.norm(plain, axis=1) / np.linalg.norm(ours, axis=1)
         simulate.run(SimulateConfig(out=folder / "short", videos=1, steps=1))
         (short,) = (folder / "short/videos").iterdir()

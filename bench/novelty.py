@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import extract, render, sim, simulate, store
+from pipeline import dataset, extract, synthetic
 from pipeline.config import ExtractConfig, SimulateConfig, parse_seeds
-from pipeline.scoring.detection import rank_correlation
+from pipeline.noise_gap.detection import rank_correlation
+from pipeline.synthetic import dynamics, simulate
 
 TASK, OTHER_TASK = "dishwashing", "bricklaying"
 SHARE = 0.1
-MIDDLE = render.CLIP_LEN // 2
+MIDDLE = synthetic.CLIP_LEN // 2
 
 
 def shaken(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -42,7 +43,7 @@ def covered(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def of_another_task(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    labels = simulate.demonstrate(sim.scenario(OTHER_TASK, "mixed"), 1, rng)
+    labels = simulate.demonstrate(dynamics.scenario(OTHER_TASK, "mixed"), 1, rng)
     return np.stack(list(simulate.film(OTHER_TASK, labels, rng)))
 
 
@@ -72,13 +73,13 @@ def write_edited(folder: Path, videos: int, steps: int, seed: int) -> Path:
     rows = []
     for index, stream in enumerate(np.random.SeedSequence([seed, 1]).spawn(videos)):
         rng = np.random.default_rng(stream)
-        labels = simulate.demonstrate(sim.scenario(TASK, "mixed"), steps, rng)
+        labels = simulate.demonstrate(dynamics.scenario(TASK, "mixed"), steps, rng)
         labels["novel"] = [kinds.get(index * steps + step, "") for step in range(steps)]
         frames = np.stack(list(simulate.film(TASK, labels.drop(columns="novel"), rng)))
-        clips = frames.reshape(steps, render.CLIP_LEN, *frames.shape[1:])
+        clips = frames.reshape(steps, synthetic.CLIP_LEN, *frames.shape[1:])
         edited = [EDITS[kind](clip, rng) if kind else clip for clip, kind in zip(clips, labels["novel"], strict=True)]
         video, csv = f"videos/{index:04d}.mp4", f"labels/{index:04d}.csv"
-        render.write_mp4(folder / video, np.ascontiguousarray(np.concatenate(edited)), fps=render.FPS)
+        synthetic.write_mp4(folder / video, np.ascontiguousarray(np.concatenate(edited)), fps=synthetic.FPS)
         labels.to_csv(folder / csv, index=False)
         rows.append({"path": video, "labels": csv, "task": TASK})
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
@@ -102,8 +103,10 @@ def measure(manifest: Path, folder: Path) -> dict[str, Any]:
     embeddings = folder / "embeddings.h5"
     extract.run(ExtractConfig(source=str(manifest), out=embeddings, weights="random:0"))
     results = [run_novelty(embeddings, folder / f"novelty-{seed}.h5", seed) for seed in (0, 1)]
-    content_sha256 = store.read_embeddings(embeddings).content_sha256
-    scores = [store.read_novelty_scores(folder / f"novelty-{seed}.h5", content_sha256)[0]["score"] for seed in range(2)]
+    content_sha256 = dataset.read_embeddings(embeddings).content_sha256
+    scores = [
+        dataset.read_novelty_scores(folder / f"novelty-{seed}.h5", content_sha256)[0]["score"] for seed in range(2)
+    ]
     names = ("auroc_mean", "auroc_knn_mean", "rho_motion", "rho_texture", "wall_s", "max_rss_gb")
     return {
         "clips": results[0]["num_clips"],

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from pipeline import evaluate, store
+from pipeline import dataset, evaluate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("embeddings", type=Path)
-    data = store.read_embeddings(parser.parse_args().embeddings)
+    data = dataset.read_embeddings(parser.parse_args().embeddings)
     videos, held_out, how = evaluate.split_rows(data)
     train = np.concatenate([np.arange(start, end) for start, end in videos])
     context = evaluate.outcome_model(data).context

@@ -36,12 +36,13 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from pipeline import encoders, evaluate, sim, train
+from pipeline import encoders, evaluate, train
 from pipeline.config import TrainConfig, parse_seeds
 from pipeline.encoders import EMBEDDING_DIM
-from pipeline.envs import EmbeddingEnv, GymEnv, SimEnv
-from pipeline.replay import Batch, ReplayBuffer
-from pipeline.sac import HIDDEN_SIZE, Transitions
+from pipeline.rl.envs import EmbeddingEnv, GymEnv, SimEnv
+from pipeline.rl.replay import Batch, ReplayBuffer
+from pipeline.rl.sac import HIDDEN_SIZE, Transitions
+from pipeline.synthetic import dynamics
 
 TRANSITIONS = 1_000_000
 UPDATE_BATCH = 1024
@@ -62,7 +63,7 @@ class Judgement(NamedTuple):
 class Judge:
     """How near to the oracle a policy is, over seconds of training; judging stops the clock."""
 
-    def __init__(self, scenario: sim.Scenario):
+    def __init__(self, scenario: dynamics.Scenario):
         self.scenario = scenario
         self.judgements: list[Judgement] = []
         self._judging_s = 0.0
@@ -71,7 +72,7 @@ class Judge:
     def __call__(self, policy: Any) -> None:
         began = time.perf_counter()
         steps = evaluate.in_simulator(
-            policy, self.scenario, episodes=JUDGED_EPISODES, steps=sim.EPISODE_STEPS, rng=np.random.default_rng(1)
+            policy, self.scenario, episodes=JUDGED_EPISODES, steps=dynamics.EPISODE_STEPS, rng=np.random.default_rng(1)
         )
         ratio = evaluate.summarise(self.scenario, steps, s_cust=0.0)["oracle_ratio"]
         if not self.judgements or ratio != self.judgements[-1].oracle_ratio:  # the same policy is judged once
@@ -102,7 +103,7 @@ class JudgeAsItLearns(BaseCallback):
         self.judge = judge
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % (SB3_JUDGED_EVERY * sim.EPISODE_STEPS) == 0:
+        if self.num_timesteps % (SB3_JUDGED_EVERY * dynamics.EPISODE_STEPS) == 0:
             self.judge(SB3Policy(self.model))
         return self.judge.reached_s() == math.inf
 
@@ -113,7 +114,7 @@ def sb3(env: GymEnv, **options: Any) -> SAC:
 
 def sb3_update(embeddings: np.ndarray) -> Update:
     """Their update on a full buffer that holds `embeddings` [N, 128]."""
-    scenario, count = sim.scenario("dishwashing", "seed"), len(embeddings)
+    scenario, count = dynamics.scenario("dishwashing", "seed"), len(embeddings)
     rng = np.random.default_rng(0)
     one_clip = EmbeddingEnv(scenario, 1, videos=np.array([[0, 1]]), context=np.zeros(1, np.int64), rng=rng)
     model = sb3(
@@ -259,7 +260,7 @@ def train_ours(cfg: TrainConfig) -> Judge:
 
         return source._replace(validate=validate)
 
-    judge = Judge(sim.scenario(cfg.task, cfg.scenario))
+    judge = Judge(dynamics.scenario(cfg.task, cfg.scenario))
     with mock.patch.object(train, "open_source", open_judged_source):
         train.run(cfg)
     return judge
@@ -267,7 +268,7 @@ def train_ours(cfg: TrainConfig) -> Judge:
 
 def train_sb3(cfg: TrainConfig, max_episodes: int) -> Judge:
     """Their SAC with the settings that both have, on the same environment one at a time, without a dual term."""
-    scenario = sim.scenario(cfg.task, cfg.scenario)
+    scenario = dynamics.scenario(cfg.task, cfg.scenario)
     judge = Judge(scenario)
     env = SimEnv(scenario, 1, reward_window=cfg.reward_window, rng=np.random.default_rng(cfg.seed))
     model = sb3(
@@ -275,7 +276,7 @@ def train_sb3(cfg: TrainConfig, max_episodes: int) -> Judge:
         buffer_size=cfg.buffer_size, learning_starts=cfg.warmup_steps, train_freq=1, gradient_steps=1, seed=cfg.seed,
     )  # fmt: skip
     model.set_logger(Logger(folder=None, output_formats=[]))
-    model.learn(max_episodes * sim.EPISODE_STEPS, callback=JudgeAsItLearns(judge))
+    model.learn(max_episodes * dynamics.EPISODE_STEPS, callback=JudgeAsItLearns(judge))
     return judge
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline import sim
-from pipeline.envs import SimEnv
+from pipeline.rl.envs import SimEnv
+from pipeline.synthetic import dynamics
 
 NUM_ENVS = 16_384
 ROUNDS = 20
@@ -32,23 +32,23 @@ def best_rate(steps: Callable[[], int]) -> float:
     return max(rates)
 
 
-def vectorised(scenario: sim.Scenario) -> float:
+def vectorised(scenario: dynamics.Scenario) -> float:
     rng = np.random.default_rng(0)
-    context = sim.initial_context(scenario, NUM_ENVS, rng)
+    context = dynamics.initial_context(scenario, NUM_ENVS, rng)
     actions = rng.random((ROUNDS, NUM_ENVS, 2))
 
     def steps() -> int:
         nonlocal context
         for speed, care in actions.transpose(0, 2, 1):
-            rate, p_err = sim.dynamics(scenario, context, speed, care)
-            sim.sample_outcomes(rate, p_err, rng)
-            context = sim.next_context(scenario, context, rng)
+            rate, p_err = dynamics.dynamics(scenario, context, speed, care)
+            dynamics.sample_outcomes(rate, p_err, rng)
+            context = dynamics.next_context(scenario, context, rng)
         return ROUNDS * NUM_ENVS
 
     return best_rate(steps)
 
 
-def training_env(scenario: sim.Scenario) -> float:
+def training_env(scenario: dynamics.Scenario) -> float:
     rng = np.random.default_rng(0)
     env = SimEnv(scenario, NUM_ENVS, rng=rng)
     env.reset()
@@ -62,7 +62,7 @@ def training_env(scenario: sim.Scenario) -> float:
     return best_rate(steps)
 
 
-def plain_python(scenario: sim.Scenario, *, num_steps: int = 20_000) -> float:
+def plain_python(scenario: dynamics.Scenario, *, num_steps: int = 20_000) -> float:
     """The same step, written for one environment without numpy."""
     rng = random.Random(0)
 
@@ -77,7 +77,7 @@ def plain_python(scenario: sim.Scenario, *, num_steps: int = 20_000) -> float:
             while product > floor:
                 attempts, product = attempts + 1, product * rng.random()
             sum(rng.random() < p_err for _ in range(max(attempts, 1)))
-            if len(scenario.contexts) > 1 and rng.random() >= sim.STAY_PROBABILITY:
+            if len(scenario.contexts) > 1 and rng.random() >= dynamics.STAY_PROBABILITY:
                 context = (context + rng.randrange(1, len(scenario.contexts))) % len(scenario.contexts)
         return num_steps
 
@@ -85,7 +85,7 @@ def plain_python(scenario: sim.Scenario, *, num_steps: int = 20_000) -> float:
 
 
 if __name__ == "__main__":
-    scenarios = {name: sim.scenario("dishwashing", name) for name in ("seed", "mixed")}
+    scenarios = {name: dynamics.scenario("dishwashing", name) for name in ("seed", "mixed")}
     rates = {name: vectorised(scenario) for name, scenario in scenarios.items()}
     slowest = min(rates.values())
     plain = plain_python(scenarios["mixed"])

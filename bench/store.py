@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import extract, shards, store
+from pipeline import dataset, extract
 from pipeline.config import ExtractConfig, MergeConfig
-from pipeline.parts import PART_VIDEOS
-from pipeline.rundir import save_config
+from pipeline.extraction import shards
+from pipeline.extraction.parts import PART_VIDEOS
+from pipeline.files import save_config
 
 CLIPS = 6  # a video, of about six seconds
 SETTINGS = {"backbone": "r3d_18", "weights_sha256": "0" * 64, "transform": "none", "precision": "fp32", "arithmetic": 1,
@@ -36,12 +37,12 @@ def write_parts(folder: Path, num_videos: int) -> ExtractConfig:
         some = names[start : start + PART_VIDEOS]
         contents = [rng.bytes(32).hex() for _ in some]
         num_clips = CLIPS * len(some)
-        fields = {name: np.arange(num_clips).astype(dtype) for name, dtype in store.CLIP_FIELDS.items()}
+        fields = {name: np.arange(num_clips).astype(dtype) for name, dtype in dataset.CLIP_FIELDS.items()}
         features = rng.standard_normal((num_clips, 512), np.float32)
-        clips = store.Clips(features, **fields, offset=np.arange(0, num_clips + 1, CLIPS))
-        videos = store.Videos(contents, np.full(len(some), 15.0), np.full(len(some), 96), ["decord"] * len(some))
+        clips = dataset.Clips(features, **fields, offset=np.arange(0, num_clips + 1, CLIPS))
+        videos = dataset.Videos(contents, np.full(len(some), 15.0), np.full(len(some), 96), ["decord"] * len(some))
         part = f"part-{start:016x}.h5"
-        store.write_part(parts / part, store.Part(clips, videos, SETTINGS))
+        dataset.write_part(parts / part, dataset.Part(clips, videos, SETTINGS))
         for name, content in zip(some, contents, strict=True):
             (folder / "videos" / name).touch()
             ledger.append(shards.Done(name, str(folder / "videos" / name), (0, 0, 0), content, part))
@@ -65,8 +66,8 @@ def main() -> None:
         rows = np.random.default_rng(1).choice(CLIPS * num_videos, 1000, replace=False)
         result = {
             "merge_s": seconds(lambda: extract.merge(MergeConfig(out=cfg.out))),
-            "read_all_s": seconds(lambda: store.read_embeddings(cfg.out)),
-            "read_1000_s": seconds(lambda: store.read_rows(cfg.out, rows)),
+            "read_all_s": seconds(lambda: dataset.read_embeddings(cfg.out)),
+            "read_1000_s": seconds(lambda: dataset.read_rows(cfg.out, rows)),
         }
         size = {"videos": num_videos, "clips": CLIPS * num_videos, "file_bytes": cfg.out.stat().st_size}
     print(json.dumps(result | size))

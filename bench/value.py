@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline import encoders, evaluate, render, sim, store
+from pipeline import dataset, encoders, evaluate, synthetic
 from pipeline.config import ValueConfig
 from pipeline.experiments import value
+from pipeline.synthetic import dynamics
 
 TASK, UNIQUE = "dishwashing", "pan"  # of all dishes pans must be seen: blind work treats them with a glass's care
-NAMES = np.array(sim.scenario(TASK, "mixed").context_names)
+NAMES = np.array(dynamics.scenario(TASK, "mixed").context_names)
 POOL, SNOW, CLIPS = 44, 3, 16  # videos of kitchens and of snow, clips a video: as many of each dish
 CONTRIBUTORS, VIDEOS, HELD_OUT = 8, 3, 14  # videos a contributor, and held out
 NOISE_SHARE = 0.15  # of the unique contributor's value
@@ -41,10 +42,10 @@ def film(encoder: encoders.Encoder, rng: np.random.Generator) -> tuple[np.ndarra
     contexts = np.tile(np.repeat(NAMES, CLIPS // len(NAMES)), (POOL, 1))
     features = []
     for shown in contexts:
-        scene = render.sample_scene(TASK, rng)
-        clips = [render.render_clip(scene, str(name), *rng.random(2).tolist(), rng) for name in shown]
+        scene = synthetic.sample_scene(TASK, rng)
+        clips = [synthetic.render_clip(scene, str(name), *rng.random(2).tolist(), rng) for name in shown]
         features.append(encoder.features(np.stack(clips)))
-    shape = (CLIPS, render.CLIP_LEN, *render.FRAME_SHAPE, 3)
+    shape = (CLIPS, synthetic.CLIP_LEN, *synthetic.FRAME_SHAPE, 3)
     snow = [encoder.features(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(SNOW)]
     projector = encoders.fit_pca(np.concatenate(features))
     return contexts, *(np.stack([projector.project(part) for part in parts]) for parts in (features, snow))
@@ -66,12 +67,12 @@ def write_file(path: Path, videos: list[Video]) -> None:
     ids, counts = [str(i) for i in range(len(videos))], [len(video.context) for video in videos]
     context, embeddings = (np.concatenate([video[i] for video in videos]) for i in (0, 1))
     zeros, ones = np.zeros(len(context)), np.ones(len(ids))
-    unknown = dict.fromkeys(store.LABEL_NUMBERS, np.full(len(context), np.nan))
+    unknown = dict.fromkeys(dataset.LABEL_NUMBERS, np.full(len(context), np.nan))
     offset = np.concatenate([[0], np.cumsum(counts)])
-    data = store.Embeddings(
+    data = dataset.Embeddings(
         embeddings=embeddings,
-        clips=store.Clips(embeddings, zeros, zeros, zeros, zeros.astype(int), offset),
-        videos=store.Videos(
+        clips=dataset.Clips(embeddings, zeros, zeros, zeros, zeros.astype(int), offset),
+        videos=dataset.Videos(
             sha256=ids, fps=ones, num_frames=ones.astype(int), decoder=ids, id=ids, path=ids,
             split=["train" if video.contributor else "val" for video in videos], task=[TASK] * len(ids),
             contributor=[video.contributor for video in videos],
@@ -79,7 +80,7 @@ def write_file(path: Path, videos: list[Video]) -> None:
         labels={"context": context.astype(object), **unknown},
         projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0, attrs={},
     )  # fmt: skip
-    store.write_embeddings(path, data)
+    dataset.write_embeddings(path, data)
 
 
 def values_of(videos: list[Video], *, rounds: int, seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:

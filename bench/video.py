@@ -17,8 +17,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipeline import encoders, extract, simulate, train
+from pipeline import encoders, extract, train
 from pipeline.config import ExtractConfig, SimulateConfig, TrainConfig
+from pipeline.synthetic import simulate
 
 VARIANTS = {"frozen": (False, True), "fine_tuned": (True, True), "fine_tuned_without_auxiliary": (True, False)}
 

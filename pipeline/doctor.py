@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipeline import extract, manifest, render, shards, store
+from pipeline import dataset, extract, synthetic
 from pipeline.config import DoctorConfig, ExtractConfig
+from pipeline.dataset import manifest
 from pipeline.errors import VtpError
-from pipeline.parts import part_paths
-from pipeline.shards import Done, parts_folder
+from pipeline.extraction import shards
+from pipeline.extraction.parts import part_paths
+from pipeline.extraction.shards import Done, parts_folder
 from pipeline.video import Decoder
 
 LITTLE_SPACE_BYTES = 1 << 30
@@ -40,7 +42,7 @@ def check_machine(out: Path) -> Iterator[Finding]:
     frames = [np.full((96, 128, 3), 12 * number, np.uint8) for number in range(20)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "made.mp4"
-        render.write_mp4(path, frames)
+        synthetic.write_mp4(path, frames)
         for name in ("decord", "pyav"):
             try:
                 with Decoder(decoder=name) as decoder:
@@ -61,7 +63,7 @@ def check_output(out: Path) -> Iterator[Finding]:
     """The embeddings file, its parts, and what the shards have done."""
     if out.exists():
         try:
-            data = store.read_embeddings(out)
+            data = dataset.read_embeddings(out)
             yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos")
         except VtpError as error:
             yield Finding(str(out), *_split(error), is_damage=True)
@@ -73,7 +75,7 @@ def check_output(out: Path) -> Iterator[Finding]:
     cfg = ExtractConfig(**yaml.safe_load(config.read_text(encoding="utf-8")) | {"out": out})
     for path in part_paths(folder):
         try:
-            store.read_part(path)
+            dataset.read_part(path)
         except VtpError as error:
             yield Finding(path.name, str(error).partition(";")[0], f"run: {_redo(cfg, path.name)}", is_damage=True)
     entries = manifest.find_videos(cfg.source)

@@ -18,14 +18,23 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import __version__, encoders, manifest, shards, store
+from pipeline import __version__, dataset, encoders
 from pipeline.config import ExtractConfig, MergeConfig
+from pipeline.dataset import manifest
+from pipeline.dataset.manifest import VideoEntry
 from pipeline.encoders import Encoder, Projector
 from pipeline.errors import CorruptError, PartialError, VtpError
-from pipeline.manifest import VideoEntry
-from pipeline.parts import PartWriter, Settings, check_settings, finished_contents, join_labels, put_together
-from pipeline.rundir import file_sha256, make_folder, remove_leftovers, save_config, write_text
-from pipeline.shards import Done, Failed, Ledger, Stamp, parts_folder
+from pipeline.extraction import shards
+from pipeline.extraction.parts import (
+    PartWriter,
+    Settings,
+    check_settings,
+    finished_contents,
+    join_labels,
+    put_together,
+)
+from pipeline.extraction.shards import Done, Failed, Ledger, Stamp, parts_folder
+from pipeline.files import file_sha256, make_folder, remove_leftovers, save_config, write_text
 from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
 
 logger = logging.getLogger(__name__)
@@ -285,7 +294,7 @@ def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decod
     feature_dim = labelled[0].part.clips.features.shape[1]
     projector = given_projector(cfg.projector, str(settings["weights_sha256"]), feature_dim)
     embeddings = put_together(labelled, projector, {**settings, **provenance()})
-    store.write_embeddings(cfg.out, embeddings)
+    dataset.write_embeddings(cfg.out, embeddings)
     save_config(cfg.out.with_suffix(".yaml"), portable(cfg))
     return ExtractResult(cfg.out, embeddings.num_clips, embeddings.num_videos, num_decoded, rows, failures_path)
 
@@ -303,13 +312,13 @@ def check_complete(cfg: ExtractConfig, entries: Sequence[VideoEntry], outcomes: 
     )
 
 
-def read_parts(cfg: ExtractConfig, names: Sequence[str]) -> dict[str, store.Part]:
+def read_parts(cfg: ExtractConfig, names: Sequence[str]) -> dict[str, dataset.Part]:
     """The parts by name. CorruptError where one is missing or damaged, VtpError where their settings differ."""
     folder = parts_folder(cfg.out)
-    parts: dict[str, store.Part] = {}
+    parts: dict[str, dataset.Part] = {}
     for name in names:
         try:
-            parts[name] = store.read_part(folder / name)
+            parts[name] = dataset.read_part(folder / name)
         except VtpError as error:
             reason = str(error).partition(";")[0]
             raise CorruptError(f"{reason}; run: {shards.redo_command(cfg, shards.shard_of_part(cfg, name))}") from error
@@ -353,7 +362,7 @@ def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Project
         return encoders.random_projector(seed, feature_dim)
     if not Path(spec).is_file():
         raise VtpError(f"projector {spec!r} is not a file; use pca, learned, random:SEED, or an embeddings file")
-    source = store.read_embeddings(Path(spec))
+    source = dataset.read_embeddings(Path(spec))
     if source.attrs.get("weights_sha256") != weights_sha256:
         raise VtpError(
             f"projector {spec} belongs to weights {str(source.attrs.get('weights_sha256'))[:12]}, not to "

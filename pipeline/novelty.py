@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import diffusion, evaluate, manifest, scoring, sim, store
+from pipeline import dataset, evaluate, noise_gap
 from pipeline.config import NoveltyConfig
+from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, VtpError
-from pipeline.rundir import make_folder, save_config, write_json
-from pipeline.scoring import Block, Corpus, read_clips, split_blocks
-from pipeline.shards import parts_folder, shard_number, split_by_cost
+from pipeline.extraction.shards import parts_folder, shard_number, split_by_cost
+from pipeline.files import make_folder, save_config, write_json
+from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
+from pipeline.synthetic import dynamics
 from pipeline.video import FRAME_SIZE
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class Scorer:
     why: str
     sha256: str
     size: tuple[int, int]  # height and width of the frames that it sees
-    backends: tuple[diffusion.Backend, ...]
+    backends: tuple[noise_gap.Backend, ...]
 
     @property
     def num_frames(self) -> int:
@@ -68,10 +70,10 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
         raise VtpError(f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}")
     corpus = find_corpus(cfg)
     num_known = int(corpus.reference.sum())
-    if num_known < scoring.MIN_FOR_SCORES:
+    if num_known < noise_gap.MIN_FOR_SCORES:
         logger.warning(
             "%d clips are too few to say what is ordinary, at least %d are needed: every clip weighs 1",
-            num_known, scoring.MIN_FOR_SCORES,
+            num_known, noise_gap.MIN_FOR_SCORES,
         )  # fmt: skip
         return write_ones(cfg, corpus, out, started_s)
     make_folder(parts_folder(out))
@@ -95,7 +97,7 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     measures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns = score_clips(corpus, measures)
     attrs = settings | {
-        "model": scorer.name, "model_why": scorer.why, "sigmas": json.dumps(diffusion.SIGMAS),
+        "model": scorer.name, "model_why": scorer.why, "sigmas": json.dumps(noise_gap.SIGMAS),
         "reference": str(cfg.reference or "the clips themselves, by two-fold cross-fitting"),
     }  # fmt: skip
     return write_scores(cfg, corpus, columns, attrs, out, started_s)
@@ -103,7 +105,7 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
 
 def find_corpus(cfg: NoveltyConfig) -> Corpus:
     """The clips to score and those that are ordinary by definition; VtpError where they cannot be compared."""
-    data = store.read_embeddings(cfg.embeddings)
+    data = dataset.read_embeddings(cfg.embeddings)
     if not np.isfinite(data.embeddings).all():
         row = int(np.flatnonzero(~np.isfinite(data.embeddings).all(axis=1))[0])
         raise CorruptError(f"{cfg.embeddings}: the embedding of clip {row} is not finite; extract its video again")
@@ -111,7 +113,7 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
         return Corpus((data,), np.ones(data.num_clips, bool))
     if cfg.reference.suffix.lower() in manifest.MANIFEST_SUFFIXES:
         return Corpus((data,), _clips_of_manifest(data, cfg))
-    other = store.read_embeddings(cfg.reference)
+    other = dataset.read_embeddings(cfg.reference)
     for name in ("weights_sha256", "projector_sha256", "clip_len", "fps"):
         if other.attrs.get(name) != data.attrs.get(name):
             raise VtpError(
@@ -121,7 +123,7 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
     return Corpus((data, other), np.repeat([False, True], [data.num_clips, other.num_clips]))
 
 
-def _clips_of_manifest(data: store.Embeddings, cfg: NoveltyConfig) -> np.ndarray:
+def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarray:
     wanted = {str(entry.path): entry.video_id for entry in manifest.read_manifest(cfg.reference)}
     if missing := [name for path, name in wanted.items() if path not in set(data.videos.path)]:
         raise VtpError(
@@ -140,26 +142,26 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
         return corpus_scorer(cfg, corpus, out, why, progress)
     if cfg.model == "auto":
         try:
-            return svd_scorer(cfg, diffusion.load_svd(diffusion.HUB_ID, device=device), "there is a GPU")
+            return svd_scorer(cfg, noise_gap.load_svd(noise_gap.HUB_ID, device=device), "there is a GPU")
         except VtpError as error:
             why = f"trained on these clips, for Stable Video Diffusion is not to be had ({str(error).split(';')[0]})"
             return corpus_scorer(cfg, corpus, out, why, progress)
-    if Path(cfg.model).is_dir() and diffusion.pipeline_class(Path(cfg.model)) == diffusion.CORPUS_CLASS:
-        backend = diffusion.load_corpus(Path(cfg.model))
+    if Path(cfg.model).is_dir() and noise_gap.pipeline_class(Path(cfg.model)) == noise_gap.CORPUS_CLASS:
+        backend = noise_gap.load_corpus(Path(cfg.model))
         if backend.embedding_dim != corpus.embeddings.shape[1]:
             raise VtpError(f"model {cfg.model} is for embeddings of {backend.embedding_dim} numbers; fit another")
         height = cfg.resolution or CORPUS_HEIGHT
         return Scorer(
-            "corpus", f"read from {cfg.model}", diffusion.folder_sha256(Path(cfg.model)), (height, height), (backend,)
+            "corpus", f"read from {cfg.model}", noise_gap.folder_sha256(Path(cfg.model)), (height, height), (backend,)
         )
     if not (gpu or cfg.allow_slow):
         raise VtpError(
             "Stable Video Diffusion takes about half an hour a clip without a GPU; use --model corpus, or --allow-slow"
         )
-    return svd_scorer(cfg, diffusion.load_svd(cfg.model, device=device), f"read from {cfg.model}")
+    return svd_scorer(cfg, noise_gap.load_svd(cfg.model, device=device), f"read from {cfg.model}")
 
 
-def svd_scorer(cfg: NoveltyConfig, backend: diffusion.SvdBackend, why: str) -> Scorer:
+def svd_scorer(cfg: NoveltyConfig, backend: noise_gap.SvdBackend, why: str) -> Scorer:
     height = cfg.resolution or SVD_HEIGHT
     factor = backend.multiple
     size = tuple(max(factor, round(side / factor) * factor) for side in (height, height * SVD_ASPECT))
@@ -185,8 +187,8 @@ def corpus_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, why: str, progr
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    backends = tuple(diffusion.load_corpus(folder / f"fold-{fold}") for fold in (0, 1))
-    return Scorer("corpus", why, diffusion.folder_sha256(folder), (height, height), backends)
+    backends = tuple(noise_gap.load_corpus(folder / f"fold-{fold}") for fold in (0, 1))
+    return Scorer("corpus", why, noise_gap.folder_sha256(folder), (height, height), backends)
 
 
 def _fits(folder: Path, what: dict[str, Any]) -> bool:
@@ -206,7 +208,7 @@ def fit_folds(
     kept = 0
     for block in split_blocks(corpus):
         for _, frames in read_clips(corpus, block, wanted=rows):
-            pixels = ((diffusion.to_images(frames, (height, height)) + 1) * 127.5).round().to(torch.uint8)
+            pixels = ((noise_gap.to_images(frames, (height, height)) + 1) * 127.5).round().to(torch.uint8)
             if kept == 0:
                 images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
             images[kept : kept + len(pixels)] = pixels
@@ -217,7 +219,7 @@ def fit_folds(
         learned = corpus.folds[rows] != fold
         if learned.sum() < 2:
             learned[:] = True
-        backend = diffusion.fit(
+        backend = noise_gap.fit(
             images[learned], embeddings[learned], num_frames=num_frames, updates=cfg.updates, seed=cfg.seed + fold,
             progress=lambda done, total, text, fold=fold: progress(done, total, f"updates of half {fold + 1}, {text}"),
         )  # fmt: skip
@@ -231,7 +233,7 @@ def block_path(out: Path, block: Block) -> Path:
 def read_block(out: Path, block: Block, settings: dict[str, Any]) -> dict[str, np.ndarray] | None:
     """The measures of a block; None where they are not there, damaged or of other settings: they are made again."""
     try:
-        return store.read_measures(block_path(out, block), settings)
+        return dataset.read_measures(block_path(out, block), settings)
     except VtpError:
         return None
 
@@ -248,7 +250,7 @@ def measure_blocks(
             done += len(rows)
             progress(done, total, "clips measured")
         columns = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
-        store.write_measures(block_path(out, block), columns, settings)
+        dataset.write_measures(block_path(out, block), columns, settings)
 
 
 def measure(
@@ -265,21 +267,21 @@ def measure(
             f"clip_len ({frames.shape[1]}) is less than the {num_frames} frames that model {scorer.name} looks at; "
             f"extract with --clip-len {num_frames} or more, or use --model corpus"
         )
-    images = diffusion.to_images(frames, scorer.size)
+    images = noise_gap.to_images(frames, scorer.size)
     embeddings = torch.from_numpy(corpus.embeddings[rows])
-    gaps = np.empty((len(rows), len(diffusion.SIGMAS)), np.float32)
+    gaps = np.empty((len(rows), len(noise_gap.SIGMAS)), np.float32)
     folds = corpus.folds[rows] % len(scorer.backends)
     for fold, backend in enumerate(scorer.backends):
         here = folds == fold
         if here.any():
-            gap = diffusion.clip_gap(backend, images[here], embeddings[here], draws=draws, seed=seed)
+            gap = noise_gap.clip_gap(backend, images[here], embeddings[here], draws=draws, seed=seed)
             gaps[here] = gap.clamp_min(1e-12).log().cpu().numpy()
-    motion, texture = diffusion.energies(images)
+    motion, texture = noise_gap.energies(images)
     return {
         "gap": gaps,
         "motion_energy": motion.numpy(),
         "texture_energy": texture.numpy(),
-        "thumbnails": diffusion.thumbnails(images, THUMBNAIL).numpy().astype(np.float16),
+        "thumbnails": noise_gap.thumbnails(images, THUMBNAIL).numpy().astype(np.float16),
     }
 
 
@@ -288,10 +290,10 @@ def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np
     whole = corpus.whole
     reference = corpus.reference[whole]
     complexity = np.column_stack([measures["motion_energy"], measures["texture_energy"]])
-    found = scoring.score(
+    found = noise_gap.score(
         measures["gap"][whole], measures["thumbnails"][whole], complexity[whole], reference, corpus.folds[whole]
     )
-    columns = {"z": found.z, "score": found.score, "knn": scoring.knn_distance(corpus.embeddings[whole], reference)}
+    columns = {"z": found.z, "score": found.score, "knn": noise_gap.knn_distance(corpus.embeddings[whole], reference)}
     columns |= {f"channels/{name}": values for name, values in found.channels.items()}
 
     num_clips = corpus.files[0].num_clips
@@ -301,7 +303,7 @@ def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np
         spread[name][own] = values[: own.sum()]
     weight = np.ones(num_clips, np.float32)
     visits = clip_visits(corpus.files[0])
-    weight[own] = scoring.weights(found.score[: own.sum()], visits[own])
+    weight[own] = noise_gap.weights(found.score[: own.sum()], visits[own])
     return spread | {
         "weight": weight,
         "gap": measures["gap"][:num_clips],
@@ -310,14 +312,14 @@ def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np
     }
 
 
-def clip_visits(data: store.Embeddings) -> np.ndarray:
+def clip_visits(data: dataset.Embeddings) -> np.ndarray:
     """How often training plays each clip, [N]: videos are drawn alike, of a long one a stretch of 60 steps."""
     visits = np.zeros(data.num_clips)
     videos, _, _ = evaluate.split_rows(data)
     for start, end in videos:
-        num_starts = max(1, end - start - sim.EPISODE_STEPS + 1)
+        num_starts = max(1, end - start - dynamics.EPISODE_STEPS + 1)
         clip = np.arange(end - start)
-        first, last = np.maximum(clip - sim.EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
+        first, last = np.maximum(clip - dynamics.EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
         visits[start:end] = (last - first + 1) / num_starts
     return visits
 
@@ -327,7 +329,7 @@ def write_ones(cfg: NoveltyConfig, corpus: Corpus, out: Path, started_s: float) 
     num_clips = corpus.files[0].num_clips
     unknown = np.full(num_clips, np.nan)
     columns = {"score": unknown, "weight": np.ones(num_clips, np.float32)}
-    attrs = {"model": "none", "model_why": f"fewer than {scoring.MIN_FOR_SCORES} clips to compare with"}
+    attrs = {"model": "none", "model_why": f"fewer than {noise_gap.MIN_FOR_SCORES} clips to compare with"}
     return write_scores(cfg, corpus, columns, attrs, out, started_s)
 
 
@@ -346,8 +348,8 @@ def write_scores(
         "num_clips": data.num_clips,
         "num_scored": int(np.isfinite(columns["score"]).sum()),
     }
-    result |= scoring.judge(data, columns)
+    result |= noise_gap.judge(data, columns)
     attrs = {"content_sha256": data.content_sha256, **attrs, "detection": json.dumps(result.get("detection", {}))}
-    store.write_novelty(out, columns, attrs)
+    dataset.write_novelty(out, columns, attrs)
     save_config(out.with_suffix(".yaml"), cfg.model_copy(update={"shard": None}))
     return result | {"model": attrs["model"], "model_why": attrs["model_why"], "wall_s": time.monotonic() - started_s}

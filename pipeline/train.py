@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pipeline import evaluate, sim
+from pipeline import evaluate
 from pipeline.config import TrainConfig
-from pipeline.envs import value_work
 from pipeline.errors import TryAgainError, VtpError
+from pipeline.files import make_folder, save_config, write_json
 from pipeline.processes import interrupts_held
-from pipeline.rundir import make_folder, save_config, write_json
-from pipeline.sac import save_checkpoint
+from pipeline.rl.envs import value_work
+from pipeline.rl.sac import save_checkpoint
+from pipeline.synthetic import dynamics
 from pipeline.training import BEST, FOOTAGE, LAST, PREVIOUS, Record, Trainer, check, newest, open_source, save, slim
 
 logger = logging.getLogger(__name__)
@@ -177,14 +178,14 @@ def _refuse_other_data(run: Path, begun: dict[str, Any], wanted: dict[str, Any])
             )
 
 
-def sampled_profit(scenario: sim.Scenario, steps: pd.DataFrame, rng: np.random.Generator) -> float:
+def sampled_profit(scenario: dynamics.Scenario, steps: pd.DataFrame, rng: np.random.Generator) -> float:
     """Profit in $/h of sampled outcomes of the validation's actions: what may choose a policy.
 
     Drawn anew, so that policies that are compared with equal generators meet the same luck.
     """
     context, k = steps["context"].to_numpy(), len(scenario.contexts)
-    rate, p_err = sim.dynamics(scenario, context, steps["speed"].to_numpy(), steps["care"].to_numpy())
-    outcomes = sim.coupled_outcomes(rate, p_err, rng, OUTCOMES_A_STEP)
+    rate, p_err = dynamics.dynamics(scenario, context, steps["speed"].to_numpy(), steps["care"].to_numpy())
+    outcomes = dynamics.coupled_outcomes(rate, p_err, rng, OUTCOMES_A_STEP)
     attempts, errors = (np.bincount(context, counts.sum(0), minlength=k)[None] for counts in outcomes)
-    hours = np.array([OUTCOMES_A_STEP * len(steps) / sim.STEPS_PER_HOUR])
+    hours = np.array([OUTCOMES_A_STEP * len(steps) / dynamics.STEPS_PER_HOUR])
     return float(value_work(scenario, attempts, errors, hours).profit[0])

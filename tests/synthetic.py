@@ -7,8 +7,9 @@ import av
 import numpy as np
 import pandas as pd
 
-from pipeline import manifest, store
-from pipeline.rundir import file_sha256
+from pipeline import dataset
+from pipeline.dataset import manifest
+from pipeline.files import file_sha256
 from pipeline.video import Decoder
 
 BITS = 8
@@ -87,12 +88,12 @@ def write_embeddings(path, entries, *, seed=0, **attrs):
     start_frame, start_s, end_s, valid_frames = map(np.array, zip(*rows, strict=True))
     embeddings = np.random.default_rng(seed).standard_normal((len(rows), 128)).astype(np.float32)
     names = [entry.video_id for entry in entries]
-    data = store.Embeddings(
+    data = dataset.Embeddings(
         embeddings=embeddings,
-        clips=store.Clips(
+        clips=dataset.Clips(
             embeddings, start_frame, start_s, end_s, valid_frames, np.concatenate([[0], np.cumsum(counts)])
         ),
-        videos=store.Videos(
+        videos=dataset.Videos(
             sha256=[file_sha256(entry.path) for entry in entries], fps=np.full(len(names), 15.0),
             num_frames=np.array(counts) * 16, decoder=["decord"] * len(names), id=names,
             path=[str(entry.path) for entry in entries], split=[entry.split for entry in entries],
@@ -102,5 +103,5 @@ def write_embeddings(path, entries, *, seed=0, **attrs):
         projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0,
         attrs={**CLIP_SETTINGS, "weights_sha256": "w", "projector_sha256": "p", **attrs},
     )  # fmt: skip
-    store.write_embeddings(path, data)
+    dataset.write_embeddings(path, data)
     return path

@@ -126,7 +126,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(vtp, trained_with, t
 
 
 def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path):
-    from pipeline.rundir import save_config
+    from pipeline.files import save_config
 
     cfg = config.TrainConfig(source="sim", episodes=3, novelty=None, tau=0.02)
     save_config(tmp_path / "c.yaml", cfg)

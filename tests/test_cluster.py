@@ -17,13 +17,14 @@ import pytest
 import torch
 from synthetic import write_video
 
-from pipeline import cli, processes, seeds, store
-from pipeline.cluster import array, local, slurm, stages
+from pipeline import cli, dataset, processes
+from pipeline.cluster import array, launch, local, slurm
 from pipeline.cluster.array import Failure, Task
 from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, slurm_minutes
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extract import run as extract_alone
-from pipeline.rundir import make_folder
+from pipeline.files import make_folder
+from pipeline.training import seeds
 
 LOGS = (Path("a.out"), Path("a.err"))
 SMALL = {"episodes": 24, "num_envs": 8, "updates_per_episode": 1, "warmup_steps": 64, "batch_size": 32}
@@ -170,15 +171,15 @@ def test_no_process_is_left_when_the_parent_ends(tmp_path, blow):
 def test_seeds_in_local_processes_are_put_together_and_validated_again(tmp_path):
     cfg = TrainConfig(source="sim", out=tmp_path / "run", seeds="2,5", **SMALL)
     told = []
-    summary = stages.train(cfg, progress=lambda *status: told.append(status))
+    summary = launch.train(cfg, progress=lambda *status: told.append(status))
     assert summary["seeds"] == [2, 5]
     assert [json.loads((cfg.out / f"seed-{k}" / "summary.json").read_text())["seeds"] for k in (2, 5)] == [[2], [5]]
     assert {total for _, total, _ in told} == {48}
     stamp = (cfg.out / "seed-2" / "best.pt").stat().st_mtime_ns
-    assert stages.train(cfg)["profit_mean"] == summary["profit_mean"]
+    assert launch.train(cfg)["profit_mean"] == summary["profit_mean"]
     assert (cfg.out / "seed-2" / "best.pt").stat().st_mtime_ns == stamp
 
-    again = stages.evaluate(EvaluateConfig(run=cfg.out, episodes=7, steps=5))
+    again = launch.evaluate(EvaluateConfig(run=cfg.out, episodes=7, steps=5))
     assert again["episodes"] == 14 and again["profit_mean"] != summary["profit_mean"]
     assert json.loads((cfg.out / "summary.json").read_text()) == again
     with pytest.raises(VtpError, match="holds several seeds"):
@@ -193,13 +194,13 @@ def test_local_shards_equal_one_process(tmp_path):
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"\0" * 64)
     settings = {"source": str(tmp_path / "videos"), "weights": "random:0", "precision": "fp32"}
     told = []
-    result = stages.extract(
+    result = launch.extract(
         ExtractConfig(out=tmp_path / "a" / "e.h5", shards=2, launcher="local", **settings),
         progress=lambda *status: told.append(status),
     )
     whole = extract_alone(ExtractConfig(out=tmp_path / "b.h5", **settings))
     assert result.num_videos == 3 and [row["video_id"] for row in result.failures] == ["broken.mp4"]
-    files = [store.read_embeddings(one.path) for one in (result, whole)]
+    files = [dataset.read_embeddings(one.path) for one in (result, whole)]
     assert files[0].attrs["content_sha256"] == files[1].attrs["content_sha256"]
     assert {total for _, total, _ in told} == {4}
 
@@ -228,11 +229,11 @@ def test_each_gpu_has_one_task_at_a_time(tmp_path, monkeypatch):
 def test_gpus_are_those_that_torch_sees(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert stages.visible_gpus("all") == ["0", "1", "2"]
+    assert launch.visible_gpus("all") == ["0", "1", "2"]
     with pytest.raises(VtpError, match="--devices 1,3: torch sees GPUs 0 to 2 here, not 3; give those"):
-        stages.visible_gpus("1,3")
+        launch.visible_gpus("1,3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6")
-    assert stages.visible_gpus("2,1") == ["6", "GPU-5"]
+    assert launch.visible_gpus("2,1") == ["6", "GPU-5"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from browser import needs_browser, visit
 
-from pipeline import rundir
+from pipeline import files
 from pipeline.config import CompareConfig
 from pipeline.errors import VtpError
 from pipeline.report import compare
@@ -19,7 +19,7 @@ SUMMARY = dict(
 
 
 def build_run(path, **changes):
-    rundir.write_json(path / "summary.json", SUMMARY | changes)
+    files.write_json(path / "summary.json", SUMMARY | changes)
     return path
 
 

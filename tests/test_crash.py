@@ -14,8 +14,9 @@ import time
 import pytest
 from synthetic import write_video
 
-from pipeline import extract, parts, store
+from pipeline import dataset, extract
 from pipeline.config import ExtractConfig
+from pipeline.extraction import parts
 
 pytestmark = pytest.mark.slow
 KILLS, EVERY = (30, 1) if os.environ.get("VTP_CRASH") == "full" else (5, 5)
@@ -80,7 +81,9 @@ def whole_file(cfg, tmp_path):
 
 def finished(cfg):
     """Every content that some part holds, as often as it was decoded."""
-    return [s for path in parts.part_paths(extract.parts_folder(cfg.out)) for s in store.read_part(path).videos.sha256]
+    return [
+        s for path in parts.part_paths(extract.parts_folder(cfg.out)) for s in dataset.read_part(path).videos.sha256
+    ]
 
 
 def check_end(cfg, expected):

@@ -7,10 +7,10 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from PIL import Image
 
-from pipeline import diffusion
-from pipeline.diffusion.corpus import fit_codec
-from pipeline.diffusion.gap import denoised, preconditioning, velocity
+from pipeline import noise_gap
 from pipeline.errors import CorruptError, VtpError
+from pipeline.noise_gap.corpus import fit_codec
+from pipeline.noise_gap.gap import denoised, preconditioning, velocity
 
 HEIGHT, WIDTH, FRAMES = 32, 64, 4
 
@@ -43,8 +43,8 @@ def test_an_oracle_has_no_gap_and_a_wrong_one_the_square_of_its_error():
 
         return denoiser
 
-    assert diffusion.noise_gap(oracle(0.0), latents).abs().max() < 1e-12
-    assert torch.allclose(diffusion.noise_gap(oracle(0.3), latents, draws=2), torch.tensor(0.09), atol=1e-6)
+    assert noise_gap.noise_gap(oracle(0.0), latents).abs().max() < 1e-12
+    assert torch.allclose(noise_gap.noise_gap(oracle(0.3), latents, draws=2), torch.tensor(0.09), atol=1e-6)
 
 
 def test_the_first_frame_does_not_count():
@@ -55,10 +55,10 @@ def test_the_first_frame_does_not_count():
         prediction[:, 0] = 1e6
         return prediction
 
-    assert (diffusion.noise_gap(denoiser, latents) < 1e3).all()
+    assert (noise_gap.noise_gap(denoiser, latents) < 1e3).all()
 
 
-@pytest.mark.parametrize("sigma", diffusion.SIGMAS)
+@pytest.mark.parametrize("sigma", noise_gap.SIGMAS)
 def test_the_clean_latents_are_the_schedulers(svd_folder, sigma):
     scheduler = EulerDiscreteScheduler.from_pretrained(svd_folder, subfolder="scheduler")
     scheduler.set_timesteps(10)
@@ -95,8 +95,8 @@ def test_the_unet_is_given_what_the_real_pipeline_gives_it(svd_folder):
     sample, timestep, kwargs = seen["inputs"]
     sigma = math.exp(4 * timestep.item())
 
-    backend = diffusion.load_svd(str(svd_folder))
-    conditioned = backend.condition(diffusion.to_images(frames, (HEIGHT, WIDTH)), torch.zeros(1, 128), seed=seed)
+    backend = noise_gap.load_svd(str(svd_folder))
+    conditioned = backend.condition(noise_gap.to_images(frames, (HEIGHT, WIDTH)), torch.zeros(1, 128), seed=seed)
     given = {}
     backend._pipeline.unet.register_forward_pre_hook(
         lambda module, args, kwargs: given.update(sample=args[0], timestep=args[1], **kwargs), with_kwargs=True
@@ -109,12 +109,12 @@ def test_the_unet_is_given_what_the_real_pipeline_gives_it(svd_folder):
 
 
 def test_svd_scores_a_clip_alike_in_any_batch_and_order(svd_folder):
-    backend = diffusion.load_svd(str(svd_folder))
+    backend = noise_gap.load_svd(str(svd_folder))
     frames = np.random.default_rng(4).integers(0, 256, (3, 5, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    images, embeddings = diffusion.to_images(frames, (HEIGHT, WIDTH)), torch.zeros(3, 128)
-    together = diffusion.clip_gap(backend, images, embeddings)
-    alone = torch.cat([diffusion.clip_gap(backend, images[i : i + 1], embeddings[:1]) for i in (2, 0, 1)])
-    assert together.shape == (3, len(diffusion.SIGMAS))
+    images, embeddings = noise_gap.to_images(frames, (HEIGHT, WIDTH)), torch.zeros(3, 128)
+    together = noise_gap.clip_gap(backend, images, embeddings)
+    alone = torch.cat([noise_gap.clip_gap(backend, images[i : i + 1], embeddings[:1]) for i in (2, 0, 1)])
+    assert together.shape == (3, len(noise_gap.SIGMAS))
     assert torch.allclose(together[[2, 0, 1]], alone, atol=1e-5)
 
 
@@ -133,14 +133,14 @@ def test_a_model_folder_that_is_not_whole_is_refused_in_one_line(svd_folder, tmp
     shutil.copytree(svd_folder, folder)
     break_it(folder)
     with pytest.raises(VtpError, match=message) as caught:
-        diffusion.load_svd(str(folder))
+        noise_gap.load_svd(str(folder))
     assert "\n" not in str(caught.value) and "--model corpus" in str(caught.value)
 
 
 def test_weights_that_cannot_be_had_name_the_ways_out(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(VtpError, match=r"not to be had from the hub.*--model corpus.*--model DIR"):
-        diffusion.load_svd("nobody/no-such-model")
+        noise_gap.load_svd("nobody/no-such-model")
 
 
 def test_the_codec_keeps_what_varies_most_and_has_unit_variance(clips):
@@ -155,20 +155,20 @@ def test_the_codec_keeps_what_varies_most_and_has_unit_variance(clips):
 def test_a_small_model_learns_its_corpus_and_survives_saving(clips, tmp_path):
     images, embeddings = clips
     settings = {"num_frames": 8, "seed": 0}
-    untrained = diffusion.fit(images, embeddings, updates=1, **settings)
-    trained = diffusion.fit(images, embeddings, updates=40, **settings)
-    before, after = (diffusion.clip_gap(model, scaled(images), embeddings) for model in (untrained, trained))
+    untrained = noise_gap.fit(images, embeddings, updates=1, **settings)
+    trained = noise_gap.fit(images, embeddings, updates=40, **settings)
+    before, after = (noise_gap.clip_gap(model, scaled(images), embeddings) for model in (untrained, trained))
     assert (after.log().mean() < before.log().mean() - 0.2).item()
-    again = diffusion.fit(images, embeddings, updates=40, **settings)
-    assert torch.allclose(diffusion.clip_gap(again, scaled(images), embeddings), after, rtol=1e-4)
+    again = noise_gap.fit(images, embeddings, updates=40, **settings)
+    assert torch.allclose(noise_gap.clip_gap(again, scaled(images), embeddings), after, rtol=1e-4)
 
     trained.save(tmp_path / "model")
-    loaded = diffusion.load_corpus(tmp_path / "model")
-    assert torch.equal(diffusion.clip_gap(loaded, scaled(images), embeddings), after)
-    assert diffusion.pipeline_class(tmp_path / "model") == diffusion.CORPUS_CLASS
+    loaded = noise_gap.load_corpus(tmp_path / "model")
+    assert torch.equal(noise_gap.clip_gap(loaded, scaled(images), embeddings), after)
+    assert noise_gap.pipeline_class(tmp_path / "model") == noise_gap.CORPUS_CLASS
     next((tmp_path / "model/unet").glob("*.safetensors")).unlink()
     with pytest.raises(CorruptError, match="is damaged"):
-        diffusion.load_corpus(tmp_path / "model")
+        noise_gap.load_corpus(tmp_path / "model")
 
 
 def test_busyness_is_measured_in_time_and_in_space():
@@ -177,6 +177,6 @@ def test_busyness_is_measured_in_time_and_in_space():
     blink[:, ::2] = 0.5
     stripes = still.clone()
     stripes[..., ::2] = 0.5
-    motion, texture = diffusion.energies(torch.cat([still, blink, stripes]))
+    motion, texture = noise_gap.energies(torch.cat([still, blink, stripes]))
     assert motion[1] == pytest.approx(math.log(0.25 + 1e-8)) and motion[2] == motion[0] < motion[1]
     assert texture[2] == pytest.approx(math.log(0.25 + 1e-8)) and texture[1] == texture[0] < texture[2]

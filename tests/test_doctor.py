@@ -1,8 +1,9 @@
 import pytest
 from synthetic import write_video
 
-from pipeline import doctor, extract, parts, shards
+from pipeline import doctor, extract
 from pipeline.config import DoctorConfig, ExtractConfig
+from pipeline.extraction import parts, shards
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.models.video import R3D_18_Weights, r3d_18
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerVideoProcessor
 
-from pipeline import render, sim
+from pipeline import synthetic
 from pipeline.encoders import (
     Projector,
     RunningCentre,
@@ -24,9 +24,10 @@ from pipeline.encoders import (
     weights,
 )
 from pipeline.encoders import encoder as encoder_module
+from pipeline.encoders.fast.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
 from pipeline.encoders.r3d import preprocess
-from pipeline.encoders.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
 from pipeline.errors import CorruptError, VtpError
+from pipeline.synthetic import dynamics
 
 NEEDS_VNNI = pytest.mark.skipif(not encoder_module.computes_in_int8(), reason="this processor has no VNNI")
 PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
@@ -485,16 +486,16 @@ VIDEOS, VIDEO_CLIPS, TRAIN_VIDEOS, LABELLED_VIDEOS = 24, 10, 16, 4
 @pytest.fixture(scope="module")
 def rendered():
     """Features [240, 512] and contexts [240] of the clips of 24 rendered videos, each in a kitchen of its own."""
-    scenario, clips, contexts = sim.scenario("dishwashing", "mixed"), [], []
+    scenario, clips, contexts = dynamics.scenario("dishwashing", "mixed"), [], []
     for video in range(VIDEOS):
         rng = np.random.default_rng([0, video])
-        scene, context = render.sample_scene("dishwashing", rng), sim.initial_context(scenario, 1, rng)
+        scene, context = synthetic.sample_scene("dishwashing", rng), dynamics.initial_context(scenario, 1, rng)
         for _ in range(VIDEO_CLIPS):
             speed, care = rng.random(2)
-            clip = render.render_clip(scene, scenario.context_names[context[0]], speed, care, rng)
+            clip = synthetic.render_clip(scene, scenario.context_names[context[0]], speed, care, rng)
             clips.append(clip[::4])  # four frames show the dish, and encode four times as fast
             contexts.append(int(context[0]))
-            context = sim.next_context(scenario, context, rng)
+            context = dynamics.next_context(scenario, context, rng)
     return load_encoder("r3d_18", "random:0").features(np.stack(clips)), np.array(contexts)
 
 

@@ -4,13 +4,14 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import econ, sim
-from pipeline.envs import EmbeddingEnv, GymEnv, SimEnv, Workplace, expected_work, value_work
+from pipeline import econ
 from pipeline.errors import VtpError
+from pipeline.rl.envs import EmbeddingEnv, GymEnv, SimEnv, Workplace, expected_work, value_work
+from pipeline.synthetic import dynamics
 
-SEED = sim.scenario()
-MIXED = sim.scenario("dishwashing", "mixed")
-BRICKS = sim.scenario("bricklaying", "mixed")
+SEED = dynamics.scenario()
+MIXED = dynamics.scenario("dishwashing", "mixed")
+BRICKS = dynamics.scenario("bricklaying", "mixed")
 PAN, PLATE, GLASS, MUG = range(4)
 
 
@@ -29,7 +30,7 @@ def half(num_envs):
 
 def with_outcomes(monkeypatch, attempts, errors):
     """From now on each step has these outcomes [N]."""
-    monkeypatch.setattr(sim, "sample_outcomes", lambda rate, p_err, rng: (np.array(attempts), np.array(errors)))
+    monkeypatch.setattr(dynamics, "sample_outcomes", lambda rate, p_err, rng: (np.array(attempts), np.array(errors)))
 
 
 # Prices by hand
@@ -75,8 +76,8 @@ def test_expected_work_is_the_mean_of_sampled_steps(scenario):
 
 def test_expected_work_is_the_mean_of_sampled_hours():
     rng = np.random.default_rng(0)
-    rate, p_err = sim.dynamics(SEED, 0, 1.0, 0.5)
-    attempts, errors = (x.sum(1)[:, None] for x in sim.sample_outcomes(rate, p_err, rng, (5_000, 60)))
+    rate, p_err = dynamics.dynamics(SEED, 0, 1.0, 0.5)
+    attempts, errors = (x.sum(1)[:, None] for x in dynamics.sample_outcomes(rate, p_err, rng, (5_000, 60)))
     sampled = value_work(SEED, attempts, errors, np.ones(5_000)).profit
     _, _, profit = expected_work(SEED, np.array([0]), np.array([1.0]), np.array([0.5]))
     assert sampled.mean() == pytest.approx(profit[0], abs=5 * sampled.std() / np.sqrt(5_000) + 0.05)
@@ -167,7 +168,7 @@ def test_observations_by_hand(monkeypatch):
     env = SimEnv(MIXED, 1, rng=np.random.default_rng(0))
     env.reset()
     with_outcomes(monkeypatch, [4], [1])
-    monkeypatch.setattr(sim, "next_context", lambda scenario, context, rng: np.array([GLASS]))
+    monkeypatch.setattr(dynamics, "next_context", lambda scenario, context, rng: np.array([GLASS]))
     env.step(half(1))
     observations, *_ = env.step(half(1))
     # 2 of 60 steps; third of four contexts; 4 attempts a step against twice the fastest 3.0; 2 errors of 8

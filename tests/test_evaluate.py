@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import encoders, evaluate, extract, render, sim, simulate, store, train, video
+from pipeline import dataset, encoders, evaluate, extract, synthetic, train, video
 from pipeline.config import EvaluateConfig, ExtractConfig, SimulateConfig, TrainConfig
 from pipeline.errors import VtpError
 from pipeline.evaluate import runs
 from pipeline.evaluate.loops import PixelObserver
-from pipeline.sac import load_checkpoint, save_checkpoint
+from pipeline.rl.sac import load_checkpoint, save_checkpoint
+from pipeline.synthetic import dynamics, simulate
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def rendered(tmp_path_factory):
 
 
 def observer(folder, decoder):
-    data = store.read_embeddings(folder / "embeddings.h5")
+    data = dataset.read_embeddings(folder / "embeddings.h5")
     projector = encoders.Projector(data.projector_mean, data.projector_components, data.projector_scale, "pca")
     encoder = encoders.load_encoder("r3d_18", "random:0", "bf16")
     return PixelObserver(lambda clips: projector.project(encoder.features(clips)), decoder), data
@@ -43,11 +44,11 @@ def observer(folder, decoder):
 def test_validation_sees_what_extraction_saw(rendered):
     """A clip that is filmed alone and one within a video give the same embedding, but for what the codec does."""
     rng = np.random.default_rng(np.random.SeedSequence(0).spawn(2)[0])
-    labels = simulate.demonstrate(sim.scenario("dishwashing", "mixed"), 3, rng)
+    labels = simulate.demonstrate(dynamics.scenario("dishwashing", "mixed"), 3, rng)
     frames = np.stack(list(simulate.film("dishwashing", labels, rng)))
     with video.Decoder() as decoder:
         see, data = observer(rendered, decoder)
-        seen = see(list(frames.reshape(3, render.CLIP_LEN, *frames.shape[1:])))
+        seen = see(list(frames.reshape(3, synthetic.CLIP_LEN, *frames.shape[1:])))
     expected = data.embeddings[:3]
     error = np.linalg.norm(seen - expected, axis=1) / np.linalg.norm(expected, axis=1)
     assert error.max() < 0.1, f"relative distances {error}"  # clips of different scenes are about 1.4 apart
@@ -71,7 +72,7 @@ def test_closed_loop_from_pixels(rendered):
 def test_the_policy_sees_rendered_clips_from_the_mean_of_what_it_saw(rendered):
     agent, meta = evaluate.load_run(rendered / "run")
     rng = np.random.default_rng(0)
-    clips = [render.render_clip(render.sample_scene("dishwashing", rng), "pan", 0.5, 0.5, rng)]
+    clips = [synthetic.render_clip(synthetic.sample_scene("dishwashing", rng), "pan", 0.5, 0.5, rng)]
     with runs._observer(agent, meta) as see:
         as_it_is = see(clips)
     with runs._observer(agent, meta | {"centre": [1.0] * 128}) as see:
@@ -150,7 +151,7 @@ class Constant(torch.nn.Module):
 
 
 def test_a_constant_policy_in_the_simulator():
-    scenario = sim.scenario()
+    scenario = dynamics.scenario()
     steps = evaluate.in_simulator(Constant(), scenario, episodes=50, steps=60, rng=np.random.default_rng(0))
     assert len(steps) == 3000
     assert steps["attempts"].mean() * 60 == pytest.approx(105.03, rel=0.03)
@@ -160,7 +161,7 @@ def test_a_constant_policy_in_the_simulator():
 
 def test_the_clips_of_a_video_are_one_episode_however_often_they_are_drawn():
     context, video = np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1])
-    scenario, rng = sim.scenario("dishwashing", "mixed"), np.random.default_rng(0)
+    scenario, rng = dynamics.scenario("dishwashing", "mixed"), np.random.default_rng(0)
     embeddings = np.zeros((4, 128), np.float32)
     steps = evaluate.on_clips(Constant(), scenario, embeddings, context, video=video, draws=5, rng=rng)
     assert len(steps) == 20

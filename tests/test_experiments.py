@@ -7,26 +7,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import econ, rundir, sim, train
+from pipeline import econ, files, train
 from pipeline.config import ElasticityConfig, FrontierConfig, SpreadConfig, TrainConfig
 from pipeline.errors import VtpError
 from pipeline.evaluate import oracle, summarise
 from pipeline.experiments import elasticity, frontier, spread
 from pipeline.experiments.retrain import Retrainer
+from pipeline.synthetic import dynamics
 
-SEED, MIXED = sim.scenario(), sim.scenario("dishwashing", "mixed")
+SEED, MIXED = dynamics.scenario(), dynamics.scenario("dishwashing", "mixed")
 FILES = ("csv", "svg", "png", "json")
 
 
 def build_run(path, *, task="dishwashing", scenario="mixed", episodes=6, noise=0.05, training=300):
     """A run directory with the validation of an oracle with a shaky hand, and the books of a made-up training."""
-    world, rng = sim.scenario(task, scenario), np.random.default_rng(0)
+    world, rng = dynamics.scenario(task, scenario), np.random.default_rng(0)
     path.mkdir(parents=True)
     context = np.repeat(rng.integers(len(world.contexts), size=(episodes, 6)), 10, 1).ravel()
     actions = np.clip(oracle(world).actions[context] + rng.normal(-0.02, noise, (len(context), 2)), 0, 1)
     steps = pd.DataFrame({"episode": np.repeat(np.arange(episodes), 60), "step": np.tile(np.arange(60), episodes)})
     steps = steps.assign(context=context, speed=actions[:, 0], care=actions[:, 1], attempts=2, errors=0)
-    rundir.write_json(path / "summary.json", summarise(world, steps, s_cust=0.3))
+    files.write_json(path / "summary.json", summarise(world, steps, s_cust=0.3))
     steps.assign(context=np.array(world.context_names)[context]).to_csv(path / "validation.csv", index=False)
     rows = []
     for episode in range(1, training + 1):
@@ -62,7 +63,7 @@ def test_by_simulation_they_are_the_sources_1615_give_or_take_25():
 
 @pytest.mark.parametrize("task", ["dishwashing", "bricklaying"])
 def test_simulation_agrees_with_the_formula_in_every_context(task):
-    world, axis = sim.scenario(task, "mixed"), np.linspace(0, 1, 5)
+    world, axis = dynamics.scenario(task, "mixed"), np.linspace(0, 1, 5)
     analytic = frontier.analytic_surface(world, axis)
     sampled = frontier.sampled_surface(world, axis, episodes=400, seed=1)
     assert sampled.mp.shape == analytic.mp.shape == (4, 5, 5)

@@ -6,9 +6,11 @@ import pytest
 import yaml
 from synthetic import write_video
 
-from pipeline import extract, manifest, parts, shards, store
+from pipeline import dataset, extract
 from pipeline.config import ExtractConfig, MergeConfig
+from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, PartialError, VtpError
+from pipeline.extraction import parts, shards
 
 
 class PixelEncoder:
@@ -70,7 +72,7 @@ def test_clips_of_all_videos_in_order(config, encoder):
     cfg = config()
     result = extract.run(cfg, progress=lambda *step: seen.append(step))
     assert (result.num_clips, result.num_videos, result.num_decoded, result.failures) == (7, 3, 3, [])
-    data = store.read_embeddings(result.path)
+    data = dataset.read_embeddings(result.path)
     assert data.videos.id == ["0.mp4", "1.mp4", "2.mp4"]
     assert data.offset.tolist() == [0, 2, 5, 7]
     assert data.clips.start_frame.tolist() == [0, 16, 0, 16, 32, 0, 16]
@@ -94,7 +96,7 @@ def test_batches_run_across_videos(config, encoder):
 
 
 def test_embeddings_are_the_projected_features(config, encoder):
-    data = store.read_embeddings(extract.run(config()).path)
+    data = dataset.read_embeddings(extract.run(config()).path)
     expected = (data.features - data.projector_mean) @ data.projector_components.T / data.projector_scale
     np.testing.assert_allclose(data.embeddings, expected, atol=1e-5)
     train = np.repeat(data.video_splits == "train", np.diff(data.offset))
@@ -116,14 +118,14 @@ def test_a_second_run_decodes_nothing(config, encoder, monkeypatch):
 
 
 def test_only_what_is_new_is_decoded(config, videos, encoder):
-    first = store.read_embeddings(extract.run(config()).path)
+    first = dataset.read_embeddings(extract.run(config()).path)
     write_video(videos / "3.mp4", 20, first=200)
     write_video(videos / "1.mp4", 40, first=100)  # edited in place
     shutil.copy(videos / "0.mp4", videos / "copy.mp4")
     (videos / "2.mp4").touch()
     result = extract.run(config())
     assert (result.num_decoded, result.num_videos) == (2, 5)
-    data = store.read_embeddings(result.path)
+    data = dataset.read_embeddings(result.path)
     assert data.offset.tolist() == [0, 2, 4, 6, 7, 9]
     np.testing.assert_array_equal(data.features[:2], first.features[:2])
     np.testing.assert_array_equal(data.features[7:], first.features[:2])
@@ -155,9 +157,9 @@ def test_parts_of_an_unstated_arithmetic_do_not_mix(config, encoder, monkeypatch
     monkeypatch.setattr(parts, "PART_VIDEOS", 1)
     extract.run(config())
     path = parts.part_paths(config().out.parent / "embeddings.parts")[older]
-    part = store.read_part(path)
+    part = dataset.read_part(path)
     del part.settings["arithmetic"]
-    store.write_part(path, part)
+    dataset.write_part(path, part)
     with pytest.raises(VtpError, match="was extracted with arithmetic"):
         extract.merge(MergeConfig(out=config().out))
 
@@ -200,7 +202,7 @@ def test_a_part_is_closed_in_time(config, encoder, monkeypatch):
     extract.run(cfg)
     paths = parts.part_paths(cfg.out.parent / "embeddings.parts")
     assert len(paths) == 3
-    assert sum(store.read_part(path).videos.sha256 != [] for path in paths) == 3
+    assert sum(dataset.read_part(path).videos.sha256 != [] for path in paths) == 3
 
 
 def test_a_damaged_part_is_decoded_again(config, encoder, caplog):
@@ -319,7 +321,7 @@ def test_half_a_video_leaves_nothing(config, videos, encoder, monkeypatch):
     result = extract.run(config())
     assert [row["code"] for row in result.failures] == ["damaged"]
     assert sum(encoder.batches) > 2 * 7  # some of its clips were encoded before the damage showed
-    assert store.read_embeddings(result.path).content_sha256 == store.read_embeddings(whole.path).content_sha256
+    assert dataset.read_embeddings(result.path).content_sha256 == dataset.read_embeddings(whole.path).content_sha256
 
 
 def test_all_failed_writes_no_embeddings(config, tmp_path, encoder):
@@ -362,8 +364,8 @@ def test_a_video_gets_another_try(config, videos, encoder, monkeypatch):
     grow_at_submit(monkeypatch, 2)
     result = extract.run(config())
     assert (result.failures, result.num_videos) == ([], 3)
-    features = store.read_embeddings(result.path).features
-    np.testing.assert_array_equal(features, store.read_embeddings(whole.path).features)
+    features = dataset.read_embeddings(result.path).features
+    np.testing.assert_array_equal(features, dataset.read_embeddings(whole.path).features)
 
 
 def test_too_many_failures_stop_it(config, videos, encoder):
@@ -396,7 +398,7 @@ def test_copies_are_decoded_once_and_fail_together(config, videos, encoder):
 def test_labels_join_by_step(config, videos, encoder):
     (videos / "0.csv").write_text("step,context,speed,attempts,errors\n1,glass,0.5,2,1\n0,pan,1,3,0\n")
     source = manifest_of(videos, "path,labels,split\n0.mp4,0.csv,train\n1.mp4,,train\n2.mp4,,val\n")
-    data = store.read_embeddings(extract.run(config(source=source)).path)
+    data = dataset.read_embeddings(extract.run(config(source=source)).path)
     assert data.labels["context"].tolist() == ["pan", "glass", "", "", "", "", ""]
     np.testing.assert_array_equal(data.labels["speed"], [1, 0.5, *[np.nan] * 5])
     np.testing.assert_array_equal(data.labels["errors"], [0, 1, *[np.nan] * 5])
@@ -422,7 +424,11 @@ def test_labels_that_do_not_fit(config, videos, encoder):
 def test_one_video_is_in_one_split(config, videos, encoder):
     shutil.copy(videos / "0.mp4", videos / "copy.mp4")
     source = manifest_of(videos, "path,split\n0.mp4,train\ncopy.mp4,\n1.mp4,val\n")
-    assert store.read_embeddings(extract.run(config(source=source)).path).videos.split == ["train", "train", "val"]
+    assert dataset.read_embeddings(extract.run(config(source=source)).path).videos.split == [
+        "train",
+        "train",
+        "val",
+    ]
     manifest_of(videos, "path,split\n0.mp4,train\ncopy.mp4,val\n")
     with pytest.raises(VtpError, match=r"0.mp4 \(train\) and copy.mp4 \(val\) are the same video; give them one split"):
         extract.run(config(source=source))
@@ -430,15 +436,15 @@ def test_one_video_is_in_one_split(config, videos, encoder):
 
 def test_pca_without_a_train_split_says_so(config, videos, encoder, caplog):
     source = manifest_of(videos, "path,split\n0.mp4,val\n1.mp4,test\n")
-    data = store.read_embeddings(extract.run(config(source=source)).path)
+    data = dataset.read_embeddings(extract.run(config(source=source)).path)
     assert data.attrs["projector_fit"] == "all"
     assert "pca is fitted on all 5 clips" in caplog.text
 
 
 def test_the_projector_of_another_file(config, tmp_path, encoder):
-    first = store.read_embeddings(extract.run(config()).path)
+    first = dataset.read_embeddings(extract.run(config()).path)
     out = tmp_path / "out/again.h5"
-    again = store.read_embeddings(extract.run(config(out=out, projector=str(config().out))).path)
+    again = dataset.read_embeddings(extract.run(config(out=out, projector=str(config().out))).path)
     np.testing.assert_array_equal(again.embeddings, first.embeddings)
     assert again.attrs["projector_sha256"] == first.attrs["projector_sha256"]
     encoder.weights_sha256 = "1" * 64
@@ -451,20 +457,20 @@ def test_the_projector_of_another_file(config, tmp_path, encoder):
 def test_the_learned_projector(config, videos, tmp_path, encoder):
     """Fitted on the train split's videos, stored, and the same from that file."""
     source = manifest_of(videos, "path,split\n0.mp4,val\n1.mp4,train\n2.mp4,train\n")
-    first = store.read_embeddings(extract.run(config(source=source, projector="learned")).path)
+    first = dataset.read_embeddings(extract.run(config(source=source, projector="learned")).path)
     assert (first.attrs["projector"], first.attrs["projector_fit"]) == ("learned", "train")
     fitted = extract.encoders.fit_learned(first.features[2:], [3, 2])
     np.testing.assert_array_equal(first.embeddings, fitted.project(first.features))
     assert first.attrs["projector_sha256"] == fitted.sha256
     out = tmp_path / "out/again.h5"
     again = extract.run(config(source=source, out=out, projector=str(config().out)))
-    np.testing.assert_array_equal(store.read_embeddings(again.path).embeddings, first.embeddings)
-    np.testing.assert_array_equal(store.read_embeddings(again.path).projector_norm, fitted.norm)
+    np.testing.assert_array_equal(dataset.read_embeddings(again.path).embeddings, first.embeddings)
+    np.testing.assert_array_equal(dataset.read_embeddings(again.path).projector_norm, fitted.norm)
 
 
 def test_the_real_encoder(videos, config, monkeypatch):
     cfg = config(source=str(videos / "0.mp4"), weights="random:0", precision="fp32", batch_size=2)
-    data = store.read_embeddings(extract.run(cfg).path)
+    data = dataset.read_embeddings(extract.run(cfg).path)
     assert data.features.shape == (2, 512)
     assert (data.attrs["weights"], data.attrs["backbone"], data.attrs["precision"]) == ("random:0", "r3d_18", "fp32")
     assert np.linalg.norm(data.features[0] - data.features[1]) > 0.01

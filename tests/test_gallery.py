@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from synthetic import write_embeddings
 
-from pipeline import simulate, store
+from pipeline import dataset
 from pipeline.config import SimulateConfig
-from pipeline.manifest import find_videos
-from pipeline.report.files import Missing
+from pipeline.dataset.manifest import find_videos
 from pipeline.report.gallery import Gallery, read_gallery
+from pipeline.report.run_files import Missing
+from pipeline.synthetic import simulate
 
 
 @pytest.fixture
@@ -28,11 +29,11 @@ def scored(tmp_path):
     }  # fmt: skip
     judged = {"clips": 1, "auroc": 0.9, "auroc_ci95": [0.8, 1.0], "average_precision": 0.5}
     attrs = {
-        "content_sha256": store.read_embeddings(path).content_sha256, "model": "corpus", "model_why": "small",
+        "content_sha256": dataset.read_embeddings(path).content_sha256, "model": "corpus", "model_why": "small",
         "reference": "all", "sigmas": json.dumps([0.25, 2.0]),
         "detection": json.dumps({"score": {"fast": judged}, "knn": {"fast": judged | {"auroc": 0.4}}}),
     }  # fmt: skip
-    store.write_novelty(tmp_path / "novelty.h5", columns, attrs)
+    dataset.write_novelty(tmp_path / "novelty.h5", columns, attrs)
     return {"source": "embeddings", "embeddings": str(path), "novelty": None}
 
 
@@ -77,10 +78,10 @@ def test_scores_that_training_had_and_that_are_gone_are_said_to_be_missing(score
 
 def rewrite(path, columns=None, **changed):
     """The novelty file again, with other columns or attributes; None takes a column away."""
-    content = store.read_embeddings(path.with_name("embeddings.h5")).content_sha256
-    old, attrs = store.read_novelty_scores(path, content)
+    content = dataset.read_embeddings(path.with_name("embeddings.h5")).content_sha256
+    old, attrs = dataset.read_novelty_scores(path, content)
     new = {name: values for name, values in (old | (columns or {})).items() if values is not None}
-    store.write_novelty(path, new, attrs | changed)
+    dataset.write_novelty(path, new, attrs | changed)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +126,9 @@ def test_a_long_clip_makes_a_short_loop(scored, monkeypatch):
 
 
 def test_scores_of_other_embeddings_are_not_shown(scored, tmp_path):
-    data = store.read_embeddings(tmp_path / "embeddings.h5")
+    data = dataset.read_embeddings(tmp_path / "embeddings.h5")
     data.embeddings[0] += 1
-    store.write_embeddings(tmp_path / "embeddings.h5", data)
+    dataset.write_embeddings(tmp_path / "embeddings.h5", data)
     missing = read_gallery(scored)
     assert isinstance(missing, Missing) and "belongs to embeddings" in missing.sentence
     assert missing.command.startswith("vtp novelty --embeddings ")

@@ -7,22 +7,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = {
-    "errors": 0, "config": 0, "rundir": 0, "processes": 0,
-    "econ": 1, "sim": 1, "manifest": 1, "replay": 1,
-    "store": 2, "video": 2, "render": 2, "encoders": 2, "diffusion": 2, "sac": 2, "envs": 2, "shards": 2,
-    "evaluate": 3, "footage": 3, "ledger": 3, "parts": 3, "scoring": 3, "training": 3,
-    "simulate": 4, "extract": 4, "novelty": 4, "train": 4, "experiments": 4,
-    "policy": 4,
-    "report": 5, "demo": 5, "doctor": 5, "seeds": 5, "cluster": 5,
-    "cli": 6,
+    "errors": 0, "config": 0, "processes": 0, "files": 1,
+    "econ": 1,
+    "video": 2, "encoders": 2, "dataset": 3, "synthetic": 3, "noise_gap": 4, "extraction": 4,
+    "rl": 4, "evaluate": 5, "training": 6,
+    "extract": 7, "novelty": 7, "train": 7, "policy": 7, "experiments": 7,
+    "report": 8, "doctor": 8, "cluster": 9, "demo": 9, "cli": 10,
 }  # fmt: skip
-WITHIN_LAYER = {
-    ("demo", "report"), ("cluster", "seeds"), ("training", "evaluate"), ("training", "ledger"), ("rundir", "config"),
-    ("rundir", "errors"), ("evaluate", "footage"), ("scoring", "footage"), ("training", "footage"),
-}  # fmt: skip
+WITHIN_LAYER = {("training", "train")}
 ONLY_IN = {
-    "h5py": {"store"}, "decord": {"video"}, "av": {"video", "render"}, "typer": {"cli"}, "submitit": {"cluster"},
-    "transformers": {"encoders", "diffusion"}, "diffusers": {"diffusion"},
+    "h5py": {"dataset"}, "decord": {"video"}, "av": {"video", "synthetic"}, "typer": {"cli"}, "submitit": {"cluster"},
+    "transformers": {"encoders", "noise_gap"}, "diffusers": {"noise_gap"},
 }  # fmt: skip
 
 

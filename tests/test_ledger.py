@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from pipeline import sim
-from pipeline.envs import Economics
-from pipeline.ledger import EpisodeLedger, estimator_skill, skill_in_words
+from pipeline.rl.envs import Economics
+from pipeline.synthetic import dynamics
+from pipeline.training.revenue_split import EpisodeLedger, estimator_skill, skill_in_words
 
 
 def close(ledger, mp=100.0, novelty=1.0):
@@ -11,7 +11,7 @@ def close(ledger, mp=100.0, novelty=1.0):
 
 
 def test_an_episode_is_priced_by_hand():
-    row = close(EpisodeLedger(sim.scenario()), mp=109.0)
+    row = close(EpisodeLedger(dynamics.scenario()), mp=109.0)
     assert (row["delta_mpl_total"], row["delta_mpl_cust"]) == (0.0, 0.0), "there is nothing before the first"
     assert (row["mp_h"], row["spread"]) == pytest.approx((60.0, 12.0))
     assert (row["spread_value"], row["rebate"], row["captured_spread"]) == pytest.approx((6.0, 0.0, 6.0))
@@ -19,7 +19,7 @@ def test_an_episode_is_priced_by_hand():
 
 
 def test_gains_are_on_the_last_hundred_episodes():
-    ledger = EpisodeLedger(sim.scenario())
+    ledger = EpisodeLedger(dynamics.scenario())
     for _ in range(150):
         close(ledger, mp=50.0)
     assert close(ledger, mp=60.0)["delta_mpl_total"] == pytest.approx(10.0)
@@ -28,7 +28,7 @@ def test_gains_are_on_the_last_hundred_episodes():
 
 def test_the_estimator_is_asked_before_it_is_told():
     """Two ledgers with one past answer the same, whatever comes of the episode."""
-    ledgers = EpisodeLedger(sim.scenario()), EpisodeLedger(sim.scenario())
+    ledgers = EpisodeLedger(dynamics.scenario()), EpisodeLedger(dynamics.scenario())
     for ledger in ledgers:
         for mp in (50.0, 60.0, 40.0):
             close(ledger, mp=mp, novelty=mp / 50)
@@ -39,7 +39,7 @@ def test_the_estimator_is_asked_before_it_is_told():
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
 def test_standardised_features_make_the_estimator_blind_to_their_unit(scale):
     rng = np.random.default_rng(0)
-    ledger = EpisodeLedger(sim.scenario())
+    ledger = EpisodeLedger(dynamics.scenario())
     for _ in range(600):
         novelty = rng.normal()
         close(ledger, mp=100 + 10 * novelty + rng.normal(), novelty=scale * (5 + novelty))
@@ -51,7 +51,7 @@ def test_standardised_features_make_the_estimator_blind_to_their_unit(scale):
 @pytest.mark.parametrize("constant", [True, False])
 def test_novelty_that_says_nothing_has_no_skill(constant):
     rng = np.random.default_rng(1)
-    ledger = EpisodeLedger(sim.scenario())
+    ledger = EpisodeLedger(dynamics.scenario())
     for _ in range(1000):
         close(ledger, mp=100 + 10 * rng.normal(), novelty=1.0 if constant else rng.normal())
     skill = ledger.skill()

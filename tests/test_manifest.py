@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.dataset.manifest import VideoEntry, assign_splits, find_videos, read_labels
 from pipeline.errors import VtpError
-from pipeline.manifest import VideoEntry, assign_splits, find_videos, read_labels
 
 
 def touch(folder, *names):

@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 from synthetic import write_embeddings
 
-from pipeline import manifest, novelty, scoring, simulate, store
+from pipeline import dataset, noise_gap, novelty
 from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
+from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, VtpError
-from pipeline.experiments import novelty as experiment
-from pipeline.scoring import clips
+from pipeline.experiments import novelty_use as experiment
+from pipeline.noise_gap import blocks
+from pipeline.synthetic import simulate
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +37,22 @@ def scored(embeddings):
 
 
 def columns_of(path, embeddings):
-    return store.read_novelty_scores(path, store.read_embeddings(embeddings).content_sha256)
+    return dataset.read_novelty_scores(path, dataset.read_embeddings(embeddings).content_sha256)
 
 
 def test_every_clip_gets_a_score_and_a_bounded_weight_of_mean_one(embeddings, scored):
     columns, attrs = columns_of(embeddings.with_name("novelty.h5"), embeddings)
     assert columns["score"].shape == (24,) and np.isfinite(columns["score"]).all()
     assert columns["z"].shape == columns["gap"].shape == (24, 5)
-    visits = novelty.clip_visits(store.read_embeddings(embeddings))
+    visits = novelty.clip_visits(dataset.read_embeddings(embeddings))
     assert columns["weight"] @ visits / visits.sum() == pytest.approx(1, abs=1e-3)
     assert columns["weight"].min() >= 0.5 and columns["weight"].max() <= 2
-    weights = store.read_novelty_weights(embeddings.with_name("novelty.h5"), str(attrs["content_sha256"]))
+    weights = dataset.read_novelty_weights(embeddings.with_name("novelty.h5"), str(attrs["content_sha256"]))
     assert (weights == columns["weight"]).all()
 
 
 def test_the_result_judges_every_kind_by_its_label(embeddings, scored):
-    kinds = store.read_embeddings(embeddings).labels["novel_kind"]
+    kinds = dataset.read_embeddings(embeddings).labels["novel_kind"]
     assert set(scored["auroc"]) == set(kinds) - {""} and len(scored["auroc"]) == 6
     assert scored["auroc_mean"] == pytest.approx(np.mean(list(scored["auroc"].values())))
     assert set(scored["detection"]) == {"score", "knn", "gap", "picture", "motion", "order"}
@@ -71,7 +73,7 @@ def test_a_second_run_measures_nothing_again_and_another_seed_does(embeddings, s
 
 
 def test_shards_and_batches_score_alike(embeddings, scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "BLOCK_CLIPS", 8)
+    monkeypatch.setattr(blocks, "BLOCK_CLIPS", 8)
     out = tmp_path / "novelty.h5"
     shutil.copytree(embeddings.with_name("novelty.model"), tmp_path / "novelty.model")
     results = [novelty.run(config(embeddings, out=out, shards=3, shard=shard, batch_size=1)) for shard in (2, 0, 1)]
@@ -109,7 +111,7 @@ def test_three_clips_weigh_one_each(demos, tmp_path, caplog):
     few = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(demos))[:1])
     result = novelty.run(config(few))
     assert result["model"] == "none" and "4 clips are too few" in caplog.text
-    weights = store.read_novelty_weights(tmp_path / "novelty.h5", store.read_embeddings(few).content_sha256)
+    weights = dataset.read_novelty_weights(tmp_path / "novelty.h5", dataset.read_embeddings(few).content_sha256)
     assert (weights == 1).all()
 
 
@@ -130,16 +132,16 @@ def test_a_changed_video_is_refused_with_both_hashes_and_nothing_is_overwritten(
 
 def test_embeddings_that_changed_since_are_refused_with_both_hashes(demos, embeddings, scored, tmp_path):
     changed = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(demos)), seed=9)
-    content = store.read_embeddings(changed).content_sha256
+    content = dataset.read_embeddings(changed).content_sha256
     with pytest.raises(VtpError, match=rf"belongs to embeddings [0-9a-f]{{12}}, not to {content[:12]}") as caught:
-        store.read_novelty_weights(embeddings.with_name("novelty.h5"), content)
+        dataset.read_novelty_weights(embeddings.with_name("novelty.h5"), content)
     assert caught.value.exit_code == 2
 
 
 def test_embeddings_that_are_not_finite_are_refused(demos, embeddings, tmp_path):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     data.embeddings[5] = np.nan
-    store.write_embeddings(tmp_path / "embeddings.h5", data)
+    dataset.write_embeddings(tmp_path / "embeddings.h5", data)
     with pytest.raises(CorruptError, match="the embedding of clip 5 is not finite; extract its video again"):
         novelty.run(config(tmp_path / "embeddings.h5"))
 
@@ -154,9 +156,9 @@ def test_stable_video_diffusion_is_slow_without_a_gpu_and_wants_its_frames(demos
 
 
 def test_frames_are_decoded_as_large_as_the_model_sees_them(embeddings):
-    corpus = scoring.Corpus((store.read_embeddings(embeddings),), np.ones(24, bool))
-    block = next(scoring.split_blocks(corpus))
-    rows, frames = next(scoring.read_clips(corpus, block, frame_size=(160, 320), batch_size=3))
+    corpus = noise_gap.Corpus((dataset.read_embeddings(embeddings),), np.ones(24, bool))
+    block = next(noise_gap.split_blocks(corpus))
+    rows, frames = next(noise_gap.read_clips(corpus, block, frame_size=(160, 320), batch_size=3))
     assert rows.tolist() == [0, 1, 2] and frames.shape == (3, 16, 160, 320, 3)
 
 
@@ -168,7 +170,7 @@ def test_a_damaged_corpus_model_is_named(embeddings, scored, tmp_path):
 
 
 def test_clips_of_long_videos_are_visited_as_training_plays_them(embeddings):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     visits = novelty.clip_visits(data)
     held_out = np.repeat(np.array(data.videos.split) == "val", 4)
     assert (visits[~held_out] == 1).all() and (visits[held_out] == 0).all()
@@ -191,12 +193,12 @@ def test_the_experiment_wants_scores(embeddings, tmp_path):
 
 
 def test_padded_clips_are_not_scored(embeddings, scored):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     data.clips.valid_frames[3] = 9
     parts = sorted(embeddings.with_name("novelty.parts").glob("block-*.h5"))
     settings = {}
-    measures = store.read_measures(parts[0], settings)
-    columns = novelty.score_clips(scoring.Corpus((data,), np.ones(24, bool)), measures)
+    measures = dataset.read_measures(parts[0], settings)
+    columns = novelty.score_clips(noise_gap.Corpus((data,), np.ones(24, bool)), measures)
     assert np.isnan(columns["score"][3]) and columns["weight"][3] == 1
     assert np.isfinite(np.delete(columns["score"], 3)).all()
-    assert scoring.MIN_FOR_SCORES < 24
+    assert noise_gap.MIN_FOR_SCORES < 24

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from test_train import embeddings_config, sim_config, write_embeddings
 
-from pipeline import evaluate, policy, store, train
+from pipeline import dataset, evaluate, policy, train
 from pipeline.config import ActConfig, PolicyExportConfig
 from pipeline.errors import CorruptError, VtpError
 from pipeline.policy import SUFFIXES
@@ -60,7 +60,7 @@ def nothing_runs(monkeypatch):
 
 
 def test_clips_are_named_and_actions_are_the_agents_own(trained):
-    table, data = act(trained), store.read_embeddings(trained / "embeddings.h5")
+    table, data = act(trained), dataset.read_embeddings(trained / "embeddings.h5")
     agent, _ = evaluate.load_run(trained / "run")
     assert list(table.columns) == COLUMNS
     seen = evaluate.observed(data, data.embeddings[:96].mean(0, dtype=float).tolist())  # 8 training videos
@@ -73,7 +73,7 @@ def test_clips_are_named_and_actions_are_the_agents_own(trained):
 
 def test_clips_are_seen_as_they_were_in_training(trained, tmp_path):
     """Where not from the mean of their video, as they are in the file."""
-    data = store.read_embeddings(trained / "embeddings.h5")
+    data = dataset.read_embeddings(trained / "embeddings.h5")
     train.run(embeddings_config(tmp_path, trained / "embeddings.h5"))
     path = policy.export(PolicyExportConfig(run=tmp_path / "run", to="safetensors"))
     agent, _ = evaluate.load_run(tmp_path / "run")
@@ -145,23 +145,23 @@ def test_onnx_leaves_neither_the_exporters_paths_nor_its_notes(trained, tmp_path
     ],
 )
 def test_embeddings_of_another_encoder_are_refused(trained, tmp_path, changes, words):
-    data = store.read_embeddings(trained / "embeddings.h5")
-    store.write_embeddings(tmp_path / "other.h5", replace(data, attrs=data.attrs | changes))
+    data = dataset.read_embeddings(trained / "embeddings.h5")
+    dataset.write_embeddings(tmp_path / "other.h5", replace(data, attrs=data.attrs | changes))
     with pytest.raises(VtpError) as caught:
         act(trained, "run/policy.onnx", tmp_path / "other.h5")
     assert all(word in str(caught.value) for word in [*words, "other.h5", "policy.onnx"]), caught.value
 
 
 def test_embeddings_of_another_projector_are_refused(trained, tmp_path):
-    data = store.read_embeddings(trained / "embeddings.h5")
-    store.write_embeddings(tmp_path / "other.h5", replace(data, projector_scale=2.0))
+    data = dataset.read_embeddings(trained / "embeddings.h5")
+    dataset.write_embeddings(tmp_path / "other.h5", replace(data, projector_scale=2.0))
     with pytest.raises(VtpError, match=f"projector_sha256.*--projector {trained / 'embeddings.h5'}"):
         act(trained, embeddings=tmp_path / "other.h5")
 
 
 def test_new_clips_of_the_same_encoder_and_projector_are_welcome(trained, tmp_path):
-    data = store.read_embeddings(trained / "embeddings.h5")
-    store.write_embeddings(tmp_path / "new.h5", replace(data, embeddings=data.embeddings[::-1], labels=None))
+    data = dataset.read_embeddings(trained / "embeddings.h5")
+    dataset.write_embeddings(tmp_path / "new.h5", replace(data, embeddings=data.embeddings[::-1], labels=None))
     expected = act(trained)[["speed", "care"]][::-1]
     np.testing.assert_allclose(act(trained, embeddings=tmp_path / "new.h5")[["speed", "care"]], expected, atol=1e-6)
 

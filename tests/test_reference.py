@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import evaluate, sim
-from pipeline.envs import expected_work
+from pipeline import evaluate
+from pipeline.rl.envs import expected_work
+from pipeline.synthetic import dynamics
 
-SEED = sim.scenario()
-MIXED = sim.scenario("dishwashing", "mixed")
-SCENARIOS = [sim.scenario(task, name) for task in ("dishwashing", "bricklaying") for name in ("seed", "mixed")]
+SEED = dynamics.scenario()
+MIXED = dynamics.scenario("dishwashing", "mixed")
+SCENARIOS = [dynamics.scenario(task, name) for task in ("dishwashing", "bricklaying") for name in ("seed", "mixed")]
 PAN, PLATE, GLASS, MUG = range(4)
 
 unit = st.floats(0, 1)
@@ -57,7 +58,7 @@ def test_blind_acts_alike_everywhere():
 
 @pytest.mark.parametrize("name", ["seed", "mixed"])
 def test_bricklaying_has_an_optimum_of_its_own(name):
-    scenario = sim.scenario("bricklaying", name)
+    scenario = dynamics.scenario("bricklaying", name)
     best, constant = evaluate.oracle(scenario).profit.mean(), evaluate.blind(scenario).profit.mean()
     assert best > scenario.human_wage_usd
     assert (best > 1.1 * constant) == (name == "mixed"), "with one kind of brick there is nothing to see"

@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 
-from pipeline import render, sim
+from pipeline import synthetic
 from pipeline.errors import VtpError
-from pipeline.render import bricks, clip, dishes, paint, tools
-from pipeline.render.thumbnail import write_webp
+from pipeline.synthetic import bricks, dishes, dynamics, paint, rendered_clip, tools
+from pipeline.synthetic.thumbnail import write_webp
 
 TASKS = ("dishwashing", "bricklaying")
 WORKS = {"dishwashing": dishes.DISHES, "bricklaying": bricks.BRICKWORK}
@@ -15,20 +15,20 @@ NAMED = [(task, name) for task in TASKS for name in WORKS[task]]
 
 
 def contexts(task):
-    return sim.scenario(task, "mixed").context_names
+    return dynamics.scenario(task, "mixed").context_names
 
 
 def scene_of(task="dishwashing", seed=0):
-    return render.sample_scene(task, np.random.default_rng(seed))
+    return synthetic.sample_scene(task, np.random.default_rng(seed))
 
 
 def clip_of(scene, context="plate", speed=0.5, care=0.5, seed=0):
-    return render.render_clip(scene, context, speed, care, np.random.default_rng(seed))
+    return synthetic.render_clip(scene, context, speed, care, np.random.default_rng(seed))
 
 
 def strokes(speed, care, seed=0, num_frames=60):
     rng = np.random.default_rng(seed)
-    return tools.strokes(speed, care, (30.0, 20.0), num_frames, fps=render.FPS, rng=rng)
+    return tools.strokes(speed, care, (30.0, 20.0), num_frames, fps=synthetic.FPS, rng=rng)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def gallery():
 
     def looks(task, seed):
         scene, rng = scene_of(task, seed), np.random.default_rng(1000 + seed)
-        return [look(render.render_clip(scene, context, *rng.random(2), rng)) for context in contexts(task)]
+        return [look(synthetic.render_clip(scene, context, *rng.random(2), rng)) for context in contexts(task)]
 
     return {task: np.array([looks(task, seed) for seed in range(12)]) for task in TASKS}
 
@@ -56,7 +56,7 @@ def test_a_clip_is_sixteen_lively_frames(task):
     scene = scene_of(task)
     for context in contexts(task):
         clip = clip_of(scene, context)
-        assert clip.shape == (render.CLIP_LEN, *render.FRAME_SHAPE, 3) and clip.dtype == np.uint8
+        assert clip.shape == (synthetic.CLIP_LEN, *synthetic.FRAME_SHAPE, 3) and clip.dtype == np.uint8
         assert clip.std() > 25 and 60 < clip.mean() < 190
         assert (clip[:-1] != clip[1:]).any(axis=(1, 2, 3)).all()
 
@@ -78,7 +78,7 @@ def test_unknown_names_are_answered_with_the_known_ones():
 def test_speed_is_strokes_a_second(speed, tempo_hz):
     path = strokes(speed, care=1.0) / (30.0, 20.0)
     turns = np.unwrap(np.arctan2(path[:, 1], path[:, 0])) / (2 * np.pi)
-    assert np.diff(turns).mean() * render.FPS == pytest.approx(tempo_hz, rel=0.06)
+    assert np.diff(turns).mean() * synthetic.FPS == pytest.approx(tempo_hz, rel=0.06)
 
 
 def test_care_turns_short_straight_strokes_into_rounds_of_the_whole_area():
@@ -92,7 +92,7 @@ def test_care_turns_short_straight_strokes_into_rounds_of_the_whole_area():
 def test_tempo_is_seen_in_the_frames():
     def motion(speed):
         clips = (clip_of(scene_of(seed=seed), speed=speed, care=0.7, seed=seed) for seed in range(4))
-        return np.mean([np.square(np.diff(clip.astype(np.float32), axis=0)).mean() for clip in clips])
+        return np.mean([np.square(np.diff(rendered_clip.astype(np.float32), axis=0)).mean() for clip in clips])
 
     slow, brisk, fast = (motion(speed) for speed in (0.0, 0.5, 1.0))
     assert slow * 1.2 < brisk and brisk * 1.1 < fast
@@ -101,7 +101,7 @@ def test_tempo_is_seen_in_the_frames():
 def test_care_is_seen_in_the_frames():
     def swept(care):
         clips = (clip_of(scene_of(seed=seed), speed=0.6, care=care, seed=seed) for seed in range(4))
-        return np.mean([(np.ptp(clip.astype(int), axis=0).max(-1) > 50).mean() for clip in clips])
+        return np.mean([(np.ptp(rendered_clip.astype(int), axis=0).max(-1) > 50).mean() for clip in clips])
 
     assert swept(0.0) * 1.3 < swept(0.5) and swept(0.5) * 1.1 < swept(1.0)
 
@@ -121,7 +121,7 @@ def test_the_work_lies_in_the_part_that_the_encoder_sees(task, name):
     """R3D-18 sees the middle 112/171 of the width and 112/128 of the height: x in [33, 159), y in [9, 135)."""
     for seed in range(6):
         canvas, rng = paint.Canvas(), np.random.default_rng(seed)
-        pose = clip.stand(scene_of(task, seed), rng)
+        pose = rendered_clip.stand(scene_of(task, seed), rng)
         area = WORKS[task][name](canvas, pose, (-0.3, -0.5, 0.81), rng)
         seen = canvas.window(33, 9, 159, 135).alpha.sum()
         assert seen > 0.995 * canvas.alpha.sum()
@@ -132,7 +132,7 @@ def test_the_work_lies_in_the_part_that_the_encoder_sees(task, name):
 @pytest.mark.parametrize("task", TASKS)
 def test_changed_scenes_have_a_light_a_background_and_a_size_that_no_usual_scene_has(task):
     usual, changed = (
-        [render.sample_scene(task, np.random.default_rng(seed), changed=changed) for seed in range(40)]
+        [synthetic.sample_scene(task, np.random.default_rng(seed), changed=changed) for seed in range(40)]
         for changed in (False, True)
     )
     brightness = sorted(scene.light.rgb[1] for scene in usual)
@@ -198,7 +198,7 @@ def decoded(path):
 def test_mp4_decodes_to_the_frames_that_went_in(tmp_path):
     scene = scene_of()
     frames = np.concatenate([clip_of(scene, context, 0.8, 0.5) for context in ("pan", "glass", "mug")])
-    render.write_mp4(tmp_path / "a.mp4", frames, fps=15)
+    synthetic.write_mp4(tmp_path / "a.mp4", frames, fps=15)
     stream, back, keys = decoded(tmp_path / "a.mp4")
     assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
     assert stream.average_rate == 15 and stream.frames == 48 and back.shape == frames.shape
@@ -212,7 +212,7 @@ def test_mp4_bytes_are_the_same_each_time(tmp_path):
     frames = np.concatenate([clip_of(scene_of(), context) for context in contexts("dishwashing")])
     encodes, heap, rng = set(), [], np.random.default_rng(0)
     for _ in range(15):
-        render.write_mp4(tmp_path / "a.mp4", frames)
+        synthetic.write_mp4(tmp_path / "a.mp4", frames)
         encodes.add((tmp_path / "a.mp4").read_bytes())
         heap = [*heap[-10:], rng.integers(256, size=rng.integers(1_000, 400_000), dtype=np.uint8)]
     assert len(encodes) == 1, f"15 encodes of the same frames gave {len(encodes)} different files"
@@ -224,17 +224,17 @@ def test_mp4_is_whole_or_not_there(tmp_path):
         raise RuntimeError("camera unplugged")
 
     with pytest.raises(RuntimeError, match="unplugged"):
-        render.write_mp4(tmp_path / "a.mp4", broken())
+        synthetic.write_mp4(tmp_path / "a.mp4", broken())
     with pytest.raises(VtpError, match="no frames to write"):
-        render.write_mp4(tmp_path / "a.mp4", [])
+        synthetic.write_mp4(tmp_path / "a.mp4", [])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_webp_keeps_frames_and_tempo(tmp_path):
     clip = clip_of(scene_of())
-    write_webp(tmp_path / "a.webp", clip, fps=render.FPS)
+    write_webp(tmp_path / "a.webp", clip, fps=synthetic.FPS)
     with Image.open(tmp_path / "a.webp") as image:
-        assert image.n_frames == render.CLIP_LEN and image.size == render.FRAME_SHAPE[::-1]
+        assert image.n_frames == synthetic.CLIP_LEN and image.size == synthetic.FRAME_SHAPE[::-1]
         assert image.info["loop"] == 0  # for ever
         image.seek(1)
         image.load()

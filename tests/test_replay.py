@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import VtpError
-from pipeline.replay import Batch, ReplayBuffer, SumTree
+from pipeline.rl.replay import Batch, ReplayBuffer, SumTree
 
 priorities = st.lists(st.floats(0, 1e6, allow_subnormal=False), min_size=1, max_size=70).filter(any)
 

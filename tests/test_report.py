@@ -17,13 +17,14 @@ import yaml
 from browser import needs_browser, visit
 from PIL import Image, ImageDraw
 
-from pipeline import econ, evaluate, rundir, sim
+from pipeline import econ, evaluate
 from pipeline.config import FrontierConfig, ReportConfig, TrainConfig
 from pipeline.errors import VtpError
 from pipeline.experiments import frontier
-from pipeline.report import figures, files, run, themed
+from pipeline.report import figures, run, run_files, themed
+from pipeline.synthetic import dynamics
 
-MIXED = sim.scenario("dishwashing", "mixed")
+MIXED = dynamics.scenario("dishwashing", "mixed")
 BEST = {"pan": (1.0, 0.31), "plate": (1.0, 0.93), "glass": (0.72, 1.0), "mug": (1.0, 0.62)}
 COLOURS = {"pan": "#34383d", "plate": "#f3f1ea", "glass": "#bfe0ea", "mug": "#c8553d"}
 SECTIONS = (
@@ -33,9 +34,9 @@ SECTIONS = (
 
 def expected(context: int, speed, care):
     """Expected profit in $/h and error probability of an action in a context."""
-    rate, p_err = sim.dynamics(MIXED, context, speed, care)
+    rate, p_err = dynamics.dynamics(MIXED, context, speed, care)
     c = MIXED.contexts[context]
-    mp = sim.STEPS_PER_HOUR * sim.expected_attempts(rate) * (1 - p_err)
+    mp = dynamics.STEPS_PER_HOUR * dynamics.expected_attempts(rate) * (1 - p_err)
     return econ.profit(econ.implied_wage(mp, p_err, c.price_usd, c.damage_usd), MIXED.energy_usd_per_hour), p_err
 
 
@@ -75,11 +76,11 @@ SKILL = dict(episodes=500, r2=-0.01, r2_ci95=[-0.02, 0.004], rank_correlation=0.
 def add_experiments(path):
     (path / "experiments").mkdir()
     for name, (result, table) in EXPERIMENTS.items():
-        rundir.write_json(path / "experiments" / f"{name}.json", result)
+        run_files.write_json(path / "experiments" / f"{name}.json", result)
         table.to_csv(path / "experiments" / f"{name}.csv", index=False)
         svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="9"/></svg>'
         (path / "experiments" / f"{name}.svg").write_text(svg)
-    rundir.write_json(path / "data_value.json", {"estimator": SKILL})
+    run_files.write_json(path / "data_value.json", {"estimator": SKILL})
 
 
 def build_run(path, *, episodes=500, seed=0):
@@ -87,7 +88,7 @@ def build_run(path, *, episodes=500, seed=0):
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True)
     config = TrainConfig(source="embeddings", out=path, embeddings=path / "data" / "embeddings.h5", episodes=episodes)
-    rundir.save_config(path / "config.yaml", config)
+    run_files.save_config(path / "config.yaml", config)
 
     rows, contexts = [], {}
     for episode in range(8):
@@ -130,7 +131,7 @@ def build_run(path, *, episodes=500, seed=0):
             precision="fp32", num_train_clips=720,
         ),
     )  # fmt: skip
-    rundir.write_json(path / "summary.json", summary)
+    run_files.write_json(path / "summary.json", summary)
 
     progress = 1 - np.exp(-np.arange(episodes) / 90)
     target = np.array([econ.error_target(e) for e in range(episodes)])
@@ -169,7 +170,7 @@ def build_run(path, *, episodes=500, seed=0):
             image.save(path / "frames" / file)
             index.append(dict(file=file, context=name, speed=speed - 0.05, care=care - 0.05, oracle_speed=speed))
             index[-1]["oracle_care"] = care
-    rundir.write_json(path / "frames" / "frames.json", index)
+    run_files.write_json(path / "frames" / "frames.json", index)
 
     add_experiments(path)
     (path / "data").mkdir()
@@ -180,7 +181,7 @@ def build_run(path, *, episodes=500, seed=0):
 
 def edit_summary(path, **changes):
     summary = json.loads((path / "summary.json").read_text())
-    rundir.write_json(path / "summary.json", summary | changes)
+    run_files.write_json(path / "summary.json", summary | changes)
 
 
 class Page(HTMLParser):
@@ -547,7 +548,7 @@ def test_a_retrained_policy_is_set_beside_the_others(tmp_path):
         judged_on="8 videos",
         elasticities_over_range=dict(price=slopes, damage=slopes),
     )
-    rundir.write_json(path / "experiments" / "elasticity.json", result)
+    run_files.write_json(path / "experiments" / "elasticity.json", result)
     assert (
         "retrained at every point by 1,200 updates (2 seeds) and judged, as the others, on 8 videos: over the "
         "whole range profit answers to the price with 1.10, 1.05, – and to damage with 1.10, 1.05, – (fixed, "
@@ -579,7 +580,7 @@ def test_what_training_would_ignore_is_no_setting(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
     settings = report(path).text.split("Training settings")[1]
     assert "embeddings " in settings and " scenario " not in settings and " task " not in settings
-    rundir.save_config(path / "config.yaml", TrainConfig(source="sim", out=path))
+    run_files.save_config(path / "config.yaml", TrainConfig(source="sim", out=path))
     settings = report(path).text.split("Training settings")[1]
     assert " scenario seed " in settings and " embeddings " not in settings
 
@@ -598,7 +599,7 @@ def test_the_commands_repeat_the_run(full):
         commands = report(path).text.split("Where this comes from")[1]
     finally:
         embeddings.with_suffix(".yaml").unlink()
-        rundir.write_json(path / "summary.json", edit)
+        run_files.write_json(path / "summary.json", edit)
     assert f"vtp extract --config {embeddings.with_suffix('.yaml')} --out " in commands
     assert "vtp evaluate RUN --seed 7" in commands
 
@@ -626,13 +627,13 @@ def test_skill_of_the_estimator_in_words(tmp_path):
         (dict(rank_correlation_ci95=[0.01, 0.2]), "better than chance, but is no better than a constant"),
         (dict(r2=None), "500 episodes are too few"),
     ):
-        rundir.write_json(path / "data_value.json", {"estimator": SKILL | changes})
+        run_files.write_json(path / "data_value.json", {"estimator": SKILL | changes})
         assert words in report(path).text
 
 
 def test_a_policy_of_the_simulator_has_no_demonstrations(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
-    rundir.save_config(path / "config.yaml", TrainConfig(source="sim", out=path))
+    run_files.save_config(path / "config.yaml", TrainConfig(source="sim", out=path))
     assert "There are no demonstrations: the policy learned in the simulator." in report(path).text
 
 
@@ -672,7 +673,7 @@ def test_frames_stay_in_their_folder(tmp_path, file):
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
     os.symlink(secret, path / "frames" / "link.png")
-    rundir.write_json(path / "frames" / "frames.json", [{"file": file, "context": "pan"}])
+    run_files.write_json(path / "frames" / "frames.json", [{"file": file, "context": "pan"}])
     page = report(path)
     assert "frames/frames.json cannot be read" in page.text
     assert base64.b64encode(b"secret").decode() not in page.html
@@ -681,7 +682,7 @@ def test_frames_stay_in_their_folder(tmp_path, file):
 def test_frames_are_left_out_for_size(tmp_path, monkeypatch):
     path = build_run(tmp_path / "run", episodes=40)
     largest = max(p.stat().st_size for p in (path / "frames").glob("*.png"))
-    monkeypatch.setattr(files, "FRAME_BYTES", 5 * largest)
+    monkeypatch.setattr(run_files, "FRAME_BYTES", 5 * largest)
     page = report(path)
     shown = len(page.attributes("src", "img")) - 4
     assert 5 <= shown < 8

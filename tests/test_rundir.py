@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config, rundir
+from pipeline import config, files
 from pipeline.errors import TryAgainError, VtpError
 
 
@@ -28,7 +28,7 @@ def full_disk(*args, **kwargs):
 
 def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path):
     path = tmp_path / "a" / "b" / "file.txt"
-    with rundir.atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
         temporary.write_text("new")
         assert not path.exists(), "the file must not be seen before it is complete"
         assert temporary.parent == path.parent, "a rename is atomic within one folder only"
@@ -40,7 +40,7 @@ def test_a_file_appears_whole_in_a_folder_that_is_made_for_it(tmp_path):
 def test_an_error_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(type(error)), rundir.atomic_path(path) as temporary:
+    with pytest.raises(type(error)), files.atomic_path(path) as temporary:
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old"
@@ -59,7 +59,7 @@ def test_a_full_disk_says_where_and_how_much_is_left_and_keeps_the_old_file(tmp_
     with pytest.raises(
         TryAgainError, match=r"no space left to write .*file\.txt \(\d+ bytes free\); free some"
     ) as caught:
-        rundir.write_text(path, "new")
+        files.write_text(path, "new")
     assert caught.value.exit_code == 75
     assert path.read_text() == "old"
     assert leftovers(tmp_path) == []
@@ -68,7 +68,7 @@ def test_a_full_disk_says_where_and_how_much_is_left_and_keeps_the_old_file(tmp_
 def test_a_disk_that_is_full_before_the_folder_is_made_says_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", full_disk)
     with pytest.raises(TryAgainError, match=r"no space left to write .* bytes free"):
-        rundir.write_text(tmp_path / "new" / "file.txt", "text")
+        files.write_text(tmp_path / "new" / "file.txt", "text")
 
 
 def test_any_other_error_of_the_disk_keeps_its_name(tmp_path, monkeypatch):
@@ -77,27 +77,27 @@ def test_any_other_error_of_the_disk_keeps_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        rundir.write_text(tmp_path / "file.txt", "new")
+        files.write_text(tmp_path / "file.txt", "new")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_reaches_the_disk_before_its_name_and_the_name_after(tmp_path, monkeypatch):
     calls = []
-    fsync, replace = rundir.fsync_path, os.replace
-    monkeypatch.setattr(rundir, "fsync_path", lambda path: (calls.append(f"fsync {path.suffix}"), fsync(path)))
+    fsync, replace = files.fsync_path, os.replace
+    monkeypatch.setattr(files, "fsync_path", lambda path: (calls.append(f"fsync {path.suffix}"), fsync(path)))
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
-    rundir.write_text(tmp_path / "file.txt", "new")
+    files.write_text(tmp_path / "file.txt", "new")
     assert calls == ["fsync .tmp", "replace", "fsync "]
 
 
 def test_a_file_in_the_place_of_a_folder_and_the_reverse_are_errors_of_the_user(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(VtpError, match=r"file cannot be a folder, for there is a file in its place"):
-        rundir.write_text(tmp_path / "file" / "config.yaml", "x")
+        files.write_text(tmp_path / "file" / "config.yaml", "x")
     with pytest.raises(VtpError, match=r"file/sub cannot be a folder"):
-        rundir.make_folder(tmp_path / "file" / "sub")
+        files.make_folder(tmp_path / "file" / "sub")
     with pytest.raises(VtpError, match="is a folder; name a file in it"):
-        rundir.write_text(tmp_path, "x")
+        files.write_text(tmp_path, "x")
     assert (tmp_path / "file").read_text() == "x"
 
 
@@ -106,12 +106,12 @@ def test_a_file_in_the_place_of_a_folder_and_the_reverse_are_errors_of_the_user(
 
 def test_json_is_strict_and_ends_in_a_newline(tmp_path):
     path = tmp_path / "summary.json"
-    rundir.write_json(path, {"profit": 28.5, "interval": None, "names": ["pan"]})
+    files.write_json(path, {"profit": 28.5, "interval": None, "names": ["pan"]})
     assert path.read_text().endswith("}\n")
     assert json.loads(path.read_text()) == {"profit": 28.5, "interval": None, "names": ["pan"]}
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="Out of range float"):
-            rundir.write_json(path, {"profit": value})
+            files.write_json(path, {"profit": value})
     assert json.loads(path.read_text())["profit"] == 28.5, "a refused value must not replace a good file"
 
 
@@ -129,14 +129,14 @@ def test_json_is_strict_and_ends_in_a_newline(tmp_path):
 )
 def test_a_saved_config_reads_back_as_itself(tmp_path, cfg):
     path = tmp_path / "config.yaml"
-    rundir.save_config(path, cfg)
+    files.save_config(path, cfg)
     assert type(cfg)(**yaml.safe_load(path.read_text(encoding="utf-8"))) == cfg
 
 
 def test_sha256_of_a_file_is_hashlibs(tmp_path):
     data = os.urandom(3_000_001)  # more than two of its blocks
     (tmp_path / "data").write_bytes(data)
-    assert rundir.file_sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
+    assert files.file_sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
 
 
 # metrics.csv
@@ -149,7 +149,7 @@ def rows_of(path):
 
 def test_every_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
     path = tmp_path / "run" / "metrics.csv"
-    metrics = rundir.MetricsCsv(path, ("episode", "profit"))
+    metrics = files.MetricsCsv(path, ("episode", "profit"))
     assert rows_of(path) == []
     for episode, profit in ((1, 20.5), (2, -3.25)):
         metrics.write({"profit": profit, "episode": episode})
@@ -159,7 +159,7 @@ def test_every_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
 
 
 def test_a_column_that_the_header_lacks_is_an_error(tmp_path):
-    metrics = rundir.MetricsCsv(tmp_path / "metrics.csv", ("episode",))
+    metrics = files.MetricsCsv(tmp_path / "metrics.csv", ("episode",))
     with pytest.raises(ValueError, match="profit"):
         metrics.write({"episode": 1, "profit": 2.0})
     metrics.close()
@@ -168,7 +168,7 @@ def test_a_column_that_the_header_lacks_is_an_error(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_metrics_on_a_full_disk_ask_to_try_again():
     with pytest.raises(TryAgainError, match=r"no space left to write /dev/full"):
-        rundir.MetricsCsv(Path("/dev/full"), ("episode",)).write({"episode": 1})
+        files.MetricsCsv(Path("/dev/full"), ("episode",)).write({"episode": 1})
 
 
 def test_leftovers_of_the_dead_are_removed(tmp_path):
@@ -180,7 +180,7 @@ def test_leftovers_of_the_dead_are_removed(tmp_path):
     old = tmp_path / ".e.h5.elsewhere.1.tmp"
     old.touch()
     os.utime(old, (0, 0))
-    rundir.remove_leftovers(tmp_path, "c.h5")
+    files.remove_leftovers(tmp_path, "c.h5")
     assert len(list(tmp_path.iterdir())) == 5
-    rundir.remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert sorted(p.name[:3] for p in tmp_path.iterdir()) == [".b.", ".c.", "d.t"]

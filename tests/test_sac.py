@@ -8,9 +8,9 @@ from torch import nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from pipeline import sac
 from pipeline.errors import CorruptError, VtpError
-from pipeline.sac import Actor, Agent, EnsembleLinear, Transitions, TwinCritic
+from pipeline.rl import sac
+from pipeline.rl.sac import Actor, Agent, EnsembleLinear, Transitions, TwinCritic
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pipeline import scoring
-from pipeline.scoring import channels, detection
+from pipeline import noise_gap
+from pipeline.noise_gap import channels, detection
 
 EVERYONE = np.ones(100, bool)
 
@@ -46,7 +46,7 @@ def test_the_score_is_the_length_of_the_positive_deviations():
 def test_weights_are_bounded_with_mean_one_over_visits(scale):
     rng = np.random.default_rng(3)
     score, visits = np.clip(scale * rng.standard_normal(1000), -6, 6), rng.integers(0, 4, 1000)
-    found = scoring.weights(score, visits)
+    found = noise_gap.weights(score, visits)
     assert found.dtype == np.float32 and found.min() >= 0.5 and found.max() <= 2
     assert found @ visits / visits.sum() == pytest.approx(1, abs=1e-3)
     assert (np.diff(found[np.argsort(score)]) >= 0).all()
@@ -55,8 +55,8 @@ def test_weights_are_bounded_with_mean_one_over_visits(scale):
 def test_a_clip_is_not_its_own_neighbour():
     embeddings = np.array([[0.0], [1.0], [3.0], [10.0]])
     reference = np.array([True, True, True, False])
-    assert scoring.knn_distance(embeddings, reference, neighbours=1).tolist() == [1, 1, 2, 7]
-    assert scoring.knn_distance(embeddings, reference, neighbours=9).tolist() == [2, 1.5, 2.5, 8]
+    assert noise_gap.knn_distance(embeddings, reference, neighbours=1).tolist() == [1, 1, 2, 7]
+    assert noise_gap.knn_distance(embeddings, reference, neighbours=9).tolist() == [2, 1.5, 2.5, 8]
 
 
 def moving_spots(num_clips, rng, *, speed=1.0):
@@ -131,10 +131,10 @@ def test_scores_do_not_depend_on_the_order_of_clips_and_the_planted_stand_out():
     clips, gap = moving_spots(120, rng), rng.standard_normal((120, 5))
     clips[:4] = clips[:4, ::-1]
     folds, complexity, everyone = np.arange(120) % 2, rng.standard_normal((120, 2)), np.ones(120, bool)
-    found = scoring.score(gap, clips, complexity, everyone, folds)
+    found = noise_gap.score(gap, clips, complexity, everyone, folds)
     assert found.score[:4].min() > np.quantile(found.score[4:], 0.9)
     mixed = rng.permutation(120)
-    again = scoring.score(gap[mixed], clips[mixed], complexity[mixed], everyone, folds[mixed])
+    again = noise_gap.score(gap[mixed], clips[mixed], complexity[mixed], everyone, folds[mixed])
     assert again.score == pytest.approx(found.score[mixed], abs=1e-5)
 
 

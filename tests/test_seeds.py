@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import evaluate, seeds
+from pipeline import evaluate
 from pipeline.config import TrainConfig, parse_seeds
 from pipeline.errors import CorruptError, TryAgainError, VtpError
-from pipeline.rundir import save_config, write_json
+from pipeline.files import save_config, write_json
+from pipeline.training import seeds
 
 
 def summary(profit, *, oracle=40.0, contexts=("plate",), **changes):

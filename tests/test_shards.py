@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import shards
 from pipeline.config import ExtractConfig
+from pipeline.dataset.manifest import VideoEntry
 from pipeline.errors import CorruptError, VtpError
-from pipeline.manifest import VideoEntry
+from pipeline.extraction import shards
 
 
 def test_split_by_cost_by_hand():

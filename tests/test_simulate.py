@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import manifest, render, sim, simulate
+from pipeline import synthetic
 from pipeline.config import SimulateConfig
+from pipeline.dataset import manifest
 from pipeline.errors import VtpError
+from pipeline.synthetic import dynamics, simulate
 
 SMALL = {"videos": 3, "steps": 2, "seed": 5}
 
@@ -22,7 +24,7 @@ def demos(tmp_path_factory):
 
 
 def explored(seed, *, steps=60, task="dishwashing", name="mixed"):
-    return simulate.demonstrate(sim.scenario(task, name), steps, np.random.default_rng(seed))
+    return simulate.demonstrate(dynamics.scenario(task, name), steps, np.random.default_rng(seed))
 
 
 def files(folder):
@@ -41,8 +43,8 @@ def test_labels_join_the_manifest_and_the_frames(demos):
         assert labels["step"].tolist() == [0, 1]
         with av.open(str(cfg.out / row.path)) as container:
             stream = container.streams.video[0]
-            assert stream.frames == 2 * render.CLIP_LEN and stream.average_rate == render.FPS
-            assert (stream.height, stream.width) == render.FRAME_SHAPE
+            assert stream.frames == 2 * synthetic.CLIP_LEN and stream.average_rate == synthetic.FPS
+            assert (stream.height, stream.width) == synthetic.FRAME_SHAPE
 
 
 def test_extraction_reads_what_was_written(demos):
@@ -56,7 +58,7 @@ def test_extraction_reads_what_was_written(demos):
     ]
     for entry, stream in zip(entries, np.random.SeedSequence(cfg.seed).spawn(cfg.videos), strict=True):
         rng = np.random.default_rng(stream)
-        explored = simulate.demonstrate(sim.scenario(cfg.task, cfg.scenario), cfg.steps, rng)
+        explored = simulate.demonstrate(dynamics.scenario(cfg.task, cfg.scenario), cfg.steps, rng)
         pd.testing.assert_frame_equal(manifest.read_labels(entry.labels), explored, check_dtype=False)
         shown = np.stack(list(simulate.film(cfg.task, explored, rng)))
         with av.open(str(entry.path)) as container:
@@ -157,11 +159,11 @@ def test_the_demonstrator_keeps_at_an_action_for_a_while():
 
 def test_outcomes_are_those_of_the_simulator():
     labels = pd.concat([explored(seed) for seed in range(60)])
-    scenario = sim.scenario("dishwashing", "mixed")
+    scenario = dynamics.scenario("dishwashing", "mixed")
     context = labels["context"].map(scenario.context_names.index)
-    rate, p_err = sim.dynamics(scenario, context, labels["speed"], labels["care"])
+    rate, p_err = dynamics.dynamics(scenario, context, labels["speed"], labels["care"])
     assert (labels["attempts"] >= 1).all() and (labels["errors"] <= labels["attempts"]).all()
-    assert labels["attempts"].mean() == pytest.approx(sim.expected_attempts(rate).mean(), rel=0.05)
+    assert labels["attempts"].mean() == pytest.approx(dynamics.expected_attempts(rate).mean(), rel=0.05)
     assert labels["errors"].sum() == pytest.approx((p_err * labels["attempts"]).sum(), rel=0.15)
     assert context.value_counts(normalize=True).between(0.15, 0.35).all()
 
@@ -173,4 +175,4 @@ def test_the_seed_scenario_has_one_context(task, name, known):
 
 def test_bricklaying_is_filmed_too():
     frames = simulate.film("bricklaying", explored(0, steps=2, task="bricklaying"), np.random.default_rng(0))
-    assert sum(1 for _ in frames) == 2 * render.CLIP_LEN
+    assert sum(1 for _ in frames) == 2 * synthetic.CLIP_LEN

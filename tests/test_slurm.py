@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import extract, manifest, seeds, shards, simulate, store, train
-from pipeline.cluster import slurm, stages
+from pipeline import dataset, extract, train
+from pipeline.cluster import launch, slurm
 from pipeline.cluster.array import Task, report
 from pipeline.config import ExtractConfig, SimulateConfig, TrainConfig
+from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
-from pipeline.rundir import make_folder
+from pipeline.extraction import shards
+from pipeline.files import make_folder
+from pipeline.synthetic import simulate
+from pipeline.training import seeds
 
 SCRIPTS = Path(__file__).parent / "slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
@@ -127,12 +131,12 @@ def test_seven_shards_one_of_them_killed_and_requeued_equal_one_process(tmp_path
 
     told = []
     with meanwhile(kill):
-        result = stages.extract(cfg, progress=lambda *status: told.append(status))
+        result = launch.extract(cfg, progress=lambda *status: told.append(status))
     whole = extract.run(ExtractConfig(out=tmp_path / "whole.h5", **settings))
 
     assert "Restarts=1" in scontrol("show", "job", f"{array_of(folder)}_{victim}")
     assert (result.num_videos, result.num_clips, result.failures) == (8, 44, [])
-    content = [store.read_embeddings(path).attrs["content_sha256"] for path in (result.path, whole.path)]
+    content = [dataset.read_embeddings(path).attrs["content_sha256"] for path in (result.path, whole.path)]
     assert content[0] == content[1]
     assert told[-1][1] == 8 and sorted(done for done, _, _ in told) == [done for done, _, _ in told]
     assert any("running" in text for _, _, text in told)
@@ -142,19 +146,19 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
     cfg = TrainConfig(source="sim", out=tmp_path / "run", seeds="3-4", **SMALL, **SLURM)
     folder = tmp_path / "run" / "jobs"
 
-    assert stages.train(cfg.model_copy(update={"no_wait": True})) is None
+    assert launch.train(cfg.model_copy(update={"no_wait": True})) is None
     with pytest.raises(TryAgainError, match=r"of the seeds of .*run, 3, 4 are not finished"):
         seeds.merge(cfg.out)
     with pytest.raises(VtpError, match=f"Slurm array {array_of(folder)} is at work .* with other settings"):
-        stages.train(cfg.model_copy(update={"episodes": 97}))
+        launch.train(cfg.model_copy(update={"episodes": 97}))
     with pytest.raises(TryAgainError, match="is at work on this; add --launcher slurm"):
-        stages.train(cfg.model_copy(update={"launcher": None}))
+        launch.train(cfg.model_copy(update={"launcher": None}))
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(TryAgainError, match="goes on: the same command waits for it again"):
-        stages.train(cfg, progress=interrupt)
+        launch.train(cfg, progress=interrupt)
 
     def preempt():
         begun = (cfg.out / "seed-4" / "metrics.csv").exists
@@ -162,7 +166,7 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
 
     before = array_of(folder)
     with meanwhile(preempt):
-        summary = stages.train(cfg)
+        summary = launch.train(cfg)
     assert array_of(folder) == before, "it was submitted again"
     assert "Restarts=1" in scontrol("show", "job", f"{before}_1")
 
@@ -170,7 +174,7 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
     assert [row["seed"] for row in summary["by_seed"]] == [3, 4]
     assert summary["by_seed"][1]["profit_mean"] == alone["profit_mean"]
     assert json.loads((cfg.out / "summary.json").read_text()) == summary
-    assert stages.train(cfg)["profit_mean"] == summary["profit_mean"]
+    assert launch.train(cfg)["profit_mean"] == summary["profit_mean"]
     assert array_of(folder) == before, "a finished seed was trained again"
 
 

@@ -5,14 +5,15 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import store
+from pipeline import dataset
+from pipeline.dataset import embeddings_file
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 
 
 @pytest.fixture
 def part():
     rng = np.random.default_rng(0)
-    clips = store.Clips(
+    clips = dataset.Clips(
         features=rng.standard_normal((5, 512)).astype(np.float32),
         start_frame=np.array([0, 16, 0, 32, 64]),
         start_s=np.array([0, 1.0667, 0, 1.0667, 2.1333]),
@@ -20,16 +21,16 @@ def part():
         valid_frames=np.array([16, 16, 16, 16, 6]),
         offset=np.array([0, 2, 5]),
     )
-    videos = store.Videos(["a" * 64, "b" * 64], np.array([15.0, 29.97]), np.array([40, 90]), ["decord", "pyav"])
-    return store.Part(clips, videos, {"backbone": "r3d_18", "clip_len": 16, "fps": 15.0})
+    videos = dataset.Videos(["a" * 64, "b" * 64], np.array([15.0, 29.97]), np.array([40, 90]), ["decord", "pyav"])
+    return dataset.Part(clips, videos, {"backbone": "r3d_18", "clip_len": 16, "fps": 15.0})
 
 
 @pytest.fixture
 def embeddings(part):
     rng = np.random.default_rng(1)
     named = replace(part.videos, id=["one", "zwei/ü"], path=["/v/1", "/v/2"], split=["train", "val"], task=["", "x"])
-    labels = {name: np.array([0.5, 1, np.nan, 0, 0]) for name in store.LABEL_NUMBERS}
-    return store.Embeddings(
+    labels = {name: np.array([0.5, 1, np.nan, 0, 0]) for name in dataset.LABEL_NUMBERS}
+    return dataset.Embeddings(
         embeddings=rng.standard_normal((5, 128)).astype(np.float32),
         clips=part.clips,
         videos=named,
@@ -44,7 +45,7 @@ def embeddings(part):
 @pytest.fixture
 def written(tmp_path, embeddings):
     path = tmp_path / "embeddings.h5"
-    store.write_embeddings(path, embeddings)
+    dataset.write_embeddings(path, embeddings)
     return path
 
 
@@ -54,15 +55,15 @@ def assert_equal(one, other):
 
 
 def test_part_round_trip(tmp_path, part):
-    store.write_part(tmp_path / "part.h5", part)
-    read = store.read_part(tmp_path / "part.h5")
+    dataset.write_part(tmp_path / "part.h5", part)
+    read = dataset.read_part(tmp_path / "part.h5")
     assert_equal(read.clips, part.clips)
     assert_equal(read.videos, part.videos)
     assert read.settings == part.settings
 
 
 def test_embeddings_round_trip(written, embeddings):
-    read = store.read_embeddings(written)
+    read = dataset.read_embeddings(written)
     for name in ("embeddings", "projector_mean", "projector_components", "projector_scale"):
         np.testing.assert_array_equal(getattr(read, name), getattr(embeddings, name))
     assert_equal(read.clips, embeddings.clips)
@@ -76,15 +77,15 @@ def test_embeddings_round_trip(written, embeddings):
 
 def test_learned_projector_round_trip(tmp_path, embeddings):
     norm = np.random.default_rng(2).standard_normal((2, 128))
-    plain = store.write_embeddings(tmp_path / "e.h5", embeddings)
-    assert store.read_embeddings(tmp_path / "e.h5").projector_norm is None
-    assert store.write_embeddings(tmp_path / "e.h5", replace(embeddings, projector_norm=norm)) != plain
-    np.testing.assert_array_equal(store.read_embeddings(tmp_path / "e.h5").projector_norm, norm)
+    plain = dataset.write_embeddings(tmp_path / "e.h5", embeddings)
+    assert dataset.read_embeddings(tmp_path / "e.h5").projector_norm is None
+    assert dataset.write_embeddings(tmp_path / "e.h5", replace(embeddings, projector_norm=norm)) != plain
+    np.testing.assert_array_equal(dataset.read_embeddings(tmp_path / "e.h5").projector_norm, norm)
 
 
 def test_without_labels(tmp_path, embeddings):
-    store.write_embeddings(tmp_path / "e.h5", replace(embeddings, labels=None))
-    assert store.read_embeddings(tmp_path / "e.h5").labels is None
+    dataset.write_embeddings(tmp_path / "e.h5", replace(embeddings, labels=None))
+    assert dataset.read_embeddings(tmp_path / "e.h5").labels is None
 
 
 def test_every_dataset_is_checksummed(written):
@@ -96,26 +97,26 @@ def test_every_dataset_is_checksummed(written):
 
 
 def test_the_content_hash_is_of_the_content(tmp_path, embeddings):
-    first = store.write_embeddings(tmp_path / "a.h5", embeddings)
+    first = dataset.write_embeddings(tmp_path / "a.h5", embeddings)
     moved = replace(embeddings, videos=replace(embeddings.videos, path=["/elsewhere/1", "/elsewhere/2"]))
     changed = replace(embeddings, embeddings=embeddings.embeddings + 1e-6)
-    assert store.write_embeddings(tmp_path / "b.h5", embeddings) == first
-    assert store.write_embeddings(tmp_path / "c.h5", moved) == first
-    assert store.write_embeddings(tmp_path / "d.h5", changed) != first
+    assert dataset.write_embeddings(tmp_path / "b.h5", embeddings) == first
+    assert dataset.write_embeddings(tmp_path / "c.h5", moved) == first
+    assert dataset.write_embeddings(tmp_path / "d.h5", changed) != first
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 def test_odd_file_names(tmp_path, embeddings):
     odd = replace(embeddings, videos=replace(embeddings.videos, path=["/v/\udcff.mp4", "/v/\n.mp4"]))
-    store.write_embeddings(tmp_path / "e.h5", odd)
-    assert store.read_embeddings(tmp_path / "e.h5").videos.path == ["/v/\\udcff.mp4", "/v/\n.mp4"]
+    dataset.write_embeddings(tmp_path / "e.h5", odd)
+    assert dataset.read_embeddings(tmp_path / "e.h5").videos.path == ["/v/\\udcff.mp4", "/v/\n.mp4"]
 
 
 def test_a_failed_write_leaves_what_was_there(written, embeddings, monkeypatch):
     before = written.read_bytes()
-    monkeypatch.setattr(store, "_holds", lambda path, content: False)
+    monkeypatch.setattr(embeddings_file, "_holds", lambda path, content: False)
     with pytest.raises(CorruptError, match="did not read back as written; check the disk"):
-        store.write_embeddings(written, embeddings)
+        dataset.write_embeddings(written, embeddings)
     assert written.read_bytes() == before
     assert [path.name for path in written.parent.iterdir()] == [written.name]
 
@@ -128,7 +129,7 @@ def test_no_space_left(written, embeddings):
         with pytest.raises(
             TryAgainError, match=rf"no space left to write {written} \(\d+ bytes free\); free some"
         ) as caught:
-            store.write_embeddings(written, embeddings)
+            dataset.write_embeddings(written, embeddings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.exit_code == 75
@@ -138,11 +139,11 @@ def test_no_space_left(written, embeddings):
 
 def test_rows_in_any_order(written, embeddings):
     rows = np.array([3, 0, 3, 4])
-    np.testing.assert_array_equal(store.read_rows(written, rows), embeddings.embeddings[rows])
-    assert store.read_rows(written, np.array([], int)).shape == (0, 128)
+    np.testing.assert_array_equal(dataset.read_rows(written, rows), embeddings.embeddings[rows])
+    assert dataset.read_rows(written, np.array([], int)).shape == (0, 128)
     for wrong in ([5], [-1, 2]):
         with pytest.raises(VtpError, match="has clips 0 to 4; ask for those"):
-            store.read_rows(written, np.array(wrong))
+            dataset.read_rows(written, np.array(wrong))
 
 
 # What is not to be trusted
@@ -150,14 +151,14 @@ def test_rows_in_any_order(written, embeddings):
 
 def test_missing_file_says_how_to_make_it(tmp_path):
     with pytest.raises(VtpError, match=r"do not exist; make them with: vtp extract SOURCE --out .*e.h5"):
-        store.read_embeddings(tmp_path / "e.h5")
+        dataset.read_embeddings(tmp_path / "e.h5")
 
 
 def test_another_schema_version(written):
     with h5py.File(written, "a") as file:
         file.attrs["schema_version"] = 7
     with pytest.raises(VtpError, match="has schema version 7, this vtp reads 1; make it again") as caught:
-        store.read_embeddings(written)
+        dataset.read_embeddings(written)
     assert caught.value.exit_code == 2
 
 
@@ -223,7 +224,7 @@ def test_not_to_be_trusted(written, change, message):
     with h5py.File(written, "a") as file:
         change(file, written.parent)
     with pytest.raises(CorruptError, match=message) as caught:
-        store.read_embeddings(written)
+        dataset.read_embeddings(written)
     assert caught.value.exit_code == 4
     assert str(written) in str(caught.value)
     assert "make it again with: vtp extract" in str(caught.value)
@@ -235,17 +236,17 @@ def test_any_damaged_data_is_found(written, embeddings):
     data[at + 7] ^= 1
     written.write_bytes(data)
     with pytest.raises(CorruptError, match="is damaged"):
-        store.read_embeddings(written)
+        dataset.read_embeddings(written)
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.9])
 def test_a_part_cut_off_names_itself(tmp_path, part, share):
     path = tmp_path / "part-1.h5"
-    store.write_part(path, part)
+    dataset.write_part(path, part)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(CorruptError, match=r"part-1.h5 is damaged .*; delete it and run the same extraction again"):
-        store.read_part(path)
+        dataset.read_part(path)
 
 
 # Novelty weights
@@ -260,13 +261,13 @@ def write_novelty(path, weight, content):
 def test_novelty_weights_belong_to_their_embeddings(tmp_path):
     path = tmp_path / "novelty.h5"
     write_novelty(path, [1, 0.5, 2], "a" * 64)
-    assert store.read_novelty_weights(path, "a" * 64).tolist() == [1, 0.5, 2]
+    assert dataset.read_novelty_weights(path, "a" * 64).tolist() == [1, 0.5, 2]
     with pytest.raises(VtpError, match="belongs to embeddings aaaaaaaaaaaa, not to bbbbbbbbbbbb; make it again"):
-        store.read_novelty_weights(path, "b" * 64)
+        dataset.read_novelty_weights(path, "b" * 64)
 
 
 @pytest.mark.parametrize("weight", [[1, np.nan], [1, -1]])
 def test_novelty_weights_are_weights(tmp_path, weight):
     write_novelty(tmp_path / "novelty.h5", weight, "a" * 64)
     with pytest.raises(CorruptError, match="negative or not finite"):
-        store.read_novelty_weights(tmp_path / "novelty.h5", "a" * 64)
+        dataset.read_novelty_weights(tmp_path / "novelty.h5", "a" * 64)

@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import envs, evaluate, ledger, sac, sim, store, train, training
+from pipeline import dataset, evaluate, train, training
 from pipeline.config import TrainConfig
 from pipeline.errors import VtpError
+from pipeline.rl import envs, sac
+from pipeline.synthetic import dynamics
+from pipeline.training import revenue_split
 
 SMALL = {
     "episodes": 24,
@@ -42,10 +45,10 @@ def write_embeddings(
     context = rng.integers(len(contexts), size=num_videos * clips)
     features = rng.normal(0, 0.1, (len(context), 512)).astype(np.float32)
     features[np.arange(len(context)), context] += 3
-    numbers = dict.fromkeys(store.LABEL_NUMBERS, np.full(len(context), np.nan))
-    data = store.Embeddings(
+    numbers = dict.fromkeys(dataset.LABEL_NUMBERS, np.full(len(context), np.nan))
+    data = dataset.Embeddings(
         embeddings=features[:, :128],
-        clips=store.Clips(
+        clips=dataset.Clips(
             features=features,
             start_frame=np.tile(np.arange(clips) * 16, num_videos),
             start_s=np.tile(np.arange(clips) * 1.0, num_videos),
@@ -53,7 +56,7 @@ def write_embeddings(
             valid_frames=np.full(len(context), 16),
             offset=np.arange(num_videos + 1) * clips,
         ),
-        videos=store.Videos(
+        videos=dataset.Videos(
             sha256=[f"{v:064d}" for v in range(num_videos)],
             fps=np.full(num_videos, 15.0),
             num_frames=np.full(num_videos, 16 * clips),
@@ -73,7 +76,7 @@ def write_embeddings(
             "decoder": "auto",
         },
     )  # fmt: skip
-    store.write_embeddings(path, data)
+    dataset.write_embeddings(path, data)
     return path
 
 
@@ -83,7 +86,7 @@ def embeddings_config(folder, path, **settings):
 
 def write_novelty(path, weight, content):
     with h5py.File(path, "w") as file:
-        file.attrs.update(schema_version=store.SCHEMA_VERSION, content_sha256=content)
+        file.attrs.update(schema_version=dataset.SCHEMA_VERSION, content_sha256=content)
         file["weight"] = np.asarray(weight, np.float32)
 
 
@@ -249,9 +252,9 @@ def test_an_unknown_context_is_named(tmp_path):
 def test_videos_of_one_context_alone_are_not_seen_from_their_own_mean(tmp_path):
     """The mean of such a video is its context."""
     path = write_embeddings(tmp_path / "embeddings.h5")
-    data = store.read_embeddings(path)
+    data = dataset.read_embeddings(path)
     alone = np.repeat(np.array(["pan", "glass"] * 5, object), 12)
-    store.write_embeddings(path, replace(data, labels=data.labels | {"context": alone}))
+    dataset.write_embeddings(path, replace(data, labels=data.labels | {"context": alone}))
     cfg = embeddings_config(tmp_path, path, centre="video")
     with pytest.raises(VtpError, match=r"every video of .*embeddings\.h5 shows one context alone.*use --centre corpus"):
         train.run(cfg)
@@ -260,7 +263,7 @@ def test_videos_of_one_context_alone_are_not_seen_from_their_own_mean(tmp_path):
 
 
 def test_without_a_val_split_the_last_fifth_is_held_out(tmp_path):
-    data = store.read_embeddings(write_embeddings(tmp_path / "embeddings.h5", splits=("train", "train")))
+    data = dataset.read_embeddings(write_embeddings(tmp_path / "embeddings.h5", splits=("train", "train")))
     videos, rows, how = evaluate.split_rows(data)
     assert "last fifth" in how
     np.testing.assert_array_equal(videos[0], [0, 10])
@@ -268,7 +271,7 @@ def test_without_a_val_split_the_last_fifth_is_held_out(tmp_path):
 
 
 def test_clips_that_share_frames_with_the_last_fifth_are_left_out(tmp_path):
-    data = store.read_embeddings(write_embeddings(tmp_path / "embeddings.h5", splits=("train", "train")))
+    data = dataset.read_embeddings(write_embeddings(tmp_path / "embeddings.h5", splits=("train", "train")))
     data = replace(data, clips=replace(data.clips, end_s=data.clips.start_s + 2.5))  # each overlaps the next two
     videos, rows, _ = evaluate.split_rows(data)
     np.testing.assert_array_equal(videos[:2], [[0, 8], [12, 20]])
@@ -276,7 +279,7 @@ def test_clips_that_share_frames_with_the_last_fifth_are_left_out(tmp_path):
 
 
 def test_held_out_clips_are_never_played(tmp_path):
-    data = store.read_embeddings(write_embeddings(tmp_path / "embeddings.h5"))
+    data = dataset.read_embeddings(write_embeddings(tmp_path / "embeddings.h5"))
     videos, rows, how = evaluate.split_rows(data)
     played = np.concatenate([np.arange(start, end) for start, end in videos])
     assert not set(played) & set(rows)
@@ -285,7 +288,7 @@ def test_held_out_clips_are_never_played(tmp_path):
 
 def test_novelty_weights_beside_the_embeddings_are_used(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5")
-    content = store.read_embeddings(path).content_sha256
+    content = dataset.read_embeddings(path).content_sha256
     write_novelty(tmp_path / "novelty.h5", np.full(120, 1.5), content)
     train.run(embeddings_config(tmp_path, path))
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
@@ -311,24 +314,24 @@ def test_without_novelty_every_clip_weighs_one(tmp_path):
 def test_sampled_profit_of_the_seeds_result_row(monkeypatch):
     outcomes = np.array([2] * 51 + [1] * 9), np.array([1, 1] + [0] * 58)
     drawn = [np.tile(counts, (train.OUTCOMES_A_STEP, 1)) for counts in outcomes]
-    monkeypatch.setattr(sim, "coupled_outcomes", lambda *_: drawn)
+    monkeypatch.setattr(dynamics, "coupled_outcomes", lambda *_: drawn)
     steps = pd.DataFrame({"context": [0] * 60, "speed": 1.0, "care": 1.0})
     rng = np.random.default_rng(0)
-    assert train.sampled_profit(sim.scenario(), steps, rng) == pytest.approx(30.64, abs=0.005)
+    assert train.sampled_profit(dynamics.scenario(), steps, rng) == pytest.approx(30.64, abs=0.005)
 
 
 def test_sampled_profit_ranks_policies_that_differ_by_a_third_of_a_percent():
     profits = []
     for speed in (1.0, 0.99):
         steps = pd.DataFrame({"context": [0] * 12_000, "speed": speed, "care": 1.0})
-        profits.append([train.sampled_profit(sim.scenario(), steps, np.random.default_rng(k)) for k in range(20)])
+        profits.append([train.sampled_profit(dynamics.scenario(), steps, np.random.default_rng(k)) for k in range(20)])
     better = np.subtract(*profits)
     assert better.mean() == pytest.approx(0.096, abs=0.005)  # of $28.3: the analytic difference
     assert (better > 0).all()
 
 
 def test_the_ledger_compares_with_the_episodes_before():
-    books = ledger.EpisodeLedger(sim.scenario())
+    books = revenue_split.EpisodeLedger(dynamics.scenario())
     mps = [100.0, 110.0, 90.0]
     rows = [books.close(1.0, envs.Economics(mp, 0.0, 0.3 * mp, 0.3 * mp - 0.1), 1.0) for mp in mps]
     assert [row["delta_mpl_total"] for row in rows] == pytest.approx([0.0, 10.0, -15.0])

@@ -15,8 +15,9 @@ import pytest
 import torch
 from test_train import SMALL, embeddings_config, one_thread, sim_config, write_embeddings, write_novelty
 
-from pipeline import sac, store, train, training
+from pipeline import dataset, train, training
 from pipeline.errors import CorruptError, UntrustedError, VtpError
+from pipeline.rl import sac
 
 __all__ = ["one_thread"]
 CHECKPOINTS = ("last.pt", "previous.pt")
@@ -82,7 +83,7 @@ def test_killed_at_five_moments_it_ends_as_if_it_never_was(source, tmp_path, mon
         cfg = sim_config(tmp_path, out=tmp_path / "whole")
     else:
         path = write_embeddings(tmp_path / "embeddings.h5")
-        content = store.read_embeddings(path).content_sha256
+        content = dataset.read_embeddings(path).content_sha256
         write_novelty(tmp_path / "novelty.h5", np.linspace(0.5, 1.5, 120), content)
         cfg = embeddings_config(tmp_path, path, out=tmp_path / "whole", num_envs=3, warmup_steps=32)
     train.run(cfg)
@@ -207,7 +208,7 @@ def test_other_settings_are_refused_and_named(begun):
 
 def test_other_embeddings_or_novelty_are_refused_by_their_hashes(tmp_path, monkeypatch):
     path = write_embeddings(tmp_path / "embeddings.h5")
-    content = store.read_embeddings(path).content_sha256
+    content = dataset.read_embeddings(path).content_sha256
     cfg = embeddings_config(tmp_path, path)
     monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)
     killed_after(5, monkeypatch, cfg)
@@ -278,7 +279,7 @@ def test_a_policy_of_another_projection_is_no_beginning(tmp_path):
     cfg = embeddings_config(tmp_path, path)
     train.run(cfg)
     train.run(cfg.model_copy(update={"init": tmp_path / "run", "out": tmp_path / "next"}))
-    data = store.read_embeddings(path)
-    store.write_embeddings(path, replace(data, projector_scale=2.0))
+    data = dataset.read_embeddings(path)
+    dataset.write_embeddings(path, replace(data, projector_scale=2.0))
     with pytest.raises(VtpError, match=r"another projection; extract with --projector .*embeddings\.h5"):
         train.run(cfg.model_copy(update={"init": tmp_path / "run", "out": tmp_path / "other"}))

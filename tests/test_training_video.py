@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import encoders, evaluate, extract, footage, report, sac, simulate, store, train, training
+from pipeline import dataset, encoders, evaluate, extract, report, train, training
 from pipeline.config import EvaluateConfig, ExtractConfig, ReportConfig, SimulateConfig, TrainConfig
+from pipeline.dataset import rereading
 from pipeline.errors import VtpError
-from pipeline.training.clips import ReplayedClips, write_array
+from pipeline.rl import sac
+from pipeline.synthetic import simulate
+from pipeline.training.frame_cache import ReplayedClips, write_array
 from tests.test_train import one_thread
 from tests.test_training import assert_same_run, kept, killed_after
 
@@ -43,7 +46,7 @@ def clip_encoder(data, layers, frame_size):
 
 
 def clips_of(data, frame_size, count=2):
-    _, frames = next(footage.read_clips(data, [0], frame_size=encoders.resized(frame_size), batch_size=count))
+    _, frames = next(rereading.read_clips(data, [0], frame_size=encoders.resized(frame_size), batch_size=count))
     return frames
 
 
@@ -51,7 +54,7 @@ def clips_of(data, frame_size, count=2):
 
 
 def test_it_begins_as_the_extractions_encoder(embeddings):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     encoder = clip_encoder(data, "layer4", 112)
     assert encoder.weights_sha256 == data.attrs["weights_sha256"]
     np.testing.assert_allclose(encoder.see(clips_of(data, 112)), data.embeddings[:2], atol=1e-4)
@@ -67,7 +70,7 @@ def test_smaller_frames_show_the_same_part_of_the_picture():
 
 @pytest.mark.parametrize("layers", ["projector", "layer4", "layer3", "all"])
 def test_the_layers_that_learn_and_no_others(layers, embeddings):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     encoder = clip_encoder(data, layers, 16)
     crops = torch.from_numpy(encoders.centre_crop(clips_of(data, 16, 3), 16))
     inputs = encoder.inputs(crops)
@@ -86,7 +89,7 @@ def test_the_layers_that_learn_and_no_others(layers, embeddings):
 
 
 def test_gradients_of_passes_that_are_computed_again_are_those_of_the_whole_batch(embeddings):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     encoder = clip_encoder(data, "all", 16)
     crops = torch.from_numpy(encoders.centre_crop(clips_of(data, 16, 3), 16))
     gradients, kept_bytes = [], []
@@ -146,7 +149,7 @@ def test_nothing_jumps_when_the_encoder_begins_to_learn(config):
     torch.testing.assert_close(agent.encoder(source.look_up(rows)), looked_up, rtol=1e-4, atol=1e-4)
     frames = np.load(next((cfg.out / "footage").glob("frames-*.npy")))
     assert frames.dtype == np.uint8 and frames.shape == (9, 4, 32, 32, 3)
-    again = clips_of(store.read_embeddings(cfg.embeddings), 32)
+    again = clips_of(dataset.read_embeddings(cfg.embeddings), 32)
     np.testing.assert_array_equal(frames[:2], encoders.centre_crop(again, 32))
 
 
@@ -158,7 +161,7 @@ def test_killed_before_and_after_it_ends_as_if_it_never_was(config, tmp_path, mo
     for steps in (3, 4, 2):  # of twelve, and from the seventh on the encoder learns
         killed_after(steps, monkeypatch, killed)
         assert any((killed.out / "footage").glob("frames-*.npy"))
-    monkeypatch.setattr(footage, "read_clips", lambda *_, **__: pytest.fail("the videos were read again"))
+    monkeypatch.setattr(rereading, "read_clips", lambda *_, **__: pytest.fail("the videos were read again"))
     train.run(killed)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert not (killed.out / "footage").exists(), "a finished run keeps no frames"
@@ -191,9 +194,11 @@ def test_arrays_are_whole_or_not_there(tmp_path):
 
 
 def test_clips_are_read_once_and_again_where_they_would_be_others(embeddings, tmp_path, monkeypatch):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     read, told = [], []
-    monkeypatch.setattr(footage, "read_clips", lambda *a, real=footage.read_clips, **k: read.append(1) or real(*a, **k))
+    monkeypatch.setattr(
+        rereading, "read_clips", lambda *a, real=rereading.read_clips, **k: read.append(1) or real(*a, **k)
+    )
 
     def prepare(rows, layers, frame_size=16):
         clips = ReplayedClips(tmp_path, data, np.array(rows), frame_size=frame_size)
@@ -222,21 +227,21 @@ def test_clips_are_read_once_and_again_where_they_would_be_others(embeddings, tm
 
 
 def test_a_video_that_changed_since_its_extraction_is_refused(config, embeddings, tmp_path):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     data.videos.sha256[1] = "0" * 64
-    store.write_embeddings(tmp_path / "other.h5", data)
+    dataset.write_embeddings(tmp_path / "other.h5", data)
     with pytest.raises(VtpError, match=r"0001.mp4 has sha256 [0-9a-f]{12}, its embeddings are of 000000000000"):
         train.run(config(embeddings=tmp_path / "other.h5"))
     data.attrs["backbone"] = "timesformer_b"
-    store.write_embeddings(tmp_path / "other.h5", data)
+    dataset.write_embeddings(tmp_path / "other.h5", data)
     with pytest.raises(VtpError, match=r"trains R3D-18 on, and .* is of timesformer_b; extract with --backbone r3d_18"):
         train.run(config(embeddings=tmp_path / "other.h5", overwrite=True))
 
 
 def test_other_weights_than_the_embeddings_are_refused(config, embeddings, tmp_path):
-    data = store.read_embeddings(embeddings)
+    data = dataset.read_embeddings(embeddings)
     data.attrs["weights"] = "random:1"
-    store.write_embeddings(tmp_path / "other.h5", data)
+    dataset.write_embeddings(tmp_path / "other.h5", data)
     with pytest.raises(VtpError, match="weights random:1 have sha256"):
         train.run(config(embeddings=tmp_path / "other.h5"))
 

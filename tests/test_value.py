@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import sim, store
+from pipeline import dataset
 from pipeline.config import ValueConfig
 from pipeline.errors import VtpError
 from pipeline.experiments import value
+from pipeline.synthetic import dynamics
 
-MIXED = sim.scenario("dishwashing", "mixed")
+MIXED = dynamics.scenario("dishwashing", "mixed")
 CLIPS = 20
 COMMON, UNIQUE = ("plate", "glass", "mug"), "pan"
 
@@ -27,12 +28,14 @@ def write_file(path, videos, *, contributors=(), labelled=True):
     embeddings = np.concatenate([embeddings for _, embeddings in videos.values()])
     counts = [len(context) for context, _ in videos.values()]
     n, names = len(context), list(videos)
-    numbers = dict.fromkeys(store.LABEL_NUMBERS, np.full(n, np.nan))
+    numbers = dict.fromkeys(dataset.LABEL_NUMBERS, np.full(n, np.nan))
     zeros, ones = np.zeros(n), np.ones(len(names))
-    data = store.Embeddings(
+    data = dataset.Embeddings(
         embeddings=embeddings,
-        clips=store.Clips(embeddings, zeros, zeros, zeros, zeros.astype(int), np.concatenate([[0], np.cumsum(counts)])),
-        videos=store.Videos(
+        clips=dataset.Clips(
+            embeddings, zeros, zeros, zeros, zeros.astype(int), np.concatenate([[0], np.cumsum(counts)])
+        ),
+        videos=dataset.Videos(
             sha256=names, fps=ones, num_frames=ones.astype(int), decoder=names, id=names, path=names,
             split=["val" if name.startswith("val") else "train" for name in names],
             task=["dishwashing"] * len(names), contributor=list(contributors),
@@ -40,7 +43,7 @@ def write_file(path, videos, *, contributors=(), labelled=True):
         labels={"context": context.astype(object), **numbers} if labelled else None,
         projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0, attrs={},
     )  # fmt: skip
-    store.write_embeddings(path, data)
+    dataset.write_embeddings(path, data)
     return path
 
 
@@ -205,8 +208,8 @@ def test_trying_out_is_right_on_average():
     axis = (np.arange(200) + 0.5) / 200
     speed, care = np.meshgrid(axis, axis)
     for k, context in enumerate(MIXED.contexts):
-        rate, p_err = sim.dynamics(MIXED, k, speed, care)
-        good, bad = (60 * sim.expected_attempts(rate) * p for p in (1 - p_err, p_err))
+        rate, p_err = dynamics.dynamics(MIXED, k, speed, care)
+        good, bad = (60 * dynamics.expected_attempts(rate) * p for p in (1 - p_err, p_err))
         profit = context.price_usd * good - context.damage_usd * bad - MIXED.energy_usd_per_hour
         tried = value.try_out(MIXED, np.full(400, k), draws=100, rng=np.random.default_rng(k))[:, 0]
         assert tried.mean() == pytest.approx(profit.mean(), abs=4 * tried.std() / 20)
@@ -238,9 +241,9 @@ def test_a_file_that_names_no_contributor_is_what_it_was_before_there_were_any(t
     one, other = (
         write_file(tmp_path / name, small(), contributors=c) for name, c in (("a.h5", []), ("b.h5", [""] * 4))
     )
-    assert store.read_embeddings(one).content_sha256 == store.read_embeddings(other).content_sha256
-    assert store.read_embeddings(one).videos.contributor == []
-    named = store.read_embeddings(write_file(tmp_path / "c.h5", small(), contributors=["", "ann", "bob", "ann"]))
+    assert dataset.read_embeddings(one).content_sha256 == dataset.read_embeddings(other).content_sha256
+    assert dataset.read_embeddings(one).videos.contributor == []
+    named = dataset.read_embeddings(write_file(tmp_path / "c.h5", small(), contributors=["", "ann", "bob", "ann"]))
     assert named.videos.contributor == ["", "ann", "bob", "ann"]
 
 

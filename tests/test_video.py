@@ -12,20 +12,11 @@ from hypothesis import strategies as st
 from synthetic import read_barcode, skip_by_edit_list, turn, write_video
 from torchvision.transforms.functional import resize
 
-from pipeline.video import (
-    Clip,
-    Decoder,
-    DecoderPool,
-    VideoError,
-    VideoInfo,
-    check_file,
-    clip_windows,
-    resize_frame,
-)
-from pipeline.video.clips import rolling_clips
+from pipeline.video import Clip, Decoder, DecoderPool, VideoError, VideoInfo, check_file, clip_windows, resize_frame
 from pipeline.video.readers import choose_reader
 from pipeline.video.scan import Scan, check_times
 from pipeline.video.transport import check_packets
+from pipeline.video.windows import rolling_clips
 
 
 def constant_rate(num_frames, fps):

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__
-from pipeline.cli import experiments, stages  # noqa: F401 (they register their commands)
+from pipeline.cli import experiment_commands, stage_commands  # noqa: F401 (they register their commands)
 from pipeline.cli.command import app
 from pipeline.cli.show import console
 from pipeline.errors import VtpError
-from pipeline.rundir import out_of_space_is_try_again
+from pipeline.files import out_of_space_is_try_again
 
 
 @app.callback(invoke_without_command=True)

@@ -47,7 +47,7 @@ def interval(interval: list[float] | None, *, digits: int = 2) -> str:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    from pipeline.ledger import skill_in_words
+    from pipeline.training.revenue_split import skill_in_words
 
     table = Table(title=f"{summary['task']} {summary['scenario']}, {summary['validation']}", title_justify="left")
     for column in ("", "policy", "oracle", "blind"):

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline import processes
 from pipeline.cluster.array import Failure, Task, failed, lost
 from pipeline.errors import EXIT_TRY_AGAIN
-from pipeline.rundir import make_folder
+from pipeline.files import make_folder
 
 POLL_S = 0.5
 STOP_S = 20.0  # to write down what is finished

@@ -23,7 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, pickle_lo
 from pipeline.cluster.array import Failure, Task, failed, lost
 from pipeline.config import slurm_minutes
 from pipeline.errors import TryAgainError, VtpError
-from pipeline.rundir import make_folder, write_json
+from pipeline.files import make_folder, write_json
 
 logger = logging.getLogger(__name__)
 

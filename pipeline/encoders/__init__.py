@@ -4,7 +4,7 @@ Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until
 """
 
 from pipeline.encoders.centring import RunningCentre, centre_videos
-from pipeline.encoders.clips import ClipEncoder, centre_crop, resized
+from pipeline.encoders.clip_encoder import ClipEncoder, centre_crop, resized
 from pipeline.encoders.encoder import Encoder, computes_in_bf16, load_encoder
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
 from pipeline.encoders.projectors import FITTED, Projector, fit_learned, fit_pca, fit_projector, random_projector

@@ -16,8 +16,8 @@ from torchvision.transforms import functional as transforms
 
 from pipeline.encoders import weights as source
 from pipeline.encoders.backbone import Backbone
-from pipeline.encoders.int8 import ByteR3D
-from pipeline.encoders.winograd import FastR3D
+from pipeline.encoders.fast.int8 import ByteR3D
+from pipeline.encoders.fast.winograd import FastR3D
 from pipeline.errors import CorruptError, VtpError
 
 FEATURE_DIM = 512

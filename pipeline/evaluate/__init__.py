@@ -6,7 +6,15 @@ analytic given context and action; sampled outcomes are recorded beside it.
 """
 
 from pipeline.evaluate.loops import from_pixels, in_simulator, on_clips
-from pipeline.evaluate.reference import Reference, blind, bootstrap95, interquartile_mean, interval95, oracle, summarise
+from pipeline.evaluate.reference import (
+    Reference,
+    blind,
+    bootstrap95,
+    interquartile_mean,
+    interval95,
+    oracle,
+    summarise,
+)
 from pipeline.evaluate.runs import (
     CHANGED,
     SIM_EPISODES,

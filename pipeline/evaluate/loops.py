@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import render, sim, video
-from pipeline.envs import SimEnv
+from pipeline import synthetic, video
 from pipeline.evaluate.reference import oracle
-from pipeline.rundir import write_json
-from pipeline.sac import Agent
+from pipeline.files import write_json
+from pipeline.rl.envs import SimEnv
+from pipeline.rl.sac import Agent
+from pipeline.synthetic import dynamics
 
 PIXEL_STREAM = 0x7069786C  # keeps validation scenes apart from the demos of any seed
 THUMBNAILS_PER_CONTEXT = 2
@@ -48,7 +49,7 @@ class _Recorder:
 
 
 def in_simulator(
-    agent: Agent, scenario: sim.Scenario, *, episodes: int, steps: int, rng: np.random.Generator
+    agent: Agent, scenario: dynamics.Scenario, *, episodes: int, steps: int, rng: np.random.Generator
 ) -> pd.DataFrame:
     """The deterministic policy on the simulator's state."""
     env, recorder = SimEnv(scenario, episodes, rng=rng), _Recorder()
@@ -63,7 +64,7 @@ def in_simulator(
 
 def on_clips(
     agent: Agent,
-    scenario: sim.Scenario,
+    scenario: dynamics.Scenario,
     embeddings: np.ndarray,
     context: np.ndarray,
     *,
@@ -84,7 +85,7 @@ def on_clips(
 
 def from_pixels(
     agent: Agent,
-    scenario: sim.Scenario,
+    scenario: dynamics.Scenario,
     see: Callable[[list[np.ndarray]], np.ndarray],
     *,
     episodes: int,
@@ -102,18 +103,18 @@ def from_pixels(
     """
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([PIXEL_STREAM, seed]).spawn(episodes + 1)]
     rng, scene_rngs = streams[0], streams[1:]
-    scenes = [render.sample_scene(scenario.task, scene_rng, changed=changed) for scene_rng in scene_rngs]
-    context, actions = sim.initial_context(scenario, episodes, rng), rng.random((episodes, 2))
+    scenes = [synthetic.sample_scene(scenario.task, scene_rng, changed=changed) for scene_rng in scene_rngs]
+    context, actions = dynamics.initial_context(scenario, episodes, rng), rng.random((episodes, 2))
     recorder, gallery = _Recorder(), _Gallery(frames, scenario)
     for step in range(steps):
         clips = [
-            render.render_clip(scene, scenario.context_names[k], speed, care, scene_rng)
+            synthetic.render_clip(scene, scenario.context_names[k], speed, care, scene_rng)
             for scene, k, (speed, care), scene_rng in zip(scenes, context, actions.tolist(), scene_rngs, strict=True)
         ]
         actions = agent.act(torch.from_numpy(see(clips)))
         recorder.add(context, actions, _sample(scenario, context, actions, rng))
         gallery.offer(clips, context, actions)
-        context = sim.next_context(scenario, context, rng)
+        context = dynamics.next_context(scenario, context, rng)
         if progress:
             progress(step + 1, steps)
     gallery.write_index()
@@ -121,15 +122,15 @@ def from_pixels(
 
 
 def _sample(
-    scenario: sim.Scenario, context: np.ndarray, actions: np.ndarray, rng: np.random.Generator
+    scenario: dynamics.Scenario, context: np.ndarray, actions: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    return sim.sample_outcomes(*sim.dynamics(scenario, context, actions[:, 0], actions[:, 1]), rng)
+    return dynamics.sample_outcomes(*dynamics.dynamics(scenario, context, actions[:, 0], actions[:, 1]), rng)
 
 
 class _Gallery:
     """The first clips of each context from different episodes, as looping thumbnails with what the policy did."""
 
-    def __init__(self, folder: Path, scenario: sim.Scenario):
+    def __init__(self, folder: Path, scenario: dynamics.Scenario):
         self.folder, self.names, self.best = folder, scenario.context_names, oracle(scenario).actions
         self.rows: list[dict[str, Any]] = []
         self._taken: set[tuple[int, int]] = set()
@@ -141,7 +142,7 @@ class _Gallery:
                 continue
             self._taken.add((episode, k))
             file = f"{self.names[k]}-{count}.webp"
-            render.write_webp(self.folder / file, clips[episode], fps=render.FPS)
+            synthetic.write_webp(self.folder / file, clips[episode], fps=synthetic.FPS)
             row = {"file": file, "context": self.names[k]}
             row |= {"speed": float(action[episode, 0]), "care": float(action[episode, 1])}
             row |= {"oracle_speed": float(self.best[k, 0]), "oracle_care": float(self.best[k, 1])}
@@ -162,9 +163,9 @@ class PixelObserver:
             decoded = []
             for index, clip in enumerate(clips):
                 path = Path(folder) / f"{index}.mp4"
-                render.write_mp4(path, clip, fps=render.FPS)
+                synthetic.write_mp4(path, clip, fps=synthetic.FPS)
                 (seen,) = self.decoder.clips(
-                    path, clip_len=len(clip), clip_stride=len(clip), fps=render.FPS, tail="drop"
+                    path, clip_len=len(clip), clip_stride=len(clip), fps=synthetic.FPS, tail="drop"
                 )
                 decoded.append(seen.frames)
         return self.embed(np.stack(decoded))

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from pipeline import econ, sim
-from pipeline.envs import expected_work
+from pipeline import econ
+from pipeline.rl.envs import expected_work
+from pipeline.synthetic import dynamics
 
 BOOTSTRAPS = 10_000
 
@@ -22,7 +23,7 @@ class Reference(NamedTuple):
     profit: np.ndarray
 
 
-def _profit_grid(scenario: sim.Scenario, speed: np.ndarray, care: np.ndarray) -> np.ndarray:
+def _profit_grid(scenario: dynamics.Scenario, speed: np.ndarray, care: np.ndarray) -> np.ndarray:
     """Expected profit [K, S, C] in $/h."""
     context = np.arange(len(scenario.contexts))[:, None, None]
     return expected_work(scenario, context, speed[None, :, None], care[None, None, :])[2]
@@ -38,7 +39,7 @@ def _best_action(profit_of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> n
     return centre
 
 
-def oracle(scenario: sim.Scenario) -> Reference:
+def oracle(scenario: dynamics.Scenario) -> Reference:
     """The best action in each context, for one who sees it."""
     actions = np.stack(
         [_best_action(lambda s, c, k=k: _profit_grid(scenario, s, c)[k]) for k in range(len(scenario.contexts))]
@@ -46,14 +47,14 @@ def oracle(scenario: sim.Scenario) -> Reference:
     return Reference(actions, _profits(scenario, actions))
 
 
-def blind(scenario: sim.Scenario) -> Reference:
+def blind(scenario: dynamics.Scenario) -> Reference:
     """The best constant action over uniform contexts, for one who sees nothing."""
     action = _best_action(lambda s, c: _profit_grid(scenario, s, c).mean(0))
     actions = np.tile(action, (len(scenario.contexts), 1))
     return Reference(actions, _profits(scenario, actions))
 
 
-def _profits(scenario: sim.Scenario, actions: np.ndarray) -> np.ndarray:
+def _profits(scenario: dynamics.Scenario, actions: np.ndarray) -> np.ndarray:
     return expected_work(scenario, np.arange(len(scenario.contexts)), actions[:, 0], actions[:, 1])[2]
 
 
@@ -87,7 +88,7 @@ def ratio_interval95(numerator: np.ndarray, denominator: np.ndarray) -> list[flo
     return interval95(ratio + (numerator - ratio * denominator) / denominator.mean())
 
 
-def summarise(scenario: sim.Scenario, steps: pd.DataFrame, *, s_cust: float) -> dict[str, Any]:
+def summarise(scenario: dynamics.Scenario, steps: pd.DataFrame, *, s_cust: float) -> dict[str, Any]:
     """The figures of validation steps. Oracle and blind act in the very contexts that the policy met.
 
     s_cust: the customer's share of the spread, in [0, 1].

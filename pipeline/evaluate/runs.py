@@ -15,14 +15,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pipeline import encoders, footage, render, sim, store, video
+from pipeline import dataset, encoders, synthetic, video
 from pipeline.config import EvaluateConfig
-from pipeline.envs import SimEnv, expected_work
+from pipeline.dataset import rereading
 from pipeline.errors import CorruptError, VtpError
 from pipeline.evaluate.loops import PIXEL_STREAM, PixelObserver, Progress, from_pixels, in_simulator, on_clips
 from pipeline.evaluate.reference import summarise
-from pipeline.rundir import atomic_path, write_json
-from pipeline.sac import ACTION_SIZE, Agent, load_checkpoint
+from pipeline.files import atomic_path, write_json
+from pipeline.rl.envs import SimEnv, expected_work
+from pipeline.rl.sac import ACTION_SIZE, Agent, load_checkpoint
+from pipeline.synthetic import dynamics
 
 SIM_EPISODES = 200
 PIXEL_EPISODES = 8
@@ -32,25 +34,25 @@ CHANGED = "changed"  # folder of a run for its validation in changed scenes
 class OutcomeModel(NamedTuple):
     """What the env and held-out validation take an action's outcome from: a scenario and each clip's context [N]."""
 
-    scenario: sim.Scenario
+    scenario: dynamics.Scenario
     context: np.ndarray
     labelled: bool
     description: str
 
 
-def outcome_model(data: store.Embeddings) -> OutcomeModel:
+def outcome_model(data: dataset.Embeddings) -> OutcomeModel:
     """The simulator with each clip's labelled context, or with the seed's parameters where there are no labels."""
     tasks = sorted({str(task) for task in data.videos.task if task}) or ["dishwashing"]
     if len(tasks) > 1:
         raise VtpError(f"the embeddings mix tasks ({', '.join(tasks)}); extract each task to a file of its own")
-    seed = sim.scenario(tasks[0], "seed")
+    seed = dynamics.scenario(tasks[0], "seed")
     labels = data.labels.get("context") if data.labels else None
     if labels is None or not any(labels):
         description = f"simulator, {tasks[0]} with the seed's parameters (the clips have no labels)"
         return OutcomeModel(seed, np.zeros(len(data.embeddings), np.int64), False, description)
     default = seed.context_names[0]
     names = np.array([str(name) or default for name in labels])
-    scenario = seed if set(names) == {default} else sim.scenario(tasks[0], "mixed")
+    scenario = seed if set(names) == {default} else dynamics.scenario(tasks[0], "mixed")
     unknown = sorted(set(names) - set(scenario.context_names))
     if unknown:
         raise VtpError(
@@ -65,7 +67,7 @@ def outcome_model(data: store.Embeddings) -> OutcomeModel:
     return OutcomeModel(scenario, np.array([index[name] for name in names]), True, description)
 
 
-def split_rows(data: store.Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
+def split_rows(data: dataset.Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     """Row ranges [V, 2] of training videos, held-out rows [n], and how they were held out.
 
     The val split's videos are held out; where there is none, the last fifth of each video, and of the clips before it
@@ -91,12 +93,12 @@ def split_rows(data: store.Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     return train, rows, "the last fifth of each video (there are not both train and val videos)"
 
 
-def video_of(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
+def video_of(data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
     """The video [n] of each clip."""
     return np.searchsorted(data.offset, rows, side="right") - 1
 
 
-def observed(data: store.Embeddings, centre: list[float] | None) -> np.ndarray:
+def observed(data: dataset.Embeddings, centre: list[float] | None) -> np.ndarray:
     """What a policy with that `centre` of its `meta` observes of an embeddings file: [N, 128].
 
     centre: [128], the mean embedding of its training clips, where it sees each clip from the mean of its video; that is
@@ -205,7 +207,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
         raise VtpError("--scenes changed needs a validation from pixels, which this run's is not; leave it out")
     out = cfg.run / CHANGED if cfg.scenes == "changed" else cfg.run
     rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
-    scenario = sim.scenario(meta["task"], meta["scenario"])
+    scenario = dynamics.scenario(meta["task"], meta["scenario"])
     if meta["source"] == "sim":
         validation = "simulator"
         steps = in_simulator(agent, scenario, episodes=cfg.episodes or SIM_EPISODES, steps=cfg.steps, rng=rng)
@@ -250,10 +252,11 @@ def _settings(cfg: EvaluateConfig, validation: str) -> dict[str, Any]:
 def _observer(agent: Agent, meta: dict[str, Any]) -> Iterator[PixelObserver]:
     """What the policy was trained to see through, its encoder checked by hash, behind a decoder."""
     encoding = meta["encoding"]
-    if (encoding["clip_len"], encoding["fps"]) != (render.CLIP_LEN, render.FPS):
+    if (encoding["clip_len"], encoding["fps"]) != (synthetic.CLIP_LEN, synthetic.FPS):
         raise VtpError(
             f"the policy was trained on clips of {encoding['clip_len']} frames at {encoding['fps']:g} fps, rendered "
-            f"ones have {render.CLIP_LEN} at {render.FPS}; extract with --clip-len {render.CLIP_LEN} --fps {render.FPS}"
+            f"ones have {synthetic.CLIP_LEN} at {synthetic.FPS}; "
+            f"extract with --clip-len {synthetic.CLIP_LEN} --fps {synthetic.FPS}"
         )
     if meta["source"] == "video":
         with video.Decoder(frame_size=encoders.resized(agent.encoder.frame_size)) as decoder:
@@ -272,17 +275,17 @@ def _observer(agent: Agent, meta: dict[str, Any]) -> Iterator[PixelObserver]:
         yield PixelObserver(embed, decoder)
 
 
-def _see_again(agent: Agent, data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
+def _see_again(agent: Agent, data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
     """Embeddings [n, 128] of clips `rows` [n], in rising order, by the encoder that a run on video has trained."""
     size = encoders.resized(agent.encoder.frame_size)
-    clips = footage.read_clips(data, range(data.num_videos), frame_size=size, wanted=rows)
+    clips = rereading.read_clips(data, range(data.num_videos), frame_size=size, wanted=rows)
     return np.concatenate([agent.encoder.see(frames) for _, frames in clips])
 
 
-def load_embeddings(meta: dict[str, Any]) -> store.Embeddings:
+def load_embeddings(meta: dict[str, Any]) -> dataset.Embeddings:
     """The embeddings that a policy was trained on; VtpError where the file has changed since."""
     path = Path(meta["embeddings"])
-    data = store.read_embeddings(path)
+    data = dataset.read_embeddings(path)
     if data.attrs["content_sha256"] != meta["content_sha256"]:
         raise VtpError(
             f"{path} has content {data.attrs['content_sha256'][:12]}, but the policy was trained on "
@@ -293,7 +296,7 @@ def load_embeddings(meta: dict[str, Any]) -> store.Embeddings:
 
 def write_summary(
     run_dir: Path,
-    scenario: sim.Scenario,
+    scenario: dynamics.Scenario,
     steps: pd.DataFrame,
     *,
     meta: dict[str, Any],

@@ -23,12 +23,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipeline import econ, sim
+from pipeline import econ
 from pipeline.config import ElasticityConfig
-from pipeline.envs import expected_work
 from pipeline.evaluate import interval95, oracle
-from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save, scenario_of, validation_steps
+from pipeline.experiments.output import (
+    COLOURS,
+    in_style,
+    new_figure,
+    output_folder,
+    save,
+    scenario_of,
+    validation_steps,
+)
 from pipeline.experiments.retrain import Retrainer
+from pipeline.rl.envs import expected_work
+from pipeline.synthetic import dynamics
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +137,11 @@ def numbered(steps: pd.DataFrame) -> Steps:
 
 
 def retrain_everywhere(
-    retrainer: Retrainer, scenario: sim.Scenario, multipliers: np.ndarray, cfg: ElasticityConfig, progress: Progress
+    retrainer: Retrainer,
+    scenario: dynamics.Scenario,
+    multipliers: np.ndarray,
+    cfg: ElasticityConfig,
+    progress: Progress,
 ) -> dict[tuple[str, float], list[Steps]]:
     """What the policy does when it is retrained at every (curve, x), for each seed; x of the error target is λ.
 
@@ -149,7 +162,7 @@ def retrain_everywhere(
     return retrained
 
 
-def changed(scenario: sim.Scenario, curve: str, multiplier: float) -> sim.Scenario:
+def changed(scenario: dynamics.Scenario, curve: str, multiplier: float) -> dynamics.Scenario:
     """The scenario with every price or damage, or the human wage, times `multiplier`."""
     if curve == "human_wage":
         return replace(scenario, human_wage_usd=scenario.human_wage_usd * multiplier)
@@ -159,7 +172,7 @@ def changed(scenario: sim.Scenario, curve: str, multiplier: float) -> sim.Scenar
 
 
 def outcomes(
-    scenario: sim.Scenario, steps: Steps, curve: str, multiplier: float, retrained: Sequence[Steps] | None = None
+    scenario: dynamics.Scenario, steps: Steps, curve: str, multiplier: float, retrained: Sequence[Steps] | None = None
 ) -> dict[str, np.ndarray]:
     """The curve's quantity in $/h in the changed scenario, a mean for each episode [E], for policy and oracle.
 
@@ -180,7 +193,7 @@ def outcomes(
     return values
 
 
-def reached(scenario: sim.Scenario, policies: Sequence[Steps]) -> dict[str, float | None]:
+def reached(scenario: dynamics.Scenario, policies: Sequence[Steps]) -> dict[str, float | None]:
     """The error rate of retrained policies, mean over steps as in the reward, and seeds, as `x` with its interval."""
     by_seed = []
     for steps in policies:
@@ -229,7 +242,7 @@ def range_elasticity(multipliers: np.ndarray, values: np.ndarray, rng: np.random
 
 
 def shadow_price(
-    scenario: sim.Scenario, steps: Steps, err_target: float, rng: np.random.Generator
+    scenario: dynamics.Scenario, steps: Steps, err_target: float, rng: np.random.Generator
 ) -> dict[str, dict[str, float | None]]:
     """λ at which the error target just holds: human wages an hour that a unit of error rate is worth. 0 where slack.
 
@@ -260,7 +273,7 @@ def knob_price(profit: np.ndarray, err_rate: np.ndarray, err_target: float) -> n
     return np.where(meets.any(1), price, np.nan)
 
 
-def oracle_price(scenario: sim.Scenario, context: np.ndarray, err_target: float) -> float:
+def oracle_price(scenario: dynamics.Scenario, context: np.ndarray, err_target: float) -> float:
     """The least λ ≥ 0 at which the best actions keep the target over the contexts met, by bisection.
 
     At λ every context takes the action that maximises profit in human wages less λ · err_rate.

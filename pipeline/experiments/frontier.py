@@ -16,11 +16,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline import econ, sim
+from pipeline import econ
 from pipeline.config import FrontierConfig
-from pipeline.envs import expected_work
 from pipeline.evaluate import blind, oracle
-from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save, scenario_of, validation_steps
+from pipeline.experiments.output import (
+    COLOURS,
+    in_style,
+    new_figure,
+    output_folder,
+    save,
+    scenario_of,
+    validation_steps,
+)
+from pipeline.rl.envs import expected_work
+from pipeline.synthetic import dynamics
 
 EPISODES_A_CHUNK = 10  # each with a random stream of its own: the result does not depend on the number of threads
 ALL = "all contexts"
@@ -42,7 +51,7 @@ def run(cfg: FrontierConfig) -> dict[str, Any]:
 
     `wall_s` is the time of both counts, drawing not included.
     """
-    scenario = scenario_of(cfg.run) if cfg.run else sim.scenario(cfg.task, cfg.scenario)
+    scenario = scenario_of(cfg.run) if cfg.run else dynamics.scenario(cfg.task, cfg.scenario)
     folder = output_folder(cfg.out, cfg.run)
     policy = policy_actions(validation_steps(cfg.run, scenario)) if cfg.run else {}
     started = time.perf_counter()
@@ -72,7 +81,7 @@ def run(cfg: FrontierConfig) -> dict[str, Any]:
         "scenario": scenario.name,
         "grid": cfg.grid,
         "episodes": cfg.episodes,
-        "env_steps": cfg.grid**2 * len(scenario.contexts) * cfg.episodes * sim.EPISODE_STEPS,
+        "env_steps": cfg.grid**2 * len(scenario.contexts) * cfg.episodes * dynamics.EPISODE_STEPS,
         "min_mp": cfg.min_mp,
         "max_err": cfg.max_err,
         **next(iter(counts.values())),
@@ -85,20 +94,20 @@ def run(cfg: FrontierConfig) -> dict[str, Any]:
     return result
 
 
-def analytic_surface(scenario: sim.Scenario, axis: np.ndarray) -> Surface:
+def analytic_surface(scenario: dynamics.Scenario, axis: np.ndarray) -> Surface:
     """In expectation, for each context: [K, S, C] over an axis of S = C points."""
     context = np.arange(len(scenario.contexts))[:, None, None]
     attempts, err_rate, _ = expected_work(scenario, context, *_actions(axis))
     return Surface(attempts, attempts * (1 - err_rate), np.broadcast_to(err_rate, attempts.shape))
 
 
-def sampled_surface(scenario: sim.Scenario, axis: np.ndarray, *, episodes: int, seed: int) -> Surface:
+def sampled_surface(scenario: dynamics.Scenario, axis: np.ndarray, *, episodes: int, seed: int) -> Surface:
     """Means over simulated episodes of one hour for each context: [K, S, C]; every step of every episode is drawn.
 
     NumPy's generators let go of the interpreter while they draw, so threads are enough to use all processors.
     """
     context = np.arange(len(scenario.contexts))[:, None, None]
-    rate, p_err = sim.dynamics(scenario, context, *_actions(axis))
+    rate, p_err = dynamics.dynamics(scenario, context, *_actions(axis))
     p_err = np.broadcast_to(p_err, rate.shape) if rate.ndim == 3 else p_err[None]
     rate = np.broadcast_to(rate, (len(scenario.contexts), len(axis), len(axis)))
     counts = [min(EPISODES_A_CHUNK, episodes - start) for start in range(0, episodes, EPISODES_A_CHUNK)]
@@ -107,9 +116,9 @@ def sampled_surface(scenario: sim.Scenario, axis: np.ndarray, *, episodes: int, 
     def sums(count: int, rng: np.random.Generator) -> np.ndarray:
         total = np.zeros((3, *rate.shape))
         for _ in range(count):
-            attempts, errors = sim.sample_outcomes(rate, p_err, rng, (sim.EPISODE_STEPS, *rate.shape))
+            attempts, errors = dynamics.sample_outcomes(rate, p_err, rng, (dynamics.EPISODE_STEPS, *rate.shape))
             attempts, errors = attempts.sum(0), errors.sum(0)
-            hours = sim.EPISODE_STEPS / sim.STEPS_PER_HOUR
+            hours = dynamics.EPISODE_STEPS / dynamics.STEPS_PER_HOUR
             mp = econ.marginal_product(attempts - errors, hours)
             total += np.stack([attempts / hours, mp, econ.error_rate(errors, attempts)])
         return total
@@ -122,7 +131,7 @@ def _actions(axis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return axis[None, :, None], axis[None, None, :]
 
 
-def by_name(scenario: sim.Scenario, surface: Surface) -> dict[str, Surface]:
+def by_name(scenario: dynamics.Scenario, surface: Surface) -> dict[str, Surface]:
     """The surface of every context, before them that of all together where there are more than one."""
     surfaces = {name: surface.of(k) for k, name in enumerate(scenario.context_names)}
     if len(surfaces) == 1:
@@ -146,7 +155,7 @@ def policy_actions(steps: pd.DataFrame) -> dict[int, np.ndarray]:
     return {int(k): rows[["speed", "care"]].to_numpy().mean(0) for k, rows in steps.groupby("context")}
 
 
-def held_action(scenario: sim.Scenario, contexts: np.ndarray, action: np.ndarray) -> dict[str, float]:
+def held_action(scenario: dynamics.Scenario, contexts: np.ndarray, action: np.ndarray) -> dict[str, float]:
     """What one action [2] brings in expectation over contexts [n], each as often; rates an hour, profit in $/h."""
     attempts, err_rate, profit = expected_work(scenario, contexts, action[0], action[1])
     return {

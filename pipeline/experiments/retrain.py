@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import encoders, evaluate, sim
+from pipeline import encoders, evaluate
 from pipeline.config import TrainConfig
-from pipeline.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.errors import VtpError
-from pipeline.replay import Batch, ReplayBuffer
-from pipeline.sac import Agent, Transitions
+from pipeline.rl.envs import EmbeddingEnv, SimEnv, VectorEnv
+from pipeline.rl.replay import Batch, ReplayBuffer
+from pipeline.rl.sac import Agent, Transitions
+from pipeline.synthetic import dynamics
 
 NUM_ENVS = 256
 UPDATES_PER_STEP = 4  # of all environments: what training does by default
@@ -41,7 +42,7 @@ class Retrainer:
             self._embeddings = evaluate.observed(data, meta.get("centre"))
             self._video = evaluate.video_of(data, self._held_rows)
 
-    def retrain(self, scenario: sim.Scenario, *, updates: int, lambda_dual: float = 0.0, seed: int) -> Agent:
+    def retrain(self, scenario: dynamics.Scenario, *, updates: int, lambda_dual: float = 0.0, seed: int) -> Agent:
         """Train on in `scenario`, where a unit of error rate costs `lambda_dual` human wages an hour."""
         rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         cfg = self._defaults
@@ -70,19 +71,19 @@ class Retrainer:
             observations = env.reset(truncated) if truncated.any() else next_observations
         return agent
 
-    def judge(self, scenario: sim.Scenario, agent: Agent | None = None) -> pd.DataFrame:
+    def judge(self, scenario: dynamics.Scenario, agent: Agent | None = None) -> pd.DataFrame:
         """Validation steps of a policy, the run's own by default; an episode is a held-out video, or one simulated."""
         agent, rng = agent or self._agent, np.random.default_rng(0)
         if self._source == "sim":
             return evaluate.in_simulator(
-                agent, scenario, episodes=evaluate.SIM_EPISODES, steps=sim.EPISODE_STEPS, rng=rng
+                agent, scenario, episodes=evaluate.SIM_EPISODES, steps=dynamics.EPISODE_STEPS, rng=rng
             )
         rows = self._held_rows
         return evaluate.on_clips(
             agent, scenario, self._embeddings[rows], self._context[rows], video=self._video, rng=rng
         )
 
-    def _environment(self, scenario: sim.Scenario, rng: np.random.Generator) -> VectorEnv:
+    def _environment(self, scenario: dynamics.Scenario, rng: np.random.Generator) -> VectorEnv:
         if self._source == "sim":
             return SimEnv(scenario, NUM_ENVS, rng=rng)
         return EmbeddingEnv(scenario, NUM_ENVS, videos=self._videos, context=self._context, rng=rng)

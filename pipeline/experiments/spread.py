@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from pipeline import econ
 from pipeline.config import SpreadConfig
 from pipeline.errors import VtpError
-from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, read_table, save
+from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, read_table, save
 
 COLUMNS = (
     "episode", "time_h", "completed", "mp_h", "w_hat_r", "w_h", "spread", "spread_value", "rebate", "captured_spread",

@@ -30,12 +30,13 @@ import scipy.linalg
 from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist, pdist
 
-from pipeline import econ, sim, store
+from pipeline import dataset, econ
 from pipeline.config import ValueConfig
-from pipeline.envs import expected_work
 from pipeline.errors import VtpError
 from pipeline.evaluate import OutcomeModel, blind, interval95, oracle, outcome_model, split_rows, video_of
-from pipeline.experiments.files import COLOURS, in_style, new_figure, output_folder, save
+from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, save
+from pipeline.rl.envs import expected_work
+from pipeline.synthetic import dynamics
 
 COMPONENTS = 64  # of the kernel, that the learner sees clips by
 WORK_CLIPS = 256  # of those held out, at most: what the learner takes the work to look like, and is judged on
@@ -62,7 +63,7 @@ class Learner:
     videos: training videos as row ranges [V, 2]; held_rows: the clips to be judged on, thinned to WORK_CLIPS.
     """
 
-    def __init__(self, data: store.Embeddings, videos: np.ndarray, held_rows: np.ndarray, model: OutcomeModel):
+    def __init__(self, data: dataset.Embeddings, videos: np.ndarray, held_rows: np.ndarray, model: OutcomeModel):
         in_videos = [data.embeddings[start:end] for start, end in videos]
         in_videos += np.split(data.embeddings[held_rows], np.flatnonzero(np.diff(video_of(data, held_rows))) + 1)
         self.held_rows = held_rows[:: -(-len(held_rows) // WORK_CLIPS)]
@@ -89,7 +90,7 @@ class Work(NamedTuple):
 def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """Value every video or contributor of the training split; writes the table and the figure, returns key numbers."""
     started = time.monotonic()
-    data = store.read_embeddings(cfg.embeddings)
+    data = dataset.read_embeddings(cfg.embeddings)
     model = labelled_outcomes(data, cfg.embeddings)
     videos, held_rows, how = split_rows(data)
     names, rows = players(data, videos, by=cfg.by)
@@ -129,7 +130,7 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
     return result
 
 
-def labelled_outcomes(data: store.Embeddings, path: Path) -> OutcomeModel:
+def labelled_outcomes(data: dataset.Embeddings, path: Path) -> OutcomeModel:
     """What actions bring on each clip; VtpError where no label says what a clip shows."""
     model = outcome_model(data)
     if not model.labelled:
@@ -140,7 +141,7 @@ def labelled_outcomes(data: store.Embeddings, path: Path) -> OutcomeModel:
     return model
 
 
-def players(data: store.Embeddings, videos: np.ndarray, *, by: str) -> tuple[list[str], list[np.ndarray]]:
+def players(data: dataset.Embeddings, videos: np.ndarray, *, by: str) -> tuple[list[str], list[np.ndarray]]:
     """Names and rows of what is valued: training videos [V, 2], or their contributors in order of appearance."""
     of_row = np.searchsorted(data.offset, videos[:, 0], side="right") - 1
     ids = data.videos.id if by == "video" else data.videos.contributor or [""] * data.num_videos
@@ -201,27 +202,27 @@ def action_terms(actions: np.ndarray) -> np.ndarray:
 ACTION_TERMS = action_terms(ACTIONS)
 
 
-def try_out(scenario: sim.Scenario, context: np.ndarray, *, draws: int, rng: np.random.Generator) -> np.ndarray:
+def try_out(scenario: dynamics.Scenario, context: np.ndarray, *, draws: int, rng: np.random.Generator) -> np.ndarray:
     """What actions bring on clips [n], each in $/h as a quadratic fitted to `draws` random ones: [n, 6]."""
     actions = rng.random((len(context), draws, 2))
-    rate, p_err = sim.dynamics(scenario, context[:, None], actions[..., 0], actions[..., 1])
-    attempts, errors = sim.sample_outcomes(rate, p_err, rng)
+    rate, p_err = dynamics.dynamics(scenario, context[:, None], actions[..., 0], actions[..., 1])
+    attempts, errors = dynamics.sample_outcomes(rate, p_err, rng)
     price, damage = (scenario.table[name][context][:, None] for name in ("price_usd", "damage_usd"))
     value = econ.profit(
-        sim.STEPS_PER_HOUR * (price * (attempts - errors) - damage * errors), scenario.energy_usd_per_hour
+        dynamics.STEPS_PER_HOUR * (price * (attempts - errors) - damage * errors), scenario.energy_usd_per_hour
     )
     terms = action_terms(actions)
     squares, products = terms.swapaxes(1, 2) @ terms, terms.swapaxes(1, 2) @ value[..., None]
     return np.linalg.solve(squares, products)[..., 0]
 
 
-def tried_blindly(scenario: sim.Scenario, *, draws: int, rng: np.random.Generator) -> np.ndarray:
+def tried_blindly(scenario: dynamics.Scenario, *, draws: int, rng: np.random.Generator) -> np.ndarray:
     """What the learner knows without a demonstration: what actions bring on average over contexts, [6]."""
     return try_out(scenario, np.arange(BLIND_CLIPS) % len(scenario.contexts), draws=draws, rng=rng).mean(0)
 
 
 def sample_evidence(
-    scenario: sim.Scenario,
+    scenario: dynamics.Scenario,
     seen: np.ndarray,
     context: np.ndarray,
     blindly: np.ndarray,
@@ -258,7 +259,7 @@ def content_key(embeddings: np.ndarray) -> tuple[int, ...]:
     return tuple(np.frombuffer(digest, np.uint32).tolist())
 
 
-def work_to_do(scenario: sim.Scenario, seen: np.ndarray, context: np.ndarray) -> Work:
+def work_to_do(scenario: dynamics.Scenario, seen: np.ndarray, context: np.ndarray) -> Work:
     _, _, profit = expected_work(scenario, context[:, None], ACTIONS[:, 0], ACTIONS[:, 1])
     return Work(seen, np.broadcast_to(profit, (len(seen), len(ACTIONS))))
 
@@ -321,7 +322,7 @@ def value_round(
 
 
 def conclude(
-    names: list[str], clips: list[int], rounds: list[Round], scenario: sim.Scenario
+    names: list[str], clips: list[int], rounds: list[Round], scenario: dynamics.Scenario
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Means over rounds with Student's 95% intervals, and prices: at most the value, together at most the spread."""
     values, left_out = (np.stack([getattr(r, name) for r in rounds]) for name in ("value", "leave_one_out"))

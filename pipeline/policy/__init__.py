@@ -5,8 +5,8 @@ as actions in [0, 1]. Each file carries a card in its format's own metadata: wha
 projector that was made with, and the run that it comes from. Each format says what it trusts a file with.
 """
 
+from pipeline.policy.acting import act
 from pipeline.policy.card import Card, Encoding, Policy, card_of
-from pipeline.policy.clips import act
-from pipeline.policy.files import SUFFIXES, export, load
+from pipeline.policy.policy_file import SUFFIXES, export, load
 
 __all__ = ["SUFFIXES", "Card", "Encoding", "Policy", "act", "card_of", "export", "load"]

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from pipeline import __version__, encoders
-from pipeline.envs import SimEnv
 from pipeline.errors import CorruptError, UntrustedError, VtpError
-from pipeline.sac import Agent, to_action
+from pipeline.rl.envs import SimEnv
+from pipeline.rl.sac import Agent, to_action
 
 OBSERVATION_SIZES = {"embeddings": encoders.EMBEDDING_DIM, "sim": SimEnv.OBSERVATION_SIZE}
 CARD = "vtp"  # its key in each format's metadata

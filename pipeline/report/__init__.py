@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pipeline import rundir
+from pipeline import files
 from pipeline.config import ReportConfig
-from pipeline.report.files import read_run
 from pipeline.report.page import build_page
-from pipeline.report.render import render
+from pipeline.report.run_files import read_run
+from pipeline.report.templates import render
 
 
 def run(cfg: ReportConfig) -> Path:
@@ -17,5 +17,5 @@ def run(cfg: ReportConfig) -> Path:
     page = build_page(read_run(cfg.run))
     fields = {field.name: getattr(page, field.name) for field in dataclasses.fields(page)}
     path = cfg.run / "report.html"
-    rundir.write_text(path, render("template.html", fields))
+    files.write_text(path, render("template.html", fields))
     return path

@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import rundir
+from pipeline import files
 from pipeline.config import CompareConfig
 from pipeline.errors import VtpError
 from pipeline.report.figures import csv_download
-from pipeline.report.files import finite
-from pipeline.report.render import render
+from pipeline.report.run_files import finite
+from pipeline.report.templates import render
 from pipeline.report.words import DASH, number, percent, usd
 
 NUMBERS = (
@@ -31,12 +31,12 @@ def run(cfg: CompareConfig) -> list[dict[str, Any]]:
     for row in rows:
         row |= difference(row, rows[0])
     table = pd.DataFrame(rows)
-    with rundir.atomic_path(cfg.out / "compare.csv") as temporary:
+    with files.atomic_path(cfg.out / "compare.csv") as temporary:
         table.to_csv(temporary, index=False)
     worlds = sorted({f"{row['task']} {row['scenario']}, {row['validation']}" for row in rows})
     fields = {"heads": HEADS, "rows": [_cells(row) for row in rows], "worlds": worlds}
     page = render("compare.html", fields | {"download": csv_download("compare.csv", table)})
-    rundir.write_text(cfg.out / "compare.html", page)
+    files.write_text(cfg.out / "compare.html", page)
     return rows
 
 

@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipeline import render, store
+from pipeline import dataset, synthetic
 from pipeline.errors import VtpError
-from pipeline.experiments.files import COLOURS, in_style, new_figure
-from pipeline.report.experiments import Experiment
+from pipeline.experiments.output import COLOURS, in_style, new_figure
+from pipeline.files import file_sha256
+from pipeline.report.experiment_sections import Experiment
 from pipeline.report.figures import csv_download
-from pipeline.report.files import Missing
+from pipeline.report.run_files import Missing
 from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.themed import data_uri, themed
 from pipeline.report.words import count, number
-from pipeline.rundir import file_sha256
 from pipeline.video import Decoder, VideoError
 
 SHOWN = 4  # clips at either end
@@ -71,8 +71,8 @@ def read_gallery(config: dict[str, Any], *, weights_from: str | None = None) -> 
     if absent := [path for path in (embeddings_path, novelty_path) if not path.is_file()]:
         return missing(f"the run was trained with {absent[0]}, which is not there any more") if used else None
     try:
-        data = store.read_embeddings(embeddings_path)
-        columns, attrs = store.read_novelty_scores(novelty_path, data.content_sha256)
+        data = dataset.read_embeddings(embeddings_path)
+        columns, attrs = dataset.read_novelty_scores(novelty_path, data.content_sha256)
     except VtpError as error:
         return missing(str(error))
     if "score" not in columns:
@@ -111,17 +111,17 @@ def _ranked(columns: dict[str, np.ndarray]) -> np.ndarray:
     return scored[np.lexsort([-deviation[scored], -columns["score"][scored]])]
 
 
-def _video(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
+def _video(data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
     return np.searchsorted(data.offset, rows, side="right") - 1
 
 
-def _each_video_first(data: store.Embeddings, rows: np.ndarray) -> np.ndarray:
+def _each_video_first(data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
     """The first of each video in that order, then the second of each, and so on."""
     turn = pd.Series(_video(data, rows)).groupby(_video(data, rows)).cumcount()
     return rows[np.argsort(turn, kind="stable")]
 
 
-def _kinds(data: store.Embeddings) -> np.ndarray:
+def _kinds(data: dataset.Embeddings) -> np.ndarray:
     """The label of each clip [N]: a kind of novelty, novel, ordinary, or "" where nothing is known."""
     labels = data.labels or {}
     novel = labels.get("novel", np.full(data.num_clips, np.nan))
@@ -129,7 +129,7 @@ def _kinds(data: store.Embeddings) -> np.ndarray:
     return np.where(novel == 1, np.where(kind == "", "novel", kind), np.where(novel == 0, "ordinary", ""))
 
 
-def _tile(data: store.Embeddings, columns: dict[str, np.ndarray], row: int) -> Tile:
+def _tile(data: dataset.Embeddings, columns: dict[str, np.ndarray], row: int) -> Tile:
     video = int(_video(data, np.array(row)))
     where = f"{data.videos.id[video]}, from {data.clips.start_s[row]:.1f} s"
     score, kind = number(float(columns["score"][row])), _kinds(data)[row]
@@ -141,11 +141,11 @@ def _tile(data: store.Embeddings, columns: dict[str, np.ndarray], row: int) -> T
     except (OSError, VideoError):
         return Tile(None, score, kind, where, "The video is not to be read any more.")
     step = -(-len(frames) // MAX_FRAMES)
-    picture = render.webp(frames[::step], fps=float(data.attrs["fps"]) / step)
+    picture = synthetic.webp(frames[::step], fps=float(data.attrs["fps"]) / step)
     return Tile(data_uri(picture, "webp"), score, kind, where)
 
 
-def _frames(data: store.Embeddings, path: Path, number_in_video: int) -> np.ndarray:
+def _frames(data: dataset.Embeddings, path: Path, number_in_video: int) -> np.ndarray:
     options = {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail")}
     with Decoder(decoder=str(data.attrs["decoder"])) as decoder:
         for index, clip in enumerate(decoder.clips(path, **options)):
@@ -156,7 +156,7 @@ def _frames(data: store.Embeddings, path: Path, number_in_video: int) -> np.ndar
 
 @in_style  # saving too: only then does text stay text, which the page colours
 def _scores(
-    data: store.Embeddings, columns: dict[str, np.ndarray], sigmas: list[float], ranked: np.ndarray
+    data: dataset.Embeddings, columns: dict[str, np.ndarray], sigmas: list[float], ranked: np.ndarray
 ) -> Experiment:
     kinds = _kinds(data)
     svg = io.BytesIO()

@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.report import figures
 from pipeline.report.curves import rolling_window
 from pipeline.report.figures import Bar, Download
-from pipeline.report.files import RunFiles, finite
+from pipeline.report.run_files import RunFiles, finite
 from pipeline.report.words import count, number, percent, usd
 
 

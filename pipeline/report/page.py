@@ -15,10 +15,10 @@ from pipeline.config import VIDEO_SETTINGS
 from pipeline.econ import PARITY_MARGIN
 from pipeline.report import figures, headline
 from pipeline.report.curves import action_charts, learning_charts, rolling_window
-from pipeline.report.experiments import Experiments, read_experiments, value_command, with_labels
+from pipeline.report.experiment_sections import Experiments, read_experiments, value_command, with_labels
 from pipeline.report.figures import Bar, Chart, Download
-from pipeline.report.files import Failure, Missing, RunFiles, finite
 from pipeline.report.gallery import Gallery, read_gallery
+from pipeline.report.run_files import Failure, Missing, RunFiles, finite
 from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.words import DASH, count, number, percent, usd
 

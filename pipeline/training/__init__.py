@@ -1,7 +1,7 @@
 """The parts of a training run: what it learns from, its state step by step, its record, and its checkpoints."""
 
 from pipeline.training.checkpoints import BEST, LAST, PREVIOUS, newest, save, slim
-from pipeline.training.clips import FOOTAGE
+from pipeline.training.frame_cache import FOOTAGE
 from pipeline.training.record import LOSSES, METRICS, Record
 from pipeline.training.sources import Source, check, command_line, open_source
 from pipeline.training.trainer import Trainer

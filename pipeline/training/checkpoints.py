@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CorruptError, UntrustedError
-from pipeline.sac import load_checkpoint, save_checkpoint
+from pipeline.rl.sac import load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 

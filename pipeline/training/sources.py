@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import __version__, encoders, evaluate, sim, store
+from pipeline import __version__, dataset, encoders, evaluate
 from pipeline.config import TrainConfig
-from pipeline.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.errors import VtpError
-from pipeline.sac import Agent
-from pipeline.training.clips import FOOTAGE, ReplayedClips
+from pipeline.rl.envs import EmbeddingEnv, SimEnv, VectorEnv
+from pipeline.rl.sac import Agent
+from pipeline.synthetic import dynamics
+from pipeline.training.frame_cache import FOOTAGE, ReplayedClips
 
 VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
 ENCODING = ("backbone", "weights", "weights_sha256", "transform", "clip_len", "fps", "precision", "projector")
@@ -27,7 +28,7 @@ class Source(NamedTuple):
     """What a policy is trained on and validated with; observations are rows of `table` or `clips`, or else states."""
 
     env: VectorEnv
-    scenario: sim.Scenario
+    scenario: dynamics.Scenario
     table: torch.Tensor | None  # [N, 128] embeddings as they are observed
     train_rows: np.ndarray | None  # [n] rows of the table that training may see
     novelty: np.ndarray | None  # [N] weights
@@ -79,7 +80,7 @@ def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
 
 
 def _simulator(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Generator) -> Source:
-    scenario = sim.scenario(cfg.task, cfg.scenario)
+    scenario = dynamics.scenario(cfg.task, cfg.scenario)
     meta = {
         "source": "sim", "task": cfg.task, "scenario": cfg.scenario, "seed": cfg.seed,
         "outcome_model": f"simulator, {cfg.task} scenario {cfg.scenario}", "provenance": provenance,
@@ -87,14 +88,14 @@ def _simulator(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Gene
     return Source(
         SimEnv(scenario, cfg.num_envs, reward_window=cfg.reward_window, rng=rng), scenario, None, None, None,
         lambda agent, rng: evaluate.in_simulator(
-            agent, scenario, episodes=evaluate.SIM_EPISODES, steps=sim.EPISODE_STEPS, rng=rng
+            agent, scenario, episodes=evaluate.SIM_EPISODES, steps=dynamics.EPISODE_STEPS, rng=rng
         ),
         "simulator", meta,
     )  # fmt: skip
 
 
 def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Generator) -> Source:
-    data = store.read_embeddings(cfg.embeddings)
+    data = dataset.read_embeddings(cfg.embeddings)
     if cfg.source == "video" and data.attrs["backbone"] != "r3d_18":
         raise VtpError(
             f"--source video trains R3D-18 on, and {cfg.embeddings} is of {data.attrs['backbone']}; "
@@ -106,7 +107,7 @@ def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.G
     novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
     novelty = None
     if cfg.novelty or novelty_path.is_file():
-        novelty = store.read_novelty_weights(novelty_path, data.attrs["content_sha256"])
+        novelty = dataset.read_novelty_weights(novelty_path, data.attrs["content_sha256"])
     env = EmbeddingEnv(
         model.scenario, cfg.num_envs, videos=videos, context=model.context,
         reward_window=cfg.reward_window, rng=rng,
@@ -156,7 +157,7 @@ def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.G
     return Source(env, model.scenario, table, train_rows, novelty, validate, "held-out clips", meta, clips)
 
 
-def _check_contexts_vary(cfg: TrainConfig, data: store.Embeddings, model: evaluate.OutcomeModel) -> None:
+def _check_contexts_vary(cfg: TrainConfig, data: dataset.Embeddings, model: evaluate.OutcomeModel) -> None:
     """VtpError where each video shows one context of several, so that its mean would take the context away."""
     shown = [set(contexts) for contexts in np.split(model.context, data.offset[1:-1])]
     if len(set().union(*shown)) > 1 and all(len(contexts) <= 1 for contexts in shown):

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import econ, encoders, evaluate, sim
+from pipeline import econ, encoders, evaluate
 from pipeline.config import TrainConfig
-from pipeline.envs import Economics
-from pipeline.ledger import EpisodeLedger
-from pipeline.replay import Batch, ReplayBuffer
-from pipeline.sac import STRETCH, Agent, Transitions
+from pipeline.rl.envs import Economics
+from pipeline.rl.replay import Batch, ReplayBuffer
+from pipeline.rl.sac import STRETCH, Agent, Transitions
+from pipeline.synthetic import dynamics
 from pipeline.training.record import LOSSES
+from pipeline.training.revenue_split import EpisodeLedger
 from pipeline.training.sources import Source
 
 
@@ -82,7 +83,7 @@ class Trainer:
     def _update(self) -> None:
         cfg = self.cfg
         if self.is_learning:
-            self._updates_due += cfg.updates_per_episode * cfg.num_envs / sim.EPISODE_STEPS
+            self._updates_due += cfg.updates_per_episode * cfg.num_envs / dynamics.EPISODE_STEPS
         progress = self.episode / cfg.episodes
         if cfg.init is not None:  # a policy that was trained already does not begin at high entropy again
             progress = 0.5 + 0.5 * progress
@@ -127,7 +128,7 @@ class Trainer:
                 **self._mean_losses,
                 **self._sums.means(i),
             }
-            hours = books.steps[i] / sim.STEPS_PER_HOUR
+            hours = books.steps[i] / dynamics.STEPS_PER_HOUR
             row |= self.ledger.close(hours, Economics(*(float(field[i]) for field in economics)), row["mean_novelty"])
             books.lambda_dual = float(
                 econ.dual_ascent(

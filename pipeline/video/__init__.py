@@ -3,11 +3,11 @@
 Only this room imports decord or av, and of this room only what runs in the child does.
 """
 
-from pipeline.video.clips import FRAME_SIZE, Windows, clip_windows, resize_frame
 from pipeline.video.decoder import Clip, Decoder, VideoInfo
 from pipeline.video.error import VideoError, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.pool import DecoderPool
+from pipeline.video.windows import FRAME_SIZE, Windows, clip_windows, resize_frame
 
 __all__ = [
     "FRAME_SIZE",

@@ -19,11 +19,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.video.clips import clip_windows, rolling_clips
 from pipeline.video.error import VideoError, damaged, out_of_memory, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.readers import choose_reader, read_frames
 from pipeline.video.scan import scan
+from pipeline.video.windows import clip_windows, rolling_clips
 
 STDERR = 2
 PR_SET_PDEATHSIG = 1

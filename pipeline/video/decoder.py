@@ -22,8 +22,8 @@ import numpy as np
 
 import pipeline
 from pipeline.errors import VtpError
-from pipeline.video.clips import FRAME_SIZE
 from pipeline.video.error import VideoError, out_of_memory
+from pipeline.video.windows import FRAME_SIZE
 
 SLOT_BYTES = 16 << 20  # clips decoded ahead of their use
 MEMORY_BYTES = 4 << 30

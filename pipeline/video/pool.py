@@ -7,9 +7,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pipeline.video.clips import FRAME_SIZE
 from pipeline.video.decoder import Clip, ClipStream, Decoder, VideoInfo
 from pipeline.video.error import VideoError
+from pipeline.video.windows import FRAME_SIZE
 
 T = TypeVar("T")
 

@@ -1,0 +1,242 @@
+"""The commands of the stages, and of what shows and launches them; each imports its stage when it is called."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.cli.command import command, policy
+from pipeline.cli.show import (
+    COMPARED,
+    console,
+    figure,
+    list_failures,
+    print_detection,
+    print_extracted,
+    print_json,
+    print_seeds,
+    print_summary,
+    progress,
+    training_text,
+)
+from pipeline.config import (
+    ActConfig,
+    CompareConfig,
+    DemoConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    MergeConfig,
+    NoveltyConfig,
+    PolicyExportConfig,
+    ReportConfig,
+    SimulateConfig,
+    TrainConfig,
+)
+from pipeline.errors import EXIT_CORRUPT
+
+
+@command(DemoConfig, as_json=True)
+def demo(cfg: DemoConfig, *, as_json: bool) -> None:
+    from pipeline import demo
+
+    with contextlib.ExitStack() as bars:
+
+        def stage(label: str) -> Callable[..., None]:
+            bars.close()
+            console.print(label)
+            return bars.enter_context(progress(label))
+
+        summary = demo.run(cfg, stage=stage)
+    if as_json:
+        print_json(summary)
+    else:
+        print_summary(summary)
+        print(f"{summary['wall_s']:.0f} s; open {cfg.out / 'report.html'}")
+
+
+@command(SimulateConfig)
+def simulate(cfg: SimulateConfig) -> None:
+    from pipeline.synthetic import simulate
+
+    with progress("simulate") as advance:
+        manifest = simulate.run(cfg, progress=advance)
+    print(f"wrote {cfg.videos} videos; next: vtp extract {manifest}")
+
+
+@command(ExtractConfig, argument="source", as_json=True)
+def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
+    from pipeline import extract
+
+    is_one_shard = cfg.launcher is None and cfg.devices is None
+    with progress("extract") as advance:
+        if is_one_shard:
+            result = extract.run(cfg, progress=advance)
+        else:
+            from pipeline.cluster import launch
+
+            result = launch.extract(cfg, progress=advance)
+    if result is None:
+        print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+        return
+    print_extracted(result, as_json)
+    if cfg.shards > 1 and is_one_shard and not as_json:
+        print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {cfg.out}")
+    list_failures(result)
+
+
+@command(MergeConfig, argument="out", as_json=True)
+def merge(cfg: MergeConfig, *, as_json: bool) -> None:
+    if cfg.out.is_dir():
+        from pipeline.training import seeds
+
+        print_seeds(seeds.merge(cfg.out), as_json)
+        return
+    from pipeline import extract
+
+    result = extract.merge(cfg)
+    print_extracted(result, as_json)
+    list_failures(result)
+
+
+@command(DoctorConfig, argument="out", as_json=True)
+def doctor(cfg: DoctorConfig, *, as_json: bool) -> None:
+    from pipeline import doctor
+
+    findings = doctor.run(cfg)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        table = Table("", "found", "remedy")
+        for finding in findings:
+            table.add_row(*(escape(text) for text in (finding.subject, finding.found, finding.fix)))
+        Console().print(table)
+    if any(finding.is_damage for finding in findings):
+        raise typer.Exit(EXIT_CORRUPT)
+
+
+@command(NoveltyConfig, as_json=True)
+def novelty(cfg: NoveltyConfig, *, as_json: bool) -> None:
+    from pipeline import novelty
+
+    with progress("novelty") as advance:
+        result = novelty.run(cfg, progress=advance)
+    if as_json:
+        print_json(result)
+        return
+    if result["path"] is None:
+        return
+    print(
+        f"wrote {result['path']}: {result['num_scored']} of {result['num_clips']} clips scored, model {result['model']}"
+    )
+    if "detection" in result:
+        print_detection(result)
+    print(f"next: vtp train --source embeddings --embeddings {cfg.embeddings}")
+
+
+@command(TrainConfig, as_json=True)
+def train(cfg: TrainConfig, *, as_json: bool) -> None:
+    if cfg.seeds is not None:
+        from pipeline.cluster import launch
+
+        with progress("train") as advance:
+            summary = launch.train(cfg, progress=advance)
+        if summary is None:
+            print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+        else:
+            print_seeds(summary, as_json)
+        return
+    from pipeline import train
+
+    with progress("train") as advance:
+        summary = train.run(cfg, progress=lambda done, total, row: advance(done, total, training_text(row)))
+    if as_json:
+        print_json(summary)
+    else:
+        print_summary(summary)
+        print(f"next: vtp evaluate {cfg.out}, vtp report {cfg.out}")
+
+
+@command(EvaluateConfig, argument="run", as_json=True)
+def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
+    from pipeline import evaluate
+    from pipeline.training import seeds
+
+    with progress("evaluate") as advance:
+        if seeds.runs_in(cfg.run) != [cfg.run]:
+            from pipeline.cluster import launch
+
+            print_seeds(launch.evaluate(cfg, progress=advance), as_json)
+            return
+        summary = evaluate.run(cfg, progress=advance)
+    if as_json:
+        print_json(summary)
+    else:
+        print_summary(summary)
+
+
+@command(PolicyExportConfig, argument="run", group=policy)
+def export(cfg: PolicyExportConfig) -> None:
+    from pipeline import policy
+    from pipeline.training import seeds
+
+    seeds.one_run(cfg.run)
+    path = policy.export(cfg)
+    print(f"wrote {path}; next: vtp act {shlex.quote(str(path))} --embeddings EMBEDDINGS")
+
+
+@command(ActConfig, argument="policy", as_json=True)
+def act(cfg: ActConfig, *, as_json: bool) -> None:
+    from pipeline import policy
+    from pipeline.training import seeds
+
+    seeds.one_run(cfg.policy)
+    table = policy.act(cfg)
+    if as_json:
+        print_json(table.to_dict("records"))
+    elif cfg.out is None:
+        print(table.to_csv(index=False), end="")
+    else:
+        print(f"wrote {cfg.out}: actions in {len(table)} clips")
+
+
+@command(ReportConfig, argument="run")
+def report(cfg: ReportConfig) -> None:
+    from pipeline import report
+    from pipeline.report import compare
+    from pipeline.training import seeds
+
+    runs = seeds.runs_in(cfg.run)
+    for run in runs:
+        print(report.run(ReportConfig(run=run)))
+    if len(runs) > 1:
+        compare.run(CompareConfig(runs=runs, out=cfg.run))
+        print(cfg.run / "compare.html")
+
+
+@command(CompareConfig, argument="runs", as_json=True)
+def compare(cfg: CompareConfig, *, as_json: bool) -> None:
+    from pipeline.report import compare
+
+    rows = compare.run(cfg)
+    if as_json:
+        print_json(rows)
+        return
+    table = Table()
+    for column in ("run", "profit $/h", "beyond the first", "of the oracle", "error"):
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["run"],
+            *(figure(row, *columns) for columns in COMPARED),
+            "" if row["err_mean"] is None else f"{row['err_mean']:.1%}",
+        )
+    Console().print(table)
+    print(f"open {cfg.out / 'compare.html'}")

@@ -1,0 +1,159 @@
+"""The stages that run as arrays: shards of an extraction, seeds of a training, and the validation of such seeds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import evaluate as evaluation
+from pipeline import extract as extraction
+from pipeline import train as training
+from pipeline.cluster import local, slurm
+from pipeline.cluster.array import Task, report
+from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
+from pipeline.dataset import manifest
+from pipeline.errors import TryAgainError, VtpError
+from pipeline.extraction import shards
+from pipeline.files import make_folder
+from pipeline.training import seeds
+
+logger = logging.getLogger(__name__)
+
+SEED_BYTES = 3 << 29  # memory of a training process beside its embeddings; 0.9 GiB were measured
+VIDEO_BYTES = 3 << 29  # more where an encoder learns; 2 GiB in all were measured
+SHARD_BYTES = 3 << 30  # of one that encodes, with its decoders; 1.3 GiB and 0.9 GiB were measured
+LANDED_S = 2.0  # between two looks at the files
+
+Progress = Callable[[int, int, str], None]
+Landed = Callable[[], tuple[int, int]]
+
+
+def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extraction.ExtractResult | None:
+    """Extract all shards and merge them; None where --no-wait leaves the merge to `vtp merge`.
+
+    With devices there is a shard for each of them at least, and all run on this machine.
+    """
+    gpus = visible_gpus(cfg.devices) if cfg.devices else []
+    cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus))})
+    ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}  # once, for a listing may take long
+
+    def tasks() -> list[Task]:
+        make_folder(cfg.out.parent)
+        configs = [alone(cfg).model_copy(update={"shard": shard}) for shard in range(cfg.shards)]
+        return [Task(f"shard {one.shard} of {one.shards}", extraction.run, one) for one in configs]
+
+    def landed() -> tuple[int, int]:
+        return extraction.landed(cfg, ids), len(ids)
+
+    folder = cfg.out.parent / f"{cfg.out.stem}.jobs"
+    written = [shards.parts_folder(cfg.out)]
+    ended = _run(tasks, cfg, folder, landed, written, task_bytes=SHARD_BYTES, progress=progress, devices=gpus)
+    return extraction.merge(cfg) if ended else None
+
+
+def visible_gpus(devices: str) -> list[str]:
+    """The GPUs of these numbers, as CUDA_VISIBLE_DEVICES names them; VtpError where one is not to be seen."""
+    count = torch.cuda.device_count()
+    numbers = list(range(count)) if devices == "all" else [int(number) for number in devices.split(",")]
+    if count == 0:
+        raise VtpError(f"--devices {devices}: torch sees no GPU here; drop it to encode on the processors")
+    if missing := [number for number in numbers if number >= count]:
+        raise VtpError(f"--devices {devices}: torch sees GPUs 0 to {count - 1} here, not {missing[0]}; give those")
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [names[number] if number < len(names) and names[number] else str(number) for number in numbers]
+
+
+def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any] | None:
+    """Train the seeds that are not finished; the summary of all, or None where --no-wait leaves it to `vtp merge`."""
+
+    def tasks() -> list[Task]:
+        return [Task(f"seed {one.seed}", training.run, one) for one in seeds.prepare(cfg)]
+
+    task_bytes = SEED_BYTES + (VIDEO_BYTES if cfg.source == "video" else 0)
+    if cfg.source != "sim" and cfg.embeddings.is_file():
+        task_bytes += 3 * cfg.embeddings.stat().st_size  # as read, as a tensor, and once in between
+
+    def landed() -> tuple[int, int]:
+        return seeds.landed(cfg)
+
+    written = [seeds.run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
+    ended = _run(tasks, cfg, cfg.out / "jobs", landed, written, task_bytes=task_bytes, progress=progress)
+    return seeds.merge(cfg.out) if ended else None
+
+
+def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Validate the seeds of a training in local processes; the summary of all."""
+    runs = seeds.runs_in(cfg.run)
+    tasks = [Task(run.name, evaluation.run, cfg.model_copy(update={"run": run})) for run in runs]
+    _run_here(tasks, cfg.run / "jobs", None, task_bytes=SHARD_BYTES, progress=progress)
+    return seeds.merge(cfg.run, changed=cfg.scenes == "changed")
+
+
+def _run(
+    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, landed: Landed,
+    written: Sequence[Path], *, task_bytes: int, progress: Progress | None, devices: Sequence[str] = (),
+) -> bool:  # fmt: skip
+    """Run the tasks where `cfg.launcher` says; False if they were submitted and not waited for.
+
+    Their failures are raised as one error, once all of them have ended. Where a Slurm array is at work on the same
+    already, it is waited for, and `tasks` is not called. written: the folders that the tasks write to.
+    """
+    settings = alone(cfg).model_dump(mode="json", exclude={"overwrite"})
+    array = slurm.running(folder, settings)
+    if cfg.launcher != "slurm":
+        if array is not None:
+            raise TryAgainError(f"Slurm array {array.id} is at work on this; add --launcher slurm to wait for it")
+        _run_here(tasks(), folder, landed, task_bytes=task_bytes, progress=progress, devices=devices)
+        return True
+    if array is not None:
+        logger.info("Slurm array %s is at work on this already", array.id)
+    elif to_do := tasks():
+        array = slurm.submit(
+            to_do, folder, settings=settings, job_name=f"vtp-{cfg.out.stem}", time_limit=cfg.slurm_time,
+            partition=cfg.slurm_partition, gres=cfg.slurm_gres, cpus=cfg.slurm_cpus,
+        )  # fmt: skip
+        logger.info("Slurm array %s: %d tasks, logs in %s", array.id, len(to_do), folder)
+    else:
+        return True
+    if cfg.no_wait:
+        return False
+    try:
+        failures = slurm.watch(array, tick=_ticker(landed, progress))
+    except KeyboardInterrupt as error:
+        raise TryAgainError(
+            f"interrupted, and Slurm array {array.id} goes on: the same command waits for it again, "
+            f"`scancel {array.id}` ends it"
+        ) from error
+    if failures:
+        raise report(failures, len(array.jobs))
+    for path in written:
+        slurm.look_again(path)
+    return True
+
+
+def _run_here(
+    tasks: Sequence[Task], folder: Path, landed: Landed | None, *, task_bytes: int, progress: Progress | None,
+    devices: Sequence[str] = (),
+) -> None:  # fmt: skip
+    failures = local.run(tasks, folder, task_bytes=task_bytes, tick=_ticker(landed, progress), devices=devices)
+    if failures:
+        raise report(failures, len(tasks))
+
+
+def _ticker(landed: Landed | None, progress: Progress | None) -> Progress:
+    """What is told (tasks ended, tasks, text), and passes on what has landed in files where that is known."""
+    looked_at = -LANDED_S
+
+    def tick(done: int, total: int, text: str) -> None:
+        nonlocal looked_at
+        if progress is not None and time.monotonic() - looked_at >= LANDED_S:
+            looked_at = time.monotonic()
+            progress(*(landed() if landed else (done, total)), text)
+
+    return tick

@@ -1,0 +1,63 @@
+"""The very clips that an embeddings file was made of, read again from their videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import dataset
+from pipeline.errors import CorruptError, VtpError
+from pipeline.files import file_sha256
+from pipeline.video import FRAME_SIZE, Decoder, VideoError
+
+
+def read_clips(
+    data: dataset.Embeddings,
+    videos: Iterable[int],
+    *,
+    frame_size: tuple[int, int] = FRAME_SIZE,
+    wanted: np.ndarray | None = None,
+    batch_size: int = 8,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Clips of those videos: rows [B] of the file, and frames [B, T, *frame_size, 3] uint8; B ≤ batch_size.
+
+    VtpError where a video is no longer what it was. wanted: rows to yield, sorted; by default all.
+    """
+    options = {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail")}
+    with Decoder(decoder=str(data.attrs["decoder"]), frame_size=frame_size) as decoder:
+        for v in videos:
+            rows = np.arange(data.offset[v], data.offset[v + 1])
+            if wanted is not None and not np.isin(rows, wanted).any():
+                continue
+            path = Path(data.videos.path[v])
+            check_unchanged(path, data.videos.sha256[v])
+            batch: list[tuple[int, np.ndarray]] = []
+            try:
+                clips = decoder.clips(path, **options)
+                if clips.info.num_clips != len(rows):
+                    raise VtpError(f"{path} has {clips.info.num_clips} clips now, not {len(rows)}; extract it again")
+                for row, clip in zip(rows, clips, strict=True):
+                    if wanted is None or row in wanted:
+                        batch.append((row, clip.frames))
+                    if len(batch) == batch_size:
+                        yield _stacked(batch)
+                        batch = []
+            except VideoError as error:
+                raise CorruptError(f"{path} cannot be read again: {error}") from error
+            if batch:
+                yield _stacked(batch)
+
+
+def _stacked(batch: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([row for row, _ in batch]), np.stack([frames for _, frames in batch])
+
+
+def check_unchanged(path: Path, sha256: str) -> None:
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise VtpError(f"{path} cannot be read ({error.strerror}); put it back, or extract again") from error
+    if found != sha256:
+        raise VtpError(f"{path} has sha256 {found[:12]}, its embeddings are of {sha256[:12]}; extract it again")

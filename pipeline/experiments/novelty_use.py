@@ -1,0 +1,151 @@
+"""Does novelty help? Policies learned with weights from it, with the same weights shuffled, and without; and which
+demonstrations to keep: the most novel, the longest, or any.
+
+It takes hundreds of policies, so they are learned as in `value`, by ridge regression of sampled outcomes on what is
+seen and what is done, and judged by expected profit on the held-out videos. Rounds differ in outcomes and in what is
+drawn; every comparison is within a round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pipeline import dataset
+from pipeline.config import NoveltyExperimentConfig
+from pipeline.errors import VtpError
+from pipeline.evaluate import interval95, split_rows, video_of
+from pipeline.experiments import value
+from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, save
+
+SHARES = (0.1, 0.25, 0.5, 0.75)  # of the demonstrations, kept
+WEIGHTINGS = ("novelty", "shuffled", "equal")
+ORDERS = ("novelty", "random", "length")
+ORDER_COLOURS = {"novelty": COLOURS["policy"], "random": COLOURS["soft"], "length": COLOURS["second"]}
+
+Progress = Callable[[int, int], None]
+
+
+class Demonstrations(NamedTuple):
+    """The training clips [n]: their rows, their video, what is seen of them [n, d], their novelty."""
+
+    rows: np.ndarray
+    video: np.ndarray
+    seen: np.ndarray
+    weight: np.ndarray
+    score: np.ndarray
+
+
+def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """Write the table of every policy's profit and the figure; returns means and paired differences with intervals."""
+    started = time.monotonic()
+    data = dataset.read_embeddings(cfg.embeddings)
+    novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
+    if not novelty_path.is_file():
+        raise VtpError(f"{novelty_path} does not exist; make it with: vtp novelty --embeddings {cfg.embeddings}")
+    columns, attrs = dataset.read_novelty_scores(novelty_path, data.content_sha256)
+    if not np.isfinite(columns["score"]).any():
+        raise VtpError(f"{novelty_path} has no score ({attrs['model_why']}); score more clips")
+    model = value.labelled_outcomes(data, cfg.embeddings)
+    videos, held_rows, how = split_rows(data)
+    if len(videos) < 4:
+        raise VtpError(f"{len(videos)} demonstrations are too few to keep a share of; give at least 4")
+    learner = value.Learner(data, videos, held_rows, model)
+    rows = np.concatenate([np.arange(start, end) for start, end in videos])
+    demonstrations = Demonstrations(
+        rows=rows,
+        video=np.repeat(np.arange(len(videos)), videos[:, 1] - videos[:, 0]),
+        seen=learner.see(data.embeddings[rows]),
+        weight=columns["weight"][rows].astype(float),
+        score=np.nan_to_num(columns["score"][rows]),
+    )
+    table = []
+    for number in range(cfg.rounds):
+        table += one_round(
+            learner, demonstrations, draws=cfg.draws, rng=np.random.default_rng([cfg.seed, number]), number=number
+        )
+        progress(number + 1, cfg.rounds)
+    frame = pd.DataFrame(table)
+    result = conclude(frame) | {
+        "model": attrs["model"], "demonstrations": len(videos), "clips": len(rows), "rounds": cfg.rounds,
+        "judged_on": how, "videos_held_out": len(set(video_of(data, held_rows).tolist())),
+        "wall_s": time.monotonic() - started,
+    }  # fmt: skip
+    save(output_folder(cfg.out, None), "novelty", frame, _draw(frame), result)
+    return result
+
+
+def one_round(
+    learner: value.Learner, clips: Demonstrations, *, draws: int, rng: np.random.Generator, number: int
+) -> list[dict[str, Any]]:
+    """Rows {kind, arm, share, profit, round} of all policies that learn from one draw of outcomes."""
+    blindly = value.tried_blindly(learner.scenario, draws=draws, rng=rng)
+    differs = value.try_out(learner.scenario, learner.context[clips.rows], draws=draws, rng=rng) - blindly
+    weights = {"novelty": clips.weight, "shuffled": rng.permutation(clips.weight), "equal": np.ones(len(clips.rows))}
+    rows = [
+        {"kind": "weighting", "arm": arm, "share": 1.0, "profit": learner.profit(clips.seen, differs, weight, blindly)}
+        for arm, weight in weights.items()
+    ]
+    num_videos = int(clips.video[-1]) + 1
+    length = np.bincount(clips.video)
+    preferred = {
+        "novelty": np.bincount(clips.video, clips.score) / length,
+        "random": np.zeros(num_videos),
+        "length": length,
+    }
+    for arm, preference in preferred.items():
+        order = np.lexsort([rng.random(num_videos), -preference])
+        for share in SHARES:
+            kept = np.isin(clips.video, order[: max(1, round(share * num_videos))])
+            profit = learner.profit(clips.seen[kept], differs[kept], np.ones(kept.sum()), blindly)
+            rows.append({"kind": "keep", "arm": arm, "share": share, "profit": profit})
+    return [row | {"round": number} for row in rows]
+
+
+def conclude(table: pd.DataFrame) -> dict[str, Any]:
+    """Mean profit an hour of every arm, and what novelty adds within rounds to each of the others."""
+    found: dict[str, Any] = {"keep": {}}
+    for (kind, share), group in table.groupby(["kind", "share"]):
+        profit = group.pivot(index="round", columns="arm", values="profit")
+        arms = {arm: _estimate(profit[arm]) for arm in profit.columns}
+        arms |= {
+            f"novelty_minus_{arm}": _estimate(profit["novelty"] - profit[arm]) for arm in profit.columns.drop("novelty")
+        }
+        if kind == "keep":
+            found["keep"][f"{share:.0%}"] = arms
+        else:
+            found["weighting"] = arms
+    low, high = found["weighting"]["novelty_minus_equal"]["ci95"]
+    answer = "helps" if low > 0 else "hurts" if high < 0 else "makes no difference that shows"
+    return {"answer": f"weighting by novelty {answer}"} | found
+
+
+def _estimate(samples: pd.Series) -> dict[str, Any]:
+    return {"mean": float(samples.mean()), "ci95": interval95(samples.to_numpy())}
+
+
+@in_style
+def _draw(table: pd.DataFrame) -> Figure:
+    figure, (weighting, keep) = new_figure(2)
+    for position, arm in enumerate(WEIGHTINGS):
+        profit = table[(table["kind"] == "weighting") & (table["arm"] == arm)]["profit"].to_numpy()
+        low, high = interval95(profit)
+        weighting.errorbar(
+            position, profit.mean(), yerr=[[profit.mean() - low], [high - profit.mean()]], fmt="o", c=COLOURS["policy"]
+        )
+    weighting.set_xticks(range(len(WEIGHTINGS)), labels=WEIGHTINGS)
+    weighting.set(title="Learning weights", ylabel="profit, $ an hour", xlim=(-0.5, len(WEIGHTINGS) - 0.5))
+    for arm in ORDERS:
+        group = table[(table["kind"] == "keep") & (table["arm"] == arm)].groupby("share")["profit"]
+        mean = group.mean()
+        low, high = np.array([interval95(profit.to_numpy()) for _, profit in group]).T
+        keep.plot(mean.index, mean, marker="o", c=ORDER_COLOURS[arm], label=f"by {arm}" if arm != "random" else arm)
+        keep.fill_between(mean.index, low, high, color=ORDER_COLOURS[arm], alpha=0.15, lw=0)
+    keep.set(title="Demonstrations kept", xlabel="share of all", ylabel="profit, $ an hour")
+    keep.legend()
+    return figure

@@ -1,0 +1,187 @@
+"""Several processes, one output: whose turn each video is, and what has become of it.
+
+Beside an output `embeddings.h5` lies `embeddings.parts`: part files with features, `config.yaml` with the settings, and
+a ledger a shard, `shard-I-of-N.jsonl`, with a row for each video that is done or has failed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ExtractConfig
+from pipeline.dataset.manifest import VideoEntry
+from pipeline.errors import CorruptError, VtpError
+from pipeline.files import write_text
+
+ARRAY_INDEX = {  # the variable in which an array job is told its number
+    "SLURM_ARRAY_TASK_ID": "Slurm",
+    "JOB_COMPLETION_INDEX": "Kubernetes",
+    "AWS_BATCH_JOB_ARRAY_INDEX": "AWS Batch",
+}
+LEDGER_S = 10.0
+VIDEO_COST_BYTES = 1 << 17  # what opening a video costs, in bytes of video
+
+
+Stamp = tuple[int, int, int]  # size, mtime and ctime of a file, in ns
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A video whose features lie in a part; stamp is that of the file that was read."""
+
+    video_id: str
+    path: str
+    stamp: Stamp
+    sha256: str
+    part: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row of failures.jsonl."""
+
+    path: str
+    video_id: str
+    stage: str
+    code: str
+    reason: str
+    fix: str
+
+
+Outcome = Done | Failed
+
+
+def parts_folder(out: Path) -> Path:
+    return out.parent / f"{out.stem}.parts"
+
+
+def shard_number(shards: int, shard: int | str | None) -> int:
+    """Which of `shards` this process is: 0 to shards − 1; "auto" asks the array job that it runs in."""
+    if shard == "auto":
+        variable = next((name for name in ARRAY_INDEX if name in os.environ), None)
+        if variable is None:
+            raise VtpError(
+                f"--shard auto: this is no array job (none of {', '.join(ARRAY_INDEX)} is set); give a number"
+            )
+        shard = int(os.environ[variable])
+        if shard >= shards:
+            raise VtpError(
+                f"--shard auto: {variable} is {shard} and there are {shards} shards; number the array 0 to {shards - 1}"
+            )
+    if shard is None and shards > 1:
+        raise VtpError(f"--shards {shards} needs --shard, a number from 0 to {shards - 1} or auto")
+    return int(shard or 0)
+
+
+def share(entries: Sequence[VideoEntry], shards: int, shard: int) -> list[VideoEntry]:
+    """The videos of one shard, in their order: every video is in one, and all shards have about as many bytes."""
+    return [entry for entry, owner in zip(entries, owners(entries, shards), strict=True) if owner == shard]
+
+
+def owners(entries: Sequence[VideoEntry], shards: int) -> list[int]:
+    """The shard of each video."""
+    return split_by_cost([_cost(entry.path) for entry in entries], shards) if shards > 1 else [0] * len(entries)
+
+
+def split_by_cost(costs: Sequence[int], shards: int) -> list[int]:
+    """The shard of each cost: the dearest first, each to the shard that has least so far."""
+    loads = [(0, shard) for shard in range(shards)]
+    chosen = [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        load, chosen[index] = loads[0]
+        heapq.heapreplace(loads, (load + costs[index], chosen[index]))
+    return chosen
+
+
+def _cost(path: Path) -> int:
+    try:
+        return VIDEO_COST_BYTES + path.stat().st_size
+    except OSError:  # it will fail in its turn
+        return VIDEO_COST_BYTES
+
+
+def ledger_path(folder: Path, shards: int, shard: int) -> Path:
+    return folder / f"shard-{shard}-of-{shards}.jsonl"
+
+
+class Ledger:
+    """What became of each of one shard's videos, written whole. What is not in it yet is found again in the parts.
+
+    It begins with what an earlier run had done. What failed then is tried again.
+    """
+
+    def __init__(self, path: Path, entries: Iterable[VideoEntry]):
+        self.path = path
+        self._written_s = -LEDGER_S
+        ids = {entry.video_id for entry in entries}
+        self._outcomes: dict[str, Outcome] = {
+            row.video_id: row for row in read_ledger(path) if isinstance(row, Done) and row.video_id in ids
+        }
+
+    @property
+    def failures(self) -> list[Failed]:
+        return [row for row in self._outcomes.values() if isinstance(row, Failed)]
+
+    def known_sha256(self, entry: VideoEntry, stamp: Stamp) -> str | None:
+        """The content of a file that was read before and has not been touched since."""
+        row = self._outcomes.get(entry.video_id)
+        known = isinstance(row, Done) and (row.path, row.stamp) == (str(entry.path), stamp)
+        return row.sha256 if known else None
+
+    def record(self, outcome: Outcome) -> None:
+        self._outcomes[outcome.video_id] = outcome
+
+    def write(self) -> None:
+        write_rows(self.path, self._outcomes.values())
+        self._written_s = time.monotonic()
+
+    def write_if_due(self) -> None:
+        """Every ten seconds, for those who look at how far it is."""
+        if time.monotonic() - self._written_s >= LEDGER_S:
+            self.write()
+
+
+def write_rows(path: Path, outcomes: Iterable[Outcome]) -> None:
+    write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in outcomes))
+
+
+def read_ledger(path: Path) -> list[Outcome]:
+    """Its rows; none where there is no such ledger yet."""
+    try:
+        return [_outcome(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise CorruptError(f"{path} is damaged ({error}); delete it and run the same extraction again") from error
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    return Done(**row | {"stamp": tuple(row["stamp"])}) if "stamp" in row else Failed(**row)
+
+
+def read_ledgers(folder: Path, shards: int) -> Iterator[Outcome]:
+    for shard in range(shards):
+        yield from read_ledger(ledger_path(folder, shards, shard))
+
+
+def redo_command(cfg: ExtractConfig, shard: int) -> str:
+    """The command that extracts what one shard lacks."""
+    command = f"vtp extract --config {shlex.quote(str(parts_folder(cfg.out) / 'config.yaml'))}"
+    return command if cfg.shards == 1 else f"{command} --shard {shard}"
+
+
+def shard_of_part(cfg: ExtractConfig, name: str) -> int:
+    """Which shard's ledger names that part; the first shard where none does."""
+    for shard in range(cfg.shards):
+        rows = read_ledger(ledger_path(parts_folder(cfg.out), cfg.shards, shard))
+        if any(isinstance(row, Done) and row.part == name for row in rows):
+            return shard
+    return 0

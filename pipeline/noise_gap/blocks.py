@@ -1,0 +1,99 @@
+"""The clips to compare, and reading them again: the very ones that were extracted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline import dataset
+from pipeline.dataset import rereading
+from pipeline.video import FRAME_SIZE
+
+BLOCK_CLIPS = 256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The clips to measure: those to score and, after them, those of a reference that lies in another file."""
+
+    files: tuple[dataset.Embeddings, ...]
+    named: np.ndarray  # [clips of all files] bool: the clips of the videos that are ordinary by definition
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """Whether a clip has all its frames: padded ones stand still at their end, and are not scored, [clips]."""
+        return np.concatenate([data.clips.valid_frames == data.attrs["clip_len"] for data in self.files])
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        return self.named & self.whole
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """First clip of each file, and the number of all."""
+        return np.cumsum([0, *(data.num_clips for data in self.files)])
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        return np.concatenate([data.embeddings for data in self.files])
+
+    @cached_property
+    def folds(self) -> np.ndarray:
+        """0 or 1 for each clip: by turns within a video, so that its other clips are known to the other half's model.
+
+        It depends on the clip alone, not on which others there are.
+        """
+        return np.concatenate([
+            (int(sha256[:8], 16) + np.arange(data.offset[v + 1] - data.offset[v])) % 2
+            for data in self.files
+            for v, sha256 in enumerate(data.videos.sha256)
+        ])  # fmt: skip
+
+    @cached_property
+    def sha256(self) -> str:
+        digest = hashlib.sha256(np.packbits(self.reference).tobytes())
+        for data in self.files:
+            digest.update(data.content_sha256.encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive videos of one file: what a part file holds."""
+
+    file: int
+    videos: range
+    first_clip: int  # in the corpus
+    num_clips: int
+
+
+def split_blocks(corpus: Corpus) -> Iterator[Block]:
+    for file, data in enumerate(corpus.files):
+        start = 0
+        for v in range(data.num_videos):
+            num_clips = int(data.offset[v + 1] - data.offset[start])
+            if num_clips >= BLOCK_CLIPS or v + 1 == data.num_videos:
+                first = int(corpus.offsets[file] + data.offset[start])
+                yield Block(file, range(start, v + 1), first, num_clips)
+                start = v + 1
+
+
+def read_clips(
+    corpus: Corpus,
+    block: Block,
+    *,
+    frame_size: tuple[int, int] = FRAME_SIZE,
+    wanted: np.ndarray | None = None,
+    batch_size: int = 8,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `rereading.read_clips`, with rows of the corpus, in what is wanted too."""
+    first = corpus.offsets[block.file]
+    for rows, frames in rereading.read_clips(
+        corpus.files[block.file], block.videos, frame_size=frame_size, batch_size=batch_size,
+        wanted=None if wanted is None else wanted - first,
+    ):  # fmt: skip
+        yield rows + first, frames

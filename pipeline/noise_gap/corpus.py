@@ -1,0 +1,221 @@
+"""The embedded default: a small model of Stable Video Diffusion's own UNet class, trained on the user's clips.
+
+Its latents come from a linear codec of image patches, and the clip's embedding stands where SVD has CLIP's.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNetSpatioTemporalConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import CorruptError
+from pipeline.noise_gap.gap import Conditioned, noise_gap, shared_noise, velocity
+from pipeline.noise_gap.svd import ADDED_TIME_IDS, NOISE_AUGMENTATION
+
+PATCH = 8
+CHANNELS = 4
+CORPUS_CLASS = "CorpusNoiseGap"
+LOWEST_SIGMA, HIGHEST_SIGMA = 0.2, 20.0
+BATCH_SIZE = 16
+LEARNING_RATE = 2e-3
+WARMUP_UPDATES = 50
+UPDATES_A_CHECK = 50
+PATIENCE = 2  # checks of the held-out clips without gain, then it stops
+HELD_OUT_EVERY = 10
+MAX_HELD_OUT = 40
+
+
+@dataclass(frozen=True)
+class PatchCodec:
+    """Images to latents: principal components of PATCH x PATCH patches, each scaled to unit variance."""
+
+    mean: Tensor  # [192]
+    components: Tensor  # [4, 192], orthonormal
+    scale: Tensor  # [4], standard deviations
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in [-1, 1] → latents [N, 4, H / 8, W / 8]."""
+        height, width = (side // PATCH for side in images.shape[-2:])
+        latents = (patches(images) - self.mean) @ self.components.T / self.scale
+        return latents.transpose(1, 2).unflatten(2, (height, width))
+
+
+def patches(images: Tensor) -> Tensor:
+    """Images [N, 3, H, W] → patches [N, H / 8 · W / 8, 192]."""
+    return F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
+
+
+def fit_codec(images: Tensor) -> PatchCodec:
+    """Principal components of the patches of images [N, 3, H, W] in [-1, 1]."""
+    rows = patches(images).flatten(0, 1).double()
+    mean = rows.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((rows - mean).T))
+    components = vectors[:, -CHANNELS:].T.flip(0)
+    signs = torch.sign(components[torch.arange(CHANNELS), components.abs().argmax(1)])
+    scale = values[-CHANNELS:].flip(0).clamp_min(1e-6).sqrt()
+    return PatchCodec(mean.float(), (components * signs[:, None]).float().contiguous(), scale.float())
+
+
+def small_unet(grid: int, num_frames: int, embedding_dim: int) -> UNetSpatioTemporalConditionModel:
+    """Attention in the middle block alone, on the coarsest grid: on the fine one it takes two thirds of all time."""
+    return UNetSpatioTemporalConditionModel(
+        sample_size=grid,
+        in_channels=2 * CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("DownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
+        block_out_channels=(32, 64),
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96,
+        layers_per_block=1,
+        cross_attention_dim=embedding_dim,
+        num_attention_heads=(2, 4),
+        num_frames=num_frames,
+    )
+
+
+class CorpusBackend:
+    """A codec and a UNet that know one corpus: the interface of the SVD backend, and the codec's residual."""
+
+    def __init__(self, codec: PatchCodec, unet: UNetSpatioTemporalConditionModel, embedding_scale: float):
+        self.codec, self.unet, self.embedding_scale = codec, unet.eval(), embedding_scale
+        self.num_frames = int(unet.config.num_frames)
+        self.embedding_dim = int(unet.config.cross_attention_dim)
+
+    def condition(self, images: Tensor, embeddings: Tensor, *, seed: int = 0) -> Conditioned:
+        """Images [B, F, 3, H, W] in [-1, 1] and embeddings [B, D] → what the UNet is to denoise and what it is told."""
+        latents = self.codec.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        noise = shared_noise(latents.shape[2:], seed)
+        context = (embeddings / self.embedding_scale)[:, None]
+        return Conditioned(latents, latents[:, 0] + NOISE_AUGMENTATION * noise, context)
+
+    def denoise(self, noisy: Tensor, timestep: float | Tensor, conditioned: Conditioned) -> Tensor:
+        """F for scaled noisy latents [B, F, 4, h, w], of the same shape."""
+        image_latents = conditioned.image_latents[:, None].expand(-1, noisy.shape[1], -1, -1, -1)
+        return self.unet(
+            torch.cat([noisy, image_latents], dim=2),
+            torch.as_tensor(timestep).expand(len(noisy)),
+            encoder_hidden_states=conditioned.context,
+            added_time_ids=torch.tensor([ADDED_TIME_IDS]).expand(len(noisy), -1),
+        ).sample
+
+    def save(self, folder: Path) -> None:
+        """In diffusers' layout: model_index.json, unet/, codec/."""
+        self.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        (folder / "codec").mkdir()
+        tensors = {"mean": self.codec.mean, "components": self.codec.components, "scale": self.codec.scale}
+        save_file(
+            {**tensors, "embedding_scale": torch.tensor(self.embedding_scale)}, folder / "codec/codec.safetensors"
+        )
+        index = {"_class_name": CORPUS_CLASS, "unet": ["diffusers", type(self.unet).__name__]}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def load_corpus(folder: Path) -> CorpusBackend:
+    """What `save` wrote. CorruptError where a file is missing or damaged."""
+    try:
+        tensors = load_file(folder / "codec/codec.safetensors")
+        unet = UNetSpatioTemporalConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
+        codec = PatchCodec(tensors["mean"], tensors["components"], tensors["scale"])
+        return CorpusBackend(codec, unet, float(tensors["embedding_scale"]))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CorruptError(
+            f"model {folder} is damaged ({str(error).splitlines()[0][:200]}); delete it and run the same command again"
+        ) from error
+
+
+def fit(
+    images: Tensor,
+    embeddings: Tensor,
+    *,
+    num_frames: int,
+    updates: int,
+    seed: int,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> CorpusBackend:
+    """Train on clips: images [M, T, 3, H, W] uint8, T at least num_frames, and their embeddings [M, D].
+
+    Each update sees windows of num_frames frames from random starts, at sigmas drawn log-uniformly. Every tenth clip is
+    held out; training stops early once their gap no longer falls, and the best weights are kept.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    codec = fit_codec(_scaled(images[:, :: max(1, images.shape[1] // 4)]).flatten(0, 1))
+    latents = torch.cat([codec.encode(_scaled(clip)) for clip in images]).unflatten(0, images.shape[:2])
+    held_out = torch.zeros(len(images), dtype=torch.bool)
+    if len(images) >= 2 * HELD_OUT_EVERY:
+        held_out[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] = True
+    learned = torch.nonzero(~held_out)[:, 0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = small_unet(latents.shape[-1], num_frames, embeddings.shape[1])
+    average = CorpusBackend(codec, copy.deepcopy(unet), float(embeddings.std().clamp_min(1e-6)))
+    network = CorpusBackend(codec, unet.train(), average.embedding_scale)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min(1.0, (n + 1) / WARMUP_UPDATES) * (0.5 + 0.5 * math.cos(math.pi * n / updates))
+    )
+    best_gap, best_state, checks_without_gain = math.inf, None, 0
+    for update in range(updates):
+        rows = learned[torch.randint(len(learned), (BATCH_SIZE,), generator=rng)]
+        starts = torch.randint(latents.shape[1] - num_frames + 1, (BATCH_SIZE,), generator=rng)
+        window = torch.stack(
+            [latents[row, start : start + num_frames] for row, start in zip(rows, starts, strict=True)]
+        )
+        loss = denoising_loss(network, window, embeddings[rows], rng)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        _follow(average.unet, unet, step=1 - min(0.99, (1 + update) / (10 + update)))
+        progress(update + 1, updates, f"loss {loss.item():.3f}")
+        if held_out.any() and (update + 1) % UPDATES_A_CHECK == 0:
+            gap = _held_out_gap(
+                average, latents[held_out][:MAX_HELD_OUT, :num_frames], embeddings[held_out][:MAX_HELD_OUT]
+            )
+            if gap < best_gap:
+                best_gap, best_state, checks_without_gain = gap, copy.deepcopy(average.unet.state_dict()), 0
+            elif (checks_without_gain := checks_without_gain + 1) > PATIENCE:
+                break
+    if best_state is not None:
+        average.unet.load_state_dict(best_state)
+    return average
+
+
+def denoising_loss(network: CorpusBackend, latents: Tensor, embeddings: Tensor, rng: torch.Generator) -> Tensor:
+    """Mean squared error of F against v, at a sigma of its own for each clip: latents [B, F, 4, h, w], scalar out."""
+    span = math.log(HIGHEST_SIGMA / LOWEST_SIGMA)
+    sigma = (LOWEST_SIGMA * torch.exp(span * torch.rand(len(latents), generator=rng)))[:, None, None, None, None]
+    noise = torch.randn(latents.shape, generator=rng)
+    first = latents[:, 0] + NOISE_AUGMENTATION * torch.randn(latents[:, 0].shape, generator=rng)
+    conditioned = Conditioned(latents, first, (embeddings / network.embedding_scale)[:, None])
+    noisy = (latents + sigma * noise) / (1 + sigma**2).sqrt()
+    prediction = network.denoise(noisy, 0.25 * sigma.log().flatten(), conditioned)
+    return (prediction - velocity(latents, noise, sigma))[:, 1:].square().mean()
+
+
+def _held_out_gap(backend: CorpusBackend, latents: Tensor, embeddings: Tensor) -> float:
+    conditioned = Conditioned(latents, latents[:, 0], (embeddings / backend.embedding_scale)[:, None])
+    gaps = noise_gap(lambda noisy, timestep: backend.denoise(noisy, timestep, conditioned), latents)
+    return float(gaps.log().mean())
+
+
+@torch.no_grad()
+def _follow(average: torch.nn.Module, network: torch.nn.Module, *, step: float) -> None:
+    for ours, theirs in zip(average.parameters(), network.parameters(), strict=True):
+        ours.lerp_(theirs, step)
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1

@@ -1,0 +1,1 @@
+"""Reinforcement learning: environments, replay, Soft Actor-Critic."""

@@ -1,0 +1,118 @@
+"""The clips of a run on video, kept in files of its run directory and mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import dataset
+from pipeline.dataset import rereading
+from pipeline.encoders import ClipEncoder, centre_crop, resized, state_sha256
+from pipeline.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+FOOTAGE = "footage"  # folder of a run directory, for as long as the run is not finished
+BATCH_CLIPS = 8
+
+Progress = Callable[[int, int, str], None]
+
+
+class ReplayedClips:
+    """N clips that training plays or is validated on, found by their rows in the embeddings file.
+
+    `prepare` leaves three arrays in `folder`: `frames` [N, T, S, S, 3] uint8, decoded once; `inputs` of the encoder's
+    first learning layer, where that is not the frames themselves; and `embeddings` [N, 128] float32 by the encoder as
+    it was before training. Their names say by hash what they were made of, so those that fit are used again. Only the
+    embeddings are held in memory.
+    """
+
+    def __init__(self, folder: Path, data: dataset.Embeddings, rows: np.ndarray, *, frame_size: int):
+        self.is_frozen = True  # while the encoder is as it was before training
+        self._folder, self._data, self._rows, self._frame_size = folder, data, np.sort(rows), frame_size
+        self._index = np.full(data.num_clips, -1)
+        self._index[self._rows] = np.arange(len(rows))
+
+    def prepare(self, encoder: ClipEncoder, progress: Progress) -> None:
+        """Make the arrays that are not there yet, and remove those of anything else."""
+        data = self._data
+        made_of = [data.content_sha256, str(data.attrs["decoder"]), self._frame_size, self._rows.tolist()]
+        frames = self._kept("frames", made_of, self._read, progress)
+        inputs = frames
+        if encoder.layers != "all":
+            made_of = [*made_of, encoder.weights_sha256, encoder.layers]
+            inputs = self._kept("inputs", made_of, lambda: _batches(encoder.inputs, frames), progress)
+        made_of = [*made_of, state_sha256(encoder.state_dict())]
+        table = self._kept("embeddings", made_of, lambda: _batches(encoder.embed, inputs), progress)
+        self._inputs, self._table = inputs, torch.from_numpy(np.array(table))
+        current = {Path(array.filename).name for array in (frames, inputs, table)}
+        for path in self._folder.glob("*.npy"):
+            if path.name not in current:
+                path.unlink()
+
+    def look_up(self, rows: np.ndarray) -> torch.Tensor:
+        """What the agent observes of clips `rows` [B]: embeddings [B, 128] while the encoder is frozen, then inputs."""
+        index = self._index[rows]
+        return self._table[index] if self.is_frozen else torch.from_numpy(np.asarray(self._inputs[index]))
+
+    def embeddings(self, encoder: ClipEncoder, rows: np.ndarray) -> np.ndarray:
+        """Embeddings [n, 128] of clips `rows` [n] by the encoder as it is now."""
+        if self.is_frozen:
+            return self._table[self._index[rows]].numpy()
+        return np.concatenate(list(_batches(encoder.embed, self._inputs, self._index[rows])))
+
+    def _read(self) -> Iterator[np.ndarray]:
+        for _, frames in rereading.read_clips(
+            self._data, range(self._data.num_videos), frame_size=resized(self._frame_size), wanted=self._rows,
+            batch_size=BATCH_CLIPS,
+        ):  # fmt: skip
+            yield centre_crop(frames, self._frame_size)
+
+    def _kept(
+        self, name: str, made_of: list, make: Callable[[], Iterable[np.ndarray]], progress: Progress
+    ) -> np.memmap:
+        """The array of that name, which `make` gives in blocks of clips; as it lies there where it was made of this."""
+        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+        path = self._folder / f"{name}-{key[:16]}.npy"
+        if not path.is_file():
+            blocks = _counted(make(), lambda done: progress(done, len(self._rows), f"clips: {name}"))
+            write_array(path, len(self._rows), blocks)
+        array = np.load(path, mmap_mode="r")
+        logger.info("%s of %d clips: %.1f MB in %s", name, len(array), array.nbytes / 1e6, path)
+        return array
+
+
+def write_array(path: Path, length: int, blocks: Iterable[np.ndarray]) -> None:
+    """Write blocks [B, ...] one after the other as one .npy of that length, whole or not at all."""
+    blocks = iter(blocks)
+    first = next(blocks)
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *first.shape[1:])})
+        for block in itertools.chain([first], blocks):
+            file.write(np.ascontiguousarray(block))
+
+
+def _counted(blocks: Iterable[np.ndarray], tell: Callable[[int], None]) -> Iterator[np.ndarray]:
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block)
+        tell(done)
+
+
+@torch.no_grad()
+def _batches(
+    function: Callable[[torch.Tensor], torch.Tensor], clips: np.ndarray, index: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """The function of clips [N, ...], or of those of `index`, a few at a time."""
+    index = np.arange(len(clips)) if index is None else index
+    for start in range(0, len(index), BATCH_CLIPS):
+        yield function(torch.from_numpy(np.asarray(clips[index[start : start + BATCH_CLIPS]]))).numpy()

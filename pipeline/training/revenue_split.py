@@ -1,0 +1,143 @@
+"""The books of training: finished episodes priced, their spread split, and how good the split's estimator is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import SGDRegressor
+from sklearn.preprocessing import StandardScaler
+
+from pipeline import econ
+from pipeline.rl.envs import Economics
+from pipeline.synthetic import dynamics
+
+TRAILING_EPISODES = 100
+BLOCKS = 20  # neighbouring episodes share a policy, so intervals are over blocks of them
+EPISODES_A_BLOCK = 10  # at least
+
+
+class EpisodeLedger:
+    """Prices finished episodes and splits their spread.
+
+    The gain in marginal product is measured against the last 100 episodes. The customer's part of it is what an online
+    linear model makes of the standardised novelty of the clips played (the seed's estimator). It is asked before it is
+    shown the episode's gain, so that `estimator_skill` can tell what its answers are worth.
+    """
+
+    def __init__(self, scenario: dynamics.Scenario):
+        self._scenario = scenario
+        self._trailing: list[float] = []
+        self._scaler = StandardScaler()
+        self._estimator = SGDRegressor(random_state=0)
+        self._predicted: list[float] = []
+        self._gains: list[float] = []
+
+    def close(self, hours: float, economics: Economics, mean_novelty: float) -> dict[str, float]:
+        """The econ columns of `metrics.csv` for an episode whose economics are scalars."""
+        mp, err_rate, implied_wage, profit = economics
+        human_wage = self._scenario.human_wage_usd
+        human_mp = econ.human_marginal_product(human_wage, self._scenario.table["price_usd"].mean())
+        delta_total = econ.delta_mpl(mp, self._trailing, window=TRAILING_EPISODES)
+        self._trailing = [*self._trailing, mp][-TRAILING_EPISODES:]
+        delta_cust = self._predict_then_learn(mean_novelty, delta_total)
+        split = econ.allocate_spread(
+            implied_wage, human_wage, hours, delta_mpl_total=delta_total, delta_mpl_cust=delta_cust
+        )
+        return {
+            "time_h": hours, "mp_r": mp, "mp_h": human_mp, "err_rate": err_rate, "w_hat_r": implied_wage,
+            "w_h": human_wage, "wage_parity": econ.wage_parity(implied_wage, human_wage), "prod_parity": mp / human_mp,
+            "profit": profit, "delta_mpl_total": delta_total, "delta_mpl_cust": delta_cust, **split._asdict(),
+        }  # fmt: skip
+
+    def _predict_then_learn(self, mean_novelty: float, gain: float) -> float:
+        feature = self._scaler.partial_fit([[mean_novelty]]).transform([[mean_novelty]])
+        predicted = float(self._estimator.predict(feature)[0]) if self._gains else 0.0
+        self._estimator.partial_fit(feature, [gain])
+        self._predicted.append(predicted)
+        self._gains.append(gain)
+        return predicted
+
+    def state_dict(self) -> dict[str, Any]:
+        """The books and what both estimators have learned, as arrays and plain values."""
+        return {
+            "trailing": self._trailing, "predicted": self._predicted, "gains": self._gains,
+            "scaler": _learned(self._scaler), "estimator": _learned(self._estimator),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._trailing, self._predicted, self._gains = state["trailing"], state["predicted"], state["gains"]
+        for estimator, learned in ((self._scaler, state["scaler"]), (self._estimator, state["estimator"])):
+            vars(estimator).update({name: value[()] if value.ndim == 0 else value for name, value in learned.items()})
+
+    def skill(self) -> dict[str, Any]:
+        """How well the customer's part was predicted so far."""
+        return estimator_skill(np.array(self._predicted), np.array(self._gains))
+
+
+def _learned(estimator: BaseEstimator) -> dict[str, Any]:
+    """What a scikit-learn estimator was fitted to, as arrays: the attributes whose names end in an underscore."""
+    fitted = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
+    return {name: np.asarray(value) for name, value in fitted.items()}
+
+
+def estimator_skill(predicted: np.ndarray, gains: np.ndarray) -> dict[str, Any]:
+    """Skill of predictions [T] made before their gains [T] were known, against the best constant in hindsight.
+
+    R² is 1 − (squared error) / (squared error of the gains' mean), its interval a bootstrap over blocks of episodes.
+    The rank correlation is Spearman's within blocks, its interval Student's over them. None with too few episodes.
+    """
+    blocks = min(BLOCKS, len(gains) // EPISODES_A_BLOCK)
+    if blocks < 2:
+        return {
+            "episodes": len(gains), "r2": None, "r2_ci95": None, "rank_correlation": None,
+            "rank_correlation_ci95": None,
+        }  # fmt: skip
+    chunks = np.array_split(np.arange(len(gains)), blocks)
+    errors = np.array([((gains[rows] - predicted[rows]) ** 2).sum() for rows in chunks])
+    constant_errors = np.array([((gains[rows] - gains.mean()) ** 2).sum() for rows in chunks])
+    drawn = np.random.default_rng(0).integers(blocks, size=(2000, blocks))
+    r2 = 1 - econ.ratio(errors[drawn].sum(1), constant_errors[drawn].sum(1))
+    ranks = np.array([_rank_correlation(predicted[rows], gains[rows]) for rows in chunks])
+    half = float(scipy.stats.t.ppf(0.975, blocks - 1) * ranks.std(ddof=1) / np.sqrt(blocks))
+    return {
+        "episodes": len(gains),
+        "r2": float(1 - econ.ratio(errors.sum(), constant_errors.sum())),
+        "r2_ci95": [float(bound) for bound in np.quantile(r2, [0.025, 0.975])],
+        "rank_correlation": float(ranks.mean()),
+        "rank_correlation_ci95": [float(ranks.mean()) - half, float(ranks.mean()) + half],
+    }
+
+
+def skill_in_words(skill: dict[str, Any]) -> str:
+    """What the rebate rests on, said beside every price that the estimator makes: its skill, in words and figures.
+
+    skill: as `estimator_skill` returns it.
+    """
+    if skill["r2"] is None or skill["rank_correlation"] is None:
+        return (
+            f"No skill is known of the estimator of the customers’ share: {skill['episodes']} episodes are too few to "
+            "tell."
+        )
+    (r2_low, r2_high), (rank_low, rank_high) = skill["r2_ci95"], skill["rank_correlation_ci95"]
+    if r2_low > 0:
+        verdict = "has skill"
+    elif rank_low > 0:
+        verdict = "ranks episodes better than chance, but is no better than a constant"
+    else:
+        verdict = "has no skill: what it pays is not earned by what it knows"
+    return (
+        f"The estimator of the customers’ share {verdict}. Asked before each of {skill['episodes']:,} episodes, it "
+        f"explains {100 * skill['r2']:.1f}% of the gains’ variance beyond a constant (95% interval "
+        f"{100 * r2_low:.1f}% to {100 * r2_high:.1f}%); its rank correlation with them is "
+        f"{skill['rank_correlation']:.2f} ({rank_low:.2f} to {rank_high:.2f})."
+    ).replace("-", "−")
+
+
+def _rank_correlation(predicted: np.ndarray, gains: np.ndarray) -> float:
+    """Spearman's; 0 where either does not vary."""
+    if np.ptp(predicted) == 0 or np.ptp(gains) == 0:
+        return 0.0
+    return float(scipy.stats.spearmanr(predicted, gains).statistic)

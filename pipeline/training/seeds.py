@@ -1,0 +1,191 @@
+"""Several seeds of one training: a run each in RUN/seed-K, and in RUN/summary.json what they come to together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import ValidationError
+
+from pipeline import evaluate, train, training
+from pipeline.config import TrainConfig, alone, parse_seeds
+from pipeline.errors import CorruptError, TryAgainError, VtpError
+from pipeline.files import make_folder, save_config, write_json
+
+SAME = ("source", "task", "scenario", "validation", "outcome_model")  # or the seeds cannot be averaged
+AVERAGED = (
+    "mp_mean", "err_mean", "wage_parity", "oracle_profit", "blind_profit", "blind_ratio", "spread", "rebate",
+    "captured", "human_wage",
+)  # fmt: skip
+BY_SEED = ("profit_mean", "oracle_ratio", "err_mean", "wage_parity", "spread", "wall_s")
+
+
+def prepare(cfg: TrainConfig) -> list[TrainConfig]:
+    """Check and save the settings of several seeds; returns those of the runs that are not finished yet.
+
+    A finished run is kept, so that the same command goes on and one with more seeds adds to what is there.
+    """
+    if (cfg.out / "metrics.csv").exists():
+        raise VtpError(f"{cfg.out} holds the run of one seed; choose another --out")
+    training.check(cfg)
+    configs = [config_of(cfg, seed) for seed in parse_seeds(cfg.seeds)]
+    if not cfg.overwrite:
+        for one in configs:
+            _refuse_other_settings(one)
+    make_folder(cfg.out)
+    save_config(cfg.out / "config.yaml", cfg.model_copy(update={"overwrite": False, "no_wait": False}))
+    (cfg.out / "summary.json").unlink(missing_ok=True)
+    if cfg.overwrite:
+        for one in configs:
+            train.forget(one.out)
+    return [one for one in configs if not is_finished(one.out)]
+
+
+def config_of(cfg: TrainConfig, seed: int) -> TrainConfig:
+    """The settings of one seed's run."""
+    return alone(cfg).model_copy(update={"out": run_of(cfg.out, seed), "seed": seed, "seeds": None, "overwrite": False})
+
+
+def run_of(run: Path, seed: int) -> Path:
+    return run / f"seed-{seed}"
+
+
+def is_finished(run: Path) -> bool:
+    return (run / "summary.json").exists()
+
+
+def _refuse_other_settings(cfg: TrainConfig) -> None:
+    """VtpError where the seed is finished with other settings than these."""
+    if not is_finished(cfg.out):
+        return
+    trained, wanted = read_config(cfg.out).model_dump(), cfg.model_dump()
+    for name in wanted:
+        if name != "out" and trained[name] != wanted[name]:
+            raise VtpError(
+                f"{cfg.out} was trained with {name} {trained[name]}, not {wanted[name]}; choose another --out, "
+                "or add --overwrite"
+            )
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The settings that a run, or several seeds, were started with."""
+    path = run / "config.yaml"
+    try:
+        return TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise VtpError(f"{run} is no run directory; name the --out of a vtp train") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
+        raise CorruptError(f"{path} holds no settings of this version of vtp train; train again") from error
+
+
+def runs_in(run: Path) -> list[Path]:
+    """The runs of a folder of several seeds, in the order of their seeds; of one run, itself."""
+    if (run / "metrics.csv").exists() or not any(run.glob("seed-*/")):
+        return [run]
+    return [run_of(run, seed) for seed in parse_seeds(read_config(run).seeds or "")]
+
+
+def one_run(run: Path | None) -> None:
+    """VtpError where a run is a folder of several seeds, for those who need a single one."""
+    if run is not None and (first := runs_in(run)[0]) != run:
+        raise VtpError(f"{run} holds several seeds; name one of them, such as {first}")
+
+
+def landed(cfg: TrainConfig) -> tuple[int, int]:
+    """Training episodes done and to do, over all seeds."""
+    runs = [run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
+    done = sum(cfg.episodes if is_finished(run) else _episodes_done(run / "metrics.csv") for run in runs)
+    return done, cfg.episodes * len(runs)
+
+
+def _episodes_done(metrics: Path) -> int:
+    """The episode of the last whole row; 0 where there is none."""
+    try:
+        with open(metrics, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
+            rows = file.read().split(b"\n")
+        return int(rows[-2].partition(b",")[0])
+    except (OSError, IndexError, ValueError):  # not begun, or only the head is there
+        return 0
+
+
+def merge(run: Path, *, changed: bool = False) -> dict[str, Any]:
+    """Write RUN/summary.json from the summaries of its seeds, and return it; of changed scenes, RUN/changed/.
+
+    It has the keys of a single run's: means over seeds, and intervals by bootstrap over seeds, beside the interquartile
+    mean and each seed's own figures. TryAgainError where a seed is not finished.
+    """
+    cfg = read_config(run)
+    if cfg.seeds is None:
+        raise VtpError(f"{run} holds the run of one seed; name the --out of a vtp train --seeds")
+    seeds = parse_seeds(cfg.seeds)
+    if missing := [str(seed) for seed in seeds if not is_finished(run_of(run, seed))]:
+        raise TryAgainError(
+            f"of the seeds of {run}, {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not finished; "
+            f"wait, or go on with: {training.command_line(cfg)}"
+        )
+    summary = average([_read_summary(run_of(run, seed), changed=changed) for seed in seeds], seeds)
+    summary["provenance"] |= {"command": training.command_line(cfg)}
+    write_json(run / (evaluate.CHANGED if changed else "") / "summary.json", summary)
+    return summary
+
+
+def _read_summary(run: Path, *, changed: bool) -> dict[str, Any]:
+    path = run / (evaluate.CHANGED if changed else "") / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if lacking := {*SAME, *AVERAGED, *BY_SEED, "episodes", "contexts", "provenance"} - set(summary):
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+    except (OSError, ValueError, TypeError) as error:
+        command = f"vtp evaluate {run}{' --scenes changed' if changed else ''}"
+        raise CorruptError(f"{path} is no summary ({error}); run: {command}") from error
+    return summary
+
+
+def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """One summary of the seeds' summaries; wall_s is the sum of theirs."""
+    first = summaries[0]
+    for one, seed in zip(summaries, seeds, strict=True):
+        for name in SAME:
+            if one[name] != first[name]:
+                raise VtpError(f"seeds {seeds[0]} and {seed} differ in {name}; run vtp evaluate on all of them")
+        if one["provenance"].get("embeddings_sha256") != first["provenance"].get("embeddings_sha256"):
+            raise VtpError(f"seeds {seeds[0]} and {seed} were trained on different embeddings; add --overwrite")
+    figures = {name: np.array([one[name] for one in summaries], float) for name in (*AVERAGED, *BY_SEED)}
+    measured = {}
+    for name, key in (("profit", "profit_mean"), ("oracle_ratio", "oracle_ratio")):
+        measured |= {
+            key: float(figures[key].mean()),
+            f"{name}_ci95": evaluate.bootstrap95(figures[key]),
+            f"{name}_iqm": float(evaluate.interquartile_mean(figures[key])),
+            f"{name}_iqm_ci95": evaluate.bootstrap95(figures[key], evaluate.interquartile_mean),
+            f"{name}_worst": float(figures[key].min()),
+        }
+    return {
+        **{name: first[name] for name in SAME},
+        "seeds": list(seeds),
+        "episodes": sum(one["episodes"] for one in summaries),
+        **measured,
+        **{name: float(figures[name].mean()) for name in AVERAGED},
+        "contexts": _average_contexts([one["contexts"] for one in summaries]),
+        "by_seed": [
+            {"seed": seed, **{name: one[name] for name in BY_SEED}}
+            for seed, one in zip(seeds, summaries, strict=True)
+        ],
+        "wall_s": float(figures["wall_s"].sum()),
+        "provenance": first["provenance"],
+    }  # fmt: skip
+
+
+def _average_contexts(contexts: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Each context's figures, the mean over the seeds that met it."""
+    averaged = {}
+    for name in dict.fromkeys(name for one in contexts for name in one):
+        met = [one[name] for one in contexts if name in one]
+        averaged[name] = {key: float(np.mean([row[key] for row in met])) for key in met[0]}
+    return averaged
