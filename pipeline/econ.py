@@ -35,6 +35,12 @@ def marginal_product(completed: ArrayLike, hours: ArrayLike) -> np.ndarray | flo
     return ratio(completed, hours)
 
 
+def step_value(attempts: ArrayLike, errors: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike) -> np.ndarray:
+    """What work is worth before hourly costs, US dollars: price · (attempts − errors) − damage · errors."""
+    attempts, errors = np.asarray(attempts), np.asarray(errors)
+    return np.asarray(price_usd) * (attempts - errors) - np.asarray(damage_usd) * errors
+
+
 def implied_wage(mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike):
     """What an hour of this work is worth: ŵ = MP · (price − damage · err_rate), $/h (seed)."""
     return np.asarray(mp_per_hour) * (np.asarray(price_usd) - np.asarray(damage_usd) * np.asarray(err_rate))

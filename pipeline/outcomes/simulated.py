@@ -1,0 +1,120 @@
+"""Outcomes from the simulator: it knows contexts, and nothing else of a clip."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.errors import VtpError
+from pipeline.outcomes.model import OutcomeModel, Outcomes, Terms
+from pipeline.synthetic import dynamics
+from pipeline.tasks import Task
+
+
+class SimulatedOutcomes(OutcomeModel):
+    """Rows [N] whose contexts are known; by default a row is a context of the task, as in the simulator itself.
+
+    price_usd, damage_usd: [N] a row's own, NaN where the task's hold. step_s: [N] seconds of work, where the task
+    leaves them to the clips.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        context: np.ndarray | None = None,
+        *,
+        price_usd: np.ndarray | None = None,
+        damage_usd: np.ndarray | None = None,
+        step_s: np.ndarray | None = None,
+        is_labelled: bool = True,
+        description: str = "",
+    ):
+        self._dynamics = dynamics.Dynamics(task)
+        self._task, self._is_labelled = task, is_labelled
+        self._context = np.arange(len(task.contexts)) if context is None else context
+        self._own_price, self._own_damage, self._own_step_s = price_usd, damage_usd, step_s
+        self._price = _own_or_else(price_usd, task.price_usd[self._context])
+        self._damage = _own_or_else(damage_usd, task.damage_usd[self._context])
+        if task.step_s is not None:
+            self._step_s = np.full(len(self._context), task.step_s)
+        else:
+            self._step_s = np.full(len(self._context), self._dynamics.step_s) if step_s is None else step_s
+        self._description = description or f"simulator, {task}"
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    def description(self) -> str:
+        return self._description
+
+    @property
+    def is_labelled(self) -> bool:
+        return self._is_labelled
+
+    @property
+    def context(self) -> np.ndarray:
+        return self._context
+
+    @cached_property
+    def _kinds(self) -> np.ndarray:
+        columns = np.stack([self._context, self._price, self._damage, self._step_s], 1)
+        return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
+
+    def kind(self, rows: np.ndarray) -> np.ndarray:
+        return self._kinds[rows]
+
+    def terms(self, rows: np.ndarray) -> Terms:
+        return Terms(self._price[rows], self._damage[rows], self._step_s[rows])
+
+    def expected(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
+        rate, p_err = self._rates(rows, actions)
+        attempts = self._dynamics.expected_attempts(rate)
+        return Outcomes(attempts, attempts * p_err)
+
+    def sample(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> Outcomes:
+        return Outcomes(*self._dynamics.sample(*self._rates(rows, actions), rng))
+
+    def sample_coupled(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, draws: int) -> Outcomes:
+        rate, p_err = (np.broadcast_to(values, rows.shape) for values in self._rates(rows, actions))
+        return Outcomes(*self._dynamics.sample_coupled(rate, p_err, rng, draws))
+
+    def sample_many(
+        self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, size: tuple[int, ...]
+    ) -> Outcomes:
+        """Sampled attempts and errors of shape `size`, whose last axes are those of rows and actions."""
+        return Outcomes(*self._dynamics.sample(*self._rates(rows, actions), rng, size))
+
+    def with_task(self, task: Task) -> SimulatedOutcomes:
+        if task.context_names != self._task.context_names:
+            raise VtpError(f"task {task} has other contexts than {self._task}; name one with the same")
+        return SimulatedOutcomes(
+            task, self._context, price_usd=self._own_price, damage_usd=self._own_damage, step_s=self._own_step_s,
+            is_labelled=self._is_labelled, description=self._description,
+        )  # fmt: skip
+
+    def _rates(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._dynamics(self._context[rows], actions, self._step_s[rows])
+
+    # The simulator's own world, where a row is a context.
+
+    @cached_property
+    def fastest(self) -> float:
+        """Attempts of a step at the corner of the actions where there are most of them, in the fastest context."""
+        corners = self._task.from_unit(np.stack(np.meshgrid(*[[0.0, 1.0]] * self._task.num_actions), -1))
+        corners = corners.reshape(-1, 1, self._task.num_actions)
+        return float(np.max(self._rates(np.arange(len(self._context)), corners)[0])) or 1.0
+
+    def initial_rows(self, num_envs: int, rng: np.random.Generator) -> np.ndarray:
+        """Contexts [num_envs] to begin with."""
+        return dynamics.initial_context(len(self._context), num_envs, rng)
+
+    def next_rows(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The contexts that follow."""
+        return dynamics.next_context(len(self._context), rows, rng)
+
+
+def _own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:
+    return usual if own is None else np.where(np.isnan(own), usual, own)

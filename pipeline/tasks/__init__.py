@@ -1,0 +1,25 @@
+"""Tasks as data: what is worked on, what a policy chooses, what the work is worth."""
+
+from pipeline.tasks.formula import Formula
+from pipeline.tasks.task import EPISODE_STEPS, SECONDS_PER_HOUR, UNNAMED, Action, Context, ErrorTarget, Simulator, Task
+from pipeline.tasks.task_file import BUILT_IN, load_task, parse_task, task_from_text, task_to_text
+from pipeline.tasks.worth import Worth, worth
+
+__all__ = [
+    "BUILT_IN",
+    "EPISODE_STEPS",
+    "SECONDS_PER_HOUR",
+    "UNNAMED",
+    "Action",
+    "Context",
+    "ErrorTarget",
+    "Formula",
+    "Simulator",
+    "Task",
+    "Worth",
+    "load_task",
+    "parse_task",
+    "task_from_text",
+    "task_to_text",
+    "worth",
+]

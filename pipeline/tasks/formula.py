@@ -1,0 +1,67 @@
+"""Formulas of a task file: arithmetic on named numbers, compiled once and computed on arrays. They run no code."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+
+FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
+    "min": lambda first, *others: _reduce(np.minimum, first, others),
+    "max": lambda first, *others: _reduce(np.maximum, first, others),
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+}
+ALLOWED = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Load, ast.Call, ast.Add, ast.Sub, ast.Mult,
+    ast.Div, ast.Pow, ast.USub, ast.UAdd,
+)  # fmt: skip
+
+
+class Formula:
+    """An arithmetic expression, such as `p_min + k * speed**1.2`; `text` is what was written."""
+
+    def __init__(self, text: str, names: Collection[str]):
+        """names: what may stand in it, beside FUNCTIONS. ValueError says what else was found."""
+        self.text = text
+        try:
+            tree = ast.parse(text.strip(), mode="eval")
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            raise ValueError(
+                f"{text!r} is no formula ({error.args[0]}); write arithmetic of names and numbers"
+            ) from error
+        for node in ast.walk(tree):
+            _check(node, names)
+            if isinstance(node, ast.Constant):
+                node.value = float(node.value)  # powers of whole numbers could grow without end
+        self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - set(FUNCTIONS)
+        self._code = compile(tree, "<formula>", "eval")
+
+    def __call__(self, values: Mapping[str, np.ndarray | float]) -> np.ndarray:
+        """Its value, an array of what the named values broadcast to."""
+        return eval(self._code, {"__builtins__": {}}, {**FUNCTIONS, **values})  # only arithmetic passed the check
+
+
+def _check(node: ast.AST, names: Collection[str]) -> None:
+    if not isinstance(node, ALLOWED):
+        raise ValueError(f"{type(node).__name__.lower()} is not allowed; use + - * / ** and {', '.join(FUNCTIONS)}")
+    if isinstance(node, ast.Constant) and type(node.value) not in (int, float):
+        raise ValueError(f"{node.value!r} is not a number; use numbers and names")
+    if isinstance(node, ast.Call) and (
+        not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords or not node.args
+    ):
+        raise ValueError(f"{ast.unparse(node)!r} is no known function of numbers; use {', '.join(FUNCTIONS)}")
+    if isinstance(node, ast.Name) and node.id not in names and node.id not in FUNCTIONS:
+        raise ValueError(f"{node.id!r} is unknown; use one of {', '.join(sorted(names))}")
+
+
+def _reduce(function: np.ufunc, first: np.ndarray, others: tuple[np.ndarray, ...]) -> np.ndarray:
+    for other in others:
+        first = function(first, other)
+    return first

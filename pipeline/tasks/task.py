@@ -1,0 +1,323 @@
+"""A task: what is worked on, what a policy chooses, and what the work is worth. It is data, read from a YAML file."""
+
+from __future__ import annotations
+
+import itertools
+import keyword
+import re
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.errors import VtpError
+from pipeline.tasks.formula import FUNCTIONS, Formula
+
+EPISODE_STEPS = 60  # an episode ends there at the latest
+SECONDS_PER_HOUR = 3600.0
+UNNAMED = "work"  # what the only context of a task is called, where the file does not name it
+SEED_SCENARIO = "seed"  # an alias of a task's first scenario
+RESERVED = frozenset(
+    [
+        "step",
+        "episode",
+        "row",
+        "context",
+        "attempts",
+        "errors",
+        "price_usd",
+        "damage_usd",
+        "propensity",
+        "novel",
+        "novel_kind",
+        "reward",
+        "profit",
+        "video_id",
+        "clip",
+        "start_s",
+        "end_s",
+        "profit_usd_per_hour",
+    ]
+)
+Direction = Literal["rises", "falls"]
+CHECKED_POINTS = 5  # of each action, at which a simulator's formulas must give rates and probabilities
+MAX_CHECKED = 100_000
+
+
+def _number(value: Any) -> Any:
+    """YAML's own booleans and texts are no numbers, though pydantic would take them for such."""
+    if isinstance(value, bool | str):
+        raise ValueError(f"should be a number, not {value!r}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Action(_Model):
+    """Something that a policy chooses, in [low, high]. attempts, errors: in which direction they go with it."""
+
+    low: Number = 0.0
+    high: Number = 1.0
+    attempts: Direction | None = None
+    errors: Direction | None = None
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Action:
+        if not self.low < self.high:
+            raise ValueError(f"low ({self.low:g}) is not below high ({self.high:g}); exchange or correct them")
+        return self
+
+
+class Context(_Model):
+    """What a unit earns when it is done well and what an error costs, in US dollars."""
+
+    price_usd: Number = Field(ge=0)
+    damage_usd: Number = Field(0.0, ge=0)
+
+
+class ErrorTarget(_Model):
+    """Curriculum of the error rate that training aims at: from start to end, linearly over that many episodes."""
+
+    start: Number = Field(0.10, ge=0, le=1)
+    end: Number = Field(0.06, ge=0, le=1)
+    episodes: int = Field(600, ge=1)
+
+    def at(self, episode: int) -> float:
+        """The target in an episode, counted from 0."""
+        progress = min(max(episode, 0) / self.episodes, 1.0)
+        return self.start + progress * (self.end - self.start)
+
+
+class Simulator(_Model):
+    """What actions bring in the built-in simulator, by formulas of actions, constants and each context's parameters.
+
+    Attempts of a step are Poisson around `attempts_per_minute`, at least `min_attempts`; each is an error with
+    `error_probability`.
+    """
+
+    attempts_per_minute: str
+    error_probability: str
+    constants: dict[str, Number] = Field(default_factory=dict)
+    contexts: dict[str, dict[str, Number]] = Field(default_factory=dict)
+    min_attempts: Literal[0, 1] = 0
+    scenarios: dict[str, list[str]] = Field(default_factory=dict)
+    renderer: Literal["dishes", "bricks"] | None = None
+
+
+class Task(_Model):
+    """Work as data. Actions and contexts keep the order of the file, in which arrays hold them.
+
+    step_s: seconds of work that one clip stands for; None: each clip's own length. scenario: which of the simulator's
+    scenarios the contexts are; "" where they are all.
+    """
+
+    name: str
+    step_s: Number | None = Field(None, gt=0)
+    human_wage_usd: Number = Field(gt=0)
+    costs_usd_per_hour: dict[str, Annotated[Number, Field(ge=0)]] = Field(default_factory=dict)
+    actions: dict[str, Action] = Field(min_length=1)
+    contexts: dict[str, Context] = Field(min_length=1)
+    error_target: ErrorTarget = ErrorTarget()
+    simulator: Simulator | None = None
+    scenario: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]*", name):
+            raise ValueError(f"{name!r} is no name of letters, digits, spaces, - and _; rename it")
+        return name
+
+    @field_validator("actions")
+    @classmethod
+    def _action_names_are_columns(cls, actions: dict[str, Action]) -> dict[str, Action]:
+        for name in actions:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+                raise ValueError(f"{name!r} is no name of small letters, digits and _; rename the action")
+            if name in RESERVED or name in FUNCTIONS:
+                raise ValueError(f"{name!r} is a column or a function already; rename the action")
+        return actions
+
+    @field_validator("contexts", mode="before")
+    @classmethod
+    def _a_single_price_needs_no_name(cls, contexts: Any) -> Any:
+        if isinstance(contexts, dict) and contexts and set(contexts) <= set(Context.model_fields):
+            return {UNNAMED: contexts}
+        return contexts
+
+    @field_validator("contexts")
+    @classmethod
+    def _context_names_are_words(cls, contexts: dict[str, Context]) -> dict[str, Context]:
+        for name in contexts:
+            if not name.strip() or not name.isprintable() or name != name.strip():
+                raise ValueError(f"{name!r} is no name; name each context by printable text")
+        return contexts
+
+    @model_validator(mode="after")
+    def _simulator_fits(self) -> Task:
+        if self.simulator is not None:
+            self._check_simulator(self.simulator)
+        return self
+
+    def _check_simulator(self, simulator: Simulator) -> None:
+        """ValueError where a formula or a parameter of the simulator does not fit actions and contexts."""
+        names = {*self.actions, *simulator.constants, *(p for row in simulator.contexts.values() for p in row)}
+        for name in {*simulator.constants, *(p for row in simulator.contexts.values() for p in row)}:
+            if not name.isidentifier() or keyword.iskeyword(name) or name in FUNCTIONS or name in self.actions:
+                raise ValueError(f"simulator: {name!r} cannot name a parameter; rename it")
+        if unknown := set(simulator.contexts) - set(self.contexts):
+            raise ValueError(f"simulator: {min(unknown)!r} is no context; use one of {', '.join(self.contexts)}")
+        for scenario, contexts in simulator.scenarios.items():
+            if not contexts or set(contexts) - set(self.contexts):
+                raise ValueError(
+                    f"simulator: scenario {scenario!r} names no context, or an unknown one; "
+                    f"use {', '.join(self.contexts)}"
+                )
+        grid = self._checked_actions()
+        for key in ("attempts_per_minute", "error_probability"):
+            try:
+                formula = Formula(getattr(simulator, key), names)
+            except ValueError as error:
+                raise ValueError(f"simulator: {key}: {error}") from error
+            for context in self.contexts:
+                parameters = simulator.constants | simulator.contexts.get(context, {})
+                if lacking := formula.names - set(self.actions) - set(parameters):
+                    raise ValueError(
+                        f"simulator: {key} needs {min(lacking)!r}, which context {context!r} lacks; "
+                        "add it to simulator's contexts or constants"
+                    )
+                with np.errstate(all="ignore"):
+                    try:
+                        values = np.asarray(formula({**parameters, **grid}), float)
+                    except (TypeError, ValueError, ArithmeticError) as error:
+                        raise ValueError(f"simulator: {key} cannot be computed ({error}); correct it") from error
+                highest = 1.0 if key == "error_probability" else np.inf
+                if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= highest):
+                    where = "[0, 1]" if key == "error_probability" else "[0, inf)"
+                    raise ValueError(
+                        f"simulator: {key} of context {context!r} goes from {values.min():g} to {values.max():g} over "
+                        f"the actions, outside {where}; correct the formula, or cut it off by min and max"
+                    )
+
+    def _checked_actions(self) -> dict[str, np.ndarray]:
+        """A grid over all actions, bounds included; of many actions, the corners and the middle only."""
+        for points in (CHECKED_POINTS, 3, 2):
+            if points ** len(self.actions) <= MAX_CHECKED:
+                break
+        axes = [np.linspace(action.low, action.high, points) for action in self.actions.values()]
+        grid = np.array(list(itertools.islice(itertools.product(*axes), MAX_CHECKED)))
+        return dict(zip(self.actions, grid.T, strict=True))
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        return tuple(self.actions)
+
+    @property
+    def context_names(self) -> tuple[str, ...]:
+        return tuple(self.contexts)
+
+    @property
+    def num_actions(self) -> int:
+        return len(self.actions)
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether the file names no context."""
+        return self.context_names == (UNNAMED,)
+
+    @cached_property
+    def low(self) -> np.ndarray:
+        """Lower bounds of the actions, [A]."""
+        return np.array([action.low for action in self.actions.values()])
+
+    @cached_property
+    def high(self) -> np.ndarray:
+        """Upper bounds of the actions, [A]."""
+        return np.array([action.high for action in self.actions.values()])
+
+    @cached_property
+    def price_usd(self) -> np.ndarray:
+        """The price of a unit in each context, [K]."""
+        return np.array([context.price_usd for context in self.contexts.values()])
+
+    @cached_property
+    def damage_usd(self) -> np.ndarray:
+        """What an error costs in each context, [K]."""
+        return np.array([context.damage_usd for context in self.contexts.values()])
+
+    @property
+    def total_costs_usd_per_hour(self) -> float:
+        return float(sum(self.costs_usd_per_hour.values()))
+
+    def from_unit(self, unit: np.ndarray) -> np.ndarray:
+        """Actions [..., A] of points in the unit box [..., A]."""
+        return np.clip(self.low + np.asarray(unit) * (self.high - self.low), self.low, self.high)
+
+    def to_unit(self, actions: np.ndarray) -> np.ndarray:
+        """Points in the unit box [..., A] of actions [..., A]."""
+        return (np.asarray(actions) - self.low) / (self.high - self.low)
+
+    def in_scenario(self, name: str | None) -> Task:
+        """The task with the contexts of a scenario alone: by default the first one; VtpError where there is none."""
+        scenarios = {} if self.simulator is None else self.simulator.scenarios
+        if not scenarios:
+            if name is not None:
+                raise VtpError(f"task {self.name} has no scenarios, but --scenario {name} was given; leave it out")
+            return self
+        if name in (None, SEED_SCENARIO):
+            name = next(iter(scenarios))
+        if name not in scenarios:
+            raise VtpError(f"scenario {name!r} is unknown in task {self.name}; use one of {', '.join(scenarios)}")
+        return self._with_contexts(scenarios[name], name)
+
+    def of_contexts(self, names: set[str]) -> Task:
+        """The task in its first scenario that has all of these contexts; as it is where none has."""
+        scenarios = {} if self.simulator is None else self.simulator.scenarios
+        fitting = next((scenario for scenario, contexts in scenarios.items() if names <= set(contexts)), None)
+        return self if fitting is None else self.in_scenario(fitting)
+
+    def _with_contexts(self, names: list[str], scenario: str) -> Task:
+        assert self.simulator is not None
+        kept = {name: row for name, row in self.simulator.contexts.items() if name in names}
+        return self.model_copy(
+            update={
+                "contexts": {name: self.contexts[name] for name in names},
+                "scenario": scenario,
+                "simulator": self.simulator.model_copy(update={"contexts": kept}),
+            }
+        )
+
+    def priced_as(self, other: Task) -> Task:
+        """This task with the other's prices, wage, costs and error target; VtpError where actions or contexts differ."""
+        bounds = {name: (action.low, action.high) for name, action in self.actions.items()}
+        if {name: (action.low, action.high) for name, action in other.actions.items()} != bounds:
+            raise VtpError(
+                f"task {other.name} has actions {_bounds(other)}, the data were recorded with {_bounds(self)}; "
+                "a task may bring other prices and costs, but no other actions: extract again"
+            )
+        if lacking := [name for name in self.contexts if name not in other.contexts]:
+            raise VtpError(
+                f"task {other.name} has no context {lacking[0]!r}, which the data have; add it with its price"
+            )
+        return self.model_copy(
+            update={
+                "name": other.name,
+                "contexts": {name: other.contexts[name] for name in self.contexts},
+                "human_wage_usd": other.human_wage_usd,
+                "costs_usd_per_hour": other.costs_usd_per_hour,
+                "error_target": other.error_target,
+            }
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.scenario}".strip()
+
+
+def _bounds(task: Task) -> str:
+    return ", ".join(f"{name} [{action.low:g}, {action.high:g}]" for name, action in task.actions.items())

@@ -1,0 +1,111 @@
+"""Task files: YAML in, a Task out; what is wrong is said with its line, key, rule and remedy."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.errors import CorruptError, VtpError
+from pipeline.tasks.task import Task
+
+BUILT_IN = ("dishwashing", "bricklaying", "bin-picking")
+MAX_BYTES = 1 << 20
+_Place = tuple[str | int, ...]
+
+
+def load_task(name: str, folder: Path | None = None) -> Task:
+    """A built-in task by its name, or the task of a YAML file, whose path is relative to `folder`.
+
+    VtpError names the line and key of what is wrong.
+    """
+    if name in BUILT_IN:
+        text = resources.files("pipeline.tasks").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        return parse_task(text, f"{name}.yaml")
+    path = Path(name) if folder is None else folder / name
+    if not path.exists():
+        raise VtpError(
+            f"task {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file; correct the name or path"
+        )
+    if not path.is_file():
+        raise VtpError(f"task {path} is not a file; give a YAML file or one of {', '.join(BUILT_IN)}")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise VtpError(f"task {path} has more than {MAX_BYTES} bytes; give a YAML file of a task")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VtpError(f"task {path} cannot be read ({error}); write it as YAML in UTF-8") from error
+    return parse_task(text, str(path))
+
+
+def parse_task(text: str, where: str) -> Task:
+    """The task of a YAML text; `where` names it in errors."""
+    lines: dict[_Place, int] = {}
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _find_lines(root, (), lines, where)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise VtpError(f"task {where}{line}: {problem}; correct the YAML") from error
+    if not isinstance(values, dict):
+        raise VtpError(f"task {where} holds no settings; write one `name: value` a line, see docs/tasks.md")
+    try:
+        return Task.model_validate(values)
+    except ValidationError as error:
+        raise VtpError(_explain(error, lines, where)) from error
+
+
+def task_to_text(task: Task) -> str:
+    """The task as one line of JSON, which `task_from_text` reads."""
+    return json.dumps(task.model_dump(mode="json"))
+
+
+def task_from_text(text: str, where: str) -> Task:
+    """CorruptError where the text, which vtp itself wrote, is no task."""
+    try:
+        return Task.model_validate_json(text)
+    except ValidationError as error:
+        raise CorruptError(f"{where} holds no task of this version of vtp; make it again") from error
+
+
+def _find_lines(node: Any, place: _Place, lines: dict[_Place, int], where: str) -> None:
+    """Note the line of every key, and refuse keys that are no text or occur twice."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:str":
+                raise VtpError(f"task {where} line {line}: {key.value!r} is no text; write the name in quotes")
+            inner = (*place, key.value)
+            if inner in lines:
+                raise VtpError(f"task {where} line {line}: {'.'.join(map(str, inner))} occurs twice; drop one")
+            lines[inner] = line
+            _find_lines(value, inner, lines, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*place, index)] = value.start_mark.line + 1
+            _find_lines(value, (*place, index), lines, where)
+
+
+def _explain(error: ValidationError, lines: dict[_Place, int], where: str) -> str:
+    first = error.errors()[0]
+    place = tuple(part for part in first["loc"] if part != "[key]")
+    known = place
+    while known and known not in lines:
+        known = known[:-1]
+    line = f" line {lines[known]}" if known in lines else ""
+    key = ".".join(map(str, place))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = f"is missing; add {place[-1]!r}"
+    elif first["type"] == "extra_forbidden":
+        message = "is no setting of a task; correct the name or drop it"
+    elif ";" not in message:
+        message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}; correct it"
+    return f"task {where}{line}: {key + ': ' if key else ''}{message}"

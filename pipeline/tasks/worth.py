@@ -1,0 +1,35 @@
+"""What work is worth: outcomes priced, in one place for reward, judge and reference."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pipeline import econ
+
+
+class Worth(NamedTuple):
+    """What work was worth; rates an hour, money in US dollars an hour."""
+
+    attempts: np.ndarray
+    mp: np.ndarray
+    err_rate: np.ndarray
+    implied_wage: np.ndarray
+    profit: np.ndarray
+
+
+def worth(
+    attempts: ArrayLike, errors: ArrayLike, value_usd: ArrayLike, hours: ArrayLike, *, costs_usd_per_hour: float
+) -> Worth:
+    """Work of `attempts` and `errors`, counted or expected, that was worth `value_usd`, over `hours`; all broadcast."""
+    attempts, errors = np.asarray(attempts, float), np.asarray(errors, float)
+    implied_wage = np.asarray(econ.ratio(value_usd, hours))
+    return Worth(
+        attempts=np.asarray(econ.ratio(attempts, hours)),
+        mp=np.asarray(econ.ratio(attempts - errors, hours)),
+        err_rate=np.asarray(econ.error_rate(errors, attempts)),
+        implied_wage=implied_wage,
+        profit=implied_wage - costs_usd_per_hour,
+    )
