@@ -78,7 +78,7 @@ def step_worth(model: OutcomeModel, rows: np.ndarray, outcomes: Outcomes) -> Wor
         outcomes.attempts,
         outcomes.errors,
         step_value(model, rows, outcomes),
-        model.terms(rows).step_s / SECONDS_PER_HOUR,
+        SECONDS_PER_HOUR / model.terms(rows).step_s,
         costs_usd_per_hour=model.task.total_costs_usd_per_hour,
     )
 

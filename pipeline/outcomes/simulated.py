@@ -89,7 +89,9 @@ class SimulatedOutcomes(OutcomeModel):
 
     def with_task(self, task: Task) -> SimulatedOutcomes:
         if task.context_names != self._task.context_names:
-            raise VtpError(f"task {task} has other contexts than {self._task}; name one with the same")
+            raise VtpError(
+                f"task {task} has other contexts than {self._task}; name one with the same", code="task-other-contexts"
+            )
         return SimulatedOutcomes(
             task, self._context, price_usd=self._own_price, damage_usd=self._own_damage, step_s=self._own_step_s,
             is_labelled=self._is_labelled, description=self._description,

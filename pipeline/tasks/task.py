@@ -19,27 +19,11 @@ SECONDS_PER_HOUR = 3600.0
 UNNAMED = "work"  # what the only context of a task is called, where the file does not name it
 SEED_SCENARIO = "seed"  # an alias of a task's first scenario
 RESERVED = frozenset(
-    [
-        "step",
-        "episode",
-        "row",
-        "context",
-        "attempts",
-        "errors",
-        "price_usd",
-        "damage_usd",
-        "propensity",
-        "novel",
-        "novel_kind",
-        "reward",
-        "profit",
-        "video_id",
-        "clip",
-        "start_s",
-        "end_s",
-        "profit_usd_per_hour",
-    ]
-)
+    {
+        "step", "episode", "row", "context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel",
+        "novel_kind", "reward", "profit", "video_id", "clip", "start_s", "end_s", "profit_usd_per_hour",
+    }
+)  # fmt: skip
 Direction = Literal["rises", "falls"]
 CHECKED_POINTS = 5  # of each action, at which a simulator's formulas must give rates and probabilities
 MAX_CHECKED = 100_000
@@ -268,12 +252,18 @@ class Task(_Model):
         scenarios = {} if self.simulator is None else self.simulator.scenarios
         if not scenarios:
             if name is not None:
-                raise VtpError(f"task {self.name} has no scenarios, but --scenario {name} was given; leave it out")
+                raise VtpError(
+                    f"task {self.name} has no scenarios, but --scenario {name} was given; leave it out",
+                    code="scenario-unknown",
+                )
             return self
         if name in (None, SEED_SCENARIO):
             name = next(iter(scenarios))
         if name not in scenarios:
-            raise VtpError(f"scenario {name!r} is unknown in task {self.name}; use one of {', '.join(scenarios)}")
+            raise VtpError(
+                f"scenario {name!r} is unknown in task {self.name}; use one of {', '.join(scenarios)}",
+                code="scenario-unknown",
+            )
         return self._with_contexts(scenarios[name], name)
 
     def of_contexts(self, names: set[str]) -> Task:
@@ -294,16 +284,18 @@ class Task(_Model):
         )
 
     def priced_as(self, other: Task) -> Task:
-        """This task with the other's prices, wage, costs and error target; VtpError where actions or contexts differ."""
+        """This task with the other's prices, wage, costs and error target; VtpError where its work is another."""
         bounds = {name: (action.low, action.high) for name, action in self.actions.items()}
         if {name: (action.low, action.high) for name, action in other.actions.items()} != bounds:
             raise VtpError(
                 f"task {other.name} has actions {_bounds(other)}, the data were recorded with {_bounds(self)}; "
-                "a task may bring other prices and costs, but no other actions: extract again"
+                "a task may bring other prices and costs, but no other actions: extract again",
+                code="task-other-actions",
             )
         if lacking := [name for name in self.contexts if name not in other.contexts]:
             raise VtpError(
-                f"task {other.name} has no context {lacking[0]!r}, which the data have; add it with its price"
+                f"task {other.name} has no context {lacking[0]!r}, which the data have; add it with its price",
+                code="task-other-contexts",
             )
         return self.model_copy(
             update={
