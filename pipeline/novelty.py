@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import dataset, evaluate, noise_gap
+from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, VtpError
 from pipeline.extraction.shards import parts_folder, shard_number, split_by_cost
 from pipeline.files import make_folder, save_config, write_json
 from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
-from pipeline.synthetic import dynamics
+from pipeline.tasks import EPISODE_STEPS
 from pipeline.video import FRAME_SIZE
 
 logger = logging.getLogger(__name__)
@@ -315,11 +315,11 @@ def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np
 def clip_visits(data: dataset.Embeddings) -> np.ndarray:
     """How often training plays each clip, [N]: videos are drawn alike, of a long one a stretch of 60 steps."""
     visits = np.zeros(data.num_clips)
-    videos, _, _ = evaluate.split_rows(data)
+    videos, _, _ = dataset.split_rows(data)
     for start, end in videos:
-        num_starts = max(1, end - start - dynamics.EPISODE_STEPS + 1)
+        num_starts = max(1, end - start - EPISODE_STEPS + 1)
         clip = np.arange(end - start)
-        first, last = np.maximum(clip - dynamics.EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
+        first, last = np.maximum(clip - EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
         visits[start:end] = (last - first + 1) / num_starts
     return visits
 
