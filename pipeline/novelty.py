@@ -141,7 +141,7 @@ def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarr
 
 
 def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progress) -> Scorer:
-    """The model that `--model` stands for. VtpError where it is not to be had, or too slow here."""
+    """The model that `--model` stands for. VtpError if it cannot be loaded, or would be too slow here."""
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     if cfg.model == "corpus" or (cfg.model == "auto" and not gpu):
@@ -151,7 +151,8 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
         try:
             return svd_scorer(cfg, noise_gap.load_svd(noise_gap.HUB_ID, device=device), "there is a GPU")
         except VtpError as error:
-            why = f"trained on these clips, for Stable Video Diffusion is not to be had ({str(error).split(';')[0]})"
+            reason = str(error).split(";")[0]
+            why = f"trained on these clips, because Stable Video Diffusion could not be loaded ({reason})"
             return corpus_scorer(cfg, corpus, out, why, progress)
     if Path(cfg.model).is_dir() and noise_gap.pipeline_class(Path(cfg.model)) == noise_gap.CORPUS_CLASS:
         backend = noise_gap.load_corpus(Path(cfg.model))
