@@ -47,7 +47,9 @@ def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
             existing = next(folder for folder in path.absolute().parents if folder.is_dir())
             free = os.statvfs(existing)
             where += f" ({free.f_bavail * free.f_frsize} bytes free)"
-        raise TryAgainError(f"no space left{where}; free some space and run the same command again") from error
+        raise TryAgainError(
+            f"no space left{where}; free some space and run the same command again", code="disk-full"
+        ) from error
 
 
 def make_folder(path: Path) -> None:
@@ -56,11 +58,15 @@ def make_folder(path: Path) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise VtpError(f"{path} cannot be a folder, for there is a file in its place; name another") from error
+            raise VtpError(
+                f"{path} cannot be a folder, because a file is in its place; name another", code="folder-is-file"
+            ) from error
         except OSError as error:
             if error.errno in OUT_OF_SPACE:
                 raise
-            raise VtpError(f"{path} cannot be made: {error.strerror}; name another folder") from error
+            raise VtpError(
+                f"{path} cannot be made: {error.strerror}; name another folder", code="folder-unwritable"
+            ) from error
 
 
 @contextmanager
@@ -71,9 +77,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     if path.is_dir():
-        raise VtpError(f"{path} is a folder; name a file in it")
+        raise VtpError(f"{path} is a folder; name a file in it", code="output-is-folder")
     if not os.access(path.parent, os.W_OK):
-        raise VtpError(f"{path} cannot be written: its folder is read-only; name another")
+        raise VtpError(f"{path} cannot be written: its folder is read-only; name another", code="folder-unwritable")
     temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
         with out_of_space_is_try_again(path):

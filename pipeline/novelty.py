@@ -67,7 +67,9 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     shard = shard_number(cfg.shards, cfg.shard)
     out = cfg.out or cfg.embeddings.with_name("novelty.h5")
     if out.is_dir():
-        raise VtpError(f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}")
+        raise VtpError(
+            f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}", code="output-is-folder"
+        )
     corpus = find_corpus(cfg)
     num_known = int(corpus.reference.sum())
     if num_known < noise_gap.MIN_FOR_SCORES:
@@ -108,7 +110,10 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
     data = dataset.read_embeddings(cfg.embeddings)
     if not np.isfinite(data.embeddings).all():
         row = int(np.flatnonzero(~np.isfinite(data.embeddings).all(axis=1))[0])
-        raise CorruptError(f"{cfg.embeddings}: the embedding of clip {row} is not finite; extract its video again")
+        raise CorruptError(
+            f"{cfg.embeddings}: the embedding of clip {row} is not finite; extract its video again",
+            code="embeddings-damaged",
+        )
     if cfg.reference is None:
         return Corpus((data,), np.ones(data.num_clips, bool))
     if cfg.reference.suffix.lower() in manifest.MANIFEST_SUFFIXES:
@@ -118,7 +123,8 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
         if other.attrs.get(name) != data.attrs.get(name):
             raise VtpError(
                 f"--reference {cfg.reference} has {name} {str(other.attrs.get(name))[:12]}, {cfg.embeddings} has "
-                f"{str(data.attrs.get(name))[:12]}; extract one with the settings of the other, and its --projector"
+                f"{str(data.attrs.get(name))[:12]}; extract one with the settings of the other, and its --projector",
+                code="reference-differs",
             )
     return Corpus((data, other), np.repeat([False, True], [data.num_clips, other.num_clips]))
 
@@ -128,13 +134,14 @@ def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarr
     if missing := [name for path, name in wanted.items() if path not in set(data.videos.path)]:
         raise VtpError(
             f"--reference {cfg.reference} names {missing[0]!r}, which {cfg.embeddings} does not hold; "
-            f"extract it too, or give an embeddings file"
+            f"extract it too, or give an embeddings file",
+            code="reference-missing",
         )
     return np.repeat([path in wanted for path in data.videos.path], np.diff(data.offset))
 
 
 def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progress) -> Scorer:
-    """The model that `--model` stands for. VtpError where it is not to be had, or too slow here."""
+    """The model that `--model` stands for. VtpError if it cannot be loaded, or would be too slow here."""
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     if cfg.model == "corpus" or (cfg.model == "auto" and not gpu):
@@ -144,19 +151,24 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
         try:
             return svd_scorer(cfg, noise_gap.load_svd(noise_gap.HUB_ID, device=device), "there is a GPU")
         except VtpError as error:
-            why = f"trained on these clips, for Stable Video Diffusion is not to be had ({str(error).split(';')[0]})"
+            reason = str(error).split(";")[0]
+            why = f"trained on these clips, because Stable Video Diffusion could not be loaded ({reason})"
             return corpus_scorer(cfg, corpus, out, why, progress)
     if Path(cfg.model).is_dir() and noise_gap.pipeline_class(Path(cfg.model)) == noise_gap.CORPUS_CLASS:
         backend = noise_gap.load_corpus(Path(cfg.model))
         if backend.embedding_dim != corpus.embeddings.shape[1]:
-            raise VtpError(f"model {cfg.model} is for embeddings of {backend.embedding_dim} numbers; fit another")
+            raise VtpError(
+                f"model {cfg.model} is for embeddings of {backend.embedding_dim} numbers; fit another",
+                code="model-wrong",
+            )
         height = cfg.resolution or CORPUS_HEIGHT
         return Scorer(
             "corpus", f"read from {cfg.model}", noise_gap.folder_sha256(Path(cfg.model)), (height, height), (backend,)
         )
     if not (gpu or cfg.allow_slow):
         raise VtpError(
-            "Stable Video Diffusion takes about half an hour a clip without a GPU; use --model corpus, or --allow-slow"
+            "Stable Video Diffusion takes about half an hour a clip without a GPU; use --model corpus, or --allow-slow",
+            code="gpu-missing",
         )
     return svd_scorer(cfg, noise_gap.load_svd(cfg.model, device=device), f"read from {cfg.model}")
 
@@ -173,7 +185,10 @@ def corpus_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, why: str, progr
     height = cfg.resolution or CORPUS_HEIGHT
     num_frames = min(CORPUS_FRAMES, int(corpus.files[0].attrs["clip_len"]))
     if num_frames < 2:
-        raise VtpError(f"clip_len ({num_frames}) leaves no motion to score; extract clips of two frames or more")
+        raise VtpError(
+            f"clip_len ({num_frames}) leaves no motion to score; extract clips of two frames or more",
+            code="clips-short",
+        )
     what = {"corpus": corpus.sha256, "height": height, "frames": num_frames, "updates": cfg.updates, "seed": cfg.seed}
     folder = out.with_name(f"{out.stem}.model")
     if not _fits(folder, what):
@@ -265,7 +280,8 @@ def measure(
     if frames.shape[1] < num_frames:
         raise VtpError(
             f"clip_len ({frames.shape[1]}) is less than the {num_frames} frames that model {scorer.name} looks at; "
-            f"extract with --clip-len {num_frames} or more, or use --model corpus"
+            f"extract with --clip-len {num_frames} or more, or use --model corpus",
+            code="clips-short",
         )
     images = noise_gap.to_images(frames, scorer.size)
     embeddings = torch.from_numpy(corpus.embeddings[rows])

@@ -32,7 +32,9 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
     Its forward takes clips on the device, cpu or cuda.
     """
     if precision == "int8":
-        raise VtpError("precision int8 is that of r3d_18; for timesformer_b use bf16, fp32 or auto")
+        raise VtpError(
+            "precision int8 is for r3d_18 only; for timesformer_b use bf16, fp32 or auto", code="precision-unsupported"
+        )
     network, name, (mean, std) = _load_network(weights)
     config = network.config
     size, num_frames = config.image_size, config.num_frames
@@ -61,7 +63,10 @@ def preprocess(
     """
     batch, clip_len, height, width, _ = clips.shape
     if clip_len < num_frames:
-        raise VtpError(f"clip_len ({clip_len}) is shorter than the backbone's {num_frames} frames; raise --clip-len")
+        raise VtpError(
+            f"clip_len ({clip_len}) is shorter than the backbone's {num_frames} frames; raise --clip-len",
+            code="clips-short",
+        )
     frames = clips[:, torch.arange(num_frames) * clip_len // num_frames].flatten(0, 1).permute(0, 3, 1, 2)
     scale = size / min(height, width)
     resized = F.interpolate(frames, (int(height * scale), int(width * scale)), mode="bilinear", antialias=True)
@@ -82,7 +87,9 @@ def _load_network(weights: str) -> tuple[nn.Module, str, tuple[tuple[float, ...]
         return *_from_hub(), (MEAN, STD)
     folder = Path(weights)
     if not folder.is_dir():
-        raise VtpError(f"weights {weights!r} is not a folder; {_WAYS_OUT}, or --weights kinetics400")
+        raise VtpError(
+            f"weights {weights!r} is not a folder; {_WAYS_OUT}, or --weights kinetics400", code="weights-missing"
+        )
     return _from_folder(folder), str(folder.resolve()), _normalisation(folder)
 
 
@@ -95,7 +102,10 @@ def _from_hub() -> tuple[nn.Module, str]:
         paths = [Path(hf_hub_download(_KINETICS, name, **options)) for name in files]
     except (OSError, ValueError) as error:
         reason = source.first_line(error)
-        raise VtpError(f"weights kinetics400 of TimeSformer cannot be had ({reason}); {_WAYS_OUT}") from error
+        raise VtpError(
+            f"weights kinetics400 of TimeSformer could not be downloaded ({reason}); {_WAYS_OUT}",
+            code="weights-unavailable",
+        ) from error
     return _from_folder(paths[0].parent), "kinetics400"
 
 
@@ -103,18 +113,27 @@ def _from_folder(folder: Path) -> nn.Module:
     """The model saved there, with every tensor in its place; CorruptError where it is damaged."""
     config = _json(folder / "config.json")
     if config.get("model_type") != "timesformer":
-        raise VtpError(f"weights {folder} are a {config.get('model_type')!r}, not a timesformer; {_WAYS_OUT}")
+        raise VtpError(
+            f"weights {folder} are a {config.get('model_type')!r}, not a timesformer; {_WAYS_OUT}", code="weights-wrong"
+        )
     if not any(folder.glob("model*.safetensors")):
-        raise VtpError(f"weights {folder} have no model.safetensors (pickles are not loaded); {_WAYS_OUT}")
+        raise VtpError(
+            f"weights {folder} have no model.safetensors (pickles are not loaded); {_WAYS_OUT}",
+            code="weights-incomplete",
+        )
     try:
         with _quietly():
             network, found = TimesformerModel.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CorruptError(f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}") from error
+        raise CorruptError(
+            f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
+        ) from error
     if wrong := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
-        raise CorruptError(f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}")
+        raise CorruptError(
+            f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}", code="weights-incomplete"
+        )
     return network.eval().requires_grad_(False)
 
 
@@ -142,9 +161,11 @@ def _json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise VtpError(f"weights {path.parent} have no {path.name}; {_WAYS_OUT}") from error
+        raise VtpError(f"weights {path.parent} have no {path.name}; {_WAYS_OUT}", code="weights-incomplete") from error
     except (OSError, ValueError) as error:
-        raise CorruptError(f"weights: {path} cannot be read ({source.first_line(error)}); {_WAYS_OUT}") from error
+        raise CorruptError(
+            f"weights: {path} cannot be read ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
+        ) from error
     if not isinstance(value, dict):
-        raise CorruptError(f"weights: {path} holds no settings; {_WAYS_OUT}")
+        raise CorruptError(f"weights: {path} holds no settings; {_WAYS_OUT}", code="weights-damaged")
     return value

@@ -131,7 +131,8 @@ def load_corpus(folder: Path) -> CorpusBackend:
         return CorpusBackend(codec, unet, float(tensors["embedding_scale"]))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CorruptError(
-            f"model {folder} is damaged ({str(error).splitlines()[0][:200]}); delete it and run the same command again"
+            f"model {folder} is damaged ({str(error).splitlines()[0][:200]}); delete it and run the same command again",
+            code="model-damaged",
         ) from error
 
 

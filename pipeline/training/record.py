@@ -85,7 +85,7 @@ class MetricsCsv:
         if size < resume_at:
             raise CorruptError(
                 f"{path} has {size} bytes, and {resume_at} were written; restore it, or add --overwrite",
-                code="metrics-cut",
+                code="metrics-short",
             )
         self._file = open(path, "r+" if resume_at else "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)

@@ -212,7 +212,8 @@ class Decoder:
         last_line = f": {lines[-1][:200]}" if lines else ""
         if self._starting:
             raise VtpError(
-                f"the decoder process cannot start ({cause}{last_line}); check that decord and av are installed"
+                f"the decoder process cannot start ({cause}{last_line}); check that decord and av are installed",
+                code="decoder-unusable",
             )
         if any(word in last_line for word in ("bad_alloc", "MemoryError", "Cannot allocate")):
             return out_of_memory()
