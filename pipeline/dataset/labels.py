@@ -77,8 +77,8 @@ def read_labels(path: Path, task: Task | None) -> Logs:
         return _read(path, load_task(DEFAULT_TASK))
     except VtpError as error:
         raise VtpError(
-            f"{error}; no task is named, so these labels are read as {DEFAULT_TASK}'s: if they are another task's, name "
-            "it with --task FILE|NAME",
+            f"{error}; no task is named, so these labels are read as {DEFAULT_TASK}'s: if they are of another task, "
+            "name it with --task FILE|NAME",
             code=error.code,
         ) from error
 
@@ -168,8 +168,8 @@ def _columns(path: Path) -> dict[str, list[str]]:
     for number, row in enumerate(rows[1:], 1):
         if len(row) != len(header):
             raise VtpError(
-                f"labels {path}: row {number} has {len(row)} fields and the header {len(header)}; give each row a value "
-                "or an empty field for every column",
+                f"labels {path}: row {number} has {len(row)} fields and the header {len(header)}; give each row a "
+                "value or an empty field for every column",
                 code="labels-unreadable",
             )
     return {name: [row[index].strip() for row in rows[1:]] for index, name in enumerate(header)}
@@ -214,7 +214,7 @@ def _check_context_is_empty(texts: Sequence[str], path: Path, task: Task) -> Non
     for row, text in enumerate(texts, 1):
         if text:
             raise VtpError(
-                f"labels {path}: context {text!r} in row {row} has no price, because task {task.name} names no context; "
-                "leave the column empty, or name the contexts in the task's file",
+                f"labels {path}: context {text!r} in row {row} has no price, because task {task.name} names no "
+                "context; leave the column empty, or name the contexts in the task's file",
                 code="labels-context-unnamed",
             )
