@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +75,18 @@ def read_labels(path: Path, task: Task | None) -> Logs:
     if task is not None:
         return _read(path, task)
     try:
-        return _read(path, load_task(DEFAULT_TASK))
+        return _read(path, _default_task())
     except VtpError as error:
         raise VtpError(
             f"{error}; no task is named, so these labels are read as {DEFAULT_TASK}'s: if they are of another task, "
             "name it with --task FILE|NAME",
             code=error.code,
         ) from error
+
+
+@functools.cache
+def _default_task() -> Task:
+    return load_task(DEFAULT_TASK)
 
 
 def _read(path: Path, task: Task) -> Logs:
