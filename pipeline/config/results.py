@@ -57,6 +57,10 @@ class ValueConfig(Config):
     """What each demonstration is worth: its Shapley value in profit on videos held out, and its price."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
+    task: str | None = Field(
+        None,
+        description="Task file or name whose prices, wage and costs replace those recorded in the embeddings file.",
+    )
     out: Path = Field(Path("runs/value"), description="Folder for the files; RUN/experiments puts them in its report.")
     by: Literal["video", "contributor"] = Field("video", description="What is valued and paid.")
     rounds: int = Field(12, ge=2, le=10_000, description="Rounds of up to 32 orders of arrival: the budget.")
@@ -72,6 +76,10 @@ class NoveltyExperimentConfig(Config):
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
     novelty: Path | None = Field(None, description="Novelty file; by default novelty.h5 beside the embeddings.")
+    task: str | None = Field(
+        None,
+        description="Task file or name whose prices, wage and costs replace those recorded in the embeddings file.",
+    )
     out: Path = Field(
         Path("runs/novelty"), description="Folder for the files; RUN/experiments puts them in its report."
     )
