@@ -22,7 +22,7 @@ from pipeline.config.base import MAX_SEED, Config, Scenario, Task
 # Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;
 # clips have noise of their own to be told from that of outcomes, which takes many more of them. Clips come as they were
 # filmed, whatever is done: values of what follows would be nothing but noise.
-TRAIN_DEFAULTS = {
+TRAIN_DEFAULTS: dict[str, dict[str, Any]] = {
     "sim": {"episodes": 500, "num_envs": 32, "updates_per_episode": 8.0},
     "embeddings": {
         "episodes": 20_000, "num_envs": 256, "updates_per_episode": 1.0,
@@ -119,6 +119,7 @@ class TrainConfig(Config):
     @property
     def frozen_episodes(self) -> int:
         """Episodes before the encoder learns."""
+        assert self.episodes is not None, "the source has a default"
         return self.episodes - self.episodes // 10 if self.unfreeze_after is None else self.unfreeze_after
 
     @field_validator("seeds")

@@ -294,7 +294,7 @@ class Task(_Model):
         )
 
     def priced_as(self, other: Task) -> Task:
-        """This task with the other's prices, wage, costs and error target; VtpError where actions or contexts differ."""
+        """This task with the other's prices, wage, costs and error target; VtpError if actions or contexts differ."""
         bounds = {name: (action.low, action.high) for name, action in self.actions.items()}
         if {name: (action.low, action.high) for name, action in other.actions.items()} != bounds:
             raise VtpError(
