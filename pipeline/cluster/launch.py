@@ -87,6 +87,7 @@ def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, An
     def landed() -> tuple[int, int]:
         return seeds.landed(cfg)
 
+    assert cfg.seeds is not None, "one seed is no array"
     written = [seeds.run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
     ended = _run(tasks, cfg, cfg.out / "jobs", landed, written, task_bytes=task_bytes, progress=progress)
     return seeds.merge(cfg.out) if ended else None
