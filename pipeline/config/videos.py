@@ -26,8 +26,12 @@ class SimulateConfig(Config):
     out: Path = Field(Path("data/demos"), description="Folder for videos, labels and manifest.csv.")
     videos: int = Field(12, ge=1, le=100_000, description="Number of videos, one episode each.")
     steps: int = Field(60, ge=1, le=60, description="Simulator steps a video; each is one clip of 16 frames.")
-    task: str = Field("dishwashing", description="What the demonstrator does.")
-    scenario: str = Field("mixed", description="seed: one kind of object; mixed: a context per step.")
+    task: str = Field(
+        "dishwashing", description="What the demonstrator does: dishwashing, bricklaying, or a task's YAML file."
+    )
+    scenario: str | None = Field(
+        None, description="Scenario of the task; by default mixed, or the task's first where it has no mixed."
+    )
     val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
     novel: float = Field(0.0, ge=0, le=1, description="Share of the clips that show planted novelty, of six kinds.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed; the same seed gives the same bytes.")
