@@ -1,16 +1,15 @@
-"""Files that are whole or not there: atomic writes, the resolved config, `metrics.csv`, checkpoint rotation."""
+"""Files that are whole or not there: atomic writes, folders, checksums, the resolved config."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Config
-from pipeline.errors import CorruptError, TryAgainError, VtpError
+from pipeline.errors import TryAgainError, VtpError
 
 
 def fsync_path(path: Path) -> None:
@@ -136,41 +135,3 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-class MetricsCsv:
-    """`metrics.csv`, one row an episode, flushed a row at a time so that a killed run keeps what it had."""
-
-    def __init__(self, path: Path, columns: tuple[str, ...], *, resume_at: int = 0):
-        """resume_at: bytes of an earlier file to keep, as `sync` returned them; CorruptError where it has fewer."""
-        make_folder(path.parent)
-        self._path = path
-        size = path.stat().st_size if path.exists() else 0
-        if size < resume_at:
-            raise CorruptError(
-                f"{path} has {size} bytes, and {resume_at} were written; restore it, or add --overwrite",
-                code="metrics-short",
-            )
-        self._file = open(path, "r+" if resume_at else "w", newline="", encoding="utf-8")  # noqa: SIM115
-        self._writer = csv.DictWriter(self._file, columns)
-        if resume_at:
-            self._file.truncate(resume_at)
-            self._file.seek(resume_at)
-        else:
-            self._writer.writeheader()
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Write one row; ValueError if it has a column that the header lacks."""
-        with out_of_space_is_try_again(self._path):
-            self._writer.writerow(row)
-            self._file.flush()
-
-    def sync(self) -> int:
-        """Bring the rows so far to the disk; returns the file's size in bytes."""
-        with out_of_space_is_try_again(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import dataset, evaluate, noise_gap
+from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, VtpError
 from pipeline.extraction.shards import parts_folder, shard_number, split_by_cost
 from pipeline.files import make_folder, save_config, write_json
 from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
-from pipeline.synthetic import dynamics
+from pipeline.tasks import EPISODE_STEPS
 from pipeline.video import FRAME_SIZE
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
 
 
 def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarray:
+    assert cfg.reference is not None
     wanted = {str(entry.path): entry.video_id for entry in manifest.read_manifest(cfg.reference)}
     if missing := [name for path, name in wanted.items() if path not in set(data.videos.path)]:
         raise VtpError(
@@ -176,8 +177,8 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
 def svd_scorer(cfg: NoveltyConfig, backend: noise_gap.SvdBackend, why: str) -> Scorer:
     height = cfg.resolution or SVD_HEIGHT
     factor = backend.multiple
-    size = tuple(max(factor, round(side / factor) * factor) for side in (height, height * SVD_ASPECT))
-    return Scorer("svd", why, backend.sha256, size, (backend,))
+    rows, columns = (max(factor, round(side / factor) * factor) for side in (height, height * SVD_ASPECT))
+    return Scorer("svd", why, backend.sha256, (rows, columns), (backend,))
 
 
 def corpus_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, why: str, progress: Progress) -> Scorer:
@@ -230,13 +231,17 @@ def fit_folds(
             kept += len(pixels)
             progress(kept, len(rows), "clips read to train on")
     embeddings = torch.from_numpy(corpus.embeddings[rows])
+
+    def half(number: int) -> Progress:
+        return lambda done, total, text: progress(done, total, f"updates of half {number}, {text}")
+
     for fold in (0, 1):
         learned = corpus.folds[rows] != fold
         if learned.sum() < 2:
             learned[:] = True
         backend = noise_gap.fit(
             images[learned], embeddings[learned], num_frames=num_frames, updates=cfg.updates, seed=cfg.seed + fold,
-            progress=lambda done, total, text, fold=fold: progress(done, total, f"updates of half {fold + 1}, {text}"),
+            progress=half(fold + 1),
         )  # fmt: skip
         backend.save(folder / f"fold-{fold}")
 
@@ -331,11 +336,11 @@ def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np
 def clip_visits(data: dataset.Embeddings) -> np.ndarray:
     """How often training plays each clip, [N]: videos are drawn alike, of a long one a stretch of 60 steps."""
     visits = np.zeros(data.num_clips)
-    videos, _, _ = evaluate.split_rows(data)
+    videos, _, _ = dataset.split_rows(data)
     for start, end in videos:
-        num_starts = max(1, end - start - dynamics.EPISODE_STEPS + 1)
+        num_starts = max(1, end - start - EPISODE_STEPS + 1)
         clip = np.arange(end - start)
-        first, last = np.maximum(clip - dynamics.EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
+        first, last = np.maximum(clip - EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
         visits[start:end] = (last - first + 1) / num_starts
     return visits
 

@@ -17,9 +17,9 @@ from pipeline import train as training
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
 from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
-from pipeline.dataset import manifest
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.extraction import shards
+from pipeline.extraction.inputs import read_inputs
 from pipeline.files import make_folder
 from pipeline.training import seeds
 
@@ -41,7 +41,7 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
     """
     gpus = visible_gpus(cfg.devices) if cfg.devices else []
     cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus))})
-    ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}  # once, for a listing may take long
+    ids = {entry.video_id for entry in read_inputs(cfg).entries}  # refused now, not in each shard's turn
 
     def tasks() -> list[Task]:
         make_folder(cfg.out.parent)
@@ -87,6 +87,7 @@ def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, An
     def landed() -> tuple[int, int]:
         return seeds.landed(cfg)
 
+    assert cfg.seeds is not None, "one seed is no array"
     written = [seeds.run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
     ended = _run(tasks, cfg, cfg.out / "jobs", landed, written, task_bytes=task_bytes, progress=progress)
     return seeds.merge(cfg.out) if ended else None

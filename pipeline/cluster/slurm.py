@@ -53,7 +53,7 @@ class SlurmArray:
     def __init__(self, folder: Path, array_id: str, names: Sequence[str]):
         self.id = array_id
         ids = [f"{array_id}_{index}" for index in range(len(names))] if len(names) > 1 else [array_id]
-        self.jobs = {
+        self.jobs: dict[str, submitit.SlurmJob[None]] = {
             name: submitit.SlurmJob(folder=folder, job_id=job_id) for name, job_id in zip(names, ids, strict=True)
         }
 
@@ -128,7 +128,8 @@ def running(folder: Path, settings: dict[str, Any]) -> SlurmArray | None:
 def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
     """Wait for the array's tasks and return the failures; tick is called every second with what is going on."""
     failures: list[Failure] = []
-    waiting, ended_at = dict(array.jobs), {}
+    waiting = dict(array.jobs)
+    ended_at: dict[str, float] = {}
     folder = next(iter(array.jobs.values())).paths.folder
     states, asked_at = None, -SQUEUE_S
     while True:

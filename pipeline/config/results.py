@@ -64,6 +64,10 @@ class ValueConfig(Config):
     """Value each demonstration: its Shapley value in profit on held-out videos, and its price."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
+    task: str | None = Field(
+        None,
+        description="Task file or name whose prices, wage and costs replace those recorded in the embeddings file.",
+    )
     out: Path = Field(Path("runs/value"), description="Folder for the files; RUN/experiments puts them in its report.")
     by: Literal["video", "contributor"] = Field("video", description="Unit that is valued and paid.")
     rounds: int = Field(
@@ -81,6 +85,10 @@ class NoveltyExperimentConfig(Config):
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
     novelty: Path | None = Field(None, description="Novelty file; by default novelty.h5 beside the embeddings.")
+    task: str | None = Field(
+        None,
+        description="Task file or name whose prices, wage and costs replace those recorded in the embeddings file.",
+    )
     out: Path = Field(
         Path("runs/novelty"), description="Folder for the files; RUN/experiments puts them in its report."
     )

@@ -42,6 +42,12 @@ class ExtractConfig(Config):
 
     source: str = Field(description="Folder, glob, one video, or a manifest (.csv, .jsonl, .parquet).")
     out: Path = Field(Path("data/embeddings.h5"), description="HDF5 file to write.")
+    task: str | None = Field(
+        None,
+        description="Task of all videos: dishwashing, bricklaying, bin-picking, or a task's YAML file; "
+        "wins over the manifest's column.",
+    )
+    bare: bool = Field(False, description="Ignore a folder's manifest: take its videos without labels, splits and ids.")
     clip_len: int = Field(16, ge=1, le=256, description="Frames a clip.")
     clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
     fps: float = Field(15.0, gt=0, le=240, description="Frames a second, sampled by presentation time.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.video import R3D_18_Weights, r3d_18
+from torchvision.models.video import R3D_18_Weights, VideoResNet, r3d_18
 from torchvision.transforms import functional as transforms
 
 from pipeline.encoders import weights as source
@@ -60,7 +60,7 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
     return Backbone("r3d_18", FEATURE_DIM, _FRAME_SIZE, version, TRANSFORM, weights, sha256, forward)
 
 
-def _forward(network: nn.Module, precision: str, device: str) -> Callable[[Tensor], Tensor]:
+def _forward(network: VideoResNet, precision: str, device: str) -> Callable[[Tensor], Tensor]:
     """From the decoder's frames to features."""
     if precision == "int8":
         in_bytes = ByteR3D(network, MEAN, STD)
@@ -73,7 +73,7 @@ def _forward(network: nn.Module, precision: str, device: str) -> Callable[[Tenso
     return lambda clips: plain(preprocess(clips).to(dtype)).float()
 
 
-def load_network(weights: str) -> tuple[nn.Module, str]:
+def load_network(weights: str) -> tuple[VideoResNet, str]:
     """The network without its classifier, and the resolved name of its weights."""
     if (seed := source.seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):
@@ -87,7 +87,7 @@ def load_network(weights: str) -> tuple[nn.Module, str]:
     return network.eval().requires_grad_(False), weights
 
 
-def _from_state_dict(path: Path, name: str) -> nn.Module:
+def _from_state_dict(path: Path, name: str) -> VideoResNet:
     if not path.is_file():
         raise VtpError(f"weights {name!r} is not a file; {_WAYS_OUT}, or --weights kinetics400", code="weights-missing")
     try:

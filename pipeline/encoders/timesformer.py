@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
@@ -38,8 +39,11 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
     network, name, (mean, std) = _load_network(weights)
     config = network.config
     size, num_frames = config.image_size, config.num_frames
+    if not isinstance(size, int):
+        raise VtpError(f"weights {name} are for images of {size}, and frames are cut to squares; {_WAYS_OUT}")
     sha256 = source.state_sha256(network.state_dict())
-    network = network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    module: nn.Module = network  # transformers' own `to` hides its types
+    module.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def forward(clips: Tensor) -> Tensor:
         inputs = preprocess(clips, num_frames=num_frames, size=size, mean=mean, std=std)
@@ -72,12 +76,12 @@ def preprocess(
     resized = F.interpolate(frames, (int(height * scale), int(width * scale)), mode="bilinear", antialias=True)
     top, left = (resized.shape[2] - size) // 2, (resized.shape[3] - size) // 2
     cropped = resized[:, :, top : top + size, left : left + size].float() / 255
-    mean, std = (cropped.new_tensor(values)[:, None, None] for values in (mean, std))
-    normalised = (cropped - mean) / std
+    centre, deviation = (cropped.new_tensor(values)[:, None, None] for values in (mean, std))
+    normalised = (cropped - centre) / deviation
     return normalised.unflatten(0, (batch, num_frames))
 
 
-def _load_network(weights: str) -> tuple[nn.Module, str, tuple[tuple[float, ...], tuple[float, ...]]]:
+def _load_network(weights: str) -> tuple[TimesformerModel, str, tuple[tuple[float, ...], tuple[float, ...]]]:
     """The network, the resolved name of its weights, and the mean and deviation that they expect."""
     if (seed := source.seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):
@@ -93,13 +97,14 @@ def _load_network(weights: str) -> tuple[nn.Module, str, tuple[tuple[float, ...]
     return _from_folder(folder), str(folder.resolve()), _normalisation(folder)
 
 
-def _from_hub() -> tuple[nn.Module, str]:
+def _from_hub() -> tuple[TimesformerModel, str]:
     files = ("config.json", "model.safetensors")
-    options = {"revision": _KINETICS_REVISION}
     try:
-        if not all(isinstance(try_to_load_from_cache(_KINETICS, name, **options), str) for name in files):
+        if not all(
+            isinstance(try_to_load_from_cache(_KINETICS, name, revision=_KINETICS_REVISION), str) for name in files
+        ):
             source.probe(f"{constants.ENDPOINT}/{_KINETICS}")
-        paths = [Path(hf_hub_download(_KINETICS, name, **options)) for name in files]
+        paths = [Path(hf_hub_download(_KINETICS, name, revision=_KINETICS_REVISION)) for name in files]
     except (OSError, ValueError) as error:
         reason = source.first_line(error)
         raise VtpError(
@@ -109,7 +114,7 @@ def _from_hub() -> tuple[nn.Module, str]:
     return _from_folder(paths[0].parent), "kinetics400"
 
 
-def _from_folder(folder: Path) -> nn.Module:
+def _from_folder(folder: Path) -> TimesformerModel:
     """The model saved there, with every tensor in its place; CorruptError where it is damaged."""
     config = _json(folder / "config.json")
     if config.get("model_type") != "timesformer":
@@ -123,7 +128,7 @@ def _from_folder(folder: Path) -> nn.Module:
         )
     try:
         with _quietly():
-            network, found = TimesformerModel.from_pretrained(
+            loaded: Any = TimesformerModel.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import StableVideoDiffusionPipeline
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    StableVideoDiffusionPipeline,
+    _resize_with_antialiasing,
+)
 from torch import Tensor
 
 from pipeline.errors import VtpError

@@ -28,7 +28,8 @@ class Dynamics:
         if simulator is None:
             raise VtpError(
                 f"task {task.name} has no simulator, so nothing is known of what its actions bring; add a `simulator` "
-                "section to its file, see docs/tasks.md"
+                "section to its file, see docs/tasks.md",
+                code="task-no-simulator",
             )
         self.task = task
         self.min_attempts = simulator.min_attempts
@@ -51,6 +52,7 @@ class Dynamics:
         context: integers in [0, K). actions: [..., A] in the task's units. step_s: seconds of a step, by default the
         task's.
         """
+        actions = np.asarray(actions, float)
         if step_s is None:
             step_s = self.step_s
         if len(self.task.contexts) == 1:
@@ -65,7 +67,10 @@ class Dynamics:
     def step_s(self) -> float:
         """Seconds of a step of the simulator itself; VtpError where the task leaves it to the clips."""
         if self.task.step_s is None:
-            raise VtpError(f"task {self.task.name} has no step_s, the seconds of a simulated step; add it to its file")
+            raise VtpError(
+                f"task {self.task.name} has no step_s, the seconds of a simulated step; add it to its file",
+                code="task-no-step-s",
+            )
         return self.task.step_s
 
     def expected_attempts(self, rate: ArrayLike) -> np.ndarray:
