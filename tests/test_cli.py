@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 import yaml
-from synthetic import write_video
+from factories import write_video
 from typer.main import get_command
 
 from pipeline import cli, config
