@@ -17,10 +17,7 @@ KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) a
 CODE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")  # subject-problem
 VIDEO_CODE = re.compile(r"[a-z]+(_[a-z]+)*")  # these are in the failures.jsonl of earlier versions too
 # Rooms and stages whose errors still have their class's code only; a room that is done leaves this list.
-TO_DO = {
-    "dataset", "extract", "extraction", "synthetic", "tasks", "outcomes", "rl", "train", "training",
-    "evaluate", "policy", "experiments", "report", "demo",
-}  # fmt: skip
+TO_DO = {"experiments", "report"}
 
 
 def constructed(path):

@@ -40,7 +40,9 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
     config = network.config
     size, num_frames = config.image_size, config.num_frames
     if not isinstance(size, int):
-        raise VtpError(f"weights {name} are for images of {size}, and frames are cut to squares; {_WAYS_OUT}")
+        raise VtpError(
+            f"weights {name} are for images of {size}, and frames are cut to squares; {_WAYS_OUT}", code="weights-wrong"
+        )
     sha256 = source.state_sha256(network.state_dict())
     module: nn.Module = network  # transformers' own `to` hides its types
     module.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -135,6 +137,7 @@ def _from_folder(folder: Path) -> TimesformerModel:
         raise CorruptError(
             f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
         ) from error
+    network, found = loaded
     if wrong := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
         raise CorruptError(
             f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}", code="weights-incomplete"
