@@ -34,8 +34,12 @@ CASES = {
     "merge": Case("merge {shards}", (r"wrote .*shards\.h5: 12 clips of 3 videos",)),
     "doctor": Case("doctor {data}", ("found", "remedy", "clips")),
     "novelty": Case(
-        "novelty --embeddings {data} --out n.h5 --updates 1 --resolution 32",
-        (r"wrote n\.h5: 12 of 12 clips scored, model corpus", "next: vtp train"),
+        "novelty --embeddings {data} --out {novelty} --updates 1 --resolution 32",  # measures nothing again
+        (
+            r"wrote .*novelty\.h5: 12 of 12 clips scored, model corpus",
+            "labelled novelty found, AUROC",
+            "next: vtp train",
+        ),
     ),
     "train": Case(
         "train --source sim --episodes 4 --num-envs 4 --warmup-steps 100 --out new",
@@ -74,11 +78,11 @@ def test_every_command_has_a_case():
     assert set(registered(cli.app)) == set(CASES)
 
 
-FEW = "--episodes 8 --num-envs 8 --warmup-steps 100 --batch-size 32 --evaluations 1 --json"
+FEW = "--episodes 8 --num-envs 8 --warmup-steps 100 --batch-size 32 --updates-per-episode 1 --evaluations 1 --json"
 EXTRACTION = "extract {demos}/manifest.csv --weights random:0 --precision fp32 --json"
 # The commands that make each input. They print JSON: a table that crashes is a case's finding and spoils no input.
 INPUTS = {
-    "demos": ("simulate --videos 3 --steps 4 --out {out}",),
+    "demos": ("simulate --videos 3 --steps 4 --novel 0.5 --out {out}",),
     "data": (f"{EXTRACTION} --out {{out}}.h5",),
     "shards": tuple(f"{EXTRACTION} --out {{out}}.h5 --shards 2 --shard {shard}" for shard in range(2)),
     "novelty": ("novelty --embeddings {data} --out {out}.h5 --updates 1 --resolution 32 --json",),
