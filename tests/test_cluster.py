@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import write_video
 from raising import raises
-from synthetic import write_video
 
 from pipeline import cli, dataset, processes
 from pipeline.cluster import array, launch, local, slurm
