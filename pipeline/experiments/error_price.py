@@ -19,8 +19,8 @@ from pipeline.outcomes import OutcomeModel, expected_worth, oracle
 from pipeline.tasks import Task
 
 TURNS = np.linspace(0, 1, 201)  # of a knob, in ranges of its action
-# Points of an axis, dense near the bounds, where the last errors go: spacing of 6e-5 there.
-AXIS_POINTS = {1: 10_001, 2: 201}
+# Points of an axis, dense near the bounds, where the last errors go: less than 2e-5 apart there.
+AXIS_POINTS = {1: 10_001, 2: 401}
 SCATTERED = 14  # 2 to this power, for more actions than these
 MAX_CORNERS = 10  # actions up to which all corners are candidates too
 PRICES = (0.0, *np.geomspace(2**-4, 2**10, 15))  # at which the best actions are among the candidates too
