@@ -41,7 +41,7 @@ def test_nothing_is_missing_and_every_number_is_there(full):
         f"The policy earns ${profit:.2f} an hour",
         f"95% interval ${profit - 0.9:.2f} to ${profit + 0.9:.2f}.",
         f"{100 * profit / 39.90:.1f}% of the oracle",
-        f"+${profit - 31.85:.2f} an hour against blind",
+        f"−${31.85 - profit:.2f} an hour against blind",
         f"{(profit + 0.1) / 18:.2f}× the human wage of $18.00",
         "95% interval 86.1% to 90.8%.",
         "1.9% errors",
@@ -100,7 +100,7 @@ def test_figures_carry_their_data(full):
     assert len(page.download("frontier.csv")) == len(page.download("value.csv")) == 2
     steps = [page.download(f"actions-{i}.csv") for i in range(1, 5)]
     assert sum(map(len, steps)) == 480
-    assert len(page.download("economics.csv")) == 9
+    assert len(page.download("economics.csv")) == 10
     assert len(page.download("spread-periods.csv")) == 2
     by_who = {row["who"]: row for row in page.download("headline.csv")}
     assert float(by_who["Oracle"]["usd_per_hour"]) == 39.90
@@ -349,11 +349,17 @@ def test_times_are_those_of_the_stages(tmp_path):
 def test_every_colour_of_a_figure_has_one_for_the_dark(tmp_path):
     for source in Path(output.__file__).parent.glob("*.py"):
         assert set(re.findall('"(#[0-9a-f]{6})"', source.read_text())) <= set(themed.DARK), source
-    figure, (ax,) = output.new_figure(1)
-    for name, colour in output.COLOURS.items():
-        ax.plot([0, 1], [0, 1], c=colour, label=name)
-    ax.legend()
-    output.save(tmp_path, "all", pd.DataFrame({"a": [1]}), figure, {})
+
+    @output.in_style
+    def draw():
+        figure, (ax,) = output.new_figure(1)
+        for name, colour in output.COLOURS.items():
+            ax.plot([0, 1], [0, 1], c=colour, label=name)
+        ax.set(title="Colours", xlabel="x", ylabel="y")
+        ax.legend()
+        return figure
+
+    output.save(tmp_path, "all", pd.DataFrame({"a": [1]}), draw(), {})
     svg = (tmp_path / "all.svg").read_text()
     assert set(output.COLOURS.values()) <= set(re.findall("#[0-9a-f]{6}", svg))
     shown = themed.themed(svg)

@@ -123,7 +123,9 @@ def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    table = Table(title=escape(f"{title_of(summary)}, {len(summary['seeds'])} seeds"), title_justify="left")
+    seeds = len(summary["seeds"])
+    title = f"{title_of(summary)}, {seeds} seed{'s' if seeds != 1 else ''}"
+    table = Table(title=escape(title), title_justify="left")
     for column in ("seed", "profit $/h", "of the oracle", "error"):
         table.add_column(column, justify="left" if column == "seed" else "right")
     for row in summary["by_seed"]:
