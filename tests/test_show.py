@@ -49,7 +49,7 @@ def test_seeds_are_printed_with_or_without_a_ratio(tmp_path, capsys, ratio):
     )  # fmt: skip
     show.print_seeds(summary, as_json=False)
     out = capsys.readouterr().out
-    assert out.startswith("sanding, simulator, 1 seed\n") and "30.00 [29.00, 31.00]" in out
+    assert out.startswith("sanding, simulator, 1 seed ") and "30.00 [29.00, 31.00]" in out
     assert ("no ratio to the oracle where it earns no more than $0.00/h" in out) == (ratio is None)
     assert ("0.900 [0.800, 1.000]" in out) == (ratio is not None)
 

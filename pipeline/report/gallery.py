@@ -138,9 +138,10 @@ def _each_video_first(data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
 
 def _kinds(data: dataset.Embeddings) -> np.ndarray:
     """The label of each clip [N]: a kind of novelty, novel, ordinary, or "" where nothing is known."""
-    labels = data.labels or {}
-    novel = labels.get("novel", np.full(data.num_clips, np.nan))
-    kind = labels.get("novel_kind", np.full(data.num_clips, "", object)).astype(str)
+    if data.logs is None:
+        return np.full(data.num_clips, "")
+    novel = data.logs.novel
+    kind = np.full(data.num_clips, "") if data.logs.novel_kind is None else data.logs.novel_kind.astype(str)
     return np.where(novel == 1, np.where(kind == "", "novel", kind), np.where(novel == 0, "ordinary", ""))
 
 
