@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from pipeline import econ
-from pipeline.config import ReportConfig, TrainConfig
+from pipeline.config import EmbeddingsTrainConfig, ReportConfig
 from pipeline.files import save_config, write_json
 from pipeline.report import run
 
@@ -84,7 +84,7 @@ def build_run(path, work=DISHES, *, episodes=500, seed=0):
     """A run directory of `work` as train and evaluate leave it; its path."""
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True)
-    config = TrainConfig(source="embeddings", out=path, embeddings=path / "data" / "embeddings.h5", episodes=episodes)
+    config = EmbeddingsTrainConfig(out=path, embeddings=path / "data" / "embeddings.h5", episodes=episodes)
     save_config(path / "config.yaml", config)
     validation = _validation(work, rng)
     validation.to_csv(path / "validation.csv", index=False)

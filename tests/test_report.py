@@ -15,7 +15,7 @@ from PIL import Image
 from raising import raises
 from runs_by_hand import DISHES, EXPERIMENTS, SECTIONS, SKILL, build_run, edit_summary, report
 
-from pipeline.config import ReportConfig, TrainConfig
+from pipeline.config import ReportConfig, SimTrainConfig
 from pipeline.experiments import output
 from pipeline.files import save_config, write_json
 from pipeline.outcomes import SimulatedOutcomes
@@ -58,7 +58,7 @@ def test_nothing_is_missing_and_every_number_is_there(full):
         "250 101.5 2.0 −3.0 $28.00 $18.50 1.51 $2,375.00 $475.00 $1,900.00 $6,525.00 $1,087.50",
         "384 orders of arrival, cut where within $0.02 of what all data earns: 740 policies",
         "taught the policy. It is zero here: no gain in output was attributed to the customer. The estimator of",
-        "The estimator of the customers’ share has no skill",
+        "The estimator of the customers’ share has no measurable skill",
         "Nothing: every part of this page had its data.",
     ):
         assert text in page.text, text
@@ -311,13 +311,13 @@ def test_a_run_without_novelty_is_told_how_to_get_it(tmp_path):
     assert f"vtp novelty --embeddings {path / 'data' / 'embeddings.h5'} && vtp train --config" in page.text
 
 
-def test_what_training_would_ignore_is_no_setting(tmp_path):
+def test_settings_are_those_of_the_source(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
     settings = report(path).text.split("Training settings")[1]
-    assert "embeddings " in settings and " scenario " not in settings and " task " not in settings
-    save_config(path / "config.yaml", TrainConfig(source="sim", out=path))
+    assert f"embeddings {path / 'data' / 'embeddings.h5'}" in settings and " scenario " not in settings
+    save_config(path / "config.yaml", SimTrainConfig(out=path, scenario="mixed"))
     settings = report(path).text.split("Training settings")[1]
-    assert " scenario seed " in settings and " embeddings " not in settings
+    assert " scenario mixed " in settings and " embeddings " not in settings
 
 
 def test_the_commands_repeat_the_run(full):
@@ -380,7 +380,7 @@ def test_skill_of_the_estimator_in_words(tmp_path):
 
 def test_a_policy_of_the_simulator_has_no_demonstrations(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
-    save_config(path / "config.yaml", TrainConfig(source="sim", out=path))
+    save_config(path / "config.yaml", SimTrainConfig(out=path))
     assert "There are no demonstrations: the policy learned in the simulator." in report(path).text
 
 

@@ -100,7 +100,7 @@ def test_processes_give_the_same_bytes(demos, tmp_path, in_processes):
 
 def test_an_error_in_a_process_is_the_caller_s(tmp_path, in_processes):
     (tmp_path / "videos").write_text("in the way")
-    with pytest.raises(VtpError, match="videos cannot be a folder, for there is a file in its place"):
+    with pytest.raises(VtpError, match="videos cannot be a folder"):
         simulate.run(SimulateConfig(out=tmp_path, videos=3, steps=1))
     assert not (tmp_path / "manifest.csv").exists()
 

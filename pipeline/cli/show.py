@@ -109,8 +109,9 @@ def _costs(costs: dict[str, float]) -> str:
 COMPARED = (("profit_mean", "profit"), ("profit_difference", "profit_difference"), ("oracle_ratio", "oracle_ratio"))
 
 
-def figure(row: dict[str, Any], name: str, bounds_name: str) -> str:
-    bounds = [row[f"{bounds_name}_low"], row[f"{bounds_name}_high"]]
+def figure(row: dict[str, Any], name: str, bounds_of: str) -> str:
+    """The named figure, and the interval of `bounds_of` where there is one."""
+    bounds = [row[f"{bounds_of}_low"], row[f"{bounds_of}_high"]]
     return "" if row[name] is None else f"{row[name]:.2f}{interval(None if None in bounds else bounds)}"
 
 

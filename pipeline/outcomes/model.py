@@ -65,6 +65,9 @@ class OutcomeModel(Protocol):
     def with_task(self, task: Task) -> OutcomeModel:
         """The same work at another task's prices and costs; what actions bring stays as it is."""
 
+    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> OutcomeModel:
+        """The same work with every price, and every cost of an error, times these factors; rows' own included."""
+
 
 def step_value(model: OutcomeModel, rows: np.ndarray, outcomes: Outcomes) -> np.ndarray:
     """What the outcomes of steps on those rows are worth, in US dollars, before hourly costs."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.config import VIDEO_SETTINGS
 from pipeline.report import figures, headline
 from pipeline.report.action_charts import ActionCharts, action_charts
 from pipeline.report.context_cards import Card, cards_say, context_table, read_cards, where_most_is_lost
@@ -157,7 +156,7 @@ def build_page(files: RunFiles) -> Page:
         failures_name=FAILURES,
         failure_reasons=Counter(failure.reason for failure in failures).most_common(),
         provenance=_rows(_provenance(summary) | _times(summary)),
-        settings=_rows(_settings(files.config)),
+        settings=_rows(files.config),
         commands=_commands(files, evaluate),
         missing=missing,
     )
@@ -188,16 +187,6 @@ def _learning_note(metrics: pd.DataFrame) -> str:
     if window > 1:
         lines = f"Lines are the mean of the last {window} episodes, bands hold four in five of them."
     return f"{lines} Training explores, so it mostly earns less than the same policy in validation."
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The training settings that this source obeys."""
-    without = {
-        "embeddings": ("task", "scenario", *VIDEO_SETTINGS),
-        "sim": ("embeddings", "novelty", *VIDEO_SETTINGS),
-        "video": ("task", "scenario"),
-    }.get(str(config.get("source")), ())
-    return {key: value for key, value in config.items() if key not in without}
 
 
 def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:

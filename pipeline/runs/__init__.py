@@ -7,6 +7,7 @@ from pipeline.runs.loading import (
     check_same_inputs,
     check_weights,
     load_embeddings,
+    load_metadata,
     load_policy,
     observed,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "check_weights",
     "load_checkpoint",
     "load_embeddings",
+    "load_metadata",
     "load_policy",
     "observed",
     "save_checkpoint",

@@ -59,12 +59,7 @@ def check_weights(sha256: str, clips: ClipInputs) -> None:
 
 def load_policy(run: Path) -> tuple[Agent, PolicyMetadata]:
     """A run's best policy, or its last where a run ended before any was chosen, and its metadata."""
-    if not run.is_dir():
-        raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing")
-    files = RunDirectory(run)
-    path = files.best if files.best.is_file() else files.last
-    checkpoint = load_checkpoint(path)
-    metadata = PolicyMetadata.from_state(checkpoint.get("meta"), str(path))
+    path, checkpoint, metadata = _load(run)
     agent = agent_of(metadata)
     try:
         agent.load_state_dict(checkpoint["agent"])
@@ -73,6 +68,20 @@ def load_policy(run: Path) -> tuple[Agent, PolicyMetadata]:
             f"{path} is no checkpoint of this version ({type(error).__name__}); train again", code="checkpoint-corrupt"
         ) from error
     return agent, metadata
+
+
+def load_metadata(run: Path) -> PolicyMetadata:
+    """The metadata of the policy that `load_policy` loads, without its networks."""
+    return _load(run)[2]
+
+
+def _load(run: Path) -> tuple[Path, dict[str, Any], PolicyMetadata]:
+    if not run.is_dir():
+        raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing")
+    files = RunDirectory(run)
+    path = files.best if files.best.is_file() else files.last
+    checkpoint = load_checkpoint(path)
+    return path, checkpoint, PolicyMetadata.from_state(checkpoint.get("meta"), str(path))
 
 
 def check_same_inputs(trained: PolicyMetadata, wanted: PolicyMetadata, run: Path) -> None:

@@ -85,11 +85,11 @@ class RunDirectory:
 
     def read_summary(self) -> dict[str, Any]:
         """The summary of the latest evaluation; VtpError with the command that makes it where there is none."""
-        return self._read(self.summary, _json_mapping, self._evaluate_command)
+        return self._read(self.summary, _json_mapping, self.evaluate_command)
 
     def read_steps(self) -> pd.DataFrame:
         """The steps of the latest evaluation, at least one."""
-        return self._read(self.validation, _table, self._evaluate_command)
+        return self._read(self.validation, _steps_table, self.evaluate_command)
 
     def read_metrics(self) -> pd.DataFrame:
         """A row per training episode, at least one."""
@@ -106,7 +106,8 @@ class RunDirectory:
         return self._read(self.config, _yaml_mapping, f"vtp train --out {shlex.quote(str(self.path))}")
 
     @property
-    def _evaluate_command(self) -> str:
+    def evaluate_command(self) -> str:
+        """What makes summary and steps."""
         return f"vtp evaluate {shlex.quote(str(self.path))}"
 
     @staticmethod
@@ -134,8 +135,13 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value
 
 
-def _table(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path)
+def _steps_table(path: Path) -> pd.DataFrame:
+    # A context may be called NA or 01.
+    return _table(path, dtype={"context": str}, keep_default_na=False, na_values=[""])
+
+
+def _table(path: Path, **options: Any) -> pd.DataFrame:
+    table = pd.read_csv(path, **options)
     if table.empty:
         raise ValueError("it has no rows")
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -215,22 +214,22 @@ class Task(_Model):
         """Whether the file names no context."""
         return self.context_names == (UNNAMED,)
 
-    @cached_property
+    @property
     def low(self) -> np.ndarray:
         """Lower bounds of the actions, [A]."""
         return np.array([action.low for action in self.actions.values()])
 
-    @cached_property
+    @property
     def high(self) -> np.ndarray:
         """Upper bounds of the actions, [A]."""
         return np.array([action.high for action in self.actions.values()])
 
-    @cached_property
+    @property
     def price_usd(self) -> np.ndarray:
         """The price of a unit in each context, [K]."""
         return np.array([context.price_usd for context in self.contexts.values()])
 
-    @cached_property
+    @property
     def damage_usd(self) -> np.ndarray:
         """What an error costs in each context, [K]."""
         return np.array([context.damage_usd for context in self.contexts.values()])
@@ -279,7 +278,7 @@ class Task(_Model):
             update={
                 "contexts": {name: self.contexts[name] for name in names},
                 "scenario": scenario,
-                "simulator": self.simulator.model_copy(update={"contexts": kept}),
+                "simulator": self.simulator.model_copy(update={"contexts": kept, "scenarios": {scenario: names}}),
             }
         )
 
@@ -306,6 +305,14 @@ class Task(_Model):
                 "error_target": other.error_target,
             }
         )
+
+    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> Task:
+        """This task with every price, and every cost of an error, times these factors."""
+        contexts = {
+            name: Context(price_usd=price * context.price_usd, damage_usd=damage * context.damage_usd)
+            for name, context in self.contexts.items()
+        }
+        return self.model_copy(update={"contexts": contexts})
 
     def __str__(self) -> str:
         return f"{self.name} {self.scenario}".strip()

@@ -103,8 +103,9 @@ def _find_lines(node: Any, place: _Place, lines: dict[_Place, int], where: str) 
             _find_lines(value, inner, lines, where)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*place, index)] = value.start_mark.line + 1
-            _find_lines(value, (*place, index), lines, where)
+            inner = (*place, index)
+            lines[inner] = value.start_mark.line + 1
+            _find_lines(value, inner, lines, where)
 
 
 def _explain(error: ValidationError, lines: dict[_Place, int], where: str) -> str:
