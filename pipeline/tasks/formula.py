@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
+VARIADIC = ("min", "max")
 FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "min": lambda first, *others: _reduce(np.minimum, first, others),
     "max": lambda first, *others: _reduce(np.maximum, first, others),
@@ -36,8 +37,9 @@ class Formula:
             raise ValueError(
                 f"{text!r} is no formula ({error.args[0]}); write arithmetic of names and numbers"
             ) from error
+        called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
-            _check(node, names)
+            _check(node, names, is_called=id(node) in called)
             if isinstance(node, ast.Constant) and isinstance(node.value, int):
                 node.value = float(node.value)  # powers of whole numbers could grow without end
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - set(FUNCTIONS)
@@ -48,7 +50,7 @@ class Formula:
         return eval(self._code, {"__builtins__": {}}, {**FUNCTIONS, **values})  # only arithmetic passed the check
 
 
-def _check(node: ast.AST, names: Collection[str]) -> None:
+def _check(node: ast.AST, names: Collection[str], *, is_called: bool) -> None:
     if not isinstance(node, ALLOWED):
         raise ValueError(f"{type(node).__name__.lower()} is not allowed; use + - * / ** and {', '.join(FUNCTIONS)}")
     if isinstance(node, ast.Constant) and type(node.value) not in (int, float):
@@ -57,6 +59,11 @@ def _check(node: ast.AST, names: Collection[str]) -> None:
         not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords or not node.args
     ):
         raise ValueError(f"{ast.unparse(node)!r} is no known function of numbers; use {', '.join(FUNCTIONS)}")
+    if isinstance(node, ast.Call) and len(node.args) > 1 and node.func.id not in VARIADIC:
+        # numpy would take the second for the array to write its result into
+        raise ValueError(f"{ast.unparse(node)!r}: {node.func.id} takes one number; drop the others")
+    if isinstance(node, ast.Name) and not is_called and node.id in FUNCTIONS:
+        raise ValueError(f"{node.id!r} is a function, not a number; write {node.id}(...)")
     if isinstance(node, ast.Name) and node.id not in names and node.id not in FUNCTIONS:
         raise ValueError(f"{node.id!r} is unknown; use one of {', '.join(sorted(names))}")
 

@@ -24,7 +24,14 @@ RESERVED = frozenset(
     }
 )  # fmt: skip
 Direction = Literal["rises", "falls"]
-CHECKED_POINTS = 5  # of each action, at which a simulator's formulas must give rates and probabilities
+CHECKED_POINTS = (41, 17, 9, 5, 3, 2)  # of each action, where formulas must give rates and probabilities
+    41,
+    17,
+    9,
+    5,
+    3,
+    2,
+)  # of each action, at which a simulator's formulas must give rates and probabilities
 MAX_CHECKED = 100_000
 
 
@@ -189,8 +196,8 @@ class Task(_Model):
                     )
 
     def _checked_actions(self) -> dict[str, np.ndarray]:
-        """A grid over all actions, bounds included; of many actions, the corners and the middle only."""
-        for points in (CHECKED_POINTS, 3, 2):
+        """A grid over all actions, bounds included; the more actions, the coarser, of very many some corners only."""
+        for points in CHECKED_POINTS:
             if points ** len(self.actions) <= MAX_CHECKED:
                 break
         axes = [np.linspace(action.low, action.high, points) for action in self.actions.values()]
