@@ -115,6 +115,9 @@ def test_values_broadcast():
         "min(exp, 1)",
         "exp(speed, care)",
         "min()",
+        "1" + "0" * 400,
+        "1e999",
+        "-" * 3000 + "1",
     ],
 )
 def test_anything_but_arithmetic_is_refused_before_it_is_computed(text, tmp_path, monkeypatch):

@@ -25,13 +25,6 @@ RESERVED = frozenset(
 )  # fmt: skip
 Direction = Literal["rises", "falls"]
 CHECKED_POINTS = (41, 17, 9, 5, 3, 2)  # of each action, where formulas must give rates and probabilities
-    41,
-    17,
-    9,
-    5,
-    3,
-    2,
-)  # of each action, at which a simulator's formulas must give rates and probabilities
 MAX_CHECKED = 100_000
 
 
