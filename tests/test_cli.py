@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from synthetic import write_video
+from factories import write_video
 from typer.main import get_command
 
 from pipeline import cli, config

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import write_video
+from factories import write_video
 
 from pipeline import cli, dataset, processes
 from pipeline.cluster import array, launch, local, slurm

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from synthetic import write_video
+from factories import write_video
 
 from pipeline import dataset, extract
 from pipeline.config import ExtractConfig

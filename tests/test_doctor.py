@@ -1,5 +1,5 @@
 import pytest
-from synthetic import write_video
+from factories import write_video
 
 from pipeline import doctor, extract
 from pipeline.config import DoctorConfig, ExtractConfig

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from synthetic import write_video
+from factories import write_video
 
 from pipeline import dataset, extract
 from pipeline.config import ExtractConfig, MergeConfig

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import write_embeddings
+from factories import write_embeddings
 
 from pipeline import dataset
 from pipeline.config import SimulateConfig

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import write_embeddings
+from factories import write_embeddings
 
 from pipeline import dataset, noise_gap, novelty
 from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import read_barcode, skip_by_edit_list, turn, write_video
+from factories import read_barcode, skip_by_edit_list, turn, write_video
 from torchvision.transforms.functional import resize
 
 from pipeline.video import Clip, Decoder, DecoderPool, VideoError, VideoInfo, check_file, clip_windows, resize_frame
