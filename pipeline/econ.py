@@ -41,12 +41,14 @@ def step_value(attempts: ArrayLike, errors: ArrayLike, price_usd: ArrayLike, dam
     return np.asarray(price_usd) * (attempts - errors) - np.asarray(damage_usd) * errors
 
 
-def implied_wage(mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike):
+def implied_wage(
+    mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike
+) -> np.ndarray:
     """What an hour of this work is worth: ŵ = MP · (price − damage · err_rate), $/h (seed)."""
     return np.asarray(mp_per_hour) * (np.asarray(price_usd) - np.asarray(damage_usd) * np.asarray(err_rate))
 
 
-def profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float):
+def profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float) -> np.ndarray:
     """Implied wage net of energy, $/h (seed)."""
     return np.asarray(implied_wage_usd) - energy_usd_per_hour
 
@@ -63,7 +65,7 @@ def human_marginal_product(human_wage_usd: float, price_usd: ArrayLike) -> np.nd
 
 def lagrangian_reward(
     profit_usd_per_hour: ArrayLike, err_rate: ArrayLike, *, human_wage_usd: float, lambda_dual: float, err_target: float
-):
+) -> np.ndarray:
     """Lagrangian of: maximise profit subject to err_rate ≤ err_target. Profit counts in human wages, so λ does too."""
     return np.asarray(profit_usd_per_hour) / human_wage_usd - lambda_dual * (np.asarray(err_rate) - err_target)
 
@@ -142,12 +144,12 @@ def wage_index(wage_usd: float, market_wage_usd: ArrayLike, *, smoothing: float,
     return np.array(wages)
 
 
-def customer_cost(implied_wage_usd: ArrayLike, hours: ArrayLike, rebate_usd: ArrayLike):
+def customer_cost(implied_wage_usd: ArrayLike, hours: ArrayLike, rebate_usd: ArrayLike) -> np.ndarray:
     """What the customer pays for `hours` of robot work, US dollars: its implied wage, less the rebate."""
     return np.asarray(implied_wage_usd) * np.asarray(hours) - np.asarray(rebate_usd)
 
 
-def consumer_surplus(completed: ArrayLike, price_usd: ArrayLike, customer_cost_usd: ArrayLike):
+def consumer_surplus(completed: ArrayLike, price_usd: ArrayLike, customer_cost_usd: ArrayLike) -> np.ndarray:
     """What the customer has of the work beyond what it cost, US dollars: good units at their price, less the cost.
 
     The price is also what a unit costs in flawless human work, for that earns the human wage at the human MP.

@@ -1,32 +1,18 @@
-"""What tests are made of: videos whose frames carry their number as a barcode that survives compression, their
-embeddings, and the check of an error by its code."""
+"""Videos for tests, whose frames carry their number as a barcode that survives compression, and their embeddings."""
 
-import contextlib
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 
 from pipeline import dataset
 from pipeline.dataset import logs as clip_logs
-from pipeline.errors import VtpError
 from pipeline.files import file_sha256
 from pipeline.tasks import load_task
 from pipeline.video import Decoder
 
 BITS = 8
-
-
-@contextlib.contextmanager
-def raises(code: str, kind: type[VtpError] = VtpError) -> Iterator[pytest.ExceptionInfo[VtpError]]:
-    """An error of that kind and code is raised, whose message is one line."""
-    with pytest.raises(kind) as caught:
-        yield caught
-    assert caught.value.code == code, f"{caught.value.code}: {caught.value}"
-    assert "\n" not in str(caught.value)
 
 
 def barcode_frame(number: int, height: int, width: int) -> np.ndarray:

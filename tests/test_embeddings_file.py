@@ -4,7 +4,8 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from factories import assert_equal, raises, small_part
+from factories import assert_equal, small_part
+from raising import raises
 
 from pipeline import dataset
 from pipeline.dataset import hdf5

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from factories import raises, write_video
+from factories import write_video
+from raising import raises
 
 from pipeline import dataset, encoders, extract
 from pipeline.config import ExtractConfig, MergeConfig

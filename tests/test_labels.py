@@ -2,9 +2,9 @@ import csv
 
 import numpy as np
 import pytest
-from factories import raises
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises
 
 from pipeline.dataset import label_columns, read_labels
 from pipeline.dataset import logs as clip_logs

@@ -3,7 +3,7 @@ import json
 
 import pandas as pd
 import pytest
-from factories import raises
+from raising import raises
 
 from pipeline.dataset.manifest import VideoEntry, assign_splits, find_videos
 

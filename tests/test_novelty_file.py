@@ -1,7 +1,7 @@
 import h5py
 import numpy as np
 import pytest
-from factories import raises
+from raising import raises
 
 from pipeline import dataset
 from pipeline.errors import CorruptError

@@ -1,6 +1,7 @@
 import h5py
 import pytest
-from factories import assert_equal, raises, small_part
+from factories import assert_equal, small_part
+from raising import raises
 
 from pipeline import dataset
 from pipeline.errors import CorruptError

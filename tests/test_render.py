@@ -1,8 +1,8 @@
 import av
 import numpy as np
 import pytest
-from factories import raises
 from PIL import Image
+from raising import raises
 from sklearn.linear_model import RidgeClassifier
 
 from pipeline import synthetic

@@ -1,7 +1,7 @@
 import pytest
-from factories import raises
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises
 
 from pipeline.config import ExtractConfig
 from pipeline.dataset.manifest import VideoEntry

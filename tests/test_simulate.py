@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
-from factories import raises
+from raising import raises
 
 from pipeline import dataset, synthetic
 from pipeline.config import SimulateConfig

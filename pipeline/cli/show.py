@@ -75,8 +75,9 @@ def print_summary(summary: dict[str, Any]) -> None:
 COMPARED = (("profit_mean", "profit"), ("profit_difference", "profit_difference"), ("oracle_ratio", "oracle_ratio"))
 
 
-def figure(row: dict[str, Any], name: str, interval: str) -> str:
-    bounds = [row[f"{interval}_low"], row[f"{interval}_high"]]
+def figure(row: dict[str, Any], name: str, bounds_of: str) -> str:
+    """The named figure, and the interval of `bounds_of` where there is one."""
+    bounds = [row[f"{bounds_of}_low"], row[f"{bounds_of}_high"]]
     return "" if row[name] is None else f"{row[name]:.2f}{interval(None if None in bounds else bounds)}"
 
 

@@ -7,39 +7,46 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import MAX_SEED, Config, Scenario, Task
+from pipeline.config.base import MAX_SEED, Config
 
 
 class FrontierConfig(Config):
-    """Which actions meet the service level, by formula and by simulation, and where a run's policy sits."""
+    """Find the actions that meet the service level, by formula and by simulation, and place a run's policy."""
 
     run: Path | None = Field(None, description="Run directory whose policy to place; its task and scenario are used.")
     out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
-    task: Task = Field("dishwashing", description="Simulator task, where no run is given.")
-    scenario: Scenario = Field("seed", description="Simulator scenario, where no run is given.")
-    grid: int = Field(50, ge=2, le=500, description="Points of speed and of care.")
-    episodes: int = Field(100, ge=1, le=10_000, description="Simulated episodes a point.")
+    task: str = Field(
+        "dishwashing", description="Task if no run is given: a built-in name or a YAML file, with a simulator."
+    )
+    scenario: str | None = Field(
+        None, description="Scenario of the task's simulator if no run is given; by default its first."
+    )
+    axes: str | None = Field(
+        None, description="Two actions to draw, such as speed,care; by default the task's first two."
+    )
+    grid: int = Field(50, ge=2, le=500, description="Points per action.")
+    episodes: int = Field(100, ge=1, le=10_000, description="Simulated episodes per point.")
     min_mp: float = Field(80.0, ge=0, description="Service level: good units an hour, at least.")
     max_err: float = Field(0.06, ge=0, le=1, description="Service level: error rate, at most.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 
 class ElasticityConfig(Config):
-    """How a run's profit, spread and price of errors answer to prices, wages and targets, beside the oracle's."""
+    """How much prices, wages and error targets change a run's profit, spread and price of errors, and the optimum's."""
 
     run: Path = Field(description="Run directory, with its validation.")
     out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
-    points: int = Field(10, ge=2, le=200, description="Points a curve.")
-    range: float = Field(2.0, gt=1, le=100, description="Curves go from today's value over this to today's times this.")
+    points: int = Field(10, ge=2, le=200, description="Points per curve.")
+    range: float = Field(2.0, gt=1, le=100, description="Sweep each parameter from 1/RANGE to RANGE times its value.")
     retrain: int | None = Field(
-        None, ge=1, le=1_000_000, description="Also retrain the policy at every point, by this many SAC updates."
+        None, ge=1, le=1_000_000, description="Also retrain the policy at every point, with this many SAC updates."
     )
-    retrain_seeds: int = Field(1, ge=1, le=100, description="Retrainings a point, whose mean is taken.")
+    retrain_seeds: int = Field(1, ge=1, le=100, description="Retrainings per point, whose mean is taken.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap and of retraining.")
 
 
 class SpreadConfig(Config):
-    """Who got what a run earned above the human wage, over its training."""
+    """How a run's earnings above the human wage were divided over its training."""
 
     run: Path = Field(description="Run directory.")
     out: Path | None = Field(None, description="Folder for the files; by default RUN/experiments.")
@@ -47,36 +54,46 @@ class SpreadConfig(Config):
     market_wage: float | None = Field(
         None,
         gt=0,
-        description="Human wage in the market in $/h, which the wage index approaches; by default the run's.",
+        description="Human wage on the market in $/h, which the wage index approaches; by default the run's.",
     )
-    wage_smoothing: float = Field(0.1, ge=0, le=1, description="Step of the wage index towards the market, a period.")
-    inflation: float = Field(0.0, gt=-1, le=10, description="Rise of the wage index with prices, a period.")
+    wage_smoothing: float = Field(0.1, ge=0, le=1, description="Step of the wage index towards the market per period.")
+    inflation: float = Field(0.0, gt=-1, le=10, description="Growth of the wage index with prices per period.")
 
 
 class ValueConfig(Config):
-    """What each demonstration is worth: its Shapley value in profit on videos held out, and its price."""
+    """Value each demonstration: its Shapley value in profit on held-out videos, and its price."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
-    out: Path = Field(Path("runs/value"), description="Folder for the files; RUN/experiments puts them in its report.")
-    by: Literal["video", "contributor"] = Field("video", description="What is valued and paid.")
-    rounds: int = Field(12, ge=2, le=10_000, description="Rounds of up to 32 orders of arrival: the budget.")
-    tolerance: float = Field(
-        0.02, ge=0, description="Cut an order short once its profit is within this of all data's, in $/h."
+    task: str | None = Field(
+        None,
+        description="Task file or name whose prices, wage and costs replace those recorded in the embeddings file.",
     )
-    draws: int = Field(200, ge=20, le=10_000, description="Sampled outcomes of random actions a clip.")
+    out: Path = Field(Path("runs/value"), description="Folder for the files; RUN/experiments puts them in its report.")
+    by: Literal["video", "contributor"] = Field("video", description="Unit that is valued and paid.")
+    rounds: int = Field(
+        12, ge=2, le=10_000, description="Budget: rounds of up to 32 random orders of the demonstrations."
+    )
+    tolerance: float = Field(
+        0.02, ge=0, description="Stop an order when its profit is within this of all data's, in $/h."
+    )
+    draws: int = Field(200, ge=20, le=10_000, description="Sampled outcomes of random actions per clip.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 
 class NoveltyExperimentConfig(Config):
-    """Does novelty help: as a learning weight, and to choose which demonstrations to keep."""
+    """Test whether novelty helps: as a learning weight, and to choose which demonstrations to keep."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
     novelty: Path | None = Field(None, description="Novelty file; by default novelty.h5 beside the embeddings.")
+    task: str | None = Field(
+        None,
+        description="Task file or name whose prices, wage and costs replace those recorded in the embeddings file.",
+    )
     out: Path = Field(
         Path("runs/novelty"), description="Folder for the files; RUN/experiments puts them in its report."
     )
-    rounds: int = Field(20, ge=2, le=10_000, description="Draws of outcomes, each with policies of its own.")
-    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions a clip.")
+    rounds: int = Field(20, ge=2, le=10_000, description="Draws of outcomes, each with its own policies.")
+    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions per clip.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 
@@ -87,7 +104,7 @@ class ReportConfig(Config):
 
 
 class CompareConfig(Config):
-    """Put validated runs beside each other in one table and page, with intervals."""
+    """Compare validated runs in one table and page, with intervals."""
 
     runs: list[Path] = Field(min_length=2, description="Run directories; the others are compared with the first.")
     out: Path = Field(Path("runs"), description="Folder for compare.csv and compare.html.")
@@ -96,6 +113,6 @@ class CompareConfig(Config):
 class DemoConfig(Config):
     """Run the whole pipeline on rendered demonstrations, then the report."""
 
-    out: Path = Field(Path("runs/demo"), description="Run directory; videos and embeddings lie in it too.")
-    quick: bool = Field(False, description="A small version of the same, in under three minutes.")
+    out: Path = Field(Path("runs/demo"), description="Run directory, with its videos and embeddings.")
+    quick: bool = Field(False, description="Run a smaller version (under three minutes).")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")

@@ -65,6 +65,9 @@ class OutcomeModel(Protocol):
     def with_task(self, task: Task) -> OutcomeModel:
         """The same work at another task's prices and costs; what actions bring stays as it is."""
 
+    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> OutcomeModel:
+        """The same work with every price, and every cost of an error, times these factors; rows' own included."""
+
 
 def step_value(model: OutcomeModel, rows: np.ndarray, outcomes: Outcomes) -> np.ndarray:
     """What the outcomes of steps on those rows are worth, in US dollars, before hourly costs."""
@@ -78,7 +81,7 @@ def step_worth(model: OutcomeModel, rows: np.ndarray, outcomes: Outcomes) -> Wor
         outcomes.attempts,
         outcomes.errors,
         step_value(model, rows, outcomes),
-        model.terms(rows).step_s / SECONDS_PER_HOUR,
+        SECONDS_PER_HOUR / model.terms(rows).step_s,
         costs_usd_per_hour=model.task.total_costs_usd_per_hour,
     )
 

@@ -89,9 +89,21 @@ class SimulatedOutcomes(OutcomeModel):
 
     def with_task(self, task: Task) -> SimulatedOutcomes:
         if task.context_names != self._task.context_names:
-            raise VtpError(f"task {task} has other contexts than {self._task}; name one with the same")
+            raise VtpError(
+                f"task {task} has other contexts than {self._task}; name one with the same", code="task-other-contexts"
+            )
+        return self._priced(task, self._own_price, self._own_damage)
+
+    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> SimulatedOutcomes:
+        own_price, own_damage = (
+            None if own is None else factor * own
+            for own, factor in ((self._own_price, price), (self._own_damage, damage))
+        )
+        return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
+
+    def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> SimulatedOutcomes:
         return SimulatedOutcomes(
-            task, self._context, price_usd=self._own_price, damage_usd=self._own_damage, step_s=self._own_step_s,
+            task, self._context, price_usd=price_usd, damage_usd=damage_usd, step_s=self._own_step_s,
             is_labelled=self._is_labelled, description=self._description,
         )  # fmt: skip
 

@@ -60,7 +60,8 @@ def read(path: Path, content: bytes) -> Policy:
     except (ValueError, *_runtime_errors()) as error:
         reason = first_line(error)
         raise CorruptError(
-            f"{path} does not run in ONNX Runtime {runtime.__version__} ({reason}); export the policy again"
+            f"{path} does not run in ONNX Runtime {runtime.__version__} ({reason}); export the policy again",
+            code="policy-corrupt",
         ) from error
     return Policy(card, lambda observations: session.run(["actions"], {"observations": observations})[0])
 
@@ -76,4 +77,6 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise VtpError(f"{name} is missing; for ONNX, pip install onnx onnxscript onnxruntime") from error
+        raise VtpError(
+            f"{name} is missing; for ONNX, pip install onnx onnxscript onnxruntime", code="library-missing"
+        ) from error

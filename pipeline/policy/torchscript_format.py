@@ -53,7 +53,10 @@ def read(path: Path, content: bytes) -> Policy:
                 raise untrusted(path, f"it unpacks to more than {MAX_UNPACKED_BYTES} bytes")
             records = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
         if f"extra/{CARD}" not in records:
-            raise VtpError(f"{path} is no exported policy; of a checkpoint name the run directory, {path.parent}")
+            raise VtpError(
+                f"{path} is no exported policy; of a checkpoint name the run directory, {path.parent}",
+                code="policy-missing",
+            )
         card = open_card(path, records[f"extra/{CARD}"].decode())
         checked = io.BytesIO()
         with zipfile.ZipFile(checked, "w") as archive:

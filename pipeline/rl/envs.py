@@ -1,4 +1,4 @@
-"""Environments: simulator states or clip embeddings to observe, speed and care to choose, an economic reward.
+"""Environments: simulator states or clip embeddings to observe, a task's actions to choose, an economic reward.
 
 `SimEnv` and `EmbeddingEnv` run many episodes side by side for training; `GymEnv` shows one of them through
 Gymnasium's interface. Time limits truncate; nothing terminates.
@@ -6,74 +6,37 @@ Gymnasium's interface. Time limits truncate; nothing terminates.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 
 from pipeline import econ
 from pipeline.errors import VtpError
-from pipeline.synthetic import dynamics
+from pipeline.outcomes import OutcomeModel, Outcomes, SimulatedOutcomes, step_value, step_worth
+from pipeline.tasks import EPISODE_STEPS, SECONDS_PER_HOUR, Worth, worth
 
-
-class Economics(NamedTuple):
-    """What work was worth: each field an array over environments; rates an hour, money in US dollars an hour."""
-
-    mp: np.ndarray
-    err_rate: np.ndarray
-    implied_wage: np.ndarray
-    profit: np.ndarray
-
-
-def value_work(scenario: dynamics.Scenario, attempts: np.ndarray, errors: np.ndarray, hours: np.ndarray) -> Economics:
-    """Price work counted by context, attempts and errors [N, K] over hours [N]."""
-    completed = attempts - errors
-    implied_wage = econ.implied_wage(
-        econ.marginal_product(completed, hours[:, None]),
-        econ.error_rate(errors, attempts),
-        scenario.table["price_usd"],
-        scenario.table["damage_usd"],
-    ).sum(1)
-    return Economics(
-        mp=econ.marginal_product(completed.sum(1), hours),
-        err_rate=econ.error_rate(errors.sum(1), attempts.sum(1)),
-        implied_wage=implied_wage,
-        profit=econ.profit(implied_wage, scenario.energy_usd_per_hour),
-    )
-
-
-def expected_work(
-    scenario: dynamics.Scenario, context: np.ndarray, speed: np.ndarray, care: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Analytic expectation for one action held in one context: (attempts an hour, err_rate, profit in $/h)."""
-    rate, err_rate = dynamics.dynamics(scenario, context, speed, care)
-    attempts_per_hour = dynamics.STEPS_PER_HOUR * dynamics.expected_attempts(rate)
-    price, damage = scenario.table["price_usd"][context], scenario.table["damage_usd"][context]
-    implied_wage = econ.implied_wage(attempts_per_hour * (1 - err_rate), err_rate, price, damage)
-    return attempts_per_hour, err_rate, econ.profit(implied_wage, scenario.energy_usd_per_hour)
+ROUNDING = 1e-6  # of an action's range: float32 bounds need not be the task's
 
 
 class Workplace:
-    """Outcomes, the books and the reward of N episodes side by side.
+    """Outcomes, their tally and the reward of N episodes side by side.
 
     `lambda_dual` and `err_target` are set by the training loop as dual ascent and the curriculum move them.
     """
 
-    _STATE = ("lambda_dual", "err_target", "steps", "attempts", "errors")
+    _TALLY = ("steps", "hours", "attempts", "errors", "value_usd")
+    _STATE = ("lambda_dual", "err_target", *_TALLY)
 
-    def __init__(self, scenario: dynamics.Scenario, num_envs: int, *, reward_window: str, rng: np.random.Generator):
-        self.scenario = scenario
+    def __init__(self, model: OutcomeModel, num_envs: int, *, reward_window: str, rng: np.random.Generator):
+        self.model = model
         self.reward_window = reward_window
         self.rng = rng
         self.lambda_dual = 0.0
-        self.err_target = econ.ERROR_TARGET_START
+        self.err_target = model.task.error_target.at(0)
         self.steps = np.zeros(num_envs, np.int64)
-        self.attempts = np.zeros((num_envs, len(scenario.contexts)))
-        self.errors = np.zeros_like(self.attempts)
-        self.outcomes = (
-            np.zeros(num_envs, np.int64),
-            np.zeros(num_envs, np.int64),
-        )  # (attempts, errors) of the last step
+        self.hours, self.attempts, self.errors, self.value_usd = np.zeros((4, num_envs))
+        self.outcomes = Outcomes(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64))  # of the last step
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides what comes next, the random generator included, as arrays and plain values."""
@@ -84,48 +47,53 @@ class Workplace:
             setattr(self, name, state[name])
         self.rng.bit_generator.state = state["rng"]
 
-    def open_books(self, envs: np.ndarray) -> None:
+    def begin(self, envs: np.ndarray) -> None:
         """Start new episodes in `envs`, a boolean mask [N]."""
-        self.steps[envs] = 0
-        self.attempts[envs] = 0
-        self.errors[envs] = 0
+        for name in self._TALLY:
+            getattr(self, name)[envs] = 0
 
-    def economics(self) -> Economics:
-        """The episodes to date."""
-        return value_work(self.scenario, self.attempts, self.errors, self.steps / dynamics.STEPS_PER_HOUR)
+    def worth(self) -> Worth:
+        """What the episodes to date were worth, [N]; before their first step nothing."""
+        per_hour = econ.ratio(np.ones_like(self.hours), self.hours)
+        costs = self.model.task.total_costs_usd_per_hour
+        return worth(self.attempts, self.errors, self.value_usd, per_hour, costs_usd_per_hour=costs)
 
-    def work(self, context: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """One minute in each environment: context [N], actions [N, 2] → rewards [N].
+    def work(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """One step in each environment: rows [N] of the outcome model, actions [N, A] → rewards [N].
 
-        With reward_window `step`, each error costs its damage in full. The seed's product of completed units and error
-        rate would, on the one or two attempts of a step, leave half the errors unpaid: its expectation there is
-        (n−1) p (1−p) rather than n p (1−p).
+        With reward_window `step`, the rates in the reward are the step's own; with `episode`, those of the episode to
+        date.
         """
-        if not (np.isfinite(actions).all() and (actions >= 0).all() and (actions <= 1).all()):
-            raise VtpError(
-                f"an action lies outside [0, 1]: {actions.min()}..{actions.max()}; scale speed and care to [0, 1]"
-            )
-        rate, p_err = dynamics.dynamics(self.scenario, context, actions[:, 0], actions[:, 1])
-        attempts, errors = dynamics.sample_outcomes(rate, p_err, self.rng)
-        self.outcomes = attempts, errors
-        envs = np.arange(len(context))
+        model, task = self.model, self.model.task
+        actions = self._within_bounds(actions)
+        self.outcomes = model.sample(rows, actions, self.rng)
         self.steps += 1
-        self.attempts[envs, context] += attempts
-        self.errors[envs, context] += errors
-        if self.reward_window == "step":
-            price, damage = self.scenario.table["price_usd"][context], self.scenario.table["damage_usd"][context]
-            value_usd_per_hour = dynamics.STEPS_PER_HOUR * (price * (attempts - errors) - damage * errors)
-            profit = econ.profit(value_usd_per_hour, self.scenario.energy_usd_per_hour)
-            err_rate = econ.error_rate(errors, attempts)
-        else:
-            _, err_rate, _, profit = self.economics()
+        self.hours += model.terms(rows).step_s / SECONDS_PER_HOUR
+        self.attempts += self.outcomes.attempts
+        self.errors += self.outcomes.errors
+        self.value_usd += step_value(model, rows, self.outcomes)
+        found = step_worth(model, rows, self.outcomes) if self.reward_window == "step" else self.worth()
         return econ.lagrangian_reward(
-            profit,
-            err_rate,
-            human_wage_usd=self.scenario.human_wage_usd,
+            found.profit,
+            found.err_rate,
+            human_wage_usd=task.human_wage_usd,
             lambda_dual=self.lambda_dual,
             err_target=self.err_target,
         )
+
+    def _within_bounds(self, actions: np.ndarray) -> np.ndarray:
+        """The actions, to the task's own bounds; VtpError where one lies beyond them by more than rounding."""
+        task = self.model.task
+        slack = ROUNDING * (task.high - task.low)
+        wrong = ~((actions >= task.low - slack) & (actions <= task.high + slack))  # NaN is wrong too
+        if wrong.any():
+            env, index = np.argwhere(wrong)[0]
+            raise VtpError(
+                f"action {task.action_names[index]} {actions[env, index]:g} lies outside "
+                f"[{task.low[index]:g}, {task.high[index]:g}]; give actions in the task's units",
+                code="action-out-of-bounds",
+            )
+        return np.clip(actions, task.low, task.high)
 
 
 class VectorEnv(Protocol):
@@ -149,30 +117,29 @@ class VectorEnv(Protocol):
 class SimEnv:
     """The simulator itself: observations [N, 4] float32 are progress, context, attempts to date and errors to date.
 
-    Each lies in [0, 1]: the step over 60; the context's index over K−1; attempts a step over twice the fastest
-    context's rate; errors over attempts.
+    Each lies in [0, 1]: the step over 60; the context's index over K−1; attempts a step over twice the most that any
+    context has; errors over attempts.
     """
 
     OBSERVATION_SIZE = 4
 
     def __init__(
-        self, scenario: dynamics.Scenario, num_envs: int, *, reward_window: str = "step", rng: np.random.Generator
+        self, model: SimulatedOutcomes, num_envs: int, *, reward_window: str = "step", rng: np.random.Generator
     ):
-        self.workplace = Workplace(scenario, num_envs, reward_window=reward_window, rng=rng)
+        self.workplace = Workplace(model, num_envs, reward_window=reward_window, rng=rng)
+        self.model = model
         self.context = np.zeros(num_envs, np.int64)
 
     def reset(self, envs: np.ndarray | None = None) -> np.ndarray:
-        work = self.workplace
         envs = np.ones(len(self.context), bool) if envs is None else envs
-        work.open_books(envs)
-        self.context = np.where(envs, dynamics.initial_context(work.scenario, len(envs), work.rng), self.context)
+        self.workplace.begin(envs)
+        self.context = np.where(envs, self.model.initial_rows(len(envs), self.workplace.rng), self.context)
         return self._observations()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        work = self.workplace
-        rewards = work.work(self.context, actions)
-        self.context = dynamics.next_context(work.scenario, self.context, work.rng)
-        return self._observations(), rewards, work.steps >= dynamics.EPISODE_STEPS
+        rewards = self.workplace.work(self.context, actions)
+        self.context = self.model.next_rows(self.context, self.workplace.rng)
+        return self._observations(), rewards, self.workplace.steps >= EPISODE_STEPS
 
     def state_dict(self) -> dict[str, Any]:
         return {"context": self.context}
@@ -182,13 +149,11 @@ class SimEnv:
 
     def _observations(self) -> np.ndarray:
         work = self.workplace
-        attempts = work.attempts.sum(1)
-        fastest = work.scenario.table["base_rate"].max()
         columns = (
-            work.steps / dynamics.EPISODE_STEPS,
-            self.context / max(len(work.scenario.contexts) - 1, 1),
-            np.minimum(attempts / np.maximum(work.steps, 1) / (2 * fastest), 1),
-            econ.error_rate(work.errors.sum(1), attempts),
+            work.steps / EPISODE_STEPS,
+            self.context / max(len(self.model.context) - 1, 1),
+            np.minimum(work.attempts / np.maximum(work.steps, 1) / (2 * self.model.fastest), 1),
+            econ.error_rate(work.errors, work.attempts),
         )
         return np.stack(columns, 1).astype(np.float32)
 
@@ -197,41 +162,40 @@ class EmbeddingEnv:
     """Stored clips of demonstration videos: observations [N] int64 are rows of the embedding array.
 
     An episode plays one video's clips in order, from a random start where it has more than 60. What an action brings
-    comes from the outcome model: the simulator, with each clip's context. After a video's last clip nothing is known;
-    there the last clip stands for what follows.
+    comes from the outcome model, whose rows are those clips. After a video's last clip nothing is known; there the
+    last clip stands for what follows.
 
-    videos: row ranges [start, end) of the videos to play, [V, 2]. context: [rows] the context index of every clip.
+    videos: row ranges [start, end) of the videos to play, [V, 2].
     """
 
     def __init__(
         self,
-        scenario: dynamics.Scenario,
+        model: OutcomeModel,
         num_envs: int,
         *,
         videos: np.ndarray,
-        context: np.ndarray,
         reward_window: str = "step",
         rng: np.random.Generator,
     ):
         if len(videos) == 0 or (videos[:, 1] <= videos[:, 0]).any():
-            raise VtpError("there is no clip to play; extract at least one video with a clip")
-        self.workplace = Workplace(scenario, num_envs, reward_window=reward_window, rng=rng)
-        self.videos, self.context = videos, context
+            raise VtpError("there is no clip to play; extract at least one video with a clip", code="no-clips")
+        self.workplace = Workplace(model, num_envs, reward_window=reward_window, rng=rng)
+        self.videos = videos
         self.row = np.zeros(num_envs, np.int64)
         self.end = np.ones(num_envs, np.int64)
 
     def reset(self, envs: np.ndarray | None = None) -> np.ndarray:
         rng = self.workplace.rng
         envs = np.ones(len(self.row), bool) if envs is None else envs
-        self.workplace.open_books(envs)
+        self.workplace.begin(envs)
         start, end = self.videos[rng.integers(len(self.videos), size=len(envs))].T
-        start = start + rng.integers(np.maximum(end - start - dynamics.EPISODE_STEPS, 0) + 1)
-        end = np.minimum(end, start + dynamics.EPISODE_STEPS)
+        start = start + rng.integers(np.maximum(end - start - EPISODE_STEPS, 0) + 1)
+        end = np.minimum(end, start + EPISODE_STEPS)
         self.row, self.end = np.where(envs, start, self.row), np.where(envs, end, self.end)
         return self.row.copy()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rewards = self.workplace.work(self.context[self.row], actions)
+        rewards = self.workplace.work(self.row, actions)
         truncated = self.row + 1 >= self.end
         self.row = np.minimum(self.row + 1, self.end - 1)
         return self.row.copy(), rewards, truncated
@@ -257,7 +221,9 @@ class GymEnv(gymnasium.Env):
             self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (SimEnv.OBSERVATION_SIZE,), np.float32)
         else:
             self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, embeddings.shape[1:], np.float32)
-        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (2,), np.float32)
+        task = env.workplace.model.task
+        low, high = task.low.astype(np.float32), task.high.astype(np.float32)
+        self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
@@ -267,8 +233,8 @@ class GymEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray):
         observations, rewards, truncated = self._env.step(np.asarray(action)[None])
-        books = self._env.workplace
-        info = {"attempts": float(books.attempts.sum()), "errors": float(books.errors.sum())}
+        work = self._env.workplace
+        info = {"attempts": float(work.attempts.sum()), "errors": float(work.errors.sum())}
         return self._observation(observations), float(rewards[0]), False, bool(truncated[0]), info
 
     def _observation(self, observations: np.ndarray) -> np.ndarray:

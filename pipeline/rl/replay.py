@@ -12,7 +12,7 @@ MIN_PRIORITY = 1e-3
 
 
 class Batch(NamedTuple):
-    """Transitions: observations [B, ...], actions [B, 2], rewards [B], masks [B] (0 after termination), and what
+    """Transitions: observations [B, ...], actions [B, A], rewards [B], masks [B] (0 after termination), and what
     follows [B, ...]. Observations are states, or row indices into an embedding array."""
 
     observations: np.ndarray
@@ -82,6 +82,7 @@ class ReplayBuffer:
         observation_shape: tuple[int, ...],
         observation_dtype: np.dtype | type,
         *,
+        num_actions: int,
         priority_exponent: float,
     ):
         self.capacity = capacity
@@ -90,7 +91,7 @@ class ReplayBuffer:
         self._next = 0
         self._observations = np.zeros((capacity, *observation_shape), observation_dtype)
         self._next_observations = np.zeros((capacity, *observation_shape), observation_dtype)
-        self._actions = np.zeros((capacity, 2), np.float32)
+        self._actions = np.zeros((capacity, num_actions), np.float32)
         self._rewards = np.zeros(capacity, np.float32)
         self._masks = np.zeros(capacity, np.float32)
         self._novelty = np.zeros(capacity, np.float32)
@@ -101,7 +102,10 @@ class ReplayBuffer:
         """Append transitions [B] with their novelty weights [B], overwriting the oldest."""
         count = len(batch.rewards)
         if count > self.capacity:
-            raise VtpError(f"buffer_size ({self.capacity}) is below num_envs ({count}); raise --buffer-size")
+            raise VtpError(
+                f"buffer_size ({self.capacity}) is below num_envs ({count}); raise --buffer-size",
+                code="buffer-too-small",
+            )
         slots = (self._next + np.arange(count)) % self.capacity
         self._observations[slots] = batch.observations
         self._next_observations[slots] = batch.next_observations
@@ -122,7 +126,9 @@ class ReplayBuffer:
         """
         total = self._tree.total
         if total <= 0:
-            raise VtpError("every transition weighs 0, so none can be drawn; give novelty weights above 0")
+            raise VtpError(
+                "every transition weighs 0, so none can be drawn; give novelty weights above 0", code="weights-all-zero"
+            )
         slots = self._tree.find((np.arange(batch_size) + rng.random(batch_size)) * (total / batch_size))
         importance = total / (self.size * self._tree.get(slots))
         batch = Batch(

@@ -52,6 +52,7 @@ class Dynamics:
         context: integers in [0, K). actions: [..., A] in the task's units. step_s: seconds of a step, by default the
         task's.
         """
+        actions = np.asarray(actions, float)
         if step_s is None:
             step_s = self.step_s
         if len(self.task.contexts) == 1:

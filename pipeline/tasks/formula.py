@@ -38,7 +38,7 @@ class Formula:
             ) from error
         for node in ast.walk(tree):
             _check(node, names)
-            if isinstance(node, ast.Constant):
+            if isinstance(node, ast.Constant) and isinstance(node.value, int):
                 node.value = float(node.value)  # powers of whole numbers could grow without end
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - set(FUNCTIONS)
         self._code = compile(tree, "<formula>", "eval")

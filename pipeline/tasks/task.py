@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,27 +18,11 @@ SECONDS_PER_HOUR = 3600.0
 UNNAMED = "work"  # what the only context of a task is called, where the file does not name it
 SEED_SCENARIO = "seed"  # an alias of a task's first scenario
 RESERVED = frozenset(
-    [
-        "step",
-        "episode",
-        "row",
-        "context",
-        "attempts",
-        "errors",
-        "price_usd",
-        "damage_usd",
-        "propensity",
-        "novel",
-        "novel_kind",
-        "reward",
-        "profit",
-        "video_id",
-        "clip",
-        "start_s",
-        "end_s",
-        "profit_usd_per_hour",
-    ]
-)
+    {
+        "step", "episode", "row", "context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel",
+        "novel_kind", "reward", "profit", "video_id", "clip", "start_s", "end_s", "profit_usd_per_hour",
+    }
+)  # fmt: skip
 Direction = Literal["rises", "falls"]
 CHECKED_POINTS = 5  # of each action, at which a simulator's formulas must give rates and probabilities
 MAX_CHECKED = 100_000
@@ -231,22 +214,22 @@ class Task(_Model):
         """Whether the file names no context."""
         return self.context_names == (UNNAMED,)
 
-    @cached_property
+    @property
     def low(self) -> np.ndarray:
         """Lower bounds of the actions, [A]."""
         return np.array([action.low for action in self.actions.values()])
 
-    @cached_property
+    @property
     def high(self) -> np.ndarray:
         """Upper bounds of the actions, [A]."""
         return np.array([action.high for action in self.actions.values()])
 
-    @cached_property
+    @property
     def price_usd(self) -> np.ndarray:
         """The price of a unit in each context, [K]."""
         return np.array([context.price_usd for context in self.contexts.values()])
 
-    @cached_property
+    @property
     def damage_usd(self) -> np.ndarray:
         """What an error costs in each context, [K]."""
         return np.array([context.damage_usd for context in self.contexts.values()])
@@ -268,12 +251,18 @@ class Task(_Model):
         scenarios = {} if self.simulator is None else self.simulator.scenarios
         if not scenarios:
             if name is not None:
-                raise VtpError(f"task {self.name} has no scenarios, but --scenario {name} was given; leave it out")
+                raise VtpError(
+                    f"task {self.name} has no scenarios, but --scenario {name} was given; leave it out",
+                    code="scenario-unknown",
+                )
             return self
         if name in (None, SEED_SCENARIO):
             name = next(iter(scenarios))
         if name not in scenarios:
-            raise VtpError(f"scenario {name!r} is unknown in task {self.name}; use one of {', '.join(scenarios)}")
+            raise VtpError(
+                f"scenario {name!r} is unknown in task {self.name}; use one of {', '.join(scenarios)}",
+                code="scenario-unknown",
+            )
         return self._with_contexts(scenarios[name], name)
 
     def of_contexts(self, names: set[str]) -> Task:
@@ -289,21 +278,23 @@ class Task(_Model):
             update={
                 "contexts": {name: self.contexts[name] for name in names},
                 "scenario": scenario,
-                "simulator": self.simulator.model_copy(update={"contexts": kept}),
+                "simulator": self.simulator.model_copy(update={"contexts": kept, "scenarios": {scenario: names}}),
             }
         )
 
     def priced_as(self, other: Task) -> Task:
-        """This task with the other's prices, wage, costs and error target; VtpError where actions or contexts differ."""
+        """This task with the other's prices, wage, costs and error target; VtpError where its work is another."""
         bounds = {name: (action.low, action.high) for name, action in self.actions.items()}
         if {name: (action.low, action.high) for name, action in other.actions.items()} != bounds:
             raise VtpError(
                 f"task {other.name} has actions {_bounds(other)}, the data were recorded with {_bounds(self)}; "
-                "a task may bring other prices and costs, but no other actions: extract again"
+                "a task may bring other prices and costs, but no other actions: extract again",
+                code="task-other-actions",
             )
         if lacking := [name for name in self.contexts if name not in other.contexts]:
             raise VtpError(
-                f"task {other.name} has no context {lacking[0]!r}, which the data have; add it with its price"
+                f"task {other.name} has no context {lacking[0]!r}, which the data have; add it with its price",
+                code="task-other-contexts",
             )
         return self.model_copy(
             update={
@@ -314,6 +305,14 @@ class Task(_Model):
                 "error_target": other.error_target,
             }
         )
+
+    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> Task:
+        """This task with every price, and every cost of an error, times these factors."""
+        contexts = {
+            name: Context(price_usd=price * context.price_usd, damage_usd=damage * context.damage_usd)
+            for name, context in self.contexts.items()
+        }
+        return self.model_copy(update={"contexts": contexts})
 
     def __str__(self) -> str:
         return f"{self.name} {self.scenario}".strip()

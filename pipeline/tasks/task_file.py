@@ -32,13 +32,19 @@ def load_task(name: str, folder: Path | None = None) -> Task:
             f"task {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file; correct the name or path"
         )
     if not path.is_file():
-        raise VtpError(f"task {path} is not a file; give a YAML file or one of {', '.join(BUILT_IN)}")
+        raise VtpError(
+            f"task {path} is not a file; give a YAML file or one of {', '.join(BUILT_IN)}", code="task-unreadable"
+        )
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise VtpError(f"task {path} has more than {MAX_BYTES} bytes; give a YAML file of a task")
+            raise VtpError(
+                f"task {path} has more than {MAX_BYTES} bytes; give a YAML file of a task", code="task-unreadable"
+            )
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise VtpError(f"task {path} cannot be read ({error}); write it as YAML in UTF-8") from error
+        raise VtpError(
+            f"task {path} cannot be read ({error}); write it as YAML in UTF-8", code="task-unreadable"
+        ) from error
     return parse_task(text, str(path))
 
 
@@ -53,13 +59,15 @@ def parse_task(text: str, where: str) -> Task:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise VtpError(f"task {where}{line}: {problem}; correct the YAML") from error
+        raise VtpError(f"task {where}{line}: {problem}; correct the YAML", code="task-invalid") from error
     if not isinstance(values, dict):
-        raise VtpError(f"task {where} holds no settings; write one `name: value` a line, see docs/tasks.md")
+        raise VtpError(
+            f"task {where} holds no settings; write one `name: value` a line, see docs/tasks.md", code="task-invalid"
+        )
     try:
         return Task.model_validate(values)
     except ValidationError as error:
-        raise VtpError(_explain(error, lines, where)) from error
+        raise VtpError(_explain(error, lines, where), code="task-invalid") from error
 
 
 def task_to_text(task: Task) -> str:
@@ -72,7 +80,9 @@ def task_from_text(text: str, where: str) -> Task:
     try:
         return Task.model_validate_json(text)
     except ValidationError as error:
-        raise CorruptError(f"{where} holds no task of this version of vtp; make it again") from error
+        raise CorruptError(
+            f"{where} holds no task of this version of vtp; make it again", code="task-corrupt"
+        ) from error
 
 
 def _find_lines(node: Any, place: _Place, lines: dict[_Place, int], where: str) -> None:
@@ -81,16 +91,21 @@ def _find_lines(node: Any, place: _Place, lines: dict[_Place, int], where: str) 
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag != "tag:yaml.org,2002:str":
-                raise VtpError(f"task {where} line {line}: {key.value!r} is no text; write the name in quotes")
+                raise VtpError(
+                    f"task {where} line {line}: {key.value!r} is no text; write the name in quotes", code="task-invalid"
+                )
             inner = (*place, key.value)
             if inner in lines:
-                raise VtpError(f"task {where} line {line}: {'.'.join(map(str, inner))} occurs twice; drop one")
+                raise VtpError(
+                    f"task {where} line {line}: {'.'.join(map(str, inner))} occurs twice; drop one", code="task-invalid"
+                )
             lines[inner] = line
             _find_lines(value, inner, lines, where)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*place, index)] = value.start_mark.line + 1
-            _find_lines(value, (*place, index), lines, where)
+            inner = (*place, index)
+            lines[inner] = value.start_mark.line + 1
+            _find_lines(value, inner, lines, where)
 
 
 def _explain(error: ValidationError, lines: dict[_Place, int], where: str) -> str:

@@ -21,14 +21,17 @@ class Worth(NamedTuple):
 
 
 def worth(
-    attempts: ArrayLike, errors: ArrayLike, value_usd: ArrayLike, hours: ArrayLike, *, costs_usd_per_hour: float
+    attempts: ArrayLike, errors: ArrayLike, value_usd: ArrayLike, per_hour: ArrayLike, *, costs_usd_per_hour: float
 ) -> Worth:
-    """Work of `attempts` and `errors`, counted or expected, that was worth `value_usd`, over `hours`; all broadcast."""
-    attempts, errors = np.asarray(attempts, float), np.asarray(errors, float)
-    implied_wage = np.asarray(econ.ratio(value_usd, hours))
+    """Work of `attempts` and `errors`, counted or expected, that was worth `value_usd`; all broadcast.
+
+    per_hour: how often this work fits into an hour.
+    """
+    attempts, errors, per_hour = np.asarray(attempts, float), np.asarray(errors, float), np.asarray(per_hour, float)
+    implied_wage = per_hour * np.asarray(value_usd, float)
     return Worth(
-        attempts=np.asarray(econ.ratio(attempts, hours)),
-        mp=np.asarray(econ.ratio(attempts - errors, hours)),
+        attempts=per_hour * attempts,
+        mp=per_hour * (attempts - errors),
         err_rate=np.asarray(econ.error_rate(errors, attempts)),
         implied_wage=implied_wage,
         profit=implied_wage - costs_usd_per_hour,

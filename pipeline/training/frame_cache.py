@@ -19,13 +19,12 @@ from pipeline.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-FOOTAGE = "footage"  # folder of a run directory, for as long as the run is not finished
 BATCH_CLIPS = 8
 
 Progress = Callable[[int, int, str], None]
 
 
-class ReplayedClips:
+class FrameCache:
     """N clips that training plays or is validated on, found by their rows in the embeddings file.
 
     `prepare` leaves three arrays in `folder`: `frames` [N, T, S, S, 3] uint8, decoded once; `inputs` of the encoder's

@@ -1,0 +1,54 @@
+"""The outcome model of a data set: what actions bring on its clips."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.dataset import Embeddings
+from pipeline.errors import VtpError
+from pipeline.outcomes.simulated import SimulatedOutcomes
+from pipeline.tasks import Task, load_task
+
+DEFAULT_TASK = "dishwashing"  # where a data set names none
+
+
+def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcomes:
+    """The simulator of the data set's task, with each clip's labelled context; its rows are the clips.
+
+    Where no clip has a label, every clip is in the first context of the task's first scenario; where the data set has
+    no task, it is dishwashing. The description says so. priced: task whose prices and costs replace the recorded ones.
+    """
+    whole = data.task or load_task(DEFAULT_TASK)
+    if priced is not None:
+        whole = whole.priced_as(load_task(priced))
+    logs = data.logs
+    labels = [""] * data.num_clips if logs is None else [str(name) for name in logs.context]
+    default = whole.in_scenario(None).context_names[0]
+    names = np.array([name or default for name in labels])
+    if unknown := sorted(set(names.tolist()) - set(whole.context_names)):
+        raise VtpError(
+            f"label context {unknown[0]!r} is unknown in task {whole.name}; "
+            f"use one of {', '.join(whole.context_names)}",
+            code="labels-unknown-context",
+        )
+    task = whole.of_contexts(set(names.tolist()))
+    index = {name: k for k, name in enumerate(task.context_names)}
+    is_labelled = logs is not None and (whole.is_unnamed or any(labels))
+    return SimulatedOutcomes(
+        task,
+        np.array([index[name] for name in names.tolist()]),
+        price_usd=None if logs is None else logs.price_usd,
+        damage_usd=None if logs is None else logs.damage_usd,
+        step_s=data.clips.end_s - data.clips.start_s,
+        is_labelled=is_labelled,
+        description=_describe(data, whole, labels, default, is_labelled),
+    )
+
+
+def _describe(data: Embeddings, task: Task, labels: list[str], default: str, is_labelled: bool) -> str:
+    name = task.name if data.task is not None else f"{task.name} (the data set names no task)"
+    if not is_labelled:
+        return f"simulator, {name}; the clips have no labels, so every one is treated as {default}"
+    unlabelled = 0 if task.is_unnamed else sum(not label for label in labels)
+    missing = f" ({unlabelled} of {len(labels)} have none and are treated as {default})" if unlabelled else ""
+    return f"simulator, {name} with each clip's labelled context{missing}"

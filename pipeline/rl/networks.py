@@ -1,0 +1,101 @@
+"""The networks of Soft Actor-Critic (Haarnoja et al. 2018, arXiv 1812.05905) and its tanh Gaussian.
+
+Networks compute in the unit box: an action is the [-1, 1] output of the tanh mapped to [0, 1] by `to_unit`. The agent
+maps that to the task's bounds. Log-probabilities and the target entropy are those of the [-1, 1] space.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HIDDEN_SIZE = 256
+STRETCH = 1.2  # of the tanh, so that the bounds of actions are reached
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+class Actor(nn.Module):
+    """Latents [B, Z] → mean and log standard deviation [B, A] of the Gaussian before tanh."""
+
+    def __init__(self, latent_size: int, num_actions: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(latent_size, HIDDEN_SIZE),
+            nn.ReLU(),
+            nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE),
+            nn.ReLU(),
+            nn.Linear(HIDDEN_SIZE, 2 * num_actions),
+        )
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = _last_in_fp32(self.net, latents).chunk(2, dim=-1)
+        return mean, log_std.clamp(*LOG_STD_RANGE)
+
+
+class EnsembleLinear(nn.Module):
+    """E linear layers side by side: [E, B, in] → [E, B, out] in one batched product."""
+
+    def __init__(self, ensemble_size: int, in_features: int, out_features: int):
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)  # nn.Linear's initialisation
+        self.weight = nn.Parameter(torch.empty(ensemble_size, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(ensemble_size, 1, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class TwinCritic(nn.Module):
+    """Latents [B, Z], actions in the unit box [B, A] → two action values [2, B].
+
+    Layer norm keeps values tame between the data.
+    """
+
+    def __init__(self, latent_size: int, num_actions: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            EnsembleLinear(2, latent_size + num_actions, HIDDEN_SIZE),
+            nn.LayerNorm(HIDDEN_SIZE, elementwise_affine=False),  # gains would be shared by the twins
+            nn.ReLU(),
+            EnsembleLinear(2, HIDDEN_SIZE, HIDDEN_SIZE),
+            nn.LayerNorm(HIDDEN_SIZE, elementwise_affine=False),
+            nn.ReLU(),
+            EnsembleLinear(2, HIDDEN_SIZE, 1),
+        )
+
+    def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
+        inputs = torch.cat([latents, 2 * actions - 1], dim=-1)
+        return _last_in_fp32(self.net, inputs.expand(2, *inputs.shape)).squeeze(-1)
+
+
+def _last_in_fp32(net: nn.Sequential, x: Tensor) -> Tensor:
+    """The network's output; under autocast its last layer is in fp32, for a value in bf16 has two or three digits."""
+    if not torch.is_autocast_enabled("cpu"):
+        return net(x)
+    hidden = net[:-1](x)
+    with torch.autocast("cpu", enabled=False):
+        return net[-1](hidden.float())
+
+
+def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Reparameterised actions [B, A] in [0, 1] and log-probabilities [B] in the tanh space [-1, 1].
+
+    log π(a) = Σ log N(u; mean, std) − log(1 − tanh² u), appendix C, with the stable form of the last term. The density
+    is that of tanh u; what `to_unit` cuts off lies beyond the bounds.
+    """
+    pre_tanh = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_one_minus_tanh2 = 2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))
+    return to_unit(pre_tanh), (log_normal - log_one_minus_tanh2).sum(-1)
+
+
+def to_unit(pre_tanh: Tensor) -> Tensor:
+    """What an unbounded choice does, in [0, 1]: tanh, stretched a little and cut off at the bounds.
+
+    Without the stretch a bound lies at infinity, where tanh has no slope and the entropy bonus pulls back: a policy
+    whose best action is full speed would settle for 0.97 of it.
+    """
+    return (0.5 * (STRETCH * torch.tanh(pre_tanh) + 1)).clamp(0, 1)

@@ -1,0 +1,35 @@
+"""Run directories: what lies in them, policies read from them, the figures of their evaluations."""
+
+from pipeline.runs.checkpoint_file import load_checkpoint, save_checkpoint
+from pipeline.runs.loading import (
+    agent_of,
+    build_agent,
+    check_same_inputs,
+    check_weights,
+    load_embeddings,
+    load_metadata,
+    load_policy,
+    observed,
+)
+from pipeline.runs.metadata import ClipInputs, Encoding, PolicyMetadata
+from pipeline.runs.run_directory import RunDirectory
+from pipeline.runs.summary import summarise, write_summary
+
+__all__ = [
+    "ClipInputs",
+    "Encoding",
+    "PolicyMetadata",
+    "RunDirectory",
+    "agent_of",
+    "build_agent",
+    "check_same_inputs",
+    "check_weights",
+    "load_checkpoint",
+    "load_embeddings",
+    "load_metadata",
+    "load_policy",
+    "observed",
+    "save_checkpoint",
+    "summarise",
+    "write_summary",
+]

@@ -1,0 +1,58 @@
+"""Checkpoints as files: tensors and plain values, written whole, with checksums, read without running code."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import CorruptError, UntrustedError, VtpError
+from pipeline.files import atomic_path, file_sha256, write_text
+
+CODE = r"Unsupported (global|operand 149)"  # a name to be called, or the first word of a plain pickle
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values atomically. Beside the file lie the sha256 of it and of the one before it, so
+    that a kill between the two writes leaves a checkpoint that still matches."""
+    checksums = path.with_name(path.name + ".sha256")
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+        known = [file_sha256(temporary)] + ([file_sha256(path)] if path.is_file() else [])
+        write_text(checksums, "\n".join(known) + "\n")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running code from it.
+
+    CorruptError where it is damaged, UntrustedError where it holds more than data.
+    """
+    if not path.is_file():
+        raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory", code="checkpoint-missing")
+    checksums = path.with_name(path.name + ".sha256")
+    is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
+    error: Exception | None = None
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError, struct.error) as caught:
+        error = caught
+    if re.search(CODE, str(error)):
+        raise UntrustedError(
+            f"{path} holds more than tensors and plain values; it was not run; delete it, or train again",
+            code="checkpoint-untrusted",
+        ) from error
+    if is_damaged:
+        raise CorruptError(
+            f"{path} does not match {checksums.name}: it is damaged; train again, or restore a copy",
+            code="checkpoint-corrupt",
+        )
+    if error:
+        reason = type(error).__name__
+        raise CorruptError(
+            f"{path} is no checkpoint ({reason}); train again, or restore a copy", code="checkpoint-corrupt"
+        ) from error
+    return checkpoint

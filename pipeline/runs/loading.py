@@ -1,0 +1,151 @@
+"""Policies built, loaded from runs, and held against the data that they are to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import dataset, encoders
+from pipeline.errors import CorruptError, VtpError
+from pipeline.rl.envs import SimEnv
+from pipeline.rl.sac import Agent
+from pipeline.runs.checkpoint_file import load_checkpoint
+from pipeline.runs.metadata import ClipInputs, PolicyMetadata
+from pipeline.runs.run_directory import RunDirectory
+from pipeline.tasks import Task
+
+
+def build_agent(source: str, task: Task, clip_encoder: encoders.ClipEncoder | None = None, **options: Any) -> Agent:
+    """An untrained agent for that source and the task's actions; options are those of `Agent`.
+
+    clip_encoder: of a policy on video.
+    """
+    bounds = {"low": task.low, "high": task.high}
+    if source == "embeddings":
+        return Agent(encoders.Normalizer(), encoders.EMBEDDING_DIM, **bounds, **options)
+    encoder = encoders.MLPEncoder(SimEnv.OBSERVATION_SIZE) if clip_encoder is None else clip_encoder
+    auxiliary = encoders.AuxiliaryHeads(encoders.EMBEDDING_DIM, task.num_actions)
+    return Agent(encoder, encoders.EMBEDDING_DIM, auxiliary=auxiliary, **bounds, **options)
+
+
+def agent_of(metadata: PolicyMetadata, **options: Any) -> Agent:
+    """An untrained agent like the one that the metadata are of."""
+    encoder = clip_encoder_of(metadata) if metadata.source == "video" else None
+    return build_agent(metadata.source, metadata.task, encoder, **options)
+
+
+def clip_encoder_of(metadata: PolicyMetadata) -> encoders.ClipEncoder:
+    """The encoder of a policy on video as it was before training, its weights checked by hash."""
+    clips, projector = metadata.of_clips()
+    assert clips.encoder_layers is not None and clips.frame_size is not None
+    encoder = encoders.ClipEncoder(
+        clips.encoding.weights, projector, layers=clips.encoder_layers, frame_size=clips.frame_size
+    )
+    check_weights(encoder.weights_sha256, clips)
+    return encoder
+
+
+def check_weights(sha256: str, clips: ClipInputs) -> None:
+    """VtpError where weights that were loaded are not those that a policy was trained with."""
+    if sha256 != clips.encoding.weights_sha256:
+        raise VtpError(
+            f"weights {clips.encoding.weights} have sha256 {sha256[:12]}, but the policy was trained with "
+            f"{clips.encoding.weights_sha256[:12]}; restore those weights, or extract and train again",
+            code="weights-differ",
+        )
+
+
+def load_policy(run: Path) -> tuple[Agent, PolicyMetadata]:
+    """A run's best policy, or its last where a run ended before any was chosen, and its metadata."""
+    path, checkpoint, metadata = _load(run)
+    agent = agent_of(metadata)
+    try:
+        agent.load_state_dict(checkpoint["agent"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CorruptError(
+            f"{path} is no checkpoint of this version ({type(error).__name__}); train again", code="checkpoint-corrupt"
+        ) from error
+    return agent, metadata
+
+
+def load_metadata(run: Path) -> PolicyMetadata:
+    """The metadata of the policy that `load_policy` loads, without its networks."""
+    return _load(run)[2]
+
+
+def _load(run: Path) -> tuple[Path, dict[str, Any], PolicyMetadata]:
+    if not run.is_dir():
+        raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing")
+    files = RunDirectory(run)
+    path = files.best if files.best.is_file() else files.last
+    checkpoint = load_checkpoint(path)
+    return path, checkpoint, PolicyMetadata.from_state(checkpoint.get("meta"), str(path))
+
+
+def check_same_inputs(trained: PolicyMetadata, wanted: PolicyMetadata, run: Path) -> None:
+    """VtpError where a policy of `run` does not see, or choose, what is wanted of it."""
+    if trained.source != wanted.source:
+        raise VtpError(
+            f"{run} was trained on {trained.source}, not on {wanted.source}; name another run", code="run-other-source"
+        )
+    bounds = [(task.action_names, task.low.tolist(), task.high.tolist()) for task in (trained.task, wanted.task)]
+    if bounds[0] != bounds[1]:
+        raise VtpError(
+            f"{run} chooses {', '.join(trained.task.actions)} of task {trained.task.name}, but task {wanted.task.name} "
+            f"has {', '.join(wanted.task.actions)}, or other bounds; name another run",
+            code="run-other-actions",
+        )
+    if trained.source == "sim":
+        return
+    (ours, our_projector), (theirs, their_projector) = trained.of_clips(), wanted.of_clips()
+    for name in ("frame_size", "encoder_layers"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise VtpError(
+                f"{run} was trained with {name} {getattr(ours, name)}, not {getattr(theirs, name)}; "
+                f"add --{name.replace('_', '-')} {getattr(ours, name)}",
+                code="run-other-encoder",
+            )
+    our_centre, their_centre = ("corpus" if clips.centre is None else "video" for clips in (ours, theirs))
+    if our_centre != their_centre:
+        raise VtpError(
+            f"{run} was trained with --centre {our_centre}, not with --centre {their_centre}; "
+            f"add --centre {our_centre}",
+            code="run-other-centre",
+        )
+    for name in ("backbone", "weights_sha256", "transform", "clip_len", "fps"):
+        if getattr(ours.encoding, name) != getattr(theirs.encoding, name):
+            raise VtpError(
+                f"{run} was trained on embeddings of {name} {getattr(ours.encoding, name)}, "
+                f"these are of {getattr(theirs.encoding, name)}; extract with the same settings",
+                code="run-other-encoding",
+            )
+    if our_projector.sha256 != their_projector.sha256:
+        raise VtpError(
+            f"{run} was trained on embeddings of another projection; extract with --projector "
+            f"{ours.embeddings}, whose projector it reads",
+            code="run-other-projector",
+        )
+
+
+def load_embeddings(clips: ClipInputs) -> dataset.Embeddings:
+    """The embeddings that a policy was trained on; VtpError where the file has changed since."""
+    path = Path(clips.embeddings)
+    data = dataset.read_embeddings(path)
+    if data.content_sha256 != clips.content_sha256:
+        raise VtpError(
+            f"{path} has content {data.content_sha256[:12]}, but the policy was trained on "
+            f"{clips.content_sha256[:12]}; restore that file, or train again",
+            code="embeddings-differ",
+        )
+    return data
+
+
+def observed(data: dataset.Embeddings, centre: list[float] | None) -> np.ndarray:
+    """What a policy observes of an embeddings file: [N, 128].
+
+    centre: [128], the mean embedding of its training clips, where it sees each clip from the mean of its video; that is
+    the mean of all clips there, also of those held out.
+    """
+    return data.embeddings if centre is None else encoders.centre_videos(data.embeddings, data.offset, np.array(centre))

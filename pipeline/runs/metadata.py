@@ -1,0 +1,131 @@
+"""What must be known of a trained policy beside its weights: what it observes, chooses and was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.encoders import Projector
+from pipeline.errors import CorruptError, VtpError
+from pipeline.tasks import Task
+
+METADATA_VERSION = 2  # version 1 was an untyped dictionary, with the built-in tasks by name
+SourceKind = Literal["sim", "embeddings", "video"]
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Encoding(_Plain):
+    """How the embeddings that a policy observes were made."""
+
+    backbone: str
+    weights: str
+    weights_sha256: str
+    transform: str
+    clip_len: int
+    fps: float
+    precision: str
+    projector: str
+
+
+class ClipInputs(_Plain):
+    """What a policy on clips was trained on, and how it sees them.
+
+    centre: [128] the training clips' mean embedding, where each is seen from the mean of its video. frame_size and
+    encoder_layers are those of a policy on video.
+    """
+
+    embeddings: str  # the file's path
+    content_sha256: str
+    novelty_sha256: str | None
+    encoding: Encoding
+    centre: list[float] | None = None
+    frame_size: int | None = None
+    encoder_layers: str | None = None
+
+
+class _Described(_Plain):
+    """What a checkpoint holds of its metadata as text."""
+
+    version: Literal[2]
+    source: SourceKind
+    task: Task
+    seed: int
+    outcome_model: str
+    is_labelled: bool
+    provenance: dict[str, str | int | float]
+    clips: ClipInputs | None = None
+
+
+@dataclass(frozen=True)
+class PolicyMetadata:
+    """The metadata of a checkpoint. clips and projector: of a policy on embeddings or video."""
+
+    source: SourceKind
+    task: Task
+    seed: int
+    outcome_model: str
+    is_labelled: bool
+    provenance: dict[str, str | int | float]
+    clips: ClipInputs | None = None
+    projector: Projector | None = None
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain values and tensors, as checkpoints hold them."""
+        described = _Described(
+            version=METADATA_VERSION, source=self.source, task=self.task, seed=self.seed,
+            outcome_model=self.outcome_model, is_labelled=self.is_labelled, provenance=self.provenance,
+            clips=self.clips,
+        )  # fmt: skip
+        projector = None
+        if self.projector is not None:
+            norm = self.projector.norm
+            projector = {
+                "mean": torch.from_numpy(self.projector.mean),
+                "components": torch.from_numpy(self.projector.components),
+                "scale": float(self.projector.scale),
+                "norm": None if norm is None else torch.from_numpy(norm),
+            }
+        return {"version": METADATA_VERSION, "described": described.model_dump_json(), "projector": projector}
+
+    @classmethod
+    def from_state(cls, state: Any, where: str) -> PolicyMetadata:
+        """The reverse; VtpError where another version wrote it, CorruptError where it is no metadata."""
+        version = state.get("version", 1) if isinstance(state, dict) else None
+        if version != METADATA_VERSION:
+            raise VtpError(
+                f"{where} was written by another version of vtp (its metadata are of version {version}, this vtp reads "
+                f"{METADATA_VERSION}); train again",
+                code="checkpoint-version",
+            )
+        try:
+            described = _Described.model_validate_json(state["described"])
+            projector = None
+            if state["projector"] is not None:
+                if described.clips is None:
+                    raise ValueError("a projector without clips")
+                arrays = {
+                    name: None if value is None else np.asarray(value) for name, value in state["projector"].items()
+                }
+                projector = Projector(
+                    arrays["mean"], arrays["components"], float(state["projector"]["scale"]),
+                    described.clips.encoding.projector, arrays["norm"],
+                )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptError(
+                f"{where} is no checkpoint of this version ({type(error).__name__}); train again",
+                code="checkpoint-corrupt",
+            ) from error
+        fields = {name: getattr(described, name) for name in _Described.model_fields if name != "version"}
+        return cls(**fields, projector=projector)
+
+    def of_clips(self) -> tuple[ClipInputs, Projector]:
+        """Of a policy on embeddings or video: what it was trained on, and the projector that it sees through."""
+        assert self.clips is not None and self.projector is not None
+        return self.clips, self.projector

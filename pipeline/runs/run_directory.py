@@ -1,0 +1,147 @@
+"""What lies where in a run directory: every file name in it, once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pipeline.errors import VtpError
+
+CHANGED = "changed"  # folder of a run for its validation in changed scenes
+SEED_FOLDER = "seed-"
+
+
+class RunDirectory:
+    """The files of one run, or of the folder of several seeds; nothing is read or made before it is asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.yaml"
+        self.best = path / "best.pt"  # the policy of the best validation
+        self.last = path / "last.pt"  # the newest: policy, optimisers, replay, tally, random generators
+        self.previous = path / "previous.pt"  # the one before, for when the newest is damaged
+        self.metrics = path / "metrics.csv"  # a row an episode
+        self.validations = path / "validations.csv"  # a row a validation during training
+        self.validation = path / "validation.csv"  # a row a step of the latest evaluation
+        self.summary = path / "summary.json"
+        self.estimator = path / "data_value.json"  # the skill of the estimator of the customers' share
+        self.report = path / "report.html"
+        self.frames = path / "frames"  # pictures of what the policy saw
+        self.frame_index = self.frames / "frames.json"
+        self.tensorboard = path / "tensorboard"
+        self.experiments = path / "experiments"
+        self.frame_cache = path / "footage"  # of a run on video, for as long as it is not finished
+        self.compare_page = path / "compare.html"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def changed(self) -> RunDirectory:
+        """Where the evaluation in changed scenes lies, under the same names."""
+        return RunDirectory(self.path / CHANGED)
+
+    def seed(self, seed: int) -> RunDirectory:
+        """The run of one of several seeds."""
+        return RunDirectory(self.path / f"{SEED_FOLDER}{seed}")
+
+    @property
+    def has_seeds(self) -> bool:
+        return any(self.path.glob(f"{SEED_FOLDER}*/config.yaml"))
+
+    @property
+    def is_finished(self) -> bool:
+        return self.summary.exists()
+
+    def policy_file(self, suffix: str) -> Path:
+        """Where an exported policy lies by default."""
+        return self.path / f"policy{suffix}"
+
+    def checksums(self, checkpoint: Path) -> Path:
+        return checkpoint.with_name(checkpoint.name + ".sha256")
+
+    def forget(self) -> bool:
+        """Remove what an earlier run left here; whether there was anything."""
+        checkpoints = (self.last, self.previous, self.best)
+        made = [
+            *checkpoints, *map(self.checksums, checkpoints), self.metrics, self.validations, self.validation,
+            self.summary, self.report, self.estimator, *map(self.policy_file, (".pt", ".onnx", ".safetensors")),
+            self.tensorboard, self.frames, self.changed.path, self.experiments,
+        ]  # fmt: skip
+        earlier = [path for path in made if path.exists()]
+        for path in earlier:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return bool(earlier)
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of the latest evaluation; VtpError with the command that makes it where there is none."""
+        return self._read(self.summary, _json_mapping, self.evaluate_command)
+
+    def read_steps(self) -> pd.DataFrame:
+        """The steps of the latest evaluation, at least one."""
+        return self._read(self.validation, _steps_table, self.evaluate_command)
+
+    def read_metrics(self) -> pd.DataFrame:
+        """A row per training episode, at least one."""
+        return self._read(self.metrics, _table, f"vtp train --out {shlex.quote(str(self.path))}")
+
+    def read_estimator(self) -> dict[str, Any] | None:
+        """The skill of the estimator that the customers' share rests on; None where training left no record of it."""
+        if not self.estimator.is_file():
+            return None
+        return json.loads(self.estimator.read_text(encoding="utf-8"))["estimator"]
+
+    def read_settings(self) -> dict[str, Any]:
+        """The settings that training was started with, as plain values."""
+        return self._read(self.config, _yaml_mapping, f"vtp train --out {shlex.quote(str(self.path))}")
+
+    @property
+    def evaluate_command(self) -> str:
+        """What makes summary and steps."""
+        return f"vtp evaluate {shlex.quote(str(self.path))}"
+
+    @staticmethod
+    def _read(path: Path, parse: Callable[[Path], Any], command: str) -> Any:
+        try:
+            return parse(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise VtpError(f"{path} does not exist; make it with: {command}", code="run-file-missing") from error
+        except (OSError, ValueError, yaml.YAMLError) as error:  # json's and pandas' own errors are ValueErrors
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise VtpError(f"{path} cannot be read ({reason}); make it with: {command}", code="run-file-bad") from error
+
+
+def _json_mapping(path: Path) -> dict[str, Any]:
+    return _mapping(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _yaml_mapping(path: Path) -> dict[str, Any]:
+    return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("it holds no names with values")
+    return value
+
+
+def _steps_table(path: Path) -> pd.DataFrame:
+    # A context may be called NA or 01.
+    return _table(path, dtype={"context": str}, keep_default_na=False, na_values=[""])
+
+
+def _table(path: Path, **options: Any) -> pd.DataFrame:
+    table = pd.read_csv(path, **options)
+    if table.empty:
+        raise ValueError("it has no rows")
+    return table

@@ -1,0 +1,133 @@
+"""The figures of an evaluation, and the files that keep them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import econ
+from pipeline.files import atomic_path, write_json
+from pipeline.outcomes import OutcomeModel, blind, expected_worth, oracle
+from pipeline.rl.rollouts import actions_of, expected_profit
+from pipeline.runs.metadata import PolicyMetadata
+from pipeline.runs.run_directory import RunDirectory
+from pipeline.stats import interval95, ratio_interval95
+
+CUSTOMER_EPISODES = 100  # the last ones of training, whose mean share of the spread is the customer's
+
+
+def summarise(model: OutcomeModel, steps: pd.DataFrame, *, s_cust: float) -> dict[str, Any]:
+    """The figures of evaluation steps. Oracle and blind act on the very rows that the policy met.
+
+    s_cust: the customer's share of the spread, in [0, 1]. Ratios are None where what they are to is not positive.
+    """
+    task, rows = model.task, steps["row"].to_numpy()
+    actions = actions_of(steps, task)
+    found = expected_worth(model, rows, actions)
+    best, constant = oracle(model, rows), blind(model, rows)
+    by_episode = (
+        pd.DataFrame({"profit": found.profit, "oracle": best.profit}).groupby(steps["episode"].to_numpy()).mean()
+    )
+    profit, oracle_profit = float(found.profit.mean()), float(best.profit.mean())
+    blind_profit = float(constant.profit.mean())
+    implied_wage = profit + task.total_costs_usd_per_hour
+    split = econ.allocate_spread(implied_wage, task.human_wage_usd, 1.0, delta_mpl_total=1.0, delta_mpl_cust=s_cust)
+    contexts = {}
+    context = model.context[rows]
+    for k in np.unique(context):
+        here = context == k
+        contexts[task.context_names[k]] = {
+            "share": float(here.mean()),
+            "actions": dict(zip(task.action_names, actions[here].mean(0).tolist(), strict=True)),
+            "oracle_actions": dict(zip(task.action_names, best.actions[here].mean(0).tolist(), strict=True)),
+            "profit": float(found.profit[here].mean()),
+            "oracle_profit": float(best.profit[here].mean()),
+            "blind_profit": float(constant.profit[here].mean()),
+            "err": float(found.err_rate[here].mean()),
+        }
+    is_ratio = oracle_profit > 0
+    return {
+        "task": task.name,
+        "scenario": task.scenario,
+        "actions": {name: [action.low, action.high] for name, action in task.actions.items()},
+        "episodes": len(by_episode),
+        "profit_mean": profit,
+        "profit_ci95": interval95(by_episode["profit"].to_numpy()),
+        "mp_mean": float(found.mp.mean()),
+        "err_mean": float((found.attempts * found.err_rate).sum() / found.attempts.sum()),
+        "wage_parity": econ.wage_parity(implied_wage, task.human_wage_usd),
+        "oracle_profit": oracle_profit,
+        "blind_profit": blind_profit,
+        "oracle_ratio": profit / oracle_profit if is_ratio else None,
+        "oracle_ratio_ci95": ratio_interval95(by_episode["profit"].to_numpy(), by_episode["oracle"].to_numpy())
+        if is_ratio
+        else None,
+        "blind_ratio": profit / blind_profit if blind_profit > 0 else None,
+        "costs_usd_per_hour": dict(task.costs_usd_per_hour),
+        "spread": split.spread,
+        "rebate": split.rebate,
+        "captured": split.captured_spread,
+        "human_wage": task.human_wage_usd,
+        "contexts": contexts,
+    }
+
+
+def write_summary(
+    run: RunDirectory,
+    model: OutcomeModel,
+    steps: pd.DataFrame,
+    *,
+    metadata: PolicyMetadata,
+    validation: str,
+    evaluation: dict[str, Any],
+    stage: str,
+    wall_s: float,
+    out: RunDirectory | None = None,
+) -> dict[str, Any]:
+    """Write `validation.csv` and `summary.json` into the run, or another folder `out`; returns the summary.
+
+    evaluation: settings of this validation. `wall_s` of the summary is that of all the run's stages so far; training
+    is the first, and a stage that is repeated counts once.
+    """
+    out = out or run
+    names = np.array(model.task.context_names)
+    table = steps.assign(context=names[model.context[steps["row"]]], profit_usd_per_hour=expected_profit(model, steps))
+    with atomic_path(out.validation) as temporary:
+        table.to_csv(temporary, index=False)
+    stages = ({} if stage == "train" else _stages_so_far(out.summary)) | {stage: wall_s}
+    summary = {
+        "source": metadata.source,
+        "seeds": [metadata.seed],
+        **summarise(model, steps, s_cust=_customer_share(run)),
+        "estimator": run.read_estimator(),
+        "validation": validation,
+        "outcome_model": model.description,
+        "labelled": None if metadata.source == "sim" else metadata.is_labelled,
+        "evaluation": evaluation,
+        "wall_s": sum(stages.values()),
+        "stages_wall_s": stages,
+        "provenance": metadata.provenance,
+    }
+    write_json(out.summary, summary)
+    return summary
+
+
+def _stages_so_far(path: Path) -> dict[str, float]:
+    """Seconds of the stages that an earlier summary knows; none where it cannot be read: it is replaced anyway."""
+    try:
+        stages = json.loads(path.read_text(encoding="utf-8"))["stages_wall_s"]
+        return {str(name): float(seconds) for name, seconds in stages.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _customer_share(run: RunDirectory) -> float:
+    """The customer's mean share of the spread at the end of training; 0 with no record of it."""
+    if not run.metrics.is_file():
+        return 0.0
+    shares = pd.read_csv(run.metrics, usecols=["s_cust"])["s_cust"].tail(CUSTOMER_EPISODES)
+    return float(shares.mean()) if len(shares) else 0.0

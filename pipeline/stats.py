@@ -1,0 +1,51 @@
+"""Intervals and bootstraps, once: how sure a mean, a ratio or any statistic of independent samples is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.stats
+
+BOOTSTRAPS = 10_000
+LEVELS = (0.025, 0.975)
+
+
+def interval95(samples: np.ndarray) -> list[float] | None:
+    """95% Student interval of the mean of independent samples [n]; None for a single one."""
+    if len(samples) < 2:
+        return None
+    half = float(scipy.stats.t.ppf(LEVELS[1], len(samples) - 1) * np.std(samples, ddof=1) / np.sqrt(len(samples)))
+    return [float(np.mean(samples)) - half, float(np.mean(samples)) + half]
+
+
+def ratio_interval95(numerator: np.ndarray, denominator: np.ndarray) -> list[float] | None:
+    """95% interval of the ratio of two means over the same episodes [n], by linearisation (the delta method)."""
+    ratio = numerator.mean() / denominator.mean()
+    return interval95(ratio + (numerator - ratio * denominator) / denominator.mean())
+
+
+def interquartile_mean(samples: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean of the middle half of samples (Agarwal et al. 2021, rliable)."""
+    return scipy.stats.trim_mean(samples, 0.25, axis=axis)
+
+
+def bootstrap95(samples: np.ndarray, statistic: Callable[..., np.ndarray] = np.mean) -> list[float] | None:
+    """95% percentile bootstrap of a statistic of independent samples [n]; None for a single one.
+
+    With a handful of samples it is too narrow: the mean of five normal ones lies in it in 84 of 100 cases.
+    """
+    if len(samples) < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(len(samples), size=(BOOTSTRAPS, len(samples)))
+    return percentiles95(statistic(samples[drawn], axis=-1))
+
+
+def bootstrap_weights(num_samples: int, num_bootstraps: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights of n samples in each of B bootstraps, [B, n]; each row sums to 1."""
+    return rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), num_bootstraps) / num_samples
+
+
+def percentiles95(samples: np.ndarray) -> list[float]:
+    """The bounds of the middle 95% of samples [n]."""
+    return [float(bound) for bound in np.quantile(samples, LEVELS)]
