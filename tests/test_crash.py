@@ -39,7 +39,7 @@ def cfg(videos, tmp_path):
 
 
 PROCESSES = multiprocessing.get_context("forkserver")  # a fork of this process would inherit the locks of its threads
-PROCESSES.set_forkserver_preload(["pipeline.extract"])
+PROCESSES.set_forkserver_preload(["pipeline.extract", "pipeline.encoders"])
 
 
 def in_child(cfg, *, die_at=0):
