@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from factories import write_embeddings
 from raising import raises
-from synthetic import write_embeddings
 
 from pipeline import dataset, noise_gap, novelty
 from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
