@@ -135,6 +135,7 @@ def _from_folder(folder: Path) -> TimesformerModel:
         raise CorruptError(
             f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
         ) from error
+    network, found = loaded
     if wrong := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
         raise CorruptError(
             f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}", code="weights-incomplete"

@@ -278,7 +278,7 @@ class Task(_Model):
             update={
                 "contexts": {name: self.contexts[name] for name in names},
                 "scenario": scenario,
-                "simulator": self.simulator.model_copy(update={"contexts": kept}),
+                "simulator": self.simulator.model_copy(update={"contexts": kept, "scenarios": {scenario: names}}),
             }
         )
 

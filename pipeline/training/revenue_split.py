@@ -49,7 +49,8 @@ class RevenueSplit:
         )
         return {
             "time_h": hours, "mp_r": mp, "mp_h": human_mp, "err_rate": err_rate, "w_hat_r": implied_wage,
-            "w_h": human_wage, "wage_parity": econ.wage_parity(implied_wage, human_wage), "prod_parity": econ.ratio(mp, human_mp),
+            "w_h": human_wage, "wage_parity": econ.wage_parity(implied_wage, human_wage),
+            "prod_parity": econ.ratio(mp, human_mp),
             "profit": profit, "delta_mpl_total": delta_total, "delta_mpl_cust": delta_cust, **split._asdict(),
         }  # fmt: skip
 
