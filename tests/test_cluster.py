@@ -206,7 +206,7 @@ def test_local_shards_equal_one_process(tmp_path):
     for k in range(3):
         write_video(tmp_path / "videos" / f"{k}.mp4", 20 * (k + 1), first=k)
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"\0" * 64)
-    settings = {"source": str(tmp_path / "videos"), "weights": "random:0", "precision": "fp32"}
+    settings = {"source": str(tmp_path / "videos"), "weights": "random:0", "precision": "fp32", "clip_len": 4}
     told = []
     result = launch.extract(
         ExtractConfig(out=tmp_path / "a" / "e.h5", shards=2, launcher="local", **settings),
