@@ -208,9 +208,8 @@ def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
         command = f"vtp extract --config {shlex.quote(str(saved))} --out {shlex.quote(str(again))}"
         commands.append(("extracts its embeddings again, beside them", command))
     if files.config:
-        again = shlex.quote(str(path.with_name(f"{path.name}-again")))
-        config = shlex.quote(str(files.run.config))
-        commands.append(("trains it again, beside it", f"vtp train --config {config} --out {again}"))
+        beside, config = (shlex.quote(str(p)) for p in (path.with_name(f"{path.name}-again"), files.run.config))
+        commands.append(("trains it again, beside it", f"vtp train --config {config} --out {beside}"))
     validated = files.summary.get("evaluation")
     validated = str(validated.get("command")) if isinstance(validated, dict) else ""
     commands.append(("validates it again", validated if validated.startswith("vtp evaluate") else evaluate))
