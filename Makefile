@@ -19,6 +19,7 @@ test-slurm: .venv/installed-test
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

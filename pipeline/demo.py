@@ -11,18 +11,19 @@ from pipeline import evaluate, extract, report, train
 from pipeline.config import (
     DemoConfig,
     ElasticityConfig,
+    EmbeddingsTrainConfig,
     EvaluateConfig,
     ExtractConfig,
     FrontierConfig,
     ReportConfig,
     SimulateConfig,
     SpreadConfig,
-    TrainConfig,
     ValueConfig,
 )
 from pipeline.errors import VtpError
 from pipeline.experiments import elasticity, frontier, spread, value
 from pipeline.files import write_json
+from pipeline.runs import RunDirectory
 from pipeline.synthetic import simulate
 
 # Many scenes rather than long ones: a policy has to meet kitchens that it has never seen. The quick one has too
@@ -37,8 +38,9 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
     stage: announces a stage by name and returns its progress callback.
     """
     started = time.monotonic()
-    if (cfg.out / "summary.json").exists() and not (cfg.out / "demos").is_dir():
-        raise VtpError(f"{cfg.out} holds a run that is no demo; choose another --out")
+    run = RunDirectory(cfg.out)
+    if run.is_finished and not (cfg.out / "demos").is_dir():
+        raise VtpError(f"{cfg.out} holds a run that is no demo; choose another --out", code="run-is-no-demo")
     size = QUICK if cfg.quick else FULL
     embeddings = cfg.out / "embeddings.h5"
     manifest = simulate.run(
@@ -50,10 +52,12 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
         progress=stage("extract: R3D-18, one 128-D embedding a clip"),
     )
     if result.failures:
-        raise VtpError(f"{len(result.failures)} rendered videos failed; see {embeddings.with_name('failures.jsonl')}")
+        raise VtpError(
+            f"{len(result.failures)} rendered videos failed; see {embeddings.with_name('failures.jsonl')}",
+            code="demo-failed",
+        )
     train.run(
-        TrainConfig(
-            source="embeddings",
+        EmbeddingsTrainConfig(
             out=cfg.out,
             embeddings=embeddings,
             episodes=size["train_episodes"],
@@ -71,7 +75,7 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
     wall_s = time.monotonic() - started
     summary["stages_wall_s"] |= {"simulate, extract, experiments": wall_s - summary["wall_s"]}
     summary["wall_s"] = wall_s
-    write_json(cfg.out / "summary.json", summary)
+    write_json(run.summary, summary)
     stage("report")
     report.run(ReportConfig(run=cfg.out))
     return summary
@@ -82,4 +86,6 @@ def run_experiments(cfg: DemoConfig, embeddings: Path, *, progress: Callable[[in
     frontier.run(FrontierConfig(run=cfg.out, episodes=20 if cfg.quick else 100))
     elasticity.run(ElasticityConfig(run=cfg.out))
     spread.run(SpreadConfig(run=cfg.out))
-    value.run(ValueConfig(embeddings=embeddings, out=cfg.out / "experiments", seed=cfg.seed), progress=progress)
+    value.run(
+        ValueConfig(embeddings=embeddings, out=RunDirectory(cfg.out).experiments, seed=cfg.seed), progress=progress
+    )

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from pipeline import dataset, extract, synthetic
 from pipeline.config import DoctorConfig, ExtractConfig
-from pipeline.dataset import manifest
-from pipeline.errors import VtpError
+from pipeline.errors import CorruptError, VtpError
 from pipeline.extraction import shards
+from pipeline.extraction.inputs import read_inputs
 from pipeline.extraction.parts import part_paths
 from pipeline.extraction.shards import Done, parts_folder
 from pipeline.video import Decoder
@@ -48,7 +47,7 @@ def check_machine(out: Path) -> Iterator[Finding]:
                 with Decoder(decoder=name) as decoder:
                     (clip,) = decoder.clips(path)
                 wrong = np.abs(clip.frames.mean((1, 2, 3)) - 12 * np.arange(16)).max() > 6
-                found = "returns other frames than were written" if wrong else "reads a video rightly"
+                found = "returns other frames than were written" if wrong else "decodes a test video correctly"
                 yield Finding(name, found, "install vtp again" if wrong else "")
             except VtpError as error:
                 yield Finding(name, str(error), "install vtp again")
@@ -66,19 +65,26 @@ def check_output(out: Path) -> Iterator[Finding]:
             data = dataset.read_embeddings(out)
             yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos")
         except VtpError as error:
-            yield Finding(str(out), *_split(error), is_damage=True)
+            yield Finding(str(out), *_split(error), is_damage=isinstance(error, CorruptError))
     folder = parts_folder(out)
-    config = folder / "config.yaml"
-    if not config.exists():
+    if not (folder / "config.yaml").exists():
         yield Finding(str(folder), "no extraction was begun here")
         return
-    cfg = ExtractConfig(**yaml.safe_load(config.read_text(encoding="utf-8")) | {"out": out})
+    try:
+        cfg = shards.saved_config(out)
+    except VtpError as error:
+        yield Finding(str(folder), *_split(error), is_damage=True)
+        return
     for path in part_paths(folder):
         try:
             dataset.read_part(path)
         except VtpError as error:
             yield Finding(path.name, str(error).partition(";")[0], f"run: {_redo(cfg, path.name)}", is_damage=True)
-    entries = manifest.find_videos(cfg.source)
+    try:
+        entries = read_inputs(cfg).entries
+    except VtpError as error:
+        yield Finding(cfg.source, *_split(error))
+        return
     rows = {row.video_id: row for row in shards.read_ledgers(folder, cfg.shards)}
     outcomes = [rows[entry.video_id] for entry in entries if entry.video_id in rows]
     for name in sorted({row.part for row in outcomes if isinstance(row, Done)}):

@@ -12,9 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 PARITY_MARGIN = 0.05  # no spread is paid out at or below wage parity + 5%
-ERROR_TARGET_START = 0.10
-ERROR_TARGET_END = 0.06
-CURRICULUM_EPISODES = 600
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
@@ -41,13 +38,19 @@ def step_value(attempts: ArrayLike, errors: ArrayLike, price_usd: ArrayLike, dam
     return np.asarray(price_usd) * (attempts - errors) - np.asarray(damage_usd) * errors
 
 
-def implied_wage(mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike):
-    """What an hour of this work is worth: ŵ = MP · (price − damage · err_rate), $/h (seed)."""
+def seed_implied_wage(
+    mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike
+) -> np.ndarray:
+    """The seed document's form of an hour's worth, ŵ = MP · (price − damage · err_rate), $/h, for its own table alone.
+
+    It charges the error rate to good units, so damage · errors · err_rate less than `step_value`, which prices all
+    else.
+    """
     return np.asarray(mp_per_hour) * (np.asarray(price_usd) - np.asarray(damage_usd) * np.asarray(err_rate))
 
 
-def profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float):
-    """Implied wage net of energy, $/h (seed)."""
+def seed_profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float) -> np.ndarray:
+    """The seed document's form of profit: implied wage net of energy, $/h, for its own table alone."""
     return np.asarray(implied_wage_usd) - energy_usd_per_hour
 
 
@@ -63,7 +66,7 @@ def human_marginal_product(human_wage_usd: float, price_usd: ArrayLike) -> np.nd
 
 def lagrangian_reward(
     profit_usd_per_hour: ArrayLike, err_rate: ArrayLike, *, human_wage_usd: float, lambda_dual: float, err_target: float
-):
+) -> np.ndarray:
     """Lagrangian of: maximise profit subject to err_rate ≤ err_target. Profit counts in human wages, so λ does too."""
     return np.asarray(profit_usd_per_hour) / human_wage_usd - lambda_dual * (np.asarray(err_rate) - err_target)
 
@@ -71,12 +74,6 @@ def lagrangian_reward(
 def dual_ascent(lambda_dual: float, err_rate: float, *, err_target: float, dual_lr: float) -> float:
     """λ ← max(0, λ + η (err_rate − err_target)): the multiplier rises while the constraint is broken (seed)."""
     return max(0.0, lambda_dual + dual_lr * (err_rate - err_target))
-
-
-def error_target(episode: int) -> float:
-    """Curriculum: the error target falls linearly from 10% to 6% over 600 episodes, then stays (seed)."""
-    progress = min(max(episode, 0) / CURRICULUM_EPISODES, 1.0)
-    return ERROR_TARGET_START + progress * (ERROR_TARGET_END - ERROR_TARGET_START)
 
 
 class Spread(NamedTuple):
@@ -142,12 +139,12 @@ def wage_index(wage_usd: float, market_wage_usd: ArrayLike, *, smoothing: float,
     return np.array(wages)
 
 
-def customer_cost(implied_wage_usd: ArrayLike, hours: ArrayLike, rebate_usd: ArrayLike):
+def customer_cost(implied_wage_usd: ArrayLike, hours: ArrayLike, rebate_usd: ArrayLike) -> np.ndarray:
     """What the customer pays for `hours` of robot work, US dollars: its implied wage, less the rebate."""
     return np.asarray(implied_wage_usd) * np.asarray(hours) - np.asarray(rebate_usd)
 
 
-def consumer_surplus(completed: ArrayLike, price_usd: ArrayLike, customer_cost_usd: ArrayLike):
+def consumer_surplus(completed: ArrayLike, price_usd: ArrayLike, customer_cost_usd: ArrayLike) -> np.ndarray:
     """What the customer has of the work beyond what it cost, US dollars: good units at their price, less the cost.
 
     The price is also what a unit costs in flawless human work, for that earns the human wage at the human MP.

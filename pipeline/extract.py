@@ -1,5 +1,6 @@
 """Extract: videos in, one 128-D embedding a clip out.
 
+Videos, task and labels are checked first, before torch is imported: what is wrong there shows in seconds.
 Each process decodes and encodes its share of the videos into part files beside the output: `--shards N --shard I`, and
 one process alone has them all. `merge` puts the parts together, so that names, splits, labels and the projector may
 change without decoding again; `landed` says how far all shards are.
@@ -15,16 +16,15 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import yaml
-
-from pipeline import __version__, dataset, encoders
+from pipeline import __version__, dataset
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import VideoEntry
-from pipeline.encoders import Encoder, Projector
 from pipeline.errors import CorruptError, PartialError, VtpError
 from pipeline.extraction import shards
+from pipeline.extraction.inputs import Inputs, read_inputs
 from pipeline.extraction.parts import (
     PartWriter,
     Settings,
@@ -35,7 +35,11 @@ from pipeline.extraction.parts import (
 )
 from pipeline.extraction.shards import Done, Failed, Ledger, Stamp, parts_folder
 from pipeline.files import file_sha256, make_folder, remove_leftovers, save_config, write_text
+from pipeline.tasks import BUILT_IN
 from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder, Projector
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +67,13 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     """Decode and encode this process's share of the videos; with one shard, put the embeddings file together too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
     if cfg.out.is_dir():
-        raise VtpError(f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}")
-    entries = manifest.find_videos(cfg.source)
+        raise VtpError(
+            f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}",
+            code="output-is-folder",
+        )
+    inputs = read_inputs(cfg)
+    from pipeline import encoders
+
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
     given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # refused now, not after the work
     folder = parts_folder(cfg.out)
@@ -75,7 +84,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
         remove_leftovers(cfg.out.parent, name)
     save_config(folder / "config.yaml", portable(cfg))
 
-    mine = shards.share(entries, cfg.shards, shard)
+    mine = shards.share(inputs.entries, cfg.shards, shard)
     ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
     num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress)
     logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
@@ -83,7 +92,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
         failures = [asdict(row) for row in ledger.failures]
         return ExtractResult(None, 0, len(mine) - len(failures), num_decoded, failures, ledger.path)
     progress(len(mine), len(mine), "putting together")
-    return write_merged(cfg, entries, num_decoded=num_decoded)
+    return write_merged(cfg, inputs, num_decoded=num_decoded)
 
 
 def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
@@ -91,13 +100,8 @@ def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
 
     CorruptError (exit code 4) names what is missing or damaged and the command that does it again.
     """
-    path = parts_folder(cfg.out) / "config.yaml"
-    if not path.exists():
-        raise VtpError(
-            f"{cfg.out} has no parts ({path} does not exist); make them with: vtp extract SOURCE --out {cfg.out}"
-        )
-    saved = ExtractConfig(**yaml.safe_load(path.read_text(encoding="utf-8")) | {"out": cfg.out})
-    return write_merged(saved, manifest.find_videos(saved.source), num_decoded=0)
+    saved = shards.saved_config(cfg.out)
+    return write_merged(saved, read_inputs(saved), num_decoded=0)
 
 
 def landed(cfg: ExtractConfig, ids: Set[str]) -> int:
@@ -147,7 +151,8 @@ def extract_videos(
         if cfg.max_failures is not None and len(ledger.failures) > cfg.max_failures:
             raise PartialError(
                 f"{len(ledger.failures)} videos failed, more than --max-failures {cfg.max_failures}; each is in "
-                f"{ledger.path}: mend them or raise it, and run the same command again"
+                f"{ledger.path}: mend them or raise it, and run the same command again",
+                code="too-many-failures",
             )
 
     def record(part: str, contents: Sequence[str]) -> None:
@@ -230,6 +235,8 @@ def portable(cfg: ExtractConfig) -> ExtractConfig:
     paths |= {
         name: os.path.abspath(value) for name in ("weights", "projector") if os.path.isfile(value := getattr(cfg, name))
     }
+    if cfg.task is not None and cfg.task not in BUILT_IN:
+        paths["task"] = os.path.abspath(cfg.task)
     return cfg.model_copy(update={**paths, "shard": None})
 
 
@@ -269,9 +276,9 @@ def file_stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decoded: int) -> ExtractResult:
+def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> ExtractResult:
     """Write the embeddings file and failures.jsonl from the parts and ledgers of all shards."""
-    folder = parts_folder(cfg.out)
+    folder, entries = parts_folder(cfg.out), inputs.entries
     outcomes = {row.video_id: row for row in shards.read_ledgers(folder, cfg.shards)}
     check_complete(cfg, entries, outcomes)
     failures = [row for entry in entries if isinstance(row := outcomes[entry.video_id], Failed)]
@@ -283,7 +290,8 @@ def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decod
     for entry, row in zip(finished, done, strict=True):
         part = parts[row.part]
         try:
-            labelled.append(join_labels(entry, part, part.videos.sha256.index(row.sha256)))
+            logs = inputs.logs.get(entry.video_id)
+            labelled.append(join_labels(entry, part, part.videos.sha256.index(row.sha256), logs))
         except VideoError as error:
             failures.append(failure(entry, "labels", error))
     rows = [asdict(row) for row in failures]
@@ -293,7 +301,7 @@ def write_merged(cfg: ExtractConfig, entries: Sequence[VideoEntry], *, num_decod
     settings = labelled[0].part.settings
     feature_dim = labelled[0].part.clips.features.shape[1]
     projector = given_projector(cfg.projector, str(settings["weights_sha256"]), feature_dim)
-    embeddings = put_together(labelled, projector, {**settings, **provenance()})
+    embeddings = put_together(labelled, projector, {**settings, **provenance()}, inputs.task)
     dataset.write_embeddings(cfg.out, embeddings)
     save_config(cfg.out.with_suffix(".yaml"), portable(cfg))
     return ExtractResult(cfg.out, embeddings.num_clips, embeddings.num_videos, num_decoded, rows, failures_path)
@@ -308,7 +316,8 @@ def check_complete(cfg: ExtractConfig, entries: Sequence[VideoEntry], outcomes: 
     shard, first = min(missing, key=lambda pair: pair[0])
     raise CorruptError(
         f"{cfg.out} is incomplete: shard {shard} of {cfg.shards} lacks {sum(owner == shard for owner, _ in missing)} "
-        f"of its {owners.count(shard)} videos, such as {first.video_id}; run: {shards.redo_command(cfg, shard)}"
+        f"of its {owners.count(shard)} videos, such as {first.video_id}; run: {shards.redo_command(cfg, shard)}",
+        code="shard-incomplete",
     )
 
 
@@ -321,7 +330,8 @@ def read_parts(cfg: ExtractConfig, names: Sequence[str]) -> dict[str, dataset.Pa
             parts[name] = dataset.read_part(folder / name)
         except VtpError as error:
             reason = str(error).partition(";")[0]
-            raise CorruptError(f"{reason}; run: {shards.redo_command(cfg, shards.shard_of_part(cfg, name))}") from error
+            redo = shards.redo_command(cfg, shards.shard_of_part(cfg, name))
+            raise CorruptError(f"{reason}; run: {redo}", code="part-damaged") from error
         check_settings(parts[name], folder, parts[names[0]].settings)
         check_settings(parts[names[0]], folder, parts[name].settings)  # what only one of them states
     return parts
@@ -356,17 +366,24 @@ def provenance() -> Settings:
 
 def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Projector | str:
     """The projector that is known beforehand: random:SEED, or an embeddings file's; the name of one to be fitted."""
+    from pipeline import encoders
+    from pipeline.encoders import Projector
+
     if spec in encoders.FITTED:
         return spec
     if (seed := encoders.seed_of(spec)) is not None:
         return encoders.random_projector(seed, feature_dim)
     if not Path(spec).is_file():
-        raise VtpError(f"projector {spec!r} is not a file; use pca, learned, random:SEED, or an embeddings file")
+        raise VtpError(
+            f"projector {spec!r} is not a file; use pca, learned, random:SEED, or an embeddings file",
+            code="projector-missing",
+        )
     source = dataset.read_embeddings(Path(spec))
     if source.attrs.get("weights_sha256") != weights_sha256:
         raise VtpError(
             f"projector {spec} belongs to weights {str(source.attrs.get('weights_sha256'))[:12]}, not to "
-            f"{weights_sha256[:12]}; pass the --weights that it was made with"
+            f"{weights_sha256[:12]}; pass the --weights that it was made with",
+            code="projector-other-weights",
         )
     return Projector(
         source.projector_mean, source.projector_components, source.projector_scale, str(source.attrs["projector"]),

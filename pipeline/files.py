@@ -1,16 +1,15 @@
-"""Files that are whole or not there: atomic writes, the resolved config, `metrics.csv`, checkpoint rotation."""
+"""Files that are whole or not there: atomic writes, folders, checksums, the resolved config."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Config
-from pipeline.errors import CorruptError, TryAgainError, VtpError
+from pipeline.errors import TryAgainError, VtpError
 
 
 def fsync_path(path: Path) -> None:
@@ -48,7 +47,9 @@ def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
             existing = next(folder for folder in path.absolute().parents if folder.is_dir())
             free = os.statvfs(existing)
             where += f" ({free.f_bavail * free.f_frsize} bytes free)"
-        raise TryAgainError(f"no space left{where}; free some space and run the same command again") from error
+        raise TryAgainError(
+            f"no space left{where}; free some space and run the same command again", code="disk-full"
+        ) from error
 
 
 def make_folder(path: Path) -> None:
@@ -57,11 +58,15 @@ def make_folder(path: Path) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise VtpError(f"{path} cannot be a folder, for there is a file in its place; name another") from error
+            raise VtpError(
+                f"{path} cannot be a folder, because a file is in its place; name another", code="folder-is-file"
+            ) from error
         except OSError as error:
             if error.errno in OUT_OF_SPACE:
                 raise
-            raise VtpError(f"{path} cannot be made: {error.strerror}; name another folder") from error
+            raise VtpError(
+                f"{path} cannot be made: {error.strerror}; name another folder", code="folder-unwritable"
+            ) from error
 
 
 @contextmanager
@@ -72,9 +77,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     if path.is_dir():
-        raise VtpError(f"{path} is a folder; name a file in it")
+        raise VtpError(f"{path} is a folder; name a file in it", code="output-is-folder")
     if not os.access(path.parent, os.W_OK):
-        raise VtpError(f"{path} cannot be written: its folder is read-only; name another")
+        raise VtpError(f"{path} cannot be written: its folder is read-only; name another", code="folder-unwritable")
     temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
         with out_of_space_is_try_again(path):
@@ -130,38 +135,3 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-class MetricsCsv:
-    """`metrics.csv`, one row an episode, flushed a row at a time so that a killed run keeps what it had."""
-
-    def __init__(self, path: Path, columns: tuple[str, ...], *, resume_at: int = 0):
-        """resume_at: bytes of an earlier file to keep, as `sync` returned them; CorruptError where it has fewer."""
-        make_folder(path.parent)
-        self._path = path
-        size = path.stat().st_size if path.exists() else 0
-        if size < resume_at:
-            raise CorruptError(f"{path} has {size} bytes, and {resume_at} were written; restore it, or add --overwrite")
-        self._file = open(path, "r+" if resume_at else "w", newline="", encoding="utf-8")  # noqa: SIM115
-        self._writer = csv.DictWriter(self._file, columns)
-        if resume_at:
-            self._file.truncate(resume_at)
-            self._file.seek(resume_at)
-        else:
-            self._writer.writeheader()
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Write one row; ValueError if it has a column that the header lacks."""
-        with out_of_space_is_try_again(self._path):
-            self._writer.writerow(row)
-            self._file.flush()
-
-    def sync(self) -> int:
-        """Bring the rows so far to the disk; returns the file's size in bytes."""
-        with out_of_space_is_try_again(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import dataset, evaluate, noise_gap
+from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, VtpError
 from pipeline.extraction.shards import parts_folder, shard_number, split_by_cost
 from pipeline.files import make_folder, save_config, write_json
 from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
-from pipeline.synthetic import dynamics
+from pipeline.tasks import EPISODE_STEPS
 from pipeline.video import FRAME_SIZE
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     shard = shard_number(cfg.shards, cfg.shard)
     out = cfg.out or cfg.embeddings.with_name("novelty.h5")
     if out.is_dir():
-        raise VtpError(f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}")
+        raise VtpError(
+            f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}", code="output-is-folder"
+        )
     corpus = find_corpus(cfg)
     num_known = int(corpus.reference.sum())
     if num_known < noise_gap.MIN_FOR_SCORES:
@@ -108,7 +110,10 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
     data = dataset.read_embeddings(cfg.embeddings)
     if not np.isfinite(data.embeddings).all():
         row = int(np.flatnonzero(~np.isfinite(data.embeddings).all(axis=1))[0])
-        raise CorruptError(f"{cfg.embeddings}: the embedding of clip {row} is not finite; extract its video again")
+        raise CorruptError(
+            f"{cfg.embeddings}: the embedding of clip {row} is not finite; extract its video again",
+            code="embeddings-damaged",
+        )
     if cfg.reference is None:
         return Corpus((data,), np.ones(data.num_clips, bool))
     if cfg.reference.suffix.lower() in manifest.MANIFEST_SUFFIXES:
@@ -118,23 +123,26 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
         if other.attrs.get(name) != data.attrs.get(name):
             raise VtpError(
                 f"--reference {cfg.reference} has {name} {str(other.attrs.get(name))[:12]}, {cfg.embeddings} has "
-                f"{str(data.attrs.get(name))[:12]}; extract one with the settings of the other, and its --projector"
+                f"{str(data.attrs.get(name))[:12]}; extract one with the settings of the other, and its --projector",
+                code="reference-differs",
             )
     return Corpus((data, other), np.repeat([False, True], [data.num_clips, other.num_clips]))
 
 
 def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarray:
+    assert cfg.reference is not None
     wanted = {str(entry.path): entry.video_id for entry in manifest.read_manifest(cfg.reference)}
     if missing := [name for path, name in wanted.items() if path not in set(data.videos.path)]:
         raise VtpError(
             f"--reference {cfg.reference} names {missing[0]!r}, which {cfg.embeddings} does not hold; "
-            f"extract it too, or give an embeddings file"
+            f"extract it too, or give an embeddings file",
+            code="reference-missing",
         )
     return np.repeat([path in wanted for path in data.videos.path], np.diff(data.offset))
 
 
 def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progress) -> Scorer:
-    """The model that `--model` stands for. VtpError where it is not to be had, or too slow here."""
+    """The model that `--model` stands for. VtpError if it cannot be loaded, or would be too slow here."""
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     if cfg.model == "corpus" or (cfg.model == "auto" and not gpu):
@@ -144,19 +152,24 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
         try:
             return svd_scorer(cfg, noise_gap.load_svd(noise_gap.HUB_ID, device=device), "there is a GPU")
         except VtpError as error:
-            why = f"trained on these clips, for Stable Video Diffusion is not to be had ({str(error).split(';')[0]})"
+            reason = str(error).split(";")[0]
+            why = f"trained on these clips, because Stable Video Diffusion could not be loaded ({reason})"
             return corpus_scorer(cfg, corpus, out, why, progress)
     if Path(cfg.model).is_dir() and noise_gap.pipeline_class(Path(cfg.model)) == noise_gap.CORPUS_CLASS:
         backend = noise_gap.load_corpus(Path(cfg.model))
         if backend.embedding_dim != corpus.embeddings.shape[1]:
-            raise VtpError(f"model {cfg.model} is for embeddings of {backend.embedding_dim} numbers; fit another")
+            raise VtpError(
+                f"model {cfg.model} is for embeddings of {backend.embedding_dim} numbers; fit another",
+                code="model-wrong",
+            )
         height = cfg.resolution or CORPUS_HEIGHT
         return Scorer(
             "corpus", f"read from {cfg.model}", noise_gap.folder_sha256(Path(cfg.model)), (height, height), (backend,)
         )
     if not (gpu or cfg.allow_slow):
         raise VtpError(
-            "Stable Video Diffusion takes about half an hour a clip without a GPU; use --model corpus, or --allow-slow"
+            "Stable Video Diffusion takes about half an hour a clip without a GPU; use --model corpus, or --allow-slow",
+            code="gpu-missing",
         )
     return svd_scorer(cfg, noise_gap.load_svd(cfg.model, device=device), f"read from {cfg.model}")
 
@@ -164,8 +177,8 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
 def svd_scorer(cfg: NoveltyConfig, backend: noise_gap.SvdBackend, why: str) -> Scorer:
     height = cfg.resolution or SVD_HEIGHT
     factor = backend.multiple
-    size = tuple(max(factor, round(side / factor) * factor) for side in (height, height * SVD_ASPECT))
-    return Scorer("svd", why, backend.sha256, size, (backend,))
+    rows, columns = (max(factor, round(side / factor) * factor) for side in (height, height * SVD_ASPECT))
+    return Scorer("svd", why, backend.sha256, (rows, columns), (backend,))
 
 
 def corpus_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, why: str, progress: Progress) -> Scorer:
@@ -173,7 +186,10 @@ def corpus_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, why: str, progr
     height = cfg.resolution or CORPUS_HEIGHT
     num_frames = min(CORPUS_FRAMES, int(corpus.files[0].attrs["clip_len"]))
     if num_frames < 2:
-        raise VtpError(f"clip_len ({num_frames}) leaves no motion to score; extract clips of two frames or more")
+        raise VtpError(
+            f"clip_len ({num_frames}) leaves no motion to score; extract clips of two frames or more",
+            code="clips-short",
+        )
     what = {"corpus": corpus.sha256, "height": height, "frames": num_frames, "updates": cfg.updates, "seed": cfg.seed}
     folder = out.with_name(f"{out.stem}.model")
     if not _fits(folder, what):
@@ -215,13 +231,17 @@ def fit_folds(
             kept += len(pixels)
             progress(kept, len(rows), "clips read to train on")
     embeddings = torch.from_numpy(corpus.embeddings[rows])
+
+    def half(number: int) -> Progress:
+        return lambda done, total, text: progress(done, total, f"updates of half {number}, {text}")
+
     for fold in (0, 1):
         learned = corpus.folds[rows] != fold
         if learned.sum() < 2:
             learned[:] = True
         backend = noise_gap.fit(
             images[learned], embeddings[learned], num_frames=num_frames, updates=cfg.updates, seed=cfg.seed + fold,
-            progress=lambda done, total, text, fold=fold: progress(done, total, f"updates of half {fold + 1}, {text}"),
+            progress=half(fold + 1),
         )  # fmt: skip
         backend.save(folder / f"fold-{fold}")
 
@@ -265,7 +285,8 @@ def measure(
     if frames.shape[1] < num_frames:
         raise VtpError(
             f"clip_len ({frames.shape[1]}) is less than the {num_frames} frames that model {scorer.name} looks at; "
-            f"extract with --clip-len {num_frames} or more, or use --model corpus"
+            f"extract with --clip-len {num_frames} or more, or use --model corpus",
+            code="clips-short",
         )
     images = noise_gap.to_images(frames, scorer.size)
     embeddings = torch.from_numpy(corpus.embeddings[rows])
@@ -315,11 +336,11 @@ def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np
 def clip_visits(data: dataset.Embeddings) -> np.ndarray:
     """How often training plays each clip, [N]: videos are drawn alike, of a long one a stretch of 60 steps."""
     visits = np.zeros(data.num_clips)
-    videos, _, _ = evaluate.split_rows(data)
+    videos, _, _ = dataset.split_rows(data)
     for start, end in videos:
-        num_starts = max(1, end - start - dynamics.EPISODE_STEPS + 1)
+        num_starts = max(1, end - start - EPISODE_STEPS + 1)
         clip = np.arange(end - start)
-        first, last = np.maximum(clip - dynamics.EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
+        first, last = np.maximum(clip - EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
         visits[start:end] = (last - first + 1) / num_starts
     return visits
 

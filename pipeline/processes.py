@@ -34,7 +34,14 @@ def available_memory() -> int | None:
 
 def end_with_parent() -> None:
     """In a worker of multiprocessing: end when the parent does."""
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this process is no worker"
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager

@@ -10,34 +10,27 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import yaml
 
-from pipeline import evaluate
 from pipeline.config import TrainConfig
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.files import make_folder, save_config, write_json
 from pipeline.processes import interrupts_held
-from pipeline.rl.envs import value_work
-from pipeline.rl.sac import save_checkpoint
-from pipeline.synthetic import dynamics
-from pipeline.training import BEST, FOOTAGE, LAST, PREVIOUS, Record, Trainer, check, newest, open_source, save, slim
+from pipeline.rl.rollouts import sampled_profit
+from pipeline.runs import PolicyMetadata, RunDirectory, load_policy, save_checkpoint, write_summary
+from pipeline.training import Record, Trainer, check, newest, open_source, save, slim
 
 logger = logging.getLogger(__name__)
 
-RUN_FILES = (
-    *(f"{name}{suffix}" for name in (LAST, PREVIOUS, BEST) for suffix in ("", ".sha256")),
-    "metrics.csv", "validations.csv", "validation.csv", "summary.json", "report.html", "data_value.json",
-    "policy.pt", "policy.onnx", "policy.safetensors", "tensorboard", "frames", evaluate.CHANGED, "experiments",
-)  # fmt: skip
-OUTCOMES_A_STEP = 10  # drawn of each action of a validation
 CHECKPOINT_S = 60.0  # at most that much work is done again after a kill
 
 Progress = Callable[[int, int, dict[str, float] | str], None]  # an episode's row, or what is made ready before
+
+
+def _nothing_is_told(done: int, total: int, news: dict[str, float] | str) -> None:
+    pass
 
 
 def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -46,23 +39,25 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     check(cfg)
     env_rng, rng, validation_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(cfg.seed).spawn(3))
     source = open_source(cfg, env_rng)
-    checkpoint = begin(cfg, source.meta)
-    trainer = Trainer(cfg, source, rng=rng, progress=progress or (lambda done, total, text: None))
+    run_directory, metadata = RunDirectory(cfg.out), source.metadata
+    checkpoint = begin(cfg, metadata)
+    tell = progress or _nothing_is_told
+    trainer = Trainer(cfg, source, rng=rng, progress=tell)
     best_profit, since_best, spent_s = -np.inf, 0, 0.0
     if checkpoint:
         trainer.load_state_dict(checkpoint["trainer"], checkpoint["agent"], checkpoint["episode"])
         best_profit, since_best, spent_s = (checkpoint["run"][name] for name in ("best_profit", "since_best", "wall_s"))
-        source.meta.update(checkpoint["meta"])
+        metadata = PolicyMetadata.from_state(checkpoint["meta"], str(run_directory.last))
         logger.info("going on after episode %d", trainer.episode)
-    record = Record(cfg.out, checkpoint and checkpoint["record"])
-    logger.info("outcome model: %s; validation: %s", source.meta["outcome_model"], source.validation)
+    record = Record(run_directory, source.model.task, checkpoint and checkpoint["record"])
+    logger.info("outcome model: %s; validation: %s", source.model.description, source.validation)
 
     def policy() -> dict[str, Any]:
-        return {"agent": trainer.agent.state_dict(), "meta": source.meta, "episode": trainer.episode}
+        return {"agent": trainer.agent.state_dict(), "meta": metadata.to_state(), "episode": trainer.episode}
 
     def keep() -> None:
         save(
-            cfg.out,
+            run_directory,
             policy() | {
                 "trainer": trainer.state_dict(),
                 "record": record.sync(trainer.episode),
@@ -76,12 +71,12 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     def validate() -> None:
         nonlocal best_profit, since_best
         steps = source.validate(trainer.agent, np.random.default_rng(cfg.seed))
-        profit = sampled_profit(source.scenario, steps, np.random.default_rng(cfg.seed))
+        profit = sampled_profit(source.model, steps, np.random.default_rng(cfg.seed))
         record.validation(trainer.episode, profit)
         since_best += 1
         if profit > best_profit:
             best_profit, since_best = profit, 0
-            save_checkpoint(cfg.out / BEST, policy())
+            save_checkpoint(run_directory.best, policy())
 
     kept_at = time.monotonic()
     with interrupts_held() as interrupted:
@@ -90,8 +85,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             rows = trainer.step()
             if rows:
                 record.episodes(rows)
-            for row in rows if progress else ():
-                progress(row["episode"], cfg.episodes, row)
+            for row in rows:
+                tell(int(row["episode"]), cfg.episodes, row)
             is_due = trainer.episode * cfg.evaluations // cfg.episodes > validations_before
             if is_due:
                 validate()
@@ -100,92 +95,83 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
                 kept_at = time.monotonic()
             if interrupted.is_set():
                 done = f"{trainer.episode} of {cfg.episodes} episodes"
-                raise TryAgainError(f"interrupted after {done}; run the same command again to go on")
+                raise TryAgainError(
+                    f"interrupted after {done}; run the same command again to go on", code="command-interrupted"
+                )
     record.close()
 
-    write_json(cfg.out / "data_value.json", {"estimator": trainer.ledger.skill()})
+    write_json(run_directory.estimator, {"estimator": trainer.revenue_split.skill()})
     if not trainer.is_learning:
         raise VtpError(
             f"{cfg.episodes} episodes gave fewer steps than --warmup-steps {cfg.warmup_steps}: nothing was learned; "
-            "raise --episodes or lower --warmup-steps"
+            "raise --episodes or lower --warmup-steps",
+            code="nothing-learned",
         )
     if trainer.episode < cfg.episodes:
         logger.info("no better validation in %d: stopped after episode %d", cfg.patience, trainer.episode)
-    best, meta = evaluate.load_run(cfg.out)
-    summary = evaluate.write_summary(
-        cfg.out,
-        source.scenario,
+    best, metadata = load_policy(cfg.out)
+    summary = write_summary(
+        run_directory,
+        source.model,
         source.validate(best, validation_rng),
-        meta=meta,
+        metadata=metadata,
         validation=source.validation,
-        evaluation={"seed": cfg.seed, "command": source.meta["provenance"]["command"]},
+        evaluation={"seed": cfg.seed, "command": metadata.provenance["command"]},
         stage="train",
         wall_s=spent_s + time.monotonic() - started,
     )
-    slim(cfg.out, policy())
-    shutil.rmtree(cfg.out / FOOTAGE, ignore_errors=True)
+    slim(run_directory, policy())
+    shutil.rmtree(run_directory.frame_cache, ignore_errors=True)
     return summary
 
 
-def begin(cfg: TrainConfig, meta: dict[str, Any]) -> dict[str, Any] | None:
+def begin(cfg: TrainConfig, metadata: PolicyMetadata) -> dict[str, Any] | None:
     """Make the run directory; returns the checkpoint that an unfinished run in it goes on from, None for a new one.
 
     VtpError where it holds a finished run or one of other settings or data, unless `overwrite`, which removes any.
     """
     make_folder(cfg.out)
-    if any(cfg.out.glob("seed-*/config.yaml")):
-        raise VtpError(f"{cfg.out} holds several seeds; choose another --out, or go on with --seeds")
+    run = RunDirectory(cfg.out)
+    if run.has_seeds:
+        raise VtpError(f"{run} holds several seeds; choose another --out, or go on with --seeds", code="run-has-seeds")
     settings = cfg.model_copy(update={"overwrite": False})
     if not cfg.overwrite:
-        if (cfg.out / "summary.json").exists():
-            raise VtpError(f"{cfg.out} holds a run already; choose another --out, or add --overwrite")
-        checkpoint = newest(cfg.out)
+        if run.is_finished:
+            raise VtpError(f"{run} holds a run already; choose another --out, or add --overwrite", code="run-finished")
+        checkpoint = newest(run)
         if checkpoint and "trainer" in checkpoint:
-            _refuse_other_settings(cfg.out, settings)
-            _refuse_other_data(cfg.out, checkpoint["meta"], meta)
+            _refuse_other_settings(run, settings)
+            _refuse_other_data(run, PolicyMetadata.from_state(checkpoint["meta"], str(run.last)), metadata)
             return checkpoint
-    if forget(cfg.out):
-        logger.warning("%s: the earlier run in it is replaced", cfg.out)
-    save_config(cfg.out / "config.yaml", settings)
+    if run.forget():
+        logger.warning("%s: the earlier run in it is replaced", run)
+    save_config(run.config, settings)
     return None
 
 
-def forget(run: Path) -> bool:
-    """Remove what an earlier run left in its directory; whether there was anything."""
-    earlier = [run / name for name in RUN_FILES if (run / name).exists()]
-    for path in earlier:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return bool(earlier)
-
-
-def _refuse_other_settings(run: Path, settings: TrainConfig) -> None:
-    begun, wanted = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")), settings.model_dump(mode="json")
+def _refuse_other_settings(run: RunDirectory, settings: TrainConfig) -> None:
+    begun, wanted = run.read_settings(), settings.model_dump(mode="json")
     for name in wanted:
         if begun.get(name) != wanted[name]:
             raise VtpError(
-                f"{run} was begun with {name} {begun.get(name)}, not {wanted[name]}; choose another --out, "
-                "or add --overwrite"
+                f"{run} was started with {name}={begun.get(name)}, now {name}={wanted[name]}; choose another --out, "
+                "or add --overwrite",
+                code="run-other-settings",
             )
 
 
-def _refuse_other_data(run: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _refuse_other_data(run: RunDirectory, begun: PolicyMetadata, wanted: PolicyMetadata) -> None:
+    if begun.task != wanted.task:
+        raise VtpError(
+            f"{run} was started on task {begun.task}, which has changed since; restore its file, choose another --out, "
+            "or add --overwrite",
+            code="run-other-data",
+        )
     for name, what in (("content_sha256", "embeddings"), ("novelty_sha256", "novelty weights")):
-        if begun.get(name) != wanted.get(name):
-            ours, theirs = ((str(meta.get(name) or "none"))[:12] for meta in (begun, wanted))
+        ours, theirs = (str(getattr(metadata.clips, name, None) or "none")[:12] for metadata in (begun, wanted))
+        if ours != theirs:
             raise VtpError(
-                f"{run} was begun on {what} {ours}, which are now {theirs}; restore them, choose another --out, "
-                "or add --overwrite"
+                f"{run} was started on {what} {ours}, which are now {theirs}; restore them, choose another --out, "
+                "or add --overwrite",
+                code="run-other-data",
             )
-
-
-def sampled_profit(scenario: dynamics.Scenario, steps: pd.DataFrame, rng: np.random.Generator) -> float:
-    """Profit in $/h of sampled outcomes of the validation's actions: what may choose a policy.
-
-    Drawn anew, so that policies that are compared with equal generators meet the same luck.
-    """
-    context, k = steps["context"].to_numpy(), len(scenario.contexts)
-    rate, p_err = dynamics.dynamics(scenario, context, steps["speed"].to_numpy(), steps["care"].to_numpy())
-    outcomes = dynamics.coupled_outcomes(rate, p_err, rng, OUTCOMES_A_STEP)
-    attempts, errors = (np.bincount(context, counts.sum(0), minlength=k)[None] for counts in outcomes)
-    hours = np.array([OUTCOMES_A_STEP * len(steps) / dynamics.STEPS_PER_HOUR])
-    return float(value_work(scenario, attempts, errors, hours).profit[0])

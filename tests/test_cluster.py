@@ -13,14 +13,16 @@ import sys
 import time
 from pathlib import Path
 
+import light_tasks
 import pytest
 import torch
-from synthetic import write_video
+from factories import write_video
+from raising import raises
 
 from pipeline import cli, dataset, processes
 from pipeline.cluster import array, launch, local, slurm
 from pipeline.cluster.array import Failure, Task
-from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, slurm_minutes
+from pipeline.config import EvaluateConfig, ExtractConfig, SimTrainConfig, slurm_minutes
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extract import run as extract_alone
 from pipeline.files import make_folder
@@ -49,6 +51,9 @@ def test_an_error_of_ours_is_itself_again():
     trace = 'Traceback (most recent call last):\n  File "x", line 1\npipeline.errors.CorruptError: a.h5 is damaged; b\n'
     failure = array.failed("shard 1", trace, LOGS)
     assert type(failure.error) is CorruptError and str(failure.error) == "a.h5 is damaged; b"
+    assert failure.error.code == CorruptError.code
+    again = array.failed("shard 1", trace.replace("Error: ", "Error: [embeddings-damaged] "), LOGS)
+    assert (str(again.error), again.error.code) == (str(failure.error), "embeddings-damaged")
 
 
 @pytest.mark.parametrize("last", ["ValueError: x", "pipeline.errors.json: x", "pipeline.errors.Nothing: x", "x"])
@@ -56,16 +61,17 @@ def test_any_other_error_keeps_its_traceback(last):
     trace = f"Traceback (most recent call last):\n  File\n{last}\n"
     failure = array.failed("shard 1", trace, LOGS)
     assert type(failure.error) is PartialError and str(failure.error) == trace.rstrip()
+    assert failure.error.code == "task-crashed"
 
 
 def test_the_report_says_each_thing_once_and_takes_the_gravest_code():
     failures = [
         Failure("seed 0", TryAgainError("killed"), (Path("0.out"), Path("0.err"))),
-        Failure("seed 1", VtpError("no such file"), (Path("1.out"), Path("1.err"))),
-        Failure("seed 2", VtpError("no such file"), (Path("2.out"), Path("2.err"))),
+        Failure("seed 1", VtpError("no such file", code="run-missing"), (Path("1.out"), Path("1.err"))),
+        Failure("seed 2", VtpError("no such file", code="run-missing"), (Path("2.out"), Path("2.err"))),
     ]
     error = array.report(failures, 5)
-    assert type(error) is VtpError
+    assert type(error) is VtpError and error.code == "run-missing"
     assert str(error).splitlines() == [
         "3 of 5 tasks failed",
         "seed 0: killed",
@@ -97,7 +103,15 @@ def test_failures_of_local_tasks_bring_their_traceback_and_logs(tmp_path):
     assert "ValueError" in str(by_task["bug"].error) and "ValueError" in by_task["bug"].logs[1].read_text()
     assert str(by_task["gone"].error).startswith("ended with exit code 9; run the same command again")
     assert str(by_task["killed"].error).startswith("killed by SIGKILL, as the kernel does when memory runs out")
-    assert type(by_task["usage"].error) is VtpError
+    usage = by_task["usage"]
+    assert type(usage.error) is VtpError and usage.error.code == "folder-is-file"
+    assert str(usage.error).startswith(f"{tmp_path / 'file'} cannot be a folder")
+    assert "VtpError: [folder-is-file]" in usage.logs[1].read_text()
+    assert [by_task[name].error.code for name in ("bug", "gone", "killed")] == [
+        "task-crashed",
+        "task-lost",
+        "task-lost",
+    ]
     assert told[-1] == (5, 5, "0 running, 0 waiting, 4 failed")
 
 
@@ -169,7 +183,7 @@ def test_no_process_is_left_when_the_parent_ends(tmp_path, blow):
 
 @pytest.mark.slow
 def test_seeds_in_local_processes_are_put_together_and_validated_again(tmp_path):
-    cfg = TrainConfig(source="sim", out=tmp_path / "run", seeds="2,5", **SMALL)
+    cfg = SimTrainConfig(out=tmp_path / "run", seeds="2,5", **SMALL)
     told = []
     summary = launch.train(cfg, progress=lambda *status: told.append(status))
     assert summary["seeds"] == [2, 5]
@@ -192,7 +206,7 @@ def test_local_shards_equal_one_process(tmp_path):
     for k in range(3):
         write_video(tmp_path / "videos" / f"{k}.mp4", 20 * (k + 1), first=k)
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"\0" * 64)
-    settings = {"source": str(tmp_path / "videos"), "weights": "random:0", "precision": "fp32"}
+    settings = {"source": str(tmp_path / "videos"), "weights": "random:0", "precision": "fp32", "clip_len": 4}
     told = []
     result = launch.extract(
         ExtractConfig(out=tmp_path / "a" / "e.h5", shards=2, launcher="local", **settings),
@@ -205,18 +219,9 @@ def test_local_shards_equal_one_process(tmp_path):
     assert {total for _, total, _ in told} == {4}
 
 
-def note_device(folder):
-    """Which GPU this process was given, and when it began and ended."""
-    began = time.monotonic()
-    time.sleep(0.3)
-    seen = os.environ["CUDA_VISIBLE_DEVICES"]
-    (folder / f"{os.getpid()}.json").write_text(json.dumps([seen, began, time.monotonic()]))
-
-
-@pytest.mark.slow
 def test_each_gpu_has_one_task_at_a_time(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    tasks = [Task(f"task {number}", note_device, tmp_path) for number in range(5)]
+    tasks = [Task(f"task {number}", light_tasks.note_device, tmp_path) for number in range(5)]
     assert local.run(tasks, tmp_path / "jobs", task_bytes=1, tick=lambda *_: None, devices=["0", "GPU-3"]) == []
     rows = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert len(rows) == 5 and {device for device, _, _ in rows} == {"0", "GPU-3"}
@@ -230,8 +235,9 @@ def test_gpus_are_those_that_torch_sees(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert launch.visible_gpus("all") == ["0", "1", "2"]
-    with pytest.raises(VtpError, match="--devices 1,3: torch sees GPUs 0 to 2 here, not 3; give those"):
+    with raises("gpu-missing") as caught:
         launch.visible_gpus("1,3")
+    assert "GPUs 0 to 2 here, not 3" in str(caught.value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6")
     assert launch.visible_gpus("2,1") == ["6", "GPU-5"]
 
@@ -314,13 +320,13 @@ def test_what_was_not_asked_is_left_to_the_scheduler(scheduler, tmp_path):
 
 def test_a_percent_sign_would_be_a_job_s_number(scheduler, tmp_path):
     scheduler(sbatch="echo Submitted batch job 42")
-    with pytest.raises(VtpError, match="has a % in it"):
+    with raises("folder-unusable"):
         submitted(tmp_path / "100%")
 
 
 def test_without_a_scheduler_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(VtpError, match="no srun here; run this where Slurm is, or use --launcher local"):
+    with raises("slurm-missing"):
         submitted(tmp_path / "jobs")
 
 
@@ -336,12 +342,13 @@ def test_an_array_at_work_is_found_again(scheduler, tmp_path):
     scheduler(sbatch="echo Submitted batch job 42", squeue="echo '42_1|RUNNING|None'; echo '42_0|COMPLETED|None'")
     submitted(tmp_path)
     assert slurm.running(tmp_path, {"a": 1}).id == "42"
-    with pytest.raises(VtpError, match=r"Slurm array 42 is at work for .* with other settings; .*scancel 42"):
+    with raises("array-differs") as caught:
         slurm.running(tmp_path, {"a": 2})
+    assert str(caught.value).endswith("scancel 42")
     scheduler(squeue="echo '42_1|FAILED|None'")
     assert slurm.running(tmp_path, {"a": 2}) is None
     scheduler(squeue="exit 1")
-    with pytest.raises(TryAgainError, match="Slurm does not answer"):
+    with raises("slurm-silent", TryAgainError):
         slurm.running(tmp_path, {"a": 1})
 
 

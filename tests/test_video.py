@@ -7,9 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from factories import read_barcode, skip_by_edit_list, turn, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import read_barcode, skip_by_edit_list, turn, write_video
+from raising import raises
 from torchvision.transforms.functional import resize
 
 from pipeline.video import Clip, Decoder, DecoderPool, VideoError, VideoInfo, check_file, clip_windows, resize_frame
@@ -177,7 +178,7 @@ def test_auto_avoids_what_decord_gets_wrong(changes, reader):
     assert choose_reader(scanned(**changes), "auto") == reader
     assert choose_reader(scanned(**changes), "pyav") == "pyav"
     if reader == "pyav":
-        with pytest.raises(VideoError, match="use --decoder auto"):
+        with raises("unsupported", VideoError):
             choose_reader(scanned(**changes), "decord")
 
 
@@ -264,9 +265,9 @@ def test_decord_and_pyav_agree(plain):
 
 def test_too_short_says_how_short(folder, decoder):
     path = write_video(folder / "short.mp4", 41)
-    with pytest.raises(VideoError, match=r"clip_len \(64\) is longer than short.mp4 \(41 frames at 15 fps\)") as caught:
+    with raises("too_short", VideoError) as caught:
         decoder.clips(path, clip_len=64)
-    assert caught.value.code == "too_short"
+    assert caught.value.reason == "clip_len (64) is longer than short.mp4 (41 frames at 15 fps)"
     assert caught.value.fix == "lower --clip-len or use --tail pad"
     (clip,) = decoder.clips(path, clip_len=64, tail="pad")
     assert clip.valid_frames == 41
@@ -275,8 +276,9 @@ def test_too_short_says_how_short(folder, decoder):
 
 def test_one_frame(folder, decoder):
     path = write_video(folder / "one.mp4", 1, first=77)
-    with pytest.raises(VideoError, match=r"longer than one.mp4 \(1 frames at 15 fps\)"):
+    with raises("too_short", VideoError) as caught:
         decoder.clips(path)
+    assert "(1 frames at 15 fps)" in caught.value.reason
     (clip,) = decoder.clips(path, tail="pad")
     assert (shown([clip]), clip.valid_frames) == ([[77] * 16], 1)
 
@@ -299,9 +301,8 @@ def damage(path, start, num_bytes):
 def test_a_damaged_stream_fails(tmp_path, name):
     path = write_video(tmp_path / "damaged.mkv", 60, options={"g": "10"})
     damage(path, 0.5, 200)
-    with Decoder(decoder=name) as decoder, pytest.raises(VideoError) as caught:
+    with Decoder(decoder=name) as decoder, raises("damaged", VideoError):
         list(decoder.clips(path))
-    assert caught.value.code == "damaged"
 
 
 @pytest.fixture(scope="module")
@@ -344,9 +345,9 @@ def test_a_transport_stream_that_lost_something(transport, tmp_path, harm, messa
     check_packets(transport)
     path = tmp_path / "harmed.ts"
     path.write_bytes(harm(packets_of(transport)).tobytes())
-    with pytest.raises(VideoError, match=message) as caught:
+    with raises("damaged", VideoError) as caught:
         check_packets(path)
-    assert caught.value.code == "damaged"
+    assert message in caught.value.reason
 
 
 def test_transport_packets_may_come_twice_or_with_time_stamps(transport, tmp_path):
@@ -371,8 +372,9 @@ def test_transport_packets_may_come_twice_or_with_time_stamps(transport, tmp_pat
 )
 def test_times_that_no_encoder_gives(pts, dts, message):
     check_times([(3, 1, 1), (6, 2, 1), (4, 3, 1), (5, 4, 1)], 1.0)
-    with pytest.raises(VideoError, match=message):
+    with raises("damaged", VideoError) as caught:
         check_times([(p, d, 1) for p, d in zip(pts, dts, strict=True)], 1.0)
+    assert message in caught.value.reason
 
 
 def test_an_avi_that_lost_a_frame(tmp_path):
@@ -381,9 +383,8 @@ def test_an_avi_that_lost_a_frame(tmp_path):
     at = data.rfind(b"00dc", 0, data.find(b"idx1"))
     data[at : at + 4] = b"JUNK"  # a chunk that is skipped
     path.write_bytes(data)
-    with Decoder() as decoder, pytest.raises(VideoError) as caught:
+    with Decoder() as decoder, raises("damaged", VideoError):
         list(decoder.clips(path))
-    assert caught.value.code == "damaged"
 
 
 # The pool
@@ -439,9 +440,9 @@ def test_a_hanging_child_is_killed_and_replaced(plain):
         list(decoder.clips(plain))
         decoder._process.send_signal(signal.SIGSTOP)
         stopped = decoder._process
-        with pytest.raises(VideoError, match="longer than 1 s; raise --timeout-s") as caught:
+        with raises("timeout", VideoError) as caught:
             decoder.clips(plain)
-        assert caught.value.code == "timeout"
+        assert "1 s" in caught.value.reason
         assert stopped.returncode == -signal.SIGKILL
         assert stopped is not process
         decoder._timeout_s = 30
@@ -452,9 +453,9 @@ def test_a_dying_child_fails_one_video(plain):
     with Decoder() as decoder:
         stream = decoder.clips(plain, clip_stride=1, fps=240)
         decoder._process.kill()
-        with pytest.raises(VideoError, match="the decoder died \\(SIGKILL\\)") as caught:
+        with raises("crashed", VideoError) as caught:
             list(stream)
-        assert caught.value.code == "crashed"
+        assert "SIGKILL" in caught.value.reason
         assert len(list(decoder.clips(plain))) == 2
 
 
@@ -481,9 +482,8 @@ def test_memory_is_limited(tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(path.read_bytes()[:-2000])
     with Decoder(memory_bytes=500 << 20) as decoder:
-        with pytest.raises(VideoError) as caught:
+        with raises("memory", VideoError):
             list(decoder.clips(path))
-        assert caught.value.code == "memory"
         with pytest.raises(VideoError) as caught:
             list(decoder.clips(broken))
         assert caught.value.code != "memory", "the video before is not held against this one"

@@ -28,7 +28,11 @@ class Task:
     cfg: Config
 
     def __call__(self) -> None:
-        self.stage(self.cfg)
+        try:
+            self.stage(self.cfg)
+        except VtpError as error:
+            error.args = (f"[{error.code}] {error}",)  # a traceback is all that leaves the process; `failed` reads it
+            raise
 
 
 class Failure(NamedTuple):
@@ -42,21 +46,23 @@ class Failure(NamedTuple):
 def failed(task: str, trace: str, logs: tuple[Path, Path]) -> Failure:
     """The failure of a task that ended in this traceback; a VtpError is itself, and needs no trace."""
     last = trace.rstrip().rpartition("\npipeline.errors.")[2]
-    if match := re.fullmatch(r"(\w+): (.*)", last, re.DOTALL):
+    if match := re.fullmatch(r"(\w+): (?:\[([a-z0-9_-]+)\] )?(.*)", last, re.DOTALL):
         kind = getattr(errors, match[1], None)
         if isinstance(kind, type) and issubclass(kind, VtpError):
-            return Failure(task, kind(match[2]), logs)
-    return Failure(task, PartialError(trace.rstrip()), logs)
+            return Failure(task, kind(match[3], code=match[2]), logs)
+    return Failure(task, PartialError(trace.rstrip(), code="task-crashed"), logs)
 
 
 def lost(task: str, how: str, logs: tuple[Path, Path]) -> Failure:
-    """The failure of a task that ended without a word."""
+    """The failure of a task that exited without reporting a result."""
     tail = logs[1].read_text(encoding="utf-8", errors="replace").splitlines()[-3:] if logs[1].exists() else []
-    return Failure(task, TryAgainError("\n".join([f"{how}; run the same command again to go on", *tail])), logs)
+    return Failure(
+        task, TryAgainError("\n".join([f"{how}; run the same command again to go on", *tail]), code="task-lost"), logs
+    )
 
 
 def report(failures: Sequence[Failure], num_tasks: int) -> VtpError:
-    """One error of all failures, of the gravest kind: what happened to whom, once each, with the logs of the first."""
+    """One error of all failures, of the gravest one's kind and code; each message once, with its first task's logs."""
     by_message: dict[str, list[Failure]] = {}
     for failure in failures:
         by_message.setdefault(str(failure.error), []).append(failure)
@@ -64,5 +70,5 @@ def report(failures: Sequence[Failure], num_tasks: int) -> VtpError:
     for message, alike in by_message.items():
         lines.append(f"{', '.join(failure.task for failure in alike)}: {message}")
         lines += [f"  {name}: {path}" for name, path in zip(("stdout", "stderr"), alike[0].logs, strict=True)]
-    kind = min((type(failure.error) for failure in failures), key=GRAVITY.index)
-    return kind("\n".join(lines))
+    gravest = min((failure.error for failure in failures), key=lambda error: GRAVITY.index(type(error)))
+    return type(gravest)("\n".join(lines), code=gravest.code)

@@ -17,9 +17,9 @@ from pipeline import train as training
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
 from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
-from pipeline.dataset import manifest
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.extraction import shards
+from pipeline.extraction.inputs import read_inputs
 from pipeline.files import make_folder
 from pipeline.training import seeds
 
@@ -41,7 +41,7 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
     """
     gpus = visible_gpus(cfg.devices) if cfg.devices else []
     cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus))})
-    ids = {entry.video_id for entry in manifest.find_videos(cfg.source)}  # once, for a listing may take long
+    ids = {entry.video_id for entry in read_inputs(cfg).entries}  # refused now, not in each shard's turn
 
     def tasks() -> list[Task]:
         make_folder(cfg.out.parent)
@@ -62,9 +62,14 @@ def visible_gpus(devices: str) -> list[str]:
     count = torch.cuda.device_count()
     numbers = list(range(count)) if devices == "all" else [int(number) for number in devices.split(",")]
     if count == 0:
-        raise VtpError(f"--devices {devices}: torch sees no GPU here; drop it to encode on the processors")
+        raise VtpError(
+            f"--devices {devices}: torch sees no GPU here; drop it to encode on the processors", code="gpu-missing"
+        )
     if missing := [number for number in numbers if number >= count]:
-        raise VtpError(f"--devices {devices}: torch sees GPUs 0 to {count - 1} here, not {missing[0]}; give those")
+        raise VtpError(
+            f"--devices {devices}: torch sees GPUs 0 to {count - 1} here, not {missing[0]}; give those",
+            code="gpu-missing",
+        )
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return [names[number] if number < len(names) and names[number] else str(number) for number in numbers]
 
@@ -82,6 +87,7 @@ def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, An
     def landed() -> tuple[int, int]:
         return seeds.landed(cfg)
 
+    assert cfg.seeds is not None, "one seed is no array"
     written = [seeds.run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
     ended = _run(tasks, cfg, cfg.out / "jobs", landed, written, task_bytes=task_bytes, progress=progress)
     return seeds.merge(cfg.out) if ended else None
@@ -108,7 +114,9 @@ def _run(
     array = slurm.running(folder, settings)
     if cfg.launcher != "slurm":
         if array is not None:
-            raise TryAgainError(f"Slurm array {array.id} is at work on this; add --launcher slurm to wait for it")
+            raise TryAgainError(
+                f"Slurm array {array.id} is at work on this; add --launcher slurm to wait for it", code="array-running"
+            )
         _run_here(tasks(), folder, landed, task_bytes=task_bytes, progress=progress, devices=devices)
         return True
     if array is not None:
@@ -128,7 +136,8 @@ def _run(
     except KeyboardInterrupt as error:
         raise TryAgainError(
             f"interrupted, and Slurm array {array.id} goes on: the same command waits for it again, "
-            f"`scancel {array.id}` ends it"
+            f"`scancel {array.id}` ends it",
+            code="command-interrupted",
         ) from error
     if failures:
         raise report(failures, len(array.jobs))

@@ -39,7 +39,9 @@ def run(
     make_folder(folder)
     num_workers = min(len(tasks), len(devices)) if devices else workers(len(tasks), task_bytes)
     num_threads = max(processes.num_processors() // num_workers, 1)
-    waiting, running, failures = list(tasks), [], []
+    waiting = list(tasks)
+    running: list[_Worker] = []
+    failures: list[Failure] = []
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:
@@ -84,6 +86,7 @@ class _Worker:
         if trace is not None:
             return failed(self.task.name, trace, self.logs) if trace else None
         code = self.process.exitcode
+        assert code is not None, "it was joined"
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             how += ", as the kernel does when memory runs out"

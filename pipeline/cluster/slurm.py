@@ -53,7 +53,7 @@ class SlurmArray:
     def __init__(self, folder: Path, array_id: str, names: Sequence[str]):
         self.id = array_id
         ids = [f"{array_id}_{index}" for index in range(len(names))] if len(names) > 1 else [array_id]
-        self.jobs = {
+        self.jobs: dict[str, submitit.SlurmJob[None]] = {
             name: submitit.SlurmJob(folder=folder, job_id=job_id) for name, job_id in zip(names, ids, strict=True)
         }
 
@@ -61,17 +61,25 @@ class SlurmArray:
 def submit(tasks: Sequence[Task], folder: Path, *, settings: dict[str, Any], **options: Any) -> SlurmArray:
     """Submit the tasks; options are those of `parameters`. The folder keeps scripts, logs and what array it is."""
     if "%" in str(folder.absolute()):
-        raise VtpError(f"{folder.absolute()} has a % in it, which Slurm takes for a job's number; name another --out")
+        raise VtpError(
+            f"{folder.absolute()} has a % in it, which Slurm takes for a job's number; name another --out",
+            code="folder-unusable",
+        )
     make_folder(folder)
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
     except RuntimeError as error:
-        raise VtpError("no srun here; run this where Slurm is, or use --launcher local") from error
+        raise VtpError(
+            "no srun here; run this where Slurm is, or use --launcher local", code="slurm-missing"
+        ) from error
     executor.update_parameters(**parameters(num_tasks=len(tasks), **options))
     try:
         jobs = executor.map_array(_Requeueable(), tasks)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise VtpError(f"sbatch refuses the array: {' '.join(str(error).split())}") from error
+        raise VtpError(
+            f"sbatch refuses the array: {' '.join(str(error).split())}; correct the --slurm settings",
+            code="slurm-refused",
+        ) from error
     array_id = jobs[0].job_id.split("_")[0]
     names = [task.name for task in tasks]
     write_json(folder / "array.json", {"id": array_id, "tasks": names, "settings": settings})
@@ -103,13 +111,16 @@ def running(folder: Path, settings: dict[str, Any]) -> SlurmArray | None:
         return None
     array, states = SlurmArray(folder, earlier["id"], earlier["tasks"]), squeue()
     if states is None:
-        raise TryAgainError(f"array {array.id} was submitted for this, and Slurm does not answer; try again later")
+        raise TryAgainError(
+            f"array {array.id} was submitted for this, and Slurm does not answer; try again later", code="slurm-silent"
+        )
     if not any(at_work(states, job) for job in array.jobs.values()):
         return None
     if earlier["settings"] != settings:
         raise VtpError(
             f"Slurm array {array.id} is at work for {folder.parent} with other settings; wait for it, or end it with: "
-            f"scancel {array.id}"
+            f"scancel {array.id}",
+            code="array-differs",
         )
     return array
 
@@ -117,7 +128,8 @@ def running(folder: Path, settings: dict[str, Any]) -> SlurmArray | None:
 def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
     """Wait for the array's tasks and return the failures; tick is called every second with what is going on."""
     failures: list[Failure] = []
-    waiting, ended_at = dict(array.jobs), {}
+    waiting = dict(array.jobs)
+    ended_at: dict[str, float] = {}
     folder = next(iter(array.jobs.values())).paths.folder
     states, asked_at = None, -SQUEUE_S
     while True:
@@ -202,7 +214,9 @@ def _going_on(states: dict[str, tuple[str, str]], jobs: Iterable[submitit.SlurmJ
 def _failed(name: str, trace: str, job: submitit.SlurmJob) -> Failure:
     if "UncompletedJobError: Job not requeued" in trace:
         reason = trace.strip().rpartition(": ")[2].rstrip(".")
-        return Failure(name, TryAgainError(f"{reason}; run the same command again to go on"), _logs(job))
+        return Failure(
+            name, TryAgainError(f"{reason}; run the same command again to go on", code="task-lost"), _logs(job)
+        )
     return failed(name, trace, _logs(job))
 
 

@@ -15,17 +15,26 @@ from pipeline.config.results import (
     SpreadConfig,
     ValueConfig,
 )
-from pipeline.config.training import VIDEO_SETTINGS, ActConfig, EvaluateConfig, PolicyExportConfig, TrainConfig
+from pipeline.config.training import (
+    ActConfig,
+    EmbeddingsTrainConfig,
+    EvaluateConfig,
+    PolicyExportConfig,
+    SimTrainConfig,
+    TrainConfig,
+    VideoTrainConfig,
+    train_config,
+)
 from pipeline.config.videos import DoctorConfig, ExtractConfig, MergeConfig, NoveltyConfig, SimulateConfig
 
 __all__ = [
-    "VIDEO_SETTINGS",
     "ActConfig",
     "CompareConfig",
     "Config",
     "DemoConfig",
     "DoctorConfig",
     "ElasticityConfig",
+    "EmbeddingsTrainConfig",
     "EvaluateConfig",
     "ExtractConfig",
     "FrontierConfig",
@@ -34,11 +43,14 @@ __all__ = [
     "NoveltyExperimentConfig",
     "PolicyExportConfig",
     "ReportConfig",
+    "SimTrainConfig",
     "SimulateConfig",
     "SpreadConfig",
     "TrainConfig",
     "ValueConfig",
+    "VideoTrainConfig",
     "alone",
     "parse_seeds",
     "slurm_minutes",
+    "train_config",
 ]

@@ -12,17 +12,17 @@ from pipeline.config.base import MAX_SEED, Config
 # Where an array of the same stage runs. Off is None: this process.
 Launcher = Annotated[
     Literal["local", "slurm"] | None,
-    Field(description="Run the array in processes of this machine, or as an array of Slurm jobs."),
+    Field(description="Run an array: in processes on this machine, or as Slurm jobs."),
 ]
-SlurmPartition = Annotated[str | None, Field(description="Slurm's partition, if not its default.")]
+SlurmPartition = Annotated[str | None, Field(description="Slurm partition; by default the cluster's.")]
 SlurmTime = Annotated[
     str,
     AfterValidator(lambda text: (slurm_minutes(text), text)[1]),
-    Field(description="Time limit of a Slurm task, minutes or [D-]H:MM:SS; one that reaches it is requeued."),
+    Field(description="Time limit per Slurm task, minutes or [D-]H:MM:SS; a task that reaches it is requeued."),
 ]
-SlurmGres = Annotated[str | None, Field(description="Slurm's generic resources of a task, such as gpu:1.")]
-SlurmCpus = Annotated[int | None, Field(ge=1, description="Processors of a Slurm task, if not Slurm's default.")]
-NoWait = Annotated[bool, Field(description="Submit the Slurm array, print the command that finishes it, and end.")]
+SlurmGres = Annotated[str | None, Field(description="Slurm generic resources per task, such as gpu:1.")]
+SlurmCpus = Annotated[int | None, Field(ge=1, description="Processors per Slurm task; by default Slurm's own number.")]
+NoWait = Annotated[bool, Field(description="Submit the Slurm array and print the command that finishes it.")]
 SLURM_SETTINGS = ("slurm_partition", "slurm_time", "slurm_gres", "slurm_cpus", "no_wait")
 C = TypeVar("C", bound=Config)
 

@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 MAX_SEED = 2**63 - 1
 
-Task = Literal["dishwashing", "bricklaying"]
-Scenario = Literal["seed", "mixed"]
 Shard = NonNegativeInt | Literal["auto"] | None
 
 

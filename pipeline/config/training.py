@@ -1,11 +1,15 @@
-"""Training a policy, validating it, and using it."""
+"""Training a policy, validating it, and using it.
+
+Training has one model per source, so a setting that does not apply does not exist there and every default is real.
+`TrainConfig` is their union, told apart by `source`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from pipeline.config.arrays import (
     Launcher,
@@ -17,97 +21,71 @@ from pipeline.config.arrays import (
     check_launcher,
     parse_seeds,
 )
-from pipeline.config.base import MAX_SEED, Config, Scenario, Task
+from pipeline.config.base import MAX_SEED, Config
 
-# Steps of the simulator are free and updates are not. From sim the budget is the episodes, so each is replayed often;
-# clips have noise of their own to be told from that of outcomes, which takes many more of them. Clips come as they were
-# filmed, whatever is done: values of what follows would be nothing but noise.
-TRAIN_DEFAULTS = {
-    "sim": {"episodes": 500, "num_envs": 32, "updates_per_episode": 8.0},
-    "embeddings": {
-        "episodes": 20_000, "num_envs": 256, "updates_per_episode": 1.0,
-        "gamma": 0.0, "observation_noise": 0.2, "centre": "corpus",
-    },
-    "video": {
-        "episodes": 2000, "num_envs": 8, "updates_per_episode": 8.0, "batch_size": 32, "gamma": 0.0,
-        "frame_size": 112, "encoder_layers": "layer4", "encoder_lr": 1e-5,
-    },
-}  # fmt: skip
-EMBEDDINGS_SETTINGS = ("centre",)
-VIDEO_SETTINGS = ("frame_size", "unfreeze_after", "encoder_layers", "encoder_lr")
+SOURCE = "What the policy observes: the simulator's state, stored embeddings, or video, whose encoder is fine-tuned."
+DISCOUNT = 0.995  # of rewards that actions now change later
+# Settings whose default depends on the source. Steps of the simulator are free and updates are not: from sim the budget
+# is the episodes, so each is replayed often. Clips have noise of their own beside that of outcomes, so they need many
+# more of them.
+Episodes = Annotated[int, Field(ge=1, description="Training episodes.")]
+NumEnvs = Annotated[int, Field(ge=1, le=1024, description="Parallel episodes.")]
+UpdatesPerEpisode = Annotated[float, Field(gt=0, le=6000, description="SAC updates per 60 steps.")]
+BatchSize = Annotated[int, Field(ge=2, le=1 << 20, description="Transitions per update.")]
+ObservationNoise = Annotated[
+    float, Field(ge=0, description="Standard deviation of Gaussian noise added to encoded observations during updates.")
+]
+Gamma = Annotated[
+    float,
+    Field(
+        ge=0,
+        lt=1,
+        description="Discount per step. 0 when training on clips: actions do not change which clip comes next; with "
+        f"--reward-window episode {DISCOUNT}, because past steps count in later rewards.",
+    ),
+]
+NewPrices = Annotated[
+    str | None,
+    Field(description="Task file or name whose prices, wage and costs replace those recorded in the embeddings file."),
+]
 
 
-class TrainConfig(Config):
+class _TrainSettings(Config):
     """Train a policy with SAC under an economic reward."""
 
-    source: Literal["embeddings", "sim", "video"] = Field(
-        description="What the policy observes; from video its encoder learns too."
-    )
+    source: Literal["sim", "embeddings", "video"] = Field(description=SOURCE)
     out: Path = Field(Path("runs/train"), description="Run directory.")
-    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, for all but --source sim.")
-    novelty: Path | None = Field(
-        None, description="Novelty file; by default novelty.h5 beside the embeddings, where there is one."
-    )
-    task: Task = Field("dishwashing", description="Simulator task, for --source sim.")
-    scenario: Scenario = Field("seed", description="Simulator scenario, for --source sim.")
-    episodes: int | None = Field(
-        None, ge=1, description="Training episodes; by default 500 of sim, 20000 of embeddings, 2000 of video."
-    )
-    num_envs: int | None = Field(
-        None, ge=1, le=1024, description="Episodes side by side; by default 32 of sim, 256 of embeddings, 8 of video."
-    )
-    updates_per_episode: float | None = Field(
-        None, gt=0, le=6000, description="SAC updates per 60 steps; by default 8 of sim and video, 1 of embeddings."
-    )
+    episodes: Episodes
+    num_envs: NumEnvs
+    updates_per_episode: UpdatesPerEpisode
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
     seeds: str | None = Field(
-        None, description="Several seeds, such as 0-4 or 0,2,7-9: a run each in OUT/seed-K, and their mean in OUT."
+        None, description="Several random seeds, such as 0-4 or 0,2,7-9: one run each in OUT/seed-K, their mean in OUT."
     )
     reward_window: Literal["step", "episode"] = Field(
-        "step", description="Rates in the reward: of the step, or of the episode to date."
+        "step", description="Time over which the reward takes its rates: the step, or the episode to date."
     )
-    batch_size: int = Field(256, ge=2, le=1 << 20, description="Transitions an update; of video by default 32.")
+    batch_size: BatchSize = 256
     buffer_size: int = Field(1_000_000, ge=1, le=1 << 28, description="Replay capacity in transitions.")
     warmup_steps: int = Field(600, ge=0, description="Transitions with uniformly random actions before learning.")
     priority_exponent: float = Field(
-        0.2, ge=0, le=1, description="Replay priority is |TD| to this power, times novelty."
+        0.2, ge=0, le=1, description="Replay priority is |TD error| to this power, times novelty."
     )
-    observation_noise: float = Field(
-        0.0, ge=0, description="Deviation of the Gaussian noise on what updates see, encoded; of embeddings 0.2."
-    )
+    observation_noise: ObservationNoise = 0.0
     random_actions: float = Field(0.1, ge=0, le=1, description="Share of training actions drawn uniformly.")
     lr: float = Field(1e-3, gt=0, description="Initial learning rate; it falls linearly to a twentieth.")
-    gamma: float = Field(
-        0.995, ge=0, lt=1, description="Discount per step; of a step's rewards on clips 0, for what is done moves none."
-    )
+    gamma: Gamma = DISCOUNT
     tau: float = Field(5e-3, gt=0, le=1, description="Step of the target networks' moving average.")
     final_entropy: float = Field(
-        -6.0, description="Target entropy at the end, in the [-1, 1] space; it starts at -2 and falls linearly."
+        -3.0,
+        description="Target entropy per action at the end, in the [-1, 1] space; it starts at -1 and falls linearly.",
     )
     dual_lr: float = Field(0.01, ge=0, description="Step of dual ascent on the error constraint.")
-    init: Path | None = Field(None, description="Run whose best policy to begin with, instead of an untrained one.")
+    init: Path | None = Field(None, description="Run whose best policy to start from; by default an untrained one.")
     overwrite: bool = Field(False, description="Replace an earlier run in the run directory.")
     evaluations: int = Field(20, ge=1, description="Sampled validations during training, which choose best.pt.")
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations in a row without a better one."
-    )
-    centre: Literal["video", "corpus"] | None = Field(
-        None,
-        description="From which mean --source embeddings sees a clip: of all, or of its video, which hides the scene.",
-    )
-    frame_size: int | None = Field(
-        None, ge=16, le=112, description="Height and width of the frames, for --source video; by default 112."
-    )
-    unfreeze_after: int | None = Field(
-        None, ge=0, description="Episodes before the encoder of --source video learns; by default all but a tenth."
-    )
-    encoder_layers: Literal["projector", "layer4", "layer3", "all"] | None = Field(
-        None, description="From where on the encoder of --source video learns; by default layer4."
-    )
-    encoder_lr: float | None = Field(
-        None,
-        gt=0,
-        description="Initial learning rate of the encoder of --source video, which falls as --lr; by default 1e-5.",
     )
     launcher: Launcher = None
     slurm_partition: SlurmPartition = None
@@ -115,11 +93,6 @@ class TrainConfig(Config):
     slurm_gres: SlurmGres = None
     slurm_cpus: SlurmCpus = None
     no_wait: NoWait = False
-
-    @property
-    def frozen_episodes(self) -> int:
-        """Episodes before the encoder learns."""
-        return self.episodes - self.episodes // 10 if self.unfreeze_after is None else self.unfreeze_after
 
     @field_validator("seeds")
     @classmethod
@@ -129,7 +102,7 @@ class TrainConfig(Config):
         return text
 
     @model_validator(mode="after")
-    def _an_array_has_seeds(self) -> TrainConfig:
+    def _an_array_has_seeds(self) -> _TrainSettings:
         if self.launcher and self.seeds is None:
             raise ValueError("--launcher runs an array; add --seeds, such as --seeds 0-4")
         if self.seeds is not None and self.seed:
@@ -137,38 +110,99 @@ class TrainConfig(Config):
         check_launcher(self)
         return self
 
-    @model_validator(mode="after")
-    def _settings_fit_the_source(self) -> TrainConfig:
-        for source, names in (("embeddings", EMBEDDINGS_SETTINGS), ("video", VIDEO_SETTINGS)):
-            for name in names:
-                if self.source != source and getattr(self, name) is not None:
-                    raise ValueError(f"--{name.replace('_', '-')} needs --source {source}")
-        return self
+
+class SimTrainConfig(_TrainSettings):
+    """Train a policy in the simulator."""
+
+    source: Literal["sim"] = Field("sim", description=SOURCE)
+    task: str = Field("dishwashing", description="Task with a simulator: a built-in name or a YAML file.")
+    scenario: str | None = Field(None, description="Scenario of the task's simulator; by default its first.")
+    episodes: Episodes = 500
+    num_envs: NumEnvs = 32
+    updates_per_episode: UpdatesPerEpisode = 8.0
+
+
+class _ClipsTrainSettings(_TrainSettings):
+    """Clips come as they were filmed, whatever is done."""
+
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file.")
+    novelty: Path | None = Field(
+        None, description="Novelty file; by default novelty.h5 beside the embeddings, if there is one."
+    )
+    task: NewPrices = None
+    gamma: Gamma = 0.0
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_source(cls, values: dict[str, Any]) -> dict[str, Any]:
-        defaults = dict(TRAIN_DEFAULTS.get(str(values.get("source")), {}))
-        if values.get("reward_window") == "episode":
-            defaults.pop("gamma", None)  # what is done counts in the rates of all that follows
-        return defaults | {name: value for name, value in values.items() if value is not None}
+    def _rewards_that_look_back_have_a_discount(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("reward_window") == "episode":
+            return {"gamma": DISCOUNT} | values
+        return values
+
+
+class EmbeddingsTrainConfig(_ClipsTrainSettings):
+    """Train a policy on stored embeddings."""
+
+    source: Literal["embeddings"] = Field("embeddings", description=SOURCE)
+    episodes: Episodes = 20_000
+    num_envs: NumEnvs = 256
+    updates_per_episode: UpdatesPerEpisode = 1.0
+    observation_noise: ObservationNoise = 0.2
+    centre: Literal["video", "corpus"] = Field(
+        "corpus",
+        description="Mean subtracted from each embedding: the corpus mean, or the video's own (removes the scene).",
+    )
+
+
+class VideoTrainConfig(_ClipsTrainSettings):
+    """Train a policy on video, and fine-tune its encoder."""
+
+    source: Literal["video"] = Field("video", description=SOURCE)
+    episodes: Episodes = 2000
+    num_envs: NumEnvs = 8
+    updates_per_episode: UpdatesPerEpisode = 8.0
+    batch_size: BatchSize = 32
+    frame_size: int = Field(112, ge=16, le=112, description="Height and width of the frames in pixels.")
+    unfreeze_after: int | None = Field(
+        None, ge=0, description="Episodes before the encoder is fine-tuned; by default nine tenths of all."
+    )
+    encoder_layers: Literal["projector", "layer4", "layer3", "all"] = Field(
+        "layer4", description="First encoder layer to fine-tune."
+    )
+    encoder_lr: float = Field(1e-5, gt=0, description="Initial learning rate of the encoder; it falls as --lr does.")
+
+    @property
+    def frozen_episodes(self) -> int:
+        """Episodes before the encoder learns."""
+        return self.episodes - self.episodes // 10 if self.unfreeze_after is None else self.unfreeze_after
+
+
+TrainConfig = Annotated[SimTrainConfig | EmbeddingsTrainConfig | VideoTrainConfig, Field(discriminator="source")]
+_ADAPTER: TypeAdapter[SimTrainConfig | EmbeddingsTrainConfig | VideoTrainConfig] = TypeAdapter(TrainConfig)
+
+
+def train_config(**values: Any) -> SimTrainConfig | EmbeddingsTrainConfig | VideoTrainConfig:
+    """The settings of a training whose source is among the values; ValidationError if one breaks a rule."""
+    return _ADAPTER.validate_python(values)
 
 
 class EvaluateConfig(Config):
     """Validate a run's policy in closed loop."""
 
     run: Path = Field(description="Run directory.")
+    task: NewPrices = None
     validation: Literal["auto", "pixels", "clips"] = Field(
-        "auto", description="pixels: rendered scenes; clips: held-out clips; auto: pixels where the clips have labels."
+        "auto", description="pixels: rendered scenes; clips: held-out clips; auto: pixels if the clips have labels."
     )
     scenes: Literal["usual", "changed"] = Field(
         "usual",
-        description="Rendered scenes; changed: light, backgrounds, sizes unlike any demo's, summed up in RUN/changed.",
+        description="Rendered scenes; changed: light, backgrounds and sizes that no demonstration has; their results "
+        "are written to RUN/changed.",
     )
     episodes: int | None = Field(
         None, ge=1, le=10_000, description="Validation episodes; by default 8 from pixels, 200 in the simulator."
     )
-    steps: int = Field(60, ge=1, le=60, description="Steps an episode.")
+    steps: int = Field(60, ge=1, le=60, description="Steps per episode.")
     seed: int = Field(10_000, ge=0, le=MAX_SEED, description="Random seed of the validation scenes.")
 
 
@@ -181,8 +215,8 @@ class PolicyExportConfig(Config):
 
 
 class ActConfig(Config):
-    """What a policy does in each clip of an embeddings file, as CSV."""
+    """Write the policy's action for each clip as CSV."""
 
     policy: Path = Field(description="Run directory, or a file that vtp policy export wrote.")
-    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, of the policy's own encoder.")
-    out: Path | None = Field(None, description="CSV file to write; by default it is printed.")
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, by the policy's own encoder.")
+    out: Path | None = Field(None, description="CSV file to write; by default the rows are printed.")

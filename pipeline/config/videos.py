@@ -17,7 +17,7 @@ from pipeline.config.arrays import (
     check_launcher,
     device_numbers,
 )
-from pipeline.config.base import MAX_SEED, Config, Scenario, Shard, Task
+from pipeline.config.base import MAX_SEED, Config, Shard
 
 
 class SimulateConfig(Config):
@@ -26,8 +26,12 @@ class SimulateConfig(Config):
     out: Path = Field(Path("data/demos"), description="Folder for videos, labels and manifest.csv.")
     videos: int = Field(12, ge=1, le=100_000, description="Number of videos, one episode each.")
     steps: int = Field(60, ge=1, le=60, description="Simulator steps a video; each is one clip of 16 frames.")
-    task: Task = Field("dishwashing", description="What the demonstrator does.")
-    scenario: Scenario = Field("mixed", description="seed: one kind of object; mixed: a context per step.")
+    task: str = Field(
+        "dishwashing", description="What the demonstrator does: dishwashing, bricklaying, or a task's YAML file."
+    )
+    scenario: str | None = Field(
+        None, description="Scenario of the task; by default mixed, or the task's first where it has no mixed."
+    )
     val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
     novel: float = Field(0.0, ge=0, le=1, description="Share of the clips that show planted novelty, of six kinds.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed; the same seed gives the same bytes.")
@@ -38,6 +42,12 @@ class ExtractConfig(Config):
 
     source: str = Field(description="Folder, glob, one video, or a manifest (.csv, .jsonl, .parquet).")
     out: Path = Field(Path("data/embeddings.h5"), description="HDF5 file to write.")
+    task: str | None = Field(
+        None,
+        description="Task of all videos: dishwashing, bricklaying, bin-picking, or a task's YAML file; "
+        "wins over the manifest's column.",
+    )
+    bare: bool = Field(False, description="Ignore a folder's manifest: take its videos without labels, splits and ids.")
     clip_len: int = Field(16, ge=1, le=256, description="Frames a clip.")
     clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
     fps: float = Field(15.0, gt=0, le=240, description="Frames a second, sampled by presentation time.")

@@ -1,45 +1,51 @@
-"""The data set: which videos there are, their labels, the embeddings file, and clips read again from their videos."""
+"""The data set: which videos there are, their logs, the embeddings file, and clips read again from their videos."""
 
+from pipeline.dataset.clip_table import CLIP_FIELDS, Clips, Videos
 from pipeline.dataset.embeddings_file import (
-    BLOCK_BYTES,
-    CHUNK_BYTES,
-    CLIP_FIELDS,
     EMBEDDING_DIM,
-    LABEL_NUMBERS,
     SCHEMA_VERSION,
-    Clips,
     Embeddings,
-    Part,
-    Videos,
     read_embeddings,
+    read_rows,
+    write_embeddings,
+)
+from pipeline.dataset.hdf5 import BLOCK_BYTES, CHUNK_BYTES
+from pipeline.dataset.labels import label_columns, read_labels
+from pipeline.dataset.logs import Logs
+from pipeline.dataset.novelty_file import (
+    NOVELTY_SCHEMA_VERSION,
     read_measures,
     read_novelty_scores,
     read_novelty_weights,
-    read_part,
-    read_rows,
-    write_embeddings,
     write_measures,
     write_novelty,
-    write_part,
 )
+from pipeline.dataset.part_file import PART_SCHEMA_VERSION, Part, read_part, write_part
+from pipeline.dataset.splits import split_rows, video_of
 
 __all__ = [
     "BLOCK_BYTES",
     "CHUNK_BYTES",
     "CLIP_FIELDS",
     "EMBEDDING_DIM",
-    "LABEL_NUMBERS",
+    "NOVELTY_SCHEMA_VERSION",
+    "PART_SCHEMA_VERSION",
     "SCHEMA_VERSION",
     "Clips",
     "Embeddings",
+    "Logs",
     "Part",
     "Videos",
+    "label_columns",
     "read_embeddings",
+    "read_labels",
     "read_measures",
     "read_novelty_scores",
     "read_novelty_weights",
     "read_part",
     "read_rows",
+    "split_rows",
+    "video_of",
     "write_embeddings",
     "write_measures",
     "write_novelty",

@@ -37,7 +37,10 @@ def read_clips(
             try:
                 clips = decoder.clips(path, **options)
                 if clips.info.num_clips != len(rows):
-                    raise VtpError(f"{path} has {clips.info.num_clips} clips now, not {len(rows)}; extract it again")
+                    raise VtpError(
+                        f"{path} has {clips.info.num_clips} clips now, not {len(rows)}; extract it again",
+                        code="video-changed",
+                    )
                 for row, clip in zip(rows, clips, strict=True):
                     if wanted is None or row in wanted:
                         batch.append((row, clip.frames))
@@ -45,7 +48,7 @@ def read_clips(
                         yield _stacked(batch)
                         batch = []
             except VideoError as error:
-                raise CorruptError(f"{path} cannot be read again: {error}") from error
+                raise CorruptError(f"{path} cannot be read again: {error}", code="video-unreadable") from error
             if batch:
                 yield _stacked(batch)
 
@@ -58,6 +61,11 @@ def check_unchanged(path: Path, sha256: str) -> None:
     try:
         found = file_sha256(path)
     except OSError as error:
-        raise VtpError(f"{path} cannot be read ({error.strerror}); put it back, or extract again") from error
+        raise VtpError(
+            f"{path} cannot be read ({error.strerror}); put it back, or extract again", code="video-unreadable"
+        ) from error
     if found != sha256:
-        raise VtpError(f"{path} has sha256 {found[:12]}, its embeddings are of {sha256[:12]}; extract it again")
+        raise VtpError(
+            f"{path} has sha256 {found[:12]}, its embeddings are of {sha256[:12]}; extract it again",
+            code="video-changed",
+        )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.encoders import r3d
 from pipeline.encoders.backbone import Backbone
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import VtpError
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,14 @@ def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_
     if precision == "auto":
         precision = _fastest(backbone, device)
     elif precision == "int8" and not computes_in_int8():
-        raise VtpError("precision int8 needs a processor with VNNI, which this is not; use bf16, fp32 or auto")
+        raise VtpError(
+            "precision int8 needs a processor with VNNI, which this one lacks; use bf16, fp32 or auto",
+            code="precision-unsupported",
+        )
     try:
         loaded = _load(backbone, "kinetics400" if weights == "auto" else weights, precision, device)
-    except CorruptError:
-        raise
     except VtpError as error:
-        if weights != "auto":
+        if weights != "auto" or error.code != "weights-unavailable":
             raise
         logger.warning("weights auto: %s; using random:0", str(error).split(";")[0])
         loaded = _load(backbone, "random:0", precision, device)
@@ -90,7 +91,7 @@ def _load(backbone: str, weights: str, precision: str, device: str) -> Backbone:
         from pipeline.encoders import timesformer  # transformers takes a second to import
 
         return timesformer.load(weights, precision, device)
-    raise VtpError(f"backbone {backbone!r} is unknown; use r3d_18 or timesformer_b")
+    raise VtpError(f"backbone {backbone!r} is unknown; use r3d_18 or timesformer_b", code="backbone-unknown")
 
 
 def _fastest(backbone: str, device: str) -> str:

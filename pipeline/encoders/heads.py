@@ -16,6 +16,9 @@ class Normalizer(nn.Module):
     raise their noise to the same size, one global deviation would let the light in a scene drown all else.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, embedding_dim: int = EMBEDDING_DIM):
         super().__init__()
         self.register_buffer("mean", torch.zeros(embedding_dim))

@@ -106,7 +106,9 @@ def fit_learned(features: np.ndarray, video_lengths: Sequence[int], *, seed: int
     offset = np.concatenate([[0], np.cumsum(video_lengths)])
     pairs = [np.arange(start, end - 1) for start, end in itertools.pairwise(offset) if end - start > 1]
     if not pairs:
-        raise VtpError("projector 'learned' needs videos of two clips or more; use --projector pca")
+        raise VtpError(
+            "projector 'learned' needs videos of two clips or more; use --projector pca", code="projector-unusable"
+        )
     mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     deviation = np.maximum(deviation, 1e-6 * max(deviation.max(), 1e-30))
     inputs = torch.from_numpy(((features - mean) / deviation).astype(np.float32))

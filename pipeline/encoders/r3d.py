@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.video import R3D_18_Weights, r3d_18
+from torchvision.models.video import R3D_18_Weights, VideoResNet, r3d_18
 from torchvision.transforms import functional as transforms
 
 from pipeline.encoders import weights as source
@@ -60,7 +60,7 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
     return Backbone("r3d_18", FEATURE_DIM, _FRAME_SIZE, version, TRANSFORM, weights, sha256, forward)
 
 
-def _forward(network: nn.Module, precision: str, device: str) -> Callable[[Tensor], Tensor]:
+def _forward(network: VideoResNet, precision: str, device: str) -> Callable[[Tensor], Tensor]:
     """From the decoder's frames to features."""
     if precision == "int8":
         in_bytes = ByteR3D(network, MEAN, STD)
@@ -73,7 +73,7 @@ def _forward(network: nn.Module, precision: str, device: str) -> Callable[[Tenso
     return lambda clips: plain(preprocess(clips).to(dtype)).float()
 
 
-def load_network(weights: str) -> tuple[nn.Module, str]:
+def load_network(weights: str) -> tuple[VideoResNet, str]:
     """The network without its classifier, and the resolved name of its weights."""
     if (seed := source.seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):
@@ -87,23 +87,28 @@ def load_network(weights: str) -> tuple[nn.Module, str]:
     return network.eval().requires_grad_(False), weights
 
 
-def _from_state_dict(path: Path, name: str) -> nn.Module:
+def _from_state_dict(path: Path, name: str) -> VideoResNet:
     if not path.is_file():
-        raise VtpError(f"weights {name!r} is not a file; {_WAYS_OUT}, or --weights kinetics400")
+        raise VtpError(f"weights {name!r} is not a file; {_WAYS_OUT}, or --weights kinetics400", code="weights-missing")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = source.first_line(error)
-        raise CorruptError(f"weights {path} cannot be loaded safely ({reason}); {_WAYS_OUT}") from error
+        raise CorruptError(
+            f"weights {path} cannot be loaded safely ({reason}); {_WAYS_OUT}", code="weights-damaged"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise VtpError(f"weights {path} is not a state dict of tensors; {_WAYS_OUT}")
+        raise VtpError(f"weights {path} is not a state dict of tensors; {_WAYS_OUT}", code="weights-wrong")
     with torch.random.fork_rng(devices=[]):
         network = r3d_18(weights=None)
     body = {key: value for key, value in state.items() if not key.startswith("fc.")}
     wanted = {key: value.shape for key, value in network.state_dict().items() if not key.startswith("fc.")}
     wrong = [key for key in {**wanted, **body} if key not in body or wanted.get(key) != body[key].shape]
     if wrong:
-        raise VtpError(f"weights {path} is not an R3D-18: {len(wrong)} tensors differ, such as {wrong[0]}; {_WAYS_OUT}")
+        raise VtpError(
+            f"weights {path} is not an R3D-18: {len(wrong)} tensors differ, such as {wrong[0]}; {_WAYS_OUT}",
+            code="weights-wrong",
+        )
     network.load_state_dict(body, strict=False)  # the classifier alone is left out
     return network
 
@@ -120,10 +125,15 @@ def _kinetics_file() -> Path:
                 torch.hub.download_url_to_file(_KINETICS_URL, str(path), hash_prefix=checksum, progress=False)
         except (OSError, RuntimeError) as error:
             reason = source.first_line(error)
-            raise VtpError(f"weights kinetics400 cannot be had ({reason}); {_WAYS_OUT}") from error
+            raise VtpError(
+                f"weights kinetics400 could not be downloaded ({reason}); {_WAYS_OUT}", code="weights-unavailable"
+            ) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(checksum):
-        raise CorruptError(f"weights {path} is damaged (sha256 {digest[:8]}, not {checksum}); delete it and run again")
+        raise CorruptError(
+            f"weights {path} is damaged (sha256 {digest[:8]}, not {checksum}); delete it and run again",
+            code="weights-damaged",
+        )
     return path
 
 

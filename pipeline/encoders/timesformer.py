@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
@@ -32,12 +33,19 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
     Its forward takes clips on the device, cpu or cuda.
     """
     if precision == "int8":
-        raise VtpError("precision int8 is that of r3d_18; for timesformer_b use bf16, fp32 or auto")
+        raise VtpError(
+            "precision int8 is for r3d_18 only; for timesformer_b use bf16, fp32 or auto", code="precision-unsupported"
+        )
     network, name, (mean, std) = _load_network(weights)
     config = network.config
     size, num_frames = config.image_size, config.num_frames
+    if not isinstance(size, int):
+        raise VtpError(
+            f"weights {name} are for images of {size}, and frames are cut to squares; {_WAYS_OUT}", code="weights-wrong"
+        )
     sha256 = source.state_sha256(network.state_dict())
-    network = network.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    module: nn.Module = network  # transformers' own `to` hides its types
+    module.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def forward(clips: Tensor) -> Tensor:
         inputs = preprocess(clips, num_frames=num_frames, size=size, mean=mean, std=std)
@@ -61,18 +69,21 @@ def preprocess(
     """
     batch, clip_len, height, width, _ = clips.shape
     if clip_len < num_frames:
-        raise VtpError(f"clip_len ({clip_len}) is shorter than the backbone's {num_frames} frames; raise --clip-len")
+        raise VtpError(
+            f"clip_len ({clip_len}) is shorter than the backbone's {num_frames} frames; raise --clip-len",
+            code="clips-short",
+        )
     frames = clips[:, torch.arange(num_frames) * clip_len // num_frames].flatten(0, 1).permute(0, 3, 1, 2)
     scale = size / min(height, width)
     resized = F.interpolate(frames, (int(height * scale), int(width * scale)), mode="bilinear", antialias=True)
     top, left = (resized.shape[2] - size) // 2, (resized.shape[3] - size) // 2
     cropped = resized[:, :, top : top + size, left : left + size].float() / 255
-    mean, std = (cropped.new_tensor(values)[:, None, None] for values in (mean, std))
-    normalised = (cropped - mean) / std
+    centre, deviation = (cropped.new_tensor(values)[:, None, None] for values in (mean, std))
+    normalised = (cropped - centre) / deviation
     return normalised.unflatten(0, (batch, num_frames))
 
 
-def _load_network(weights: str) -> tuple[nn.Module, str, tuple[tuple[float, ...], tuple[float, ...]]]:
+def _load_network(weights: str) -> tuple[TimesformerModel, str, tuple[tuple[float, ...], tuple[float, ...]]]:
     """The network, the resolved name of its weights, and the mean and deviation that they expect."""
     if (seed := source.seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):
@@ -82,39 +93,55 @@ def _load_network(weights: str) -> tuple[nn.Module, str, tuple[tuple[float, ...]
         return *_from_hub(), (MEAN, STD)
     folder = Path(weights)
     if not folder.is_dir():
-        raise VtpError(f"weights {weights!r} is not a folder; {_WAYS_OUT}, or --weights kinetics400")
+        raise VtpError(
+            f"weights {weights!r} is not a folder; {_WAYS_OUT}, or --weights kinetics400", code="weights-missing"
+        )
     return _from_folder(folder), str(folder.resolve()), _normalisation(folder)
 
 
-def _from_hub() -> tuple[nn.Module, str]:
+def _from_hub() -> tuple[TimesformerModel, str]:
     files = ("config.json", "model.safetensors")
-    options = {"revision": _KINETICS_REVISION}
     try:
-        if not all(isinstance(try_to_load_from_cache(_KINETICS, name, **options), str) for name in files):
+        if not all(
+            isinstance(try_to_load_from_cache(_KINETICS, name, revision=_KINETICS_REVISION), str) for name in files
+        ):
             source.probe(f"{constants.ENDPOINT}/{_KINETICS}")
-        paths = [Path(hf_hub_download(_KINETICS, name, **options)) for name in files]
+        paths = [Path(hf_hub_download(_KINETICS, name, revision=_KINETICS_REVISION)) for name in files]
     except (OSError, ValueError) as error:
         reason = source.first_line(error)
-        raise VtpError(f"weights kinetics400 of TimeSformer cannot be had ({reason}); {_WAYS_OUT}") from error
+        raise VtpError(
+            f"weights kinetics400 of TimeSformer could not be downloaded ({reason}); {_WAYS_OUT}",
+            code="weights-unavailable",
+        ) from error
     return _from_folder(paths[0].parent), "kinetics400"
 
 
-def _from_folder(folder: Path) -> nn.Module:
+def _from_folder(folder: Path) -> TimesformerModel:
     """The model saved there, with every tensor in its place; CorruptError where it is damaged."""
     config = _json(folder / "config.json")
     if config.get("model_type") != "timesformer":
-        raise VtpError(f"weights {folder} are a {config.get('model_type')!r}, not a timesformer; {_WAYS_OUT}")
+        raise VtpError(
+            f"weights {folder} are a {config.get('model_type')!r}, not a timesformer; {_WAYS_OUT}", code="weights-wrong"
+        )
     if not any(folder.glob("model*.safetensors")):
-        raise VtpError(f"weights {folder} have no model.safetensors (pickles are not loaded); {_WAYS_OUT}")
+        raise VtpError(
+            f"weights {folder} have no model.safetensors (pickles are not loaded); {_WAYS_OUT}",
+            code="weights-incomplete",
+        )
     try:
         with _quietly():
-            network, found = TimesformerModel.from_pretrained(
+            loaded: Any = TimesformerModel.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CorruptError(f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}") from error
+        raise CorruptError(
+            f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
+        ) from error
+    network, found = loaded
     if wrong := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
-        raise CorruptError(f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}")
+        raise CorruptError(
+            f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}", code="weights-incomplete"
+        )
     return network.eval().requires_grad_(False)
 
 
@@ -142,9 +169,11 @@ def _json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise VtpError(f"weights {path.parent} have no {path.name}; {_WAYS_OUT}") from error
+        raise VtpError(f"weights {path.parent} have no {path.name}; {_WAYS_OUT}", code="weights-incomplete") from error
     except (OSError, ValueError) as error:
-        raise CorruptError(f"weights: {path} cannot be read ({source.first_line(error)}); {_WAYS_OUT}") from error
+        raise CorruptError(
+            f"weights: {path} cannot be read ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
+        ) from error
     if not isinstance(value, dict):
-        raise CorruptError(f"weights: {path} holds no settings; {_WAYS_OUT}")
+        raise CorruptError(f"weights: {path} holds no settings; {_WAYS_OUT}", code="weights-damaged")
     return value

@@ -21,7 +21,9 @@ def seed_of(spec: str) -> int | None:
         return None
     match = re.fullmatch(r"random:(\d{1,9})", spec)
     if match is None:
-        raise VtpError(f"{spec!r} names no seed; write random:SEED with a whole number, such as random:0")
+        raise VtpError(
+            f"{spec!r} names no seed; write random:SEED with a whole number, such as random:0", code="seed-missing"
+        )
     return int(match[1])
 
 

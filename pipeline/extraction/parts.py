@@ -13,15 +13,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import dataset, encoders
-from pipeline.dataset import manifest
+from pipeline import dataset
+from pipeline.dataset import logs as clip_logs
+from pipeline.dataset.logs import Logs
 from pipeline.dataset.manifest import VideoEntry
-from pipeline.encoders import Encoder, Projector
 from pipeline.errors import CorruptError, VtpError
+from pipeline.tasks import Task
 from pipeline.video import Clip, VideoError, VideoInfo
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from pipeline.encoders import Encoder, Projector
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +71,7 @@ class PartWriter:
             self._close_if_due()
 
     def finish(self, sha256: str, info: VideoInfo) -> None:
-        """All clips of the video are there, and to be trusted."""
+        """Mark the video complete and valid."""
         self._videos[sha256].info = info
         self._close_if_due()
 
@@ -160,7 +165,8 @@ def check_settings(part: dataset.Part, folder: Path, settings: Settings) -> None
         if (had := part.settings.get(name)) != value:
             raise VtpError(
                 f"{folder} was extracted with {name} {_brief(had)}, not {_brief(value)}; "
-                f"name another --out, or delete {folder} to begin again"
+                f"name another --out, or delete {folder} to begin again",
+                code="parts-settings",
             )
 
 
@@ -173,35 +179,32 @@ class LabelledVideo:
     entry: VideoEntry
     part: dataset.Part
     number: int  # of the video in the part
-    labels: dict[str, np.ndarray] | None
+    logs: Logs | None
 
     @property
     def rows(self) -> slice:
         return slice(*self.part.clips.offset[self.number : self.number + 2])
 
 
-def join_labels(entry: VideoEntry, part: dataset.Part, number: int) -> LabelledVideo:
-    """The video with its labels: step i belongs to clip i. VideoError where the labels do not fit."""
-    if entry.labels is None:
-        return LabelledVideo(entry, part, number, None)
-    try:
-        table = manifest.read_labels(entry.labels)
-    except VtpError as error:
-        reason, _, fix = str(error).rpartition("; ")
-        raise VideoError("labels", reason, fix) from error
+def join_labels(entry: VideoEntry, part: dataset.Part, number: int, logs: Logs | None) -> LabelledVideo:
+    """The video with its logs: step i belongs to clip i. VideoError where there are not as many."""
     num_clips = int(np.diff(part.clips.offset)[number])
-    if len(table) != num_clips:
+    if logs is not None and logs.num_clips != num_clips:
+        assert entry.labels is not None
         raise VideoError(
             "labels",
-            f"{entry.labels.name} has {len(table)} steps and the video {num_clips} clips",
+            f"{entry.labels.name} has {logs.num_clips} steps and the video {num_clips} clips",
             "use the clip settings that the labels were made for, or leave the labels column empty",
         )
-    labels = {name: table[name].to_numpy() for name in table.columns.drop("step")}
-    return LabelledVideo(entry, part, number, labels)
+    return LabelledVideo(entry, part, number, logs)
 
 
-def put_together(videos: Sequence[LabelledVideo], projector: Projector | str, attrs: Settings) -> dataset.Embeddings:
+def put_together(
+    videos: Sequence[LabelledVideo], projector: Projector | str, attrs: Settings, task: Task | None
+) -> dataset.Embeddings:
     """One file of all videos, in their order; a projector that is only named is fitted on the train split."""
+    from pipeline import encoders
+
     pieces = [(video.part.clips, video.rows) for video in videos]
     counts = [rows.stop - rows.start for _, rows in pieces]
     clips = dataset.Clips(
@@ -225,14 +228,14 @@ def put_together(videos: Sequence[LabelledVideo], projector: Projector | str, at
             id=[video.entry.video_id for video in videos],
             path=[str(video.entry.path) for video in videos],
             split=[video.entry.split or "" for video in videos],
-            task=[video.entry.task or "" for video in videos],
             contributor=[video.entry.contributor or "" for video in videos],
             sha256=[video.part.videos.sha256[video.number] for video in videos],
             decoder=[video.part.videos.decoder[video.number] for video in videos],
             fps=np.array([video.part.videos.fps[video.number] for video in videos]),
             num_frames=np.array([video.part.videos.num_frames[video.number] for video in videos]),
         ),
-        labels=_merge_labels([video.labels for video in videos], counts),
+        logs=_merge_logs([video.logs for video in videos], counts, task),
+        task=task,
         projector_mean=projector.mean,
         projector_components=projector.components,
         projector_scale=projector.scale,
@@ -241,21 +244,11 @@ def put_together(videos: Sequence[LabelledVideo], projector: Projector | str, at
     )
 
 
-def _merge_labels(
-    labels: Sequence[dict[str, np.ndarray] | None], counts: Sequence[int]
-) -> dict[str, np.ndarray] | None:
-    """Labels of all clips; "" and NaN where a video has none, None where no video has any."""
-    if not any(labels):
+def _merge_logs(logs: Sequence[Logs | None], counts: Sequence[int], task: Task | None) -> Logs | None:
+    """Logs of all clips, unknown where a video has none; None where no video has any."""
+    unlabelled = sum(one is None for one in logs)
+    if task is None or unlabelled == len(logs):
         return None
-    if unlabelled := sum(not one for one in labels):
-        logger.warning("%d of %d videos have no labels; theirs are empty", unlabelled, len(labels))
-    blank = {"context": "", "novel_kind": "", **dict.fromkeys(dataset.LABEL_NUMBERS, np.nan)}
-    return {
-        name: np.concatenate(
-            [
-                one[name] if one and name in one else np.full(count, value, object if value == "" else float)
-                for one, count in zip(labels, counts, strict=True)
-            ]
-        )
-        for name, value in blank.items()
-    }
+    if unlabelled:
+        logger.warning("%d of %d videos have no labels; theirs are empty", unlabelled, len(logs))
+    return clip_logs.concatenate(logs, counts, task.num_actions)

@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
 from pipeline.config import ExtractConfig
 from pipeline.dataset.manifest import VideoEntry
 from pipeline.errors import CorruptError, VtpError
@@ -69,15 +72,27 @@ def shard_number(shards: int, shard: int | str | None) -> int:
         variable = next((name for name in ARRAY_INDEX if name in os.environ), None)
         if variable is None:
             raise VtpError(
-                f"--shard auto: this is no array job (none of {', '.join(ARRAY_INDEX)} is set); give a number"
+                f"--shard auto: not running inside an array job (none of {', '.join(ARRAY_INDEX)} is set); "
+                "give a number",
+                code="shard-no-array",
             )
-        shard = int(os.environ[variable])
+        try:
+            shard = int(os.environ[variable])
+        except ValueError as error:
+            raise VtpError(
+                f"--shard auto: {variable} is {os.environ[variable]!r}, not a number; give --shard a number",
+                code="shard-no-array",
+            ) from error
         if shard >= shards:
             raise VtpError(
-                f"--shard auto: {variable} is {shard} and there are {shards} shards; number the array 0 to {shards - 1}"
+                f"--shard auto: {variable} is {shard} and there are {shards} shards; "
+                f"number the array 0 to {shards - 1}",
+                code="shard-out-of-range",
             )
     if shard is None and shards > 1:
-        raise VtpError(f"--shards {shards} needs --shard, a number from 0 to {shards - 1} or auto")
+        raise VtpError(
+            f"--shards {shards} needs --shard, a number from 0 to {shards - 1} or auto", code="shard-missing"
+        )
     return int(shard or 0)
 
 
@@ -159,8 +174,10 @@ def read_ledger(path: Path) -> list[Outcome]:
         return [_outcome(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError) as error:
-        raise CorruptError(f"{path} is damaged ({error}); delete it and run the same extraction again") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptError(
+            f"{path} is damaged ({error}); delete it and run the same extraction again", code="ledger-damaged"
+        ) from error
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
@@ -170,6 +187,23 @@ def _outcome(row: dict[str, Any]) -> Outcome:
 def read_ledgers(folder: Path, shards: int) -> Iterator[Outcome]:
     for shard in range(shards):
         yield from read_ledger(ledger_path(folder, shards, shard))
+
+
+def saved_config(out: Path) -> ExtractConfig:
+    """The settings that the extraction to `out` left beside its parts."""
+    path = parts_folder(out) / "config.yaml"
+    if not path.exists():
+        raise VtpError(
+            f"{out} has no parts ({path} does not exist); make them with: vtp extract SOURCE --out {out}",
+            code="parts-missing",
+        )
+    try:
+        return ExtractConfig(**yaml.safe_load(path.read_text(encoding="utf-8")) | {"out": out})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
+        raise CorruptError(
+            f"{path} holds no settings of this vtp ({str(error).splitlines()[0]}); run the same vtp extract again",
+            code="config-damaged",
+        ) from error
 
 
 def redo_command(cfg: ExtractConfig, shard: int) -> str:

@@ -46,12 +46,15 @@ def score(
 
     z = np.clip(calibrated(_by_fold(gap.astype(np.float64), folds, reference)), -MAX_Z, MAX_Z)
     channels = {"gap": robust_z(z.mean(axis=1, keepdims=True), reference)[:, 0]}
-    learned = reference
-    for _ in range(PASSES):
-        for name, values in clip_channels(thumbnails, learned, folds).items():
+
+    def learned_from(clips: np.ndarray) -> np.ndarray:
+        for name, values in clip_channels(thumbnails, clips, folds).items():
             channels[name] = calibrated(values[:, None])[:, 0]
-        score = novelty_score(np.column_stack(list(channels.values())), reference)
-        learned = reference & (score <= np.quantile(score[reference], 1 - TRIMMED))
+        return novelty_score(np.column_stack(list(channels.values())), reference)
+
+    score = learned_from(reference)
+    for _ in range(PASSES - 1):
+        score = learned_from(reference & (score <= np.quantile(score[reference], 1 - TRIMMED)))
     return Scores(score, channels, z)
 
 

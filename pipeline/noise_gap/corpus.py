@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -90,8 +90,8 @@ class CorpusBackend:
 
     def __init__(self, codec: PatchCodec, unet: UNetSpatioTemporalConditionModel, embedding_scale: float):
         self.codec, self.unet, self.embedding_scale = codec, unet.eval(), embedding_scale
-        self.num_frames = int(unet.config.num_frames)
-        self.embedding_dim = int(unet.config.cross_attention_dim)
+        self.num_frames = int(unet.config["num_frames"])
+        self.embedding_dim = int(unet.config["cross_attention_dim"])
 
     def condition(self, images: Tensor, embeddings: Tensor, *, seed: int = 0) -> Conditioned:
         """Images [B, F, 3, H, W] in [-1, 1] and embeddings [B, D] → what the UNet is to denoise and what it is told."""
@@ -131,7 +131,8 @@ def load_corpus(folder: Path) -> CorpusBackend:
         return CorpusBackend(codec, unet, float(tensors["embedding_scale"]))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CorruptError(
-            f"model {folder} is damaged ({str(error).splitlines()[0][:200]}); delete it and run the same command again"
+            f"model {folder} is damaged ({str(error).splitlines()[0][:200]}); delete it and run the same command again",
+            code="model-damaged",
         ) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -103,7 +104,7 @@ def clip_gap(backend: Backend, images: Tensor, embeddings: Tensor, *, draws: int
         conditioned = backend.condition(window, embeddings, seed=seed)
         gaps.append(
             noise_gap(
-                lambda noisy, timestep, conditioned=conditioned: backend.denoise(noisy, timestep, conditioned),
+                partial(backend.denoise, conditioned=conditioned),
                 conditioned.latents,
                 draws=draws,
                 seed=seed,

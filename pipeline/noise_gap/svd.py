@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import StableVideoDiffusionPipeline
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    StableVideoDiffusionPipeline,
+    _resize_with_antialiasing,
+)
 from torch import Tensor
 
 from pipeline.errors import VtpError
@@ -83,7 +85,7 @@ class SvdBackend:
 
 
 def load_svd(location: str, *, device: str = "cpu") -> SvdBackend:
-    """From a folder in diffusers format or a hub id. VtpError where it is not to be had or is something else.
+    """From a folder in diffusers format or a hub id. VtpError if it cannot be downloaded or is something else.
 
     Weights are read from safetensors only. On a GPU in float16, elsewhere in float32.
     """
@@ -95,10 +97,11 @@ def load_svd(location: str, *, device: str = "cpu") -> SvdBackend:
         pipeline = StableVideoDiffusionPipeline.from_pretrained(location, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-        where = "is not to be had from the hub" if not folder.is_dir() else "cannot be loaded"
+        what, code = ("loaded", "model-damaged") if folder.is_dir() else ("downloaded", "model-unavailable")
         raise VtpError(
-            f"model {location} {where} ({reason}); "
-            f"use --model corpus, or --model DIR with a folder in diffusers format of {HUB_ID}"
+            f"model {location} could not be {what} ({reason}); "
+            f"use --model corpus, or --model DIR with a folder in diffusers format of {HUB_ID}",
+            code=code,
         ) from error
     sha256 = folder_sha256(folder) if folder.is_dir() else hashlib.sha256(location.encode()).hexdigest()
     return SvdBackend(pipeline, sha256, device=device)
@@ -110,17 +113,24 @@ def pipeline_class(folder: Path) -> str:
         return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VtpError(
-            f"model {folder} has no readable model_index.json; give a folder in diffusers format, or --model corpus"
+            f"model {folder} has no readable model_index.json; give a folder in diffusers format, or --model corpus",
+            code="model-wrong",
         ) from error
 
 
 def check_folder(folder: Path) -> None:
     """VtpError unless the folder holds a pipeline of SVD's class with all its parts."""
     if (found := pipeline_class(folder)) != SVD_CLASS:
-        raise VtpError(f"model {folder} is a {found}, not a {SVD_CLASS}; give one of that class, or --model corpus")
+        raise VtpError(
+            f"model {folder} is a {found}, not a {SVD_CLASS}; give one of that class, or --model corpus",
+            code="model-wrong",
+        )
     for part in ("unet", "vae", "image_encoder", "scheduler", "feature_extractor"):
         if not (folder / part).is_dir():
-            raise VtpError(f"model {folder} lacks {part}/; download all of it again, or use --model corpus")
+            raise VtpError(
+                f"model {folder} lacks {part}/; download all of it again, or use --model corpus",
+                code="model-incomplete",
+            )
 
 
 def folder_sha256(folder: Path) -> str:

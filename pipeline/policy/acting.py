@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pipeline import dataset, evaluate
+from pipeline import dataset, encoders, runs
 from pipeline.config import ActConfig
 from pipeline.errors import CorruptError, VtpError
 from pipeline.files import atomic_path
-from pipeline.policy.card import Card, projector_sha256
+from pipeline.policy.card import Card
 from pipeline.policy.policy_file import load
-from pipeline.rl.sac import ACTION_SIZE
 
 BLOCK_ROWS = 8192
 
@@ -27,26 +26,35 @@ REMEDIES = {
 
 
 def act(cfg: ActConfig) -> pd.DataFrame:
-    """What the policy does in each clip: video_id, clip (from 0 in its video), start_s, end_s, speed, care."""
+    """The policy's action for each clip: video_id, clip (from 0 in its video), start_s, end_s, the task's actions."""
     policy = load(cfg.policy)
     if policy.card.encoding is None:
         raise VtpError(
             f"{cfg.policy} observes the simulator's state, not embeddings; train one that does: "
-            "vtp train --source embeddings"
+            "vtp train --source embeddings",
+            code="policy-on-states",
         )
     data = dataset.read_embeddings(cfg.embeddings)
     check_encoding(policy.card, data, cfg)
-    observations = evaluate.observed(data, policy.card.centre)
+    observations = runs.observed(data, policy.card.centre)
+    task = policy.card.task
     blocks = [policy.act(observations[start : start + BLOCK_ROWS]) for start in range(0, data.num_clips, BLOCK_ROWS)]
     actions = np.concatenate(blocks)
-    if not (actions.shape == (data.num_clips, ACTION_SIZE) and ((actions >= 0) & (actions <= 1)).all()):
-        raise CorruptError(f"{cfg.policy} gives something other than actions in [0, 1]; export it again")
+    slack = 1e-6 * (task.high - task.low)  # float32 bounds need not be the task's
+    fits = actions.shape == (data.num_clips, task.num_actions)
+    if not (fits and ((actions >= task.low - slack) & (actions <= task.high + slack)).all()):
+        raise CorruptError(
+            f"{cfg.policy} gives something other than {', '.join(task.actions)} within their bounds; export it again",
+            code="policy-corrupt",
+        )
+    actions = np.clip(actions, task.low, task.high)
     rows = np.arange(data.num_clips)
-    video = evaluate.video_of(data, rows)
+    video = dataset.video_of(data, rows)
     table = pd.DataFrame(
         {
             "video_id": np.array(data.videos.id)[video], "clip": rows - data.offset[video],
-            "start_s": data.clips.start_s, "end_s": data.clips.end_s, "speed": actions[:, 0], "care": actions[:, 1],
+            "start_s": data.clips.start_s, "end_s": data.clips.end_s,
+            **{name: actions[:, index] for index, name in enumerate(task.action_names)},
         }
     )  # fmt: skip
     if cfg.out is not None:
@@ -57,10 +65,12 @@ def act(cfg: ActConfig) -> pd.DataFrame:
 
 def check_encoding(card: Card, data: dataset.Embeddings, cfg: ActConfig) -> None:
     """VtpError where the embeddings come from another encoder or projector than the policy was trained with."""
-    projector = projector_sha256(
-        data.projector_mean, data.projector_components, data.projector_scale, data.projector_norm
+    assert card.encoding is not None
+    projector = encoders.Projector(
+        data.projector_mean, data.projector_components, data.projector_scale, "", data.projector_norm
     )
-    found, trained = data.attrs | {"projector_sha256": projector}, card.encoding.model_dump()
+    found = data.attrs | {"projector_sha256": projector.sha256}
+    trained = card.encoding.model_dump() | {"projector_sha256": card.projector_sha256}
     for name, remedy in REMEDIES.items():
         if found.get(name) != trained[name]:
             shown = [
@@ -69,5 +79,6 @@ def check_encoding(card: Card, data: dataset.Embeddings, cfg: ActConfig) -> None
             embeddings = card.provenance.get("embeddings", "the embeddings that it was trained on")
             remedy = remedy.format(trained=trained[name], weights=trained["weights"], embeddings=embeddings)
             raise VtpError(
-                f"{cfg.embeddings} has {name} {shown[0]}, but {cfg.policy} was trained with {shown[1]}; {remedy}"
+                f"{cfg.embeddings} has {name} {shown[0]}, but {cfg.policy} was trained with {shown[1]}; {remedy}",
+                code="embeddings-of-other-encoder",
             )

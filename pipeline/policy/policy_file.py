@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import evaluate
+from pipeline import runs
 from pipeline.config import PolicyExportConfig
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path
@@ -18,11 +18,14 @@ SUFFIXES = {"torchscript": ".pt", "onnx": ".onnx", "safetensors": ".safetensors"
 def export(cfg: PolicyExportConfig) -> Path:
     """Write the run's best policy in that format; returns the file."""
     suffix = SUFFIXES[cfg.to]
-    path = cfg.out or cfg.run / f"policy{suffix}"
+    path = cfg.out or runs.RunDirectory(cfg.run).policy_file(suffix)
     if path.suffix != suffix:
-        raise VtpError(f"--out {path} must end in {suffix}, by which vtp act knows a policy in {cfg.to}; rename it")
-    agent, meta = evaluate.load_run(cfg.run)
-    content = FORMATS[cfg.to].write(Network(agent).eval(), card_of(meta))
+        raise VtpError(
+            f"--out {path} must end in {suffix}, by which vtp act knows a policy in {cfg.to}; rename it",
+            code="output-suffix",
+        )
+    agent, metadata = runs.load_policy(cfg.run)
+    content = FORMATS[cfg.to].write(Network(agent).eval(), card_of(metadata))
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return path
@@ -31,12 +34,13 @@ def export(cfg: PolicyExportConfig) -> Path:
 def load(path: Path) -> Policy:
     """The policy of a run directory or of an exported file; CorruptError where it is damaged or not to be trusted."""
     if path.is_dir():
-        agent, meta = evaluate.load_run(path)
-        return Policy(card_of(meta), act_of(Network(agent)))
+        agent, metadata = runs.load_policy(path)
+        return Policy(card_of(metadata), act_of(Network(agent)))
     known = {suffix: FORMATS[name] for name, suffix in SUFFIXES.items()}
     if path.suffix not in known or not path.is_file():
         raise VtpError(
             f"{path} is neither a run directory nor a policy's file ({', '.join(known)}); "
-            "make one with: vtp policy export RUN"
+            "make one with: vtp policy export RUN",
+            code="policy-missing",
         )
     return known[path.suffix].read(path, path.read_bytes())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from pipeline import evaluate
+from pipeline import runs
 from pipeline.policy.card import CARD, Card, Network, Policy, act_of, damaged, open_card, seal
 
 
@@ -20,7 +20,7 @@ def read(path: Path, content: bytes) -> Policy:
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         card = open_card(path, header["__metadata__"][CARD], content)
-        network = Network(evaluate.build_agent(card.source)).eval()
+        network = Network(runs.build_agent(card.source, card.task)).eval()
         network.load_state_dict(safetensors.torch.load(content))
     except (ValueError, TypeError, LookupError, RuntimeError, safetensors.SafetensorError) as error:
         raise damaged(path, error) from error

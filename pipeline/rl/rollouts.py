@@ -1,4 +1,4 @@
-"""The deterministic policy at work, in the simulator from its state or on stored clips: what it does, what came of it."""
+"""The deterministic policy at work, in the simulator from its state or on stored clips: its steps and outcomes."""
 
 from __future__ import annotations
 

@@ -32,9 +32,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     CorruptError where it is damaged, UntrustedError where it holds more than data.
     """
     if not path.is_file():
-        raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory")
+        raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory", code="checkpoint-missing")
     checksums = path.with_name(path.name + ".sha256")
     is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
+    checkpoint: dict[str, Any] = {}
     error: Exception | None = None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -42,11 +43,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         error = caught
     if re.search(CODE, str(error)):
         raise UntrustedError(
-            f"{path} holds more than tensors and plain values; it was not run; delete it, or train again"
+            f"{path} holds more than tensors and plain values; it was not run; delete it, or train again",
+            code="checkpoint-untrusted",
         ) from error
     if is_damaged:
-        raise CorruptError(f"{path} does not match {checksums.name}: it is damaged; train again, or restore a copy")
+        raise CorruptError(
+            f"{path} does not match {checksums.name}: it is damaged; train again, or restore a copy",
+            code="checkpoint-corrupt",
+        )
     if error:
         reason = type(error).__name__
-        raise CorruptError(f"{path} is no checkpoint ({reason}); train again, or restore a copy") from error
+        raise CorruptError(
+            f"{path} is no checkpoint ({reason}); train again, or restore a copy", code="checkpoint-corrupt"
+        ) from error
     return checkpoint

@@ -1,7 +1,7 @@
 """Simulator state to frames to mp4: what the demonstrations look like."""
 
 from pipeline.synthetic.mp4 import write_mp4
-from pipeline.synthetic.rendered_clip import CLIP_LEN, FPS, FRAME_SHAPE, NOVEL_KINDS, render_clip
+from pipeline.synthetic.rendered_clip import CLIP_LEN, FPS, FRAME_SHAPE, NOVEL_KINDS, render_clip, renderer_of
 from pipeline.synthetic.scene import Scene, sample_scene
 from pipeline.synthetic.thumbnail import webp, write_webp
 
@@ -12,6 +12,7 @@ __all__ = [
     "NOVEL_KINDS",
     "Scene",
     "render_clip",
+    "renderer_of",
     "sample_scene",
     "webp",
     "write_mp4",

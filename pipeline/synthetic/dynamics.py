@@ -69,7 +69,7 @@ class Dynamics:
         if self.task.step_s is None:
             raise VtpError(
                 f"task {self.task.name} has no step_s, the seconds of a simulated step; add it to its file",
-                code="task-no-step",
+                code="task-no-step-s",
             )
         return self.task.step_s
 

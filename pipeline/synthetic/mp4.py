@@ -26,7 +26,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], *, fps: float = 15) -> N
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
-        raise VtpError(f"no frames to write to {path}; give at least one")
+        raise VtpError(f"no frames to write to {path}; give at least one", code="video-no-frames")
     rate = Fraction(fps).limit_denominator(1001)
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)

@@ -20,6 +20,7 @@ from pipeline.synthetic.paint import (
     shadow_mask,
 )
 from pipeline.synthetic.scene import Scene
+from pipeline.tasks import Task
 
 FRAME_SHAPE = (FRAME_HEIGHT, FRAME_WIDTH)
 CLIP_LEN = 16
@@ -30,11 +31,36 @@ FPS = 15
 NOVEL_KINDS = ("object", "colour", "fast", "reversed", "static", "dropped")
 TOO_FAST = 3.0
 
-_WORK = {"dishwashing": DISHES, "bricklaying": BRICKWORK}
-_UNSEEN = {"dishwashing": dishes.board, "bricklaying": bricks.rubble}
+_WORK = {"dishes": DISHES, "bricks": BRICKWORK}
+_UNSEEN = {"dishes": dishes.board, "bricks": bricks.rubble}
 _UNSEEN_HUES = (0.26, 0.38), (0.76, 0.9)  # greens and violets: no dish and no brick has one
-_TILT = {"dishwashing": 0.12, "bricklaying": 0.03}  # walls stand upright
-_WORK_CENTRE = {"dishwashing": (96.0, 76.0), "bricklaying": (96.0, 72.0)}
+_TILT = {"dishes": 0.12, "bricks": 0.03}  # walls stand upright
+_WORK_CENTRE = {"dishes": (96.0, 76.0), "bricks": (96.0, 72.0)}
+
+
+def renderer_of(task: Task) -> str:
+    """The renderer that draws the task's clips; VtpError where it cannot draw them, as they are and as a whole."""
+    if task.simulator is None or task.simulator.renderer is None:
+        raise VtpError(
+            f"task {task.name} has no renderer, so no video of it can be made; use dishwashing, bricklaying, or a task "
+            "whose simulator has `renderer: dishes` or `renderer: bricks`",
+            code="task-not-rendered",
+        )
+    renderer = task.simulator.renderer
+    if set(task.actions) != {"speed", "care"} or task.low.min() < 0 or task.high.max() > 1:
+        actions = ", ".join(f"{name} [{one.low:g}, {one.high:g}]" for name, one in task.actions.items())
+        raise VtpError(
+            f"task {task.name} has actions {actions}, but renderer {renderer} draws speed and care within [0, 1]; "
+            "give the task these two actions, or no renderer",
+            code="renderer-actions",
+        )
+    if unknown := [name for name in task.contexts if name not in _WORK[renderer]]:
+        raise VtpError(
+            f"task {task.name} has context {unknown[0]!r}, but renderer {renderer} draws {', '.join(_WORK[renderer])}; "
+            "rename the context, or give the task no renderer",
+            code="renderer-unknown-context",
+        )
+    return renderer
 
 
 def _samples(*lengths: float) -> tuple[int, ...]:
@@ -79,15 +105,15 @@ def _water(height: float, frame: int, ripples: np.ndarray) -> Image.Image:
 
 def stand(scene: Scene, rng: np.random.Generator) -> Pose:
     """Where this clip's work stands: nearly in the middle, for all of it must stay in the encoder's crop."""
-    x, y = _WORK_CENTRE[scene.task] + rng.uniform(-3.5, 3.5, 2)
-    tilt = _TILT[scene.task] * rng.uniform(-1, 1)
+    x, y = _WORK_CENTRE[scene.renderer] + rng.uniform(-3.5, 3.5, 2)
+    tilt = _TILT[scene.renderer] * rng.uniform(-1, 1)
     return Pose(float(x), float(y), scene.work_size * float(rng.uniform(0.92, 1.03)), float(tilt))
 
 
 def _work(scene: Scene, context: str, novel: str | None, rng: np.random.Generator) -> tuple[Image.Image, Area, Pose]:
     """What is worked on, on a layer of its own, the area to work on, and where it stands."""
     canvas, pose = Canvas(), stand(scene, rng)
-    paint = _UNSEEN[scene.task] if novel == "object" else _WORK[scene.task][context]
+    paint = _UNSEEN[scene.renderer] if novel == "object" else _WORK[scene.renderer][context]
     area = paint(canvas, pose, scene.light.towards, rng)
     if novel == "colour":
         hues = _UNSEEN_HUES[rng.integers(len(_UNSEEN_HUES))]
@@ -124,7 +150,7 @@ def _fallen(work: Image.Image, pose: Pose, num_frames: float, turn: float) -> Im
 
 def _tool(scene: Scene, rng: np.random.Generator) -> Image.Image:
     towards = scene.light.towards
-    if scene.task == "dishwashing":
+    if scene.renderer == "dishes":
         return tools.sponge_hand(scene.worker, towards, rng)
     return tools.trowel_hand(scene.worker, scene.place.mortar_rgb, towards, rng)
 
@@ -148,12 +174,15 @@ def render_clip(
 
     novel: one of NOVEL_KINDS, or None for an ordinary clip.
     """
-    if context not in _WORK[scene.task]:
-        raise VtpError(f"context {context!r} is unknown; for {scene.task} use one of {', '.join(_WORK[scene.task])}")
+    if context not in _WORK[scene.renderer]:
+        raise VtpError(
+            f"context {context!r} cannot be drawn; renderer {scene.renderer} draws {', '.join(_WORK[scene.renderer])}",
+            code="renderer-unknown-context",
+        )
     if novel not in (None, *NOVEL_KINDS):
-        raise VtpError(f"novel {novel!r} is unknown; use one of {', '.join(NOVEL_KINDS)}")
+        raise VtpError(f"novel {novel!r} is unknown; use one of {', '.join(NOVEL_KINDS)}", code="novel-unknown")
     work, area, pose = _work(scene, context, novel, rng)
-    foam = _foam(area, care, rng) if scene.task == "dishwashing" else None
+    foam = _foam(area, care, rng) if scene.renderer == "dishes" else None
     tool = _tool(scene, rng)
     shadow = tool.getchannel("A").point(lambda a: round(a * 0.6 * scene.light.shadow))
     fps = FPS / TOO_FAST if novel == "fast" else FPS
@@ -168,7 +197,7 @@ def render_clip(
     frames = np.empty((CLIP_LEN, *FRAME_SHAPE, 3), np.uint8)
     for t, (x, y) in enumerate(path):
         image = still.copy() if t <= slips_at else _still(scene, _fallen(work, pose, t - slips_at, turn), foam)
-        if scene.task == "dishwashing":
+        if scene.renderer == "dishes":
             spout_x, spout_y = places.spout(scene)
             water = _water(area.y - area.reach_y - 4 - spout_y, t + start, ripples)
             image.paste(water, _samples(spout_x - 16, spout_y), water)

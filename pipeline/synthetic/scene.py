@@ -77,7 +77,7 @@ class Scene:
     """One video's surroundings. `texture_seed` fixes speckle, veins and other fine grain; `work_size` is how large what
     is worked on is, beside the usual."""
 
-    task: str
+    renderer: str
     place: Kitchen | Site
     camera: Camera
     light: Light
@@ -181,15 +181,16 @@ def _change(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, place=place, light=light, work_size=_either(rng, (0.78, 0.88), (1.1, 1.16)))
 
 
-def sample_scene(task: str, rng: np.random.Generator, *, changed: bool = False) -> Scene:
-    """A random scene for a video of that task; `changed`: under a light, before a background and with work of a size
-    that no usual scene has.
+def sample_scene(renderer: str, rng: np.random.Generator, *, changed: bool = False) -> Scene:
+    """A random scene for a video of dishes or bricks.
+
+    changed: under a light, before a background and with work of a size that no usual scene has.
     """
-    if task == "dishwashing":
+    if renderer == "dishes":
         place, tool_hue = _kitchen(rng), (0.1, 0.17)
-    elif task == "bricklaying":
+    elif renderer == "bricks":
         place, tool_hue = _site(rng), (0.04, 0.09)
     else:
-        raise VtpError(f"task {task!r} is unknown; use dishwashing or bricklaying")
-    scene = Scene(task, place, _camera(rng), _light(rng), _worker(rng, tool_hue=tool_hue), int(rng.integers(2**31)))
+        raise VtpError(f"renderer {renderer!r} is unknown; use dishes or bricks", code="renderer-unknown")
+    scene = Scene(renderer, place, _camera(rng), _light(rng), _worker(rng, tool_hue=tool_hue), int(rng.integers(2**31)))
     return _change(scene, rng) if changed else scene

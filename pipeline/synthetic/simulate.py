@@ -1,7 +1,8 @@
-"""Simulate: rendered demonstration videos with labels and a manifest."""
+"""Simulate: rendered demonstration videos with labels, a manifest, and the task's file where it is no built-in one."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +17,15 @@ from pipeline import processes, synthetic
 from pipeline.config import SimulateConfig
 from pipeline.files import atomic_path, make_folder, save_config
 from pipeline.synthetic import dynamics
+from pipeline.synthetic.dynamics import Dynamics
+from pipeline.tasks import BUILT_IN, Task, load_task
+
+logger = logging.getLogger(__name__)
 
 # A demonstrator tries things out and keeps at each for a few steps: the marginals are uniform, corners included.
 KEEP_PROBABILITY = 0.5
+DEFAULT_SCENARIO = "mixed"
+TASK_FILE = "task.yaml"
 POOL_CLIPS = 40  # about two seconds of rendering; for less, starting processes is not worth while
 
 Progress = Callable[[int, int], None]
@@ -27,20 +34,27 @@ Progress = Callable[[int, int], None]
 def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     """Write OUT/videos, OUT/labels and, last, OUT/manifest.csv, whose path is returned.
 
-    Video i has a random stream of its own, so it is the same however many are made.
+    Video i has a random stream of its own, so it is the same however many are made. A task's file is copied to
+    OUT/task.yaml. VtpError where there is no task, scenario or renderer of that name, before anything is written.
     """
+    task = simulated_task(cfg)
+    task_text = None if cfg.task in BUILT_IN else Path(cfg.task).read_bytes()
     make_folder(cfg.out)
     save_config(cfg.out / "config.yaml", cfg)
     num_val = max(round(cfg.videos * cfg.val_fraction), 1) if cfg.val_fraction > 0 else 0
     num_val = min(num_val, cfg.videos - 1)  # something is left to learn from
+    _say_what_has_no_effect(cfg, num_val)
     (cfg.out / "manifest.csv").unlink(missing_ok=True)  # it lists what is complete
-    make_videos(cfg, progress or (lambda done, total: None))
+    make_videos(cfg, task, progress or (lambda done, total: None))
+    if task_text is not None:
+        with atomic_path(cfg.out / TASK_FILE) as temporary:
+            temporary.write_bytes(task_text)
     rows = [
         {
             "video_id": f"{index:04d}",
             "path": f"videos/{index:04d}.mp4",
             "split": "val" if index >= cfg.videos - num_val else "train",
-            "task": cfg.task,
+            "task": cfg.task if task_text is None else TASK_FILE,
             "labels": f"labels/{index:04d}.csv",
         }
         for index in range(cfg.videos)
@@ -50,13 +64,32 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     return manifest
 
 
-def make_videos(cfg: SimulateConfig, progress: Progress) -> None:
+def simulated_task(cfg: SimulateConfig) -> Task:
+    """The task in the scenario that is simulated; VtpError where it cannot be simulated and drawn."""
+    task = load_task(cfg.task)
+    scenarios = {} if task.simulator is None else task.simulator.scenarios
+    task = task.in_scenario(
+        DEFAULT_SCENARIO if cfg.scenario is None and DEFAULT_SCENARIO in scenarios else cfg.scenario
+    )
+    synthetic.renderer_of(task)
+    _ = Dynamics(task).step_s  # it must have one
+    return task
+
+
+def _say_what_has_no_effect(cfg: SimulateConfig, num_val: int) -> None:
+    if num_val == 0 and cfg.val_fraction > 0 and "val_fraction" in cfg.model_fields_set:
+        logger.warning("--val-fraction %g: the only video is left for training", cfg.val_fraction)
+    if cfg.novel > 0 and planted(cfg.videos, cfg.steps, cfg.novel) == 0:
+        logger.warning("--novel %g: less than half of one in %d clips, so none is", cfg.novel, cfg.videos * cfg.steps)
+
+
+def make_videos(cfg: SimulateConfig, task: Task, progress: Progress) -> None:
     """Make every video and its labels, on all processors where there is enough to do."""
     streams = np.random.SeedSequence(cfg.seed).spawn(cfg.videos)
     num_workers = min(processes.num_processors(), cfg.videos)
     if num_workers == 1 or cfg.videos * cfg.steps < POOL_CLIPS:
         for index, stream in enumerate(streams):
-            make_video(cfg, index, stream)
+            make_video(cfg, task, index, stream)
             progress(index + 1, cfg.videos)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads or a progress bar's can hang
@@ -64,7 +97,7 @@ def make_videos(cfg: SimulateConfig, progress: Progress) -> None:
     with ProcessPoolExecutor(num_workers, spawn, _start_worker, (stop,)) as pool:
         try:
             with processes.no_ctrl_c():  # the workers start here and inherit this: Ctrl-C is the parent's to handle
-                videos = [pool.submit(make_video, cfg, index, stream) for index, stream in enumerate(streams)]
+                videos = [pool.submit(make_video, cfg, task, index, stream) for index, stream in enumerate(streams)]
             for done, video in enumerate(as_completed(videos), 1):
                 video.result()
                 progress(done, cfg.videos)
@@ -74,13 +107,14 @@ def make_videos(cfg: SimulateConfig, progress: Progress) -> None:
             raise
 
 
-def make_video(cfg: SimulateConfig, index: int, stream: np.random.SeedSequence) -> None:
+def make_video(cfg: SimulateConfig, task: Task, index: int, stream: np.random.SeedSequence) -> None:
     """Write OUT/videos/INDEX.mp4 and OUT/labels/INDEX.csv of one episode."""
     rng = np.random.default_rng(stream)
-    labels = demonstrate(dynamics.scenario(cfg.task, cfg.scenario), cfg.steps, rng)
+    labels = demonstrate(task, cfg.steps, rng)
     if cfg.novel > 0:
-        labels = plant(labels, index, cfg.novel, rng)
-    synthetic.write_mp4(cfg.out / "videos" / f"{index:04d}.mp4", film(cfg.task, labels, rng), fps=synthetic.FPS)
+        labels = plant(task, labels, index, cfg.novel, rng)
+    frames = film(synthetic.renderer_of(task), labels, rng)
+    synthetic.write_mp4(cfg.out / "videos" / f"{index:04d}.mp4", frames, fps=synthetic.FPS)
     _write_csv(cfg.out / "labels" / f"{index:04d}.csv", labels)
 
 
@@ -94,43 +128,52 @@ def _start_worker(stop: Event) -> None:
     processes.end_with_parent()
 
 
-def demonstrate(scenario: dynamics.Scenario, steps: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Step labels of one exploratory episode: step, context (its name), speed, care, attempts, errors."""
-    context, action = dynamics.initial_context(scenario, 1, rng), rng.random(2)
+def demonstrate(task: Task, steps: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Step labels of one exploratory episode: step, context (unless it has no name), the actions, attempts, errors."""
+    simulator, num_contexts = Dynamics(task), len(task.contexts)
+    context, unit = dynamics.initial_context(num_contexts, 1, rng), rng.random(task.num_actions)
     rows = []
     for step in range(steps):
-        speed, care = action
-        attempts, errors = dynamics.sample_outcomes(*dynamics.dynamics(scenario, context, action[:1], action[1:]), rng)
-        name = scenario.context_names[context[0]]
-        rows.append((step, name, round(speed, 4), round(care, 4), int(attempts[0]), int(errors[0])))
-        context = dynamics.next_context(scenario, context, rng)
+        actions = task.from_unit(unit)
+        attempts, errors = simulator.sample(*simulator(context, actions[None]), rng)
+        logged = np.clip(actions.round(4), task.low, task.high).tolist()
+        rows.append((step, task.context_names[context[0]], *logged, int(attempts[0]), int(errors[0])))
+        context = dynamics.next_context(num_contexts, context, rng)
         if rng.random() >= KEEP_PROBABILITY:
-            action = rng.random(2)
-    return pd.DataFrame(rows, columns=["step", "context", "speed", "care", "attempts", "errors"])
+            unit = rng.random(task.num_actions)
+    labels = pd.DataFrame(rows, columns=["step", "context", *task.actions, "attempts", "errors"])
+    return labels.drop(columns="context") if task.is_unnamed else labels
 
 
-def plant(labels: pd.DataFrame, index: int, share: float, rng: np.random.Generator) -> pd.DataFrame:
+def planted(videos: int, steps: int, share: float) -> int:
+    """How many clips of so many videos are novel."""
+    return int(np.floor(videos * share * steps + 0.5))
+
+
+def plant(task: Task, labels: pd.DataFrame, index: int, share: float, rng: np.random.Generator) -> pd.DataFrame:
     """The labels of video `index` with a column novel: a kind for `share` of all steps, "" for the ordinary ones.
 
     Kinds take turns, through all videos, so that there are as many of each; which steps they fall on is random.
     """
     steps = len(labels)
-    first, stop = (int(np.floor(count * share * steps + 0.5)) for count in (index, index + 1))
+    first, stop = (planted(count, steps, share) for count in (index, index + 1))
     chosen = rng.permutation(steps)[: stop - first]
     novel = np.full(steps, "", object)
     novel[chosen] = [synthetic.NOVEL_KINDS[number % len(synthetic.NOVEL_KINDS)] for number in range(first, stop)]
     # Three times a slow stroke is an ordinary one, and so is a straight stroke backwards.
     least = rng.uniform(0.5, 1, steps).round(4)
-    speed = labels["speed"].where(novel != "fast", np.maximum(labels["speed"], least))
-    care = labels["care"].where(novel != "reversed", np.maximum(labels["care"], least))
+    changed = {
+        name: labels[name].where(novel != kind, np.maximum(labels[name], np.minimum(least, task.actions[name].high)))
+        for name, kind in (("speed", "fast"), ("care", "reversed"))
+    }
     # What comes of washing something that the simulator does not know is not known either.
     outcomes = {name: labels[name].astype("Int64").mask(novel != "") for name in ("attempts", "errors")}
-    return labels.assign(speed=speed, care=care, **outcomes, novel=novel)
+    return labels.assign(**changed, **outcomes, novel=novel)
 
 
-def film(task: str, labels: pd.DataFrame, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def film(renderer: str, labels: pd.DataFrame, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """The episode's frames [144, 192, 3] uint8, 16 a step, in one scene."""
-    scene = synthetic.sample_scene(task, rng)
+    scene = synthetic.sample_scene(renderer, rng)
     for step in labels.itertuples():
         if _stop.is_set():
             raise KeyboardInterrupt

@@ -1,23 +1,18 @@
-"""The parts of a training run: what it learns from, its state step by step, its record, and its checkpoints."""
+"""The parts of a training run: what it learns from, its state step by step, its record, checkpoints, and seeds."""
 
-from pipeline.training.checkpoints import BEST, LAST, PREVIOUS, newest, save, slim
-from pipeline.training.frame_cache import FOOTAGE
-from pipeline.training.record import LOSSES, METRICS, Record
+from pipeline.training.checkpoints import newest, save, slim
+from pipeline.training.record import LOSSES, Record, metric_columns
 from pipeline.training.sources import Source, check, command_line, open_source
 from pipeline.training.trainer import Trainer
 
 __all__ = [
-    "BEST",
-    "FOOTAGE",
-    "LAST",
     "LOSSES",
-    "METRICS",
-    "PREVIOUS",
     "Record",
     "Source",
     "Trainer",
     "check",
     "command_line",
+    "metric_columns",
     "newest",
     "open_source",
     "save",

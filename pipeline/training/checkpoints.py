@@ -5,34 +5,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CorruptError, UntrustedError
-from pipeline.rl.sac import load_checkpoint, save_checkpoint
+from pipeline.runs import RunDirectory, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
-BEST = "best.pt"  # the policy of the best validation
-LAST = "last.pt"  # the newest: policy, optimisers, replay, books, random generators
-PREVIOUS = "previous.pt"  # the one before, for when the newest is damaged
 
-
-def save(run: Path, state: dict[str, Any]) -> None:
+def save(run: RunDirectory, state: dict[str, Any]) -> None:
     """Write the newest checkpoint; the one that was becomes the previous. A kill at any moment leaves one whole."""
-    for suffix in (".sha256", ""):  # in this order, for a checkpoint without a checksum is read and one amiss is not
+    # Checksums first: a checkpoint without a checksum is read, and one with a wrong one is not.
+    moves = ((run.checksums(run.last), run.checksums(run.previous)), (run.last, run.previous))
+    for newest_file, previous_file in moves:
         with contextlib.suppress(FileNotFoundError):
-            os.replace(run / f"{LAST}{suffix}", run / f"{PREVIOUS}{suffix}")
-    save_checkpoint(run / LAST, state)
+            os.replace(newest_file, previous_file)
+    save_checkpoint(run.last, state)
 
 
-def newest(run: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run, said aloud where it is the previous one; None where there is none.
+def newest(run: RunDirectory) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run, with a warning where it is the previous one; None where there is none.
 
     CorruptError where none is whole, UntrustedError where one would run code.
     """
     damaged: CorruptError | None = None
-    for path in (run / LAST, run / PREVIOUS):
+    for path in (run.last, run.previous):
         if not path.is_file():
             continue
         try:
@@ -46,12 +43,15 @@ def newest(run: Path) -> dict[str, Any] | None:
             logger.warning("%s; going on from %s", str(damaged).split(";")[0], path)
         return checkpoint
     if damaged:
-        raise CorruptError(f"{str(damaged).split(';')[0]}, and no other checkpoint is whole; add --overwrite")
+        raise CorruptError(
+            f"{str(damaged).split(';')[0]}, and no other checkpoint is whole; add --overwrite",
+            code="checkpoint-corrupt",
+        )
     return None
 
 
-def slim(run: Path, state: dict[str, Any]) -> None:
+def slim(run: RunDirectory, state: dict[str, Any]) -> None:
     """Leave of a finished run's newest checkpoint the policy alone."""
-    save_checkpoint(run / LAST, state)
-    for name in (PREVIOUS, f"{PREVIOUS}.sha256"):
-        (run / name).unlink(missing_ok=True)
+    save_checkpoint(run.last, state)
+    for path in (run.previous, run.checksums(run.previous)):
+        path.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,17 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.files import MetricsCsv
+from pipeline.errors import CorruptError
+from pipeline.files import make_folder, out_of_space_is_try_again
+from pipeline.runs import RunDirectory
+from pipeline.tasks import Task
 
-METRICS = (
+BEFORE_ACTIONS = (
     "episode", "time_h", "completed", "attempts", "errors", "err_rate", "err_target", "mp_r", "mp_h", "w_hat_r",
-    "w_h", "wage_parity", "prod_parity", "profit", "lambda_dual", "episode_reward", "episode_steps", "mean_speed",
-    "mean_care", "buffer_size", "critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss",
+    "w_h", "wage_parity", "prod_parity", "profit", "lambda_dual", "episode_reward", "episode_steps",
+)  # fmt: skip
+AFTER_ACTIONS = (
+    "buffer_size", "critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss",
     "mean_novelty", "mean_weight", "q_mean", "delta_mpl_total", "delta_mpl_cust", "spread", "spread_value", "s_cust",
     "s_plat", "rebate", "captured_spread",
 )  # fmt: skip
@@ -24,27 +31,31 @@ ALIASES = {  # what Stable-Baselines3 calls it in TensorBoard, where that differ
 }  # fmt: skip
 
 
+def metric_columns(task: Task) -> tuple[str, ...]:
+    """The columns of `metrics.csv`, among them the mean of each action."""
+    return (*BEFORE_ACTIONS, *(f"mean_{name}" for name in task.action_names), *AFTER_ACTIONS)
+
+
 class Record:
     """`metrics.csv`, `validations.csv` and TensorBoard of a run, whole up to its newest checkpoint."""
 
-    def __init__(self, run: Path, state: Mapping[str, int] | None):
+    def __init__(self, run: RunDirectory, task: Task, state: Mapping[str, int] | None):
         """state: what `sync` returned when the checkpoint was taken that the run goes on from; None for a new run.
 
         CorruptError where the files do not reach that far.
         """
         state = state or {"metrics": 0, "validations": 0, "episode": 0}
-        self._metrics = MetricsCsv(run / "metrics.csv", METRICS, resume_at=state["metrics"])
-        self._validations = MetricsCsv(
-            run / "validations.csv", ("episode", "profit_sampled"), resume_at=state["validations"]
-        )
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=state["episode"] + 1)
+        self._columns = metric_columns(task)
+        self._metrics = MetricsCsv(run.metrics, self._columns, resume_at=state["metrics"])
+        self._validations = MetricsCsv(run.validations, ("episode", "profit_sampled"), resume_at=state["validations"])
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=state["episode"] + 1)
 
     def episodes(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rows of episodes that end together; TensorBoard gets one point for them, their mean."""
         for row in rows:
             self._metrics.write(row)
         episode = rows[-1]["episode"]
-        for name in METRICS[1:]:
+        for name in self._columns[1:]:
             mean = np.mean([row[name] for row in rows])
             self._board.add_scalar(f"train/{name}", mean, episode)
             if name in ALIASES:
@@ -61,3 +72,41 @@ class Record:
     def close(self) -> None:
         for part in (self._metrics, self._validations, self._board):
             part.close()
+
+
+class MetricsCsv:
+    """`metrics.csv`, one row an episode, flushed a row at a time so that a killed run keeps what it had."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], *, resume_at: int = 0):
+        """resume_at: bytes of an earlier file to keep, as `sync` returned them; CorruptError where it has fewer."""
+        make_folder(path.parent)
+        self._path = path
+        size = path.stat().st_size if path.exists() else 0
+        if size < resume_at:
+            raise CorruptError(
+                f"{path} has {size} bytes, and {resume_at} were written; restore it, or add --overwrite",
+                code="metrics-short",
+            )
+        self._file = open(path, "r+" if resume_at else "w", newline="", encoding="utf-8")  # noqa: SIM115
+        self._writer = csv.DictWriter(self._file, columns)
+        if resume_at:
+            self._file.truncate(resume_at)
+            self._file.seek(resume_at)
+        else:
+            self._writer.writeheader()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write one row; ValueError if it has a column that the header lacks."""
+        with out_of_space_is_try_again(self._path):
+            self._writer.writerow(row)
+            self._file.flush()
+
+    def sync(self) -> int:
+        """Bring the rows so far to the disk; returns the file's size in bytes."""
+        with out_of_space_is_try_again(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,4 +1,4 @@
-"""The books of training: finished episodes priced, their spread split, and how good the split's estimator is."""
+"""The spread of finished training episodes split between customers and platform, and the skill of its estimator."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from sklearn.linear_model import SGDRegressor
 from sklearn.preprocessing import StandardScaler
 
 from pipeline import econ
-from pipeline.rl.envs import Economics
-from pipeline.synthetic import dynamics
+from pipeline.stats import bootstrap_weights, interval95, percentiles95
+from pipeline.tasks import Task, Worth
 
 TRAILING_EPISODES = 100
 BLOCKS = 20  # neighbouring episodes share a policy, so intervals are over blocks of them
 EPISODES_A_BLOCK = 10  # at least
+BOOTSTRAPS = 2000
 
 
-class EpisodeLedger:
+class RevenueSplit:
     """Prices finished episodes and splits their spread.
 
     The gain in marginal product is measured against the last 100 episodes. The customer's part of it is what an online
@@ -27,19 +28,19 @@ class EpisodeLedger:
     shown the episode's gain, so that `estimator_skill` can tell what its answers are worth.
     """
 
-    def __init__(self, scenario: dynamics.Scenario):
-        self._scenario = scenario
+    def __init__(self, task: Task):
+        self._task = task
         self._trailing: list[float] = []
         self._scaler = StandardScaler()
         self._estimator = SGDRegressor(random_state=0)
         self._predicted: list[float] = []
         self._gains: list[float] = []
 
-    def close(self, hours: float, economics: Economics, mean_novelty: float) -> dict[str, float]:
-        """The econ columns of `metrics.csv` for an episode whose economics are scalars."""
-        mp, err_rate, implied_wage, profit = economics
-        human_wage = self._scenario.human_wage_usd
-        human_mp = econ.human_marginal_product(human_wage, self._scenario.table["price_usd"].mean())
+    def close(self, hours: float, earned: Worth, mean_novelty: float) -> dict[str, float]:
+        """The economic columns of `metrics.csv` for an episode, whose worth is scalars."""
+        _, mp, err_rate, implied_wage, profit = map(float, earned)
+        human_wage = self._task.human_wage_usd
+        human_mp = float(econ.human_marginal_product(human_wage, self._task.price_usd.mean()))
         delta_total = econ.delta_mpl(mp, self._trailing, window=TRAILING_EPISODES)
         self._trailing = [*self._trailing, mp][-TRAILING_EPISODES:]
         delta_cust = self._predict_then_learn(mean_novelty, delta_total)
@@ -48,7 +49,8 @@ class EpisodeLedger:
         )
         return {
             "time_h": hours, "mp_r": mp, "mp_h": human_mp, "err_rate": err_rate, "w_hat_r": implied_wage,
-            "w_h": human_wage, "wage_parity": econ.wage_parity(implied_wage, human_wage), "prod_parity": mp / human_mp,
+            "w_h": human_wage, "wage_parity": econ.wage_parity(implied_wage, human_wage),
+            "prod_parity": econ.ratio(mp, human_mp),
             "profit": profit, "delta_mpl_total": delta_total, "delta_mpl_cust": delta_cust, **split._asdict(),
         }  # fmt: skip
 
@@ -61,7 +63,7 @@ class EpisodeLedger:
         return predicted
 
     def state_dict(self) -> dict[str, Any]:
-        """The books and what both estimators have learned, as arrays and plain values."""
+        """What was seen so far and what both estimators have learned, as arrays and plain values."""
         return {
             "trailing": self._trailing, "predicted": self._predicted, "gains": self._gains,
             "scaler": _learned(self._scaler), "estimator": _learned(self._estimator),
@@ -98,16 +100,15 @@ def estimator_skill(predicted: np.ndarray, gains: np.ndarray) -> dict[str, Any]:
     chunks = np.array_split(np.arange(len(gains)), blocks)
     errors = np.array([((gains[rows] - predicted[rows]) ** 2).sum() for rows in chunks])
     constant_errors = np.array([((gains[rows] - gains.mean()) ** 2).sum() for rows in chunks])
-    drawn = np.random.default_rng(0).integers(blocks, size=(2000, blocks))
-    r2 = 1 - econ.ratio(errors[drawn].sum(1), constant_errors[drawn].sum(1))
+    weights = bootstrap_weights(blocks, BOOTSTRAPS, np.random.default_rng(0))
+    r2 = 1 - np.asarray(econ.ratio(weights @ errors, weights @ constant_errors))
     ranks = np.array([_rank_correlation(predicted[rows], gains[rows]) for rows in chunks])
-    half = float(scipy.stats.t.ppf(0.975, blocks - 1) * ranks.std(ddof=1) / np.sqrt(blocks))
     return {
         "episodes": len(gains),
         "r2": float(1 - econ.ratio(errors.sum(), constant_errors.sum())),
-        "r2_ci95": [float(bound) for bound in np.quantile(r2, [0.025, 0.975])],
+        "r2_ci95": percentiles95(r2),
         "rank_correlation": float(ranks.mean()),
-        "rank_correlation_ci95": [float(ranks.mean()) - half, float(ranks.mean()) + half],
+        "rank_correlation_ci95": interval95(ranks),
     }
 
 
@@ -127,7 +128,7 @@ def skill_in_words(skill: dict[str, Any]) -> str:
     elif rank_low > 0:
         verdict = "ranks episodes better than chance, but is no better than a constant"
     else:
-        verdict = "has no skill: what it pays is not earned by what it knows"
+        verdict = "has no measurable skill, so this split is arbitrary"
     return (
         f"The estimator of the customers’ share {verdict}. Asked before each of {skill['episodes']:,} episodes, it "
         f"explains {100 * skill['r2']:.1f}% of the gains’ variance beyond a constant (95% interval "

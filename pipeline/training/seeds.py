@@ -12,10 +12,12 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from pipeline import evaluate, train, training
-from pipeline.config import TrainConfig, alone, parse_seeds
+from pipeline import training
+from pipeline.config import TrainConfig, alone, parse_seeds, train_config
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import make_folder, save_config, write_json
+from pipeline.runs import RunDirectory
+from pipeline.stats import bootstrap95, interquartile_mean
 
 SAME = ("source", "task", "scenario", "validation", "outcome_model")  # or the seeds cannot be averaged
 AVERAGED = (
@@ -30,20 +32,21 @@ def prepare(cfg: TrainConfig) -> list[TrainConfig]:
 
     A finished run is kept, so that the same command goes on and one with more seeds adds to what is there.
     """
-    if (cfg.out / "metrics.csv").exists():
-        raise VtpError(f"{cfg.out} holds the run of one seed; choose another --out")
+    run = RunDirectory(cfg.out)
+    if run.metrics.exists():
+        raise VtpError(f"{cfg.out} holds the run of one seed; choose another --out", code="run-of-one-seed")
     training.check(cfg)
-    configs = [config_of(cfg, seed) for seed in parse_seeds(cfg.seeds)]
+    configs = [config_of(cfg, seed) for seed in parse_seeds(cfg.seeds or "")]
     if not cfg.overwrite:
         for one in configs:
             _refuse_other_settings(one)
     make_folder(cfg.out)
-    save_config(cfg.out / "config.yaml", cfg.model_copy(update={"overwrite": False, "no_wait": False}))
-    (cfg.out / "summary.json").unlink(missing_ok=True)
+    save_config(run.config, cfg.model_copy(update={"overwrite": False, "no_wait": False}))
+    run.summary.unlink(missing_ok=True)
     if cfg.overwrite:
         for one in configs:
-            train.forget(one.out)
-    return [one for one in configs if not is_finished(one.out)]
+            RunDirectory(one.out).forget()
+    return [one for one in configs if not RunDirectory(one.out).is_finished]
 
 
 def config_of(cfg: TrainConfig, seed: int) -> TrainConfig:
@@ -52,40 +55,39 @@ def config_of(cfg: TrainConfig, seed: int) -> TrainConfig:
 
 
 def run_of(run: Path, seed: int) -> Path:
-    return run / f"seed-{seed}"
-
-
-def is_finished(run: Path) -> bool:
-    return (run / "summary.json").exists()
+    return RunDirectory(run).seed(seed).path
 
 
 def _refuse_other_settings(cfg: TrainConfig) -> None:
     """VtpError where the seed is finished with other settings than these."""
-    if not is_finished(cfg.out):
+    if not RunDirectory(cfg.out).is_finished:
         return
     trained, wanted = read_config(cfg.out).model_dump(), cfg.model_dump()
     for name in wanted:
-        if name != "out" and trained[name] != wanted[name]:
+        if name != "out" and trained.get(name) != wanted[name]:
             raise VtpError(
-                f"{cfg.out} was trained with {name} {trained[name]}, not {wanted[name]}; choose another --out, "
-                "or add --overwrite"
+                f"{cfg.out} was trained with {name}={trained.get(name)}, now {name}={wanted[name]}; choose another "
+                "--out, or add --overwrite",
+                code="run-other-settings",
             )
 
 
 def read_config(run: Path) -> TrainConfig:
     """The settings that a run, or several seeds, were started with."""
-    path = run / "config.yaml"
+    path = RunDirectory(run).config
     try:
-        return TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+        return train_config(**yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise VtpError(f"{run} is no run directory; name the --out of a vtp train") from error
+        raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
-        raise CorruptError(f"{path} holds no settings of this version of vtp train; train again") from error
+        raise CorruptError(
+            f"{path} holds no settings of this version of vtp train; train again", code="run-settings-corrupt"
+        ) from error
 
 
 def runs_in(run: Path) -> list[Path]:
     """The runs of a folder of several seeds, in the order of their seeds; of one run, itself."""
-    if (run / "metrics.csv").exists() or not any(run.glob("seed-*/")):
+    if RunDirectory(run).metrics.exists() or not RunDirectory(run).has_seeds:
         return [run]
     return [run_of(run, seed) for seed in parse_seeds(read_config(run).seeds or "")]
 
@@ -93,13 +95,13 @@ def runs_in(run: Path) -> list[Path]:
 def one_run(run: Path | None) -> None:
     """VtpError where a run is a folder of several seeds, for those who need a single one."""
     if run is not None and (first := runs_in(run)[0]) != run:
-        raise VtpError(f"{run} holds several seeds; name one of them, such as {first}")
+        raise VtpError(f"{run} holds several seeds; name one of them, such as {first}", code="run-has-seeds")
 
 
 def landed(cfg: TrainConfig) -> tuple[int, int]:
     """Training episodes done and to do, over all seeds."""
-    runs = [run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
-    done = sum(cfg.episodes if is_finished(run) else _episodes_done(run / "metrics.csv") for run in runs)
+    runs = [RunDirectory(cfg.out).seed(seed) for seed in parse_seeds(cfg.seeds or "")]
+    done = sum(cfg.episodes if run.is_finished else _episodes_done(run.metrics) for run in runs)
     return done, cfg.episodes * len(runs)
 
 
@@ -122,29 +124,36 @@ def merge(run: Path, *, changed: bool = False) -> dict[str, Any]:
     """
     cfg = read_config(run)
     if cfg.seeds is None:
-        raise VtpError(f"{run} holds the run of one seed; name the --out of a vtp train --seeds")
+        raise VtpError(
+            f"{run} holds the run of one seed; name the --out of a vtp train --seeds", code="run-of-one-seed"
+        )
     seeds = parse_seeds(cfg.seeds)
-    if missing := [str(seed) for seed in seeds if not is_finished(run_of(run, seed))]:
+    if missing := [str(seed) for seed in seeds if not RunDirectory(run).seed(seed).is_finished]:
         raise TryAgainError(
             f"of the seeds of {run}, {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not finished; "
-            f"wait, or go on with: {training.command_line(cfg)}"
+            f"wait, or go on with: {training.command_line(cfg)}",
+            code="seeds-unfinished",
         )
     summary = average([_read_summary(run_of(run, seed), changed=changed) for seed in seeds], seeds)
     summary["provenance"] |= {"command": training.command_line(cfg)}
-    write_json(run / (evaluate.CHANGED if changed else "") / "summary.json", summary)
+    write_json(_evaluated(run, changed).summary, summary)
     return summary
 
 
 def _read_summary(run: Path, *, changed: bool) -> dict[str, Any]:
-    path = run / (evaluate.CHANGED if changed else "") / "summary.json"
+    path = _evaluated(run, changed).summary
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         if lacking := {*SAME, *AVERAGED, *BY_SEED, "episodes", "contexts", "provenance"} - set(summary):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (OSError, ValueError, TypeError) as error:
         command = f"vtp evaluate {run}{' --scenes changed' if changed else ''}"
-        raise CorruptError(f"{path} is no summary ({error}); run: {command}") from error
+        raise CorruptError(f"{path} is no summary ({error}); run: {command}", code="summary-corrupt") from error
     return summary
+
+
+def _evaluated(run: Path, changed: bool) -> RunDirectory:
+    return RunDirectory(run).changed if changed else RunDirectory(run)
 
 
 def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
@@ -153,17 +162,27 @@ def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
     for one, seed in zip(summaries, seeds, strict=True):
         for name in SAME:
             if one[name] != first[name]:
-                raise VtpError(f"seeds {seeds[0]} and {seed} differ in {name}; run vtp evaluate on all of them")
+                raise VtpError(
+                    f"seeds {seeds[0]} and {seed} differ in {name}; run vtp evaluate on all of them",
+                    code="seeds-differ",
+                )
         if one["provenance"].get("embeddings_sha256") != first["provenance"].get("embeddings_sha256"):
-            raise VtpError(f"seeds {seeds[0]} and {seed} were trained on different embeddings; add --overwrite")
-    figures = {name: np.array([one[name] for one in summaries], float) for name in (*AVERAGED, *BY_SEED)}
-    measured = {}
+            raise VtpError(
+                f"seeds {seeds[0]} and {seed} were trained on different embeddings; add --overwrite",
+                code="seeds-differ",
+            )
+    figures = {name: np.array([one[name] for one in summaries], float) for name in (*AVERAGED, *BY_SEED)}  # None is NaN
+    measured: dict[str, Any] = {}
     for name, key in (("profit", "profit_mean"), ("oracle_ratio", "oracle_ratio")):
+        if np.isnan(figures[key]).any():
+            names = (key, f"{name}_ci95", f"{name}_iqm", f"{name}_iqm_ci95", f"{name}_worst")
+            measured |= dict.fromkeys(names)
+            continue
         measured |= {
             key: float(figures[key].mean()),
-            f"{name}_ci95": evaluate.bootstrap95(figures[key]),
-            f"{name}_iqm": float(evaluate.interquartile_mean(figures[key])),
-            f"{name}_iqm_ci95": evaluate.bootstrap95(figures[key], evaluate.interquartile_mean),
+            f"{name}_ci95": bootstrap95(figures[key]),
+            f"{name}_iqm": float(interquartile_mean(figures[key])),
+            f"{name}_iqm_ci95": bootstrap95(figures[key], interquartile_mean),
             f"{name}_worst": float(figures[key].min()),
         }
     return {
@@ -171,7 +190,9 @@ def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
         "seeds": list(seeds),
         "episodes": sum(one["episodes"] for one in summaries),
         **measured,
-        **{name: float(figures[name].mean()) for name in AVERAGED},
+        "actions": first["actions"],
+        "costs_usd_per_hour": first["costs_usd_per_hour"],
+        **{name: None if np.isnan(figures[name]).any() else float(figures[name].mean()) for name in AVERAGED},
         "contexts": _average_contexts([one["contexts"] for one in summaries]),
         "by_seed": [
             {"seed": seed, **{name: one[name] for name in BY_SEED}}
@@ -182,10 +203,14 @@ def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
     }  # fmt: skip
 
 
-def _average_contexts(contexts: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+def _average_contexts(contexts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Each context's figures, the mean over the seeds that met it."""
-    averaged = {}
-    for name in dict.fromkeys(name for one in contexts for name in one):
-        met = [one[name] for one in contexts if name in one]
-        averaged[name] = {key: float(np.mean([row[key] for row in met])) for key in met[0]}
-    return averaged
+    names = dict.fromkeys(name for one in contexts for name in one)
+    return {name: _mean_of_trees([one[name] for one in contexts if name in one]) for name in names}
+
+
+def _mean_of_trees(trees: Sequence[Any]) -> Any:
+    """The mean of numbers that lie at the same places of nested mappings."""
+    if isinstance(trees[0], dict):
+        return {key: _mean_of_trees([tree[key] for tree in trees]) for key in trees[0]}
+    return float(np.mean(trees))

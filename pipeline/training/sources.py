@@ -3,174 +3,214 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shlex
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import __version__, dataset, encoders, evaluate
-from pipeline.config import TrainConfig
+from pipeline import __version__, dataset, encoders, runs
+from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, TrainConfig, VideoTrainConfig, train_config
 from pipeline.errors import VtpError
+from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, outcomes_of
+from pipeline.rl import rollouts
 from pipeline.rl.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.rl.sac import Agent
-from pipeline.synthetic import dynamics
-from pipeline.training.frame_cache import FOOTAGE, ReplayedClips
+from pipeline.runs import ClipInputs, Encoding, PolicyMetadata, RunDirectory
+from pipeline.tasks import EPISODE_STEPS, load_task
+from pipeline.training.frame_cache import FrameCache
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
-ENCODING = ("backbone", "weights", "weights_sha256", "transform", "clip_len", "fps", "precision", "projector")
+
+Judge = Callable[[Agent, OutcomeModel, int, np.random.Generator], pd.DataFrame]  # with draws a step → steps
 
 
 class Source(NamedTuple):
     """What a policy is trained on and validated with; observations are rows of `table` or `clips`, or else states."""
 
     env: VectorEnv
-    scenario: dynamics.Scenario
-    table: torch.Tensor | None  # [N, 128] embeddings as they are observed
-    train_rows: np.ndarray | None  # [n] rows of the table that training may see
-    novelty: np.ndarray | None  # [N] weights
-    validate: Callable[[Agent, np.random.Generator], pd.DataFrame]  # → validation steps
+    model: OutcomeModel
+    judge: Judge  # plays what training holds out
+    draws: int  # of each action's outcome in a validation
     validation: str
-    meta: dict[str, Any]
-    clips: ReplayedClips | None = None  # of a run on video
+    metadata: PolicyMetadata
+    held_out: str
+    table: torch.Tensor | None = None  # [N, 128] embeddings as they are observed
+    train_rows: np.ndarray | None = None  # [n] rows of the table that training may see
+    novelty: np.ndarray | None = None  # [N] weights
+    clips: FrameCache | None = None  # of a run on video
     initial: Agent | None = None  # the trained policy to begin with
 
     def look_up(self, observations: np.ndarray) -> torch.Tensor:
         """Observations as the agent sees them: states [B, 4] as they are, rows [B] as embeddings [B, 128] or clips."""
         if self.clips is not None:
             return self.clips.look_up(observations)
-        observations = torch.from_numpy(observations)
-        return observations if self.table is None else self.table[observations]
+        found = torch.from_numpy(observations)
+        return found if self.table is None else self.table[found]
+
+    def validate(self, agent: Agent, rng: np.random.Generator) -> pd.DataFrame:
+        """Steps of a policy on what training holds out."""
+        return self.judge(agent, self.model, self.draws, rng)
 
 
 def check(cfg: TrainConfig) -> None:
     """VtpError where a run with these settings could not begin."""
     if cfg.buffer_size < cfg.num_envs:
-        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it")
+        raise VtpError(
+            f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it", code="buffer-too-small"
+        )
     if cfg.buffer_size < cfg.warmup_steps:
-        raise VtpError(f"--buffer-size {cfg.buffer_size} is below --warmup-steps {cfg.warmup_steps}; lower the latter")
-    if cfg.source != "sim" and not cfg.embeddings.is_file():
+        raise VtpError(
+            f"--buffer-size {cfg.buffer_size} is below --warmup-steps {cfg.warmup_steps}; lower the latter",
+            code="buffer-too-small",
+        )
+    if not isinstance(cfg, SimTrainConfig) and not cfg.embeddings.is_file():
         raise VtpError(
             f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "
-            "or train without video: --source sim"
+            "or train without video: --source sim",
+            code="embeddings-missing",
         )
 
 
-def open_source(cfg: TrainConfig, rng: np.random.Generator) -> Source:
+def open_source(cfg: TrainConfig, rng: np.random.Generator, model: OutcomeModel | None = None) -> Source:
     """The env of that source, and how a policy on it is validated with sampled outcomes.
 
-    VtpError where the policy that `init` names was trained on what looks different.
+    model: what actions bring, where it is not the source's own. VtpError where the policy that `init` names was trained
+    on what looks different.
     """
-    provenance = {
-        "vtp_version": __version__,
-        "torch": str(torch.__version__),  # a plain string: checkpoints hold nothing else
-        "update_precision": "bf16" if encoders.computes_in_bf16() else "fp32",
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": command_line(cfg),
-    }
-    source = _simulator(cfg, provenance, rng) if cfg.source == "sim" else _stored_clips(cfg, provenance, rng)
+    source = _simulator(cfg, model, rng) if isinstance(cfg, SimTrainConfig) else _stored_clips(cfg, model, rng)
     if cfg.init is not None:
-        initial, trained = evaluate.load_run(cfg.init)
-        evaluate.check_same_inputs(trained, source.meta, cfg.init)
+        initial, trained = runs.load_policy(cfg.init)
+        runs.check_same_inputs(trained, source.metadata, cfg.init)
         source = source._replace(initial=initial)
     return source
 
 
-def _simulator(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Generator) -> Source:
-    scenario = dynamics.scenario(cfg.task, cfg.scenario)
-    meta = {
-        "source": "sim", "task": cfg.task, "scenario": cfg.scenario, "seed": cfg.seed,
-        "outcome_model": f"simulator, {cfg.task} scenario {cfg.scenario}", "provenance": provenance,
-    }  # fmt: skip
-    return Source(
-        SimEnv(scenario, cfg.num_envs, reward_window=cfg.reward_window, rng=rng), scenario, None, None, None,
-        lambda agent, rng: evaluate.in_simulator(
-            agent, scenario, episodes=evaluate.SIM_EPISODES, steps=dynamics.EPISODE_STEPS, rng=rng
-        ),
-        "simulator", meta,
+def _provenance(cfg: TrainConfig) -> dict[str, str | int | float]:
+    return {
+        "vtp_version": __version__,
+        "torch": str(torch.__version__),
+        "update_precision": "bf16" if encoders.computes_in_bf16() else "fp32",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line(cfg),
+    }
+
+
+def _simulator(cfg: SimTrainConfig, model: OutcomeModel | None, rng: np.random.Generator) -> Source:
+    own = SimulatedOutcomes(load_task(cfg.task).in_scenario(cfg.scenario))
+    if model is None:
+        model = own
+    assert isinstance(model, SimulatedOutcomes)
+    metadata = PolicyMetadata(
+        source="sim", task=model.task, seed=cfg.seed, outcome_model=model.description, is_labelled=True,
+        provenance=_provenance(cfg),
     )  # fmt: skip
 
+    def judge(agent: Agent, model: OutcomeModel, draws: int, rng: np.random.Generator) -> pd.DataFrame:
+        assert isinstance(model, SimulatedOutcomes)
+        return rollouts.in_simulator(agent, model, episodes=rollouts.SIM_EPISODES, steps=EPISODE_STEPS, rng=rng)
 
-def _stored_clips(cfg: TrainConfig, provenance: dict[str, Any], rng: np.random.Generator) -> Source:
+    env = SimEnv(model, cfg.num_envs, reward_window=cfg.reward_window, rng=rng)
+    return Source(env, model, judge, 1, "simulator", metadata, "the simulator, from its state")
+
+
+def _stored_clips(
+    cfg: EmbeddingsTrainConfig | VideoTrainConfig, model: OutcomeModel | None, rng: np.random.Generator
+) -> Source:
     data = dataset.read_embeddings(cfg.embeddings)
-    if cfg.source == "video" and data.attrs["backbone"] != "r3d_18":
+    if isinstance(cfg, VideoTrainConfig) and data.attrs["backbone"] != "r3d_18":
         raise VtpError(
             f"--source video trains R3D-18 on, and {cfg.embeddings} is of {data.attrs['backbone']}; "
-            "extract with --backbone r3d_18, or use --source embeddings"
+            "extract with --backbone r3d_18, or use --source embeddings",
+            code="backbone-not-trainable",
         )
-    model = evaluate.outcome_model(data)
-    videos, held_out, how = evaluate.split_rows(data)
+    model = outcomes_of(data, cfg.task) if model is None else model
+    videos, held_out, how = dataset.split_rows(data)
     train_rows = np.concatenate([np.arange(start, end) for start, end in videos])
     novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
     novelty = None
     if cfg.novelty or novelty_path.is_file():
-        novelty = dataset.read_novelty_weights(novelty_path, data.attrs["content_sha256"])
-    env = EmbeddingEnv(
-        model.scenario, cfg.num_envs, videos=videos, context=model.context,
-        reward_window=cfg.reward_window, rng=rng,
-    )  # fmt: skip
+        novelty = dataset.read_novelty_weights(novelty_path, data.content_sha256)
+        logger.info("replay is weighted by novelty: %s", novelty_path)
+    env = EmbeddingEnv(model, cfg.num_envs, videos=videos, reward_window=cfg.reward_window, rng=rng)
     clips = table = centre = None
-    if cfg.source == "video":
+    if isinstance(cfg, VideoTrainConfig):
         rows = np.concatenate([train_rows, held_out])
-        clips = ReplayedClips(cfg.out / FOOTAGE, data, rows, frame_size=cfg.frame_size)
+        clips = FrameCache(RunDirectory(cfg.out).frame_cache, data, rows, frame_size=cfg.frame_size)
     else:
         if cfg.centre == "video":
             _check_contexts_vary(cfg, data, model)
             centre = data.embeddings[train_rows].mean(axis=0, dtype=np.float64).tolist()
-        table = torch.from_numpy(evaluate.observed(data, centre))
-    of_held_out = evaluate.video_of(data, held_out)
+        table = torch.from_numpy(runs.observed(data, centre))
+    of_held_out = dataset.video_of(data, held_out)
 
-    def validate(agent: Agent, rng: np.random.Generator) -> pd.DataFrame:
-        embeddings = table[held_out].numpy() if clips is None else clips.embeddings(agent.encoder, held_out)
-        return evaluate.on_clips(
-            agent, model.scenario, embeddings, model.context[held_out], video=of_held_out,
-            draws=max(1, VALIDATION_DRAWS // len(held_out)), rng=rng,
-        )  # fmt: skip
+    def judge(agent: Agent, model: OutcomeModel, draws: int, rng: np.random.Generator) -> pd.DataFrame:
+        if table is not None:
+            embeddings = table[held_out].numpy()
+        else:
+            assert clips is not None and isinstance(agent.encoder, encoders.ClipEncoder)
+            embeddings = clips.embeddings(agent.encoder, held_out)
+        return rollouts.on_clips(agent, model, embeddings, held_out, video=of_held_out, draws=draws, rng=rng)
 
-    encoding = {key: data.attrs[key] for key in ENCODING}
-    provenance |= encoding | {
-        "embeddings": str(cfg.embeddings),
-        "embeddings_sha256": data.attrs["content_sha256"],
-        "novelty": str(novelty_path) if novelty is not None else "none: every clip weighs 1",
-        "num_train_clips": len(train_rows),
-        "held_out": f"{how}; they also chose the checkpoint",
-    }
-    meta = {
-        "source": cfg.source, "task": model.scenario.task, "scenario": model.scenario.name, "seed": cfg.seed,
-        "outcome_model": model.description, "labelled": model.labelled, "provenance": provenance,
-        "embeddings": str(cfg.embeddings.resolve()), "content_sha256": data.attrs["content_sha256"],
-        "novelty_sha256": None if novelty is None else hashlib.sha256(novelty.tobytes()).hexdigest(),
-        "encoding": encoding,
-        "projector": {
-            "mean": torch.from_numpy(data.projector_mean), "components": torch.from_numpy(data.projector_components),
-            "scale": float(data.projector_scale),
-            "norm": None if data.projector_norm is None else torch.from_numpy(data.projector_norm),
+    encoding = Encoding(**{name: data.attrs[name] for name in Encoding.model_fields})
+    inputs = ClipInputs(
+        embeddings=str(cfg.embeddings.resolve()),
+        content_sha256=data.content_sha256,
+        novelty_sha256=None if novelty is None else hashlib.sha256(novelty.tobytes()).hexdigest(),
+        encoding=encoding,
+        centre=centre,
+        frame_size=cfg.frame_size if isinstance(cfg, VideoTrainConfig) else None,
+        encoder_layers=cfg.encoder_layers if isinstance(cfg, VideoTrainConfig) else None,
+    )
+    metadata = PolicyMetadata(
+        source=cfg.source,
+        task=model.task,
+        seed=cfg.seed,
+        outcome_model=model.description,
+        is_labelled=model.is_labelled,
+        provenance=_provenance(cfg)
+        | encoding.model_dump()
+        | {
+            "embeddings": str(cfg.embeddings),
+            "embeddings_sha256": data.content_sha256,
+            "novelty": str(novelty_path) if novelty is not None else "none: every clip weighs 1",
+            "num_train_clips": len(train_rows),
+            "held_out": f"{how}; they also chose the checkpoint",
         },
-    }  # fmt: skip
-    if cfg.source == "video":
-        meta |= {"frame_size": cfg.frame_size, "encoder_layers": cfg.encoder_layers}
-    else:
-        meta |= {"centre": centre}
-    return Source(env, model.scenario, table, train_rows, novelty, validate, "held-out clips", meta, clips)
+        clips=inputs,
+        projector=encoders.Projector(
+            data.projector_mean, data.projector_components, float(data.projector_scale), encoding.projector,
+            data.projector_norm,
+        ),
+    )  # fmt: skip
+    draws = max(1, VALIDATION_DRAWS // len(held_out))
+    return Source(
+        env, model, judge, draws, "held-out clips", metadata, how, table=table, train_rows=train_rows, novelty=novelty,
+        clips=clips,
+    )  # fmt: skip
 
 
-def _check_contexts_vary(cfg: TrainConfig, data: dataset.Embeddings, model: evaluate.OutcomeModel) -> None:
+def _check_contexts_vary(cfg: EmbeddingsTrainConfig, data: dataset.Embeddings, model: OutcomeModel) -> None:
     """VtpError where each video shows one context of several, so that its mean would take the context away."""
-    shown = [set(contexts) for contexts in np.split(model.context, data.offset[1:-1])]
+    shown = [set(contexts.tolist()) for contexts in np.split(model.context, data.offset[1:-1])]
     if len(set().union(*shown)) > 1 and all(len(contexts) <= 1 for contexts in shown):
         raise VtpError(
             f"every video of {cfg.embeddings} shows one context alone, which --centre video would take away with the "
-            "mean of the video; use --centre corpus"
+            "mean of the video; use --centre corpus",
+            code="centre-hides-contexts",
         )
 
 
 def command_line(cfg: TrainConfig) -> str:
     """The command that trains with these settings: its flags are those that differ from the defaults."""
-    defaults = TrainConfig(source=cfg.source, reward_window=cfg.reward_window).model_dump()  # which decide on others'
-    defaults["reward_window"] = TrainConfig.model_fields["reward_window"].default
+    defaults = train_config(source=cfg.source, reward_window=cfg.reward_window).model_dump()  # gamma's depends on both
+    defaults["reward_window"] = "step"
     words = ["vtp", "train", "--source", cfg.source]
     for name, default in defaults.items():
         value = getattr(cfg, name)

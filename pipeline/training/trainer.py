@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import econ, encoders, evaluate
-from pipeline.config import TrainConfig
-from pipeline.rl.envs import Economics
+from pipeline import econ, encoders, runs
+from pipeline.config import TrainConfig, VideoTrainConfig
+from pipeline.rl.networks import STRETCH
 from pipeline.rl.replay import Batch, ReplayBuffer
-from pipeline.rl.sac import STRETCH, Agent, Transitions
-from pipeline.synthetic import dynamics
+from pipeline.rl.sac import Agent, Transitions
+from pipeline.tasks import EPISODE_STEPS, Worth
 from pipeline.training.record import LOSSES
-from pipeline.training.revenue_split import EpisodeLedger
+from pipeline.training.revenue_split import RevenueSplit
 from pipeline.training.sources import Source
 
 
@@ -29,20 +29,26 @@ class Trainer:
         source: Source,
         *,
         rng: np.random.Generator,
-        progress: Callable[[int, int, str], None],
+        progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+        num_steps: int | None = None,
     ):
-        """progress: told of what is made ready before training, if that takes long."""
+        """progress: told of what is prepared before training, if that takes long.
+
+        num_steps: steps of all environments until the end of annealing, where episodes do not say it.
+        """
         self.cfg, self.source = cfg, source
+        self._task = source.model.task
+        self._num_steps, self.steps = num_steps, 0
         self._rng = rng
         self._generator = torch.Generator().manual_seed(cfg.seed)
         self.agent = _new_agent(cfg, source, progress)
         self._observations = source.env.reset()
         self._buffer = ReplayBuffer(
             cfg.buffer_size, self._observations.shape[1:], self._observations.dtype,
-            priority_exponent=cfg.priority_exponent,
+            num_actions=self._task.num_actions, priority_exponent=cfg.priority_exponent,
         )  # fmt: skip
-        self.ledger = EpisodeLedger(source.scenario)
-        self._sums = EpisodeSums(cfg.num_envs)
+        self.revenue_split = RevenueSplit(self._task)
+        self._sums = EpisodeSums(cfg.num_envs, self._task.action_names)
         self._losses: dict[str, list[float]] = defaultdict(list)  # of the updates since the last episode ended
         self._mean_losses = dict.fromkeys(LOSSES, 0.0)
         self.episode, self._updates_due = 0, 0.0
@@ -59,6 +65,7 @@ class Trainer:
         next_observations, rewards, truncated = env.step(actions)
         novelty = np.ones(cfg.num_envs) if self.source.novelty is None else self.source.novelty[observations]
         masks = np.ones(cfg.num_envs)  # a time limit is no end: the critic bootstraps through it
+        self.steps += 1
         self._buffer.add(Batch(observations, actions, rewards, masks, next_observations), novelty)
         self.agent.observe_rewards(rewards)
         self._sums.add(rewards, actions, novelty)
@@ -78,13 +85,14 @@ class Trainer:
 
     def _random_actions(self, count: int) -> np.ndarray:
         """Uniform over the stretched range and cut: one in twelve lies at each bound, where the best often is."""
-        return (STRETCH * (self._rng.random((count, 2), np.float32) - 0.5) + 0.5).clip(0, 1)
+        unit = STRETCH * (self._rng.random((count, self._task.num_actions), np.float32) - 0.5) + 0.5
+        return self._task.from_unit(unit.clip(0, 1)).astype(np.float32)
 
     def _update(self) -> None:
         cfg = self.cfg
         if self.is_learning:
-            self._updates_due += cfg.updates_per_episode * cfg.num_envs / dynamics.EPISODE_STEPS
-        progress = self.episode / cfg.episodes
+            self._updates_due += cfg.updates_per_episode * cfg.num_envs / EPISODE_STEPS
+        progress = self.episode / cfg.episodes if self._num_steps is None else self.steps / self._num_steps
         if cfg.init is not None:  # a policy that was trained already does not begin at high entropy again
             progress = 0.5 + 0.5 * progress
         self.agent.anneal(progress, final_entropy=cfg.final_entropy)
@@ -109,9 +117,9 @@ class Trainer:
         )
 
     def _close(self, truncated: np.ndarray) -> list[dict[str, float]]:
-        """Close the books of the episodes that ended, as many as were asked for."""
-        books = self.source.env.workplace
-        economics = books.economics()
+        """The rows of the episodes that ended, as many as were asked for; λ and the error target move on."""
+        work = self.source.env.workplace
+        earned = work.worth()
         self._mean_losses |= {name: float(np.mean(self._losses[name])) for name in LOSSES if self._losses[name]}
         self._losses.clear()
         rows = []
@@ -119,23 +127,23 @@ class Trainer:
             self.episode += 1
             row = {
                 "episode": self.episode,
-                "completed": books.attempts[i].sum() - books.errors[i].sum(),
-                "attempts": books.attempts[i].sum(),
-                "errors": books.errors[i].sum(),
-                "err_target": econ.error_target(self.episode - 1),
-                "lambda_dual": books.lambda_dual,
+                "completed": work.attempts[i] - work.errors[i],
+                "attempts": work.attempts[i],
+                "errors": work.errors[i],
+                "err_target": self._task.error_target.at(self.episode - 1),
+                "lambda_dual": work.lambda_dual,
                 "buffer_size": self._buffer.size,
                 **self._mean_losses,
                 **self._sums.means(i),
             }
-            hours = books.steps[i] / dynamics.STEPS_PER_HOUR
-            row |= self.ledger.close(hours, Economics(*(float(field[i]) for field in economics)), row["mean_novelty"])
-            books.lambda_dual = float(
+            of_episode = Worth(*(field[i] for field in earned))
+            row |= self.revenue_split.close(float(work.hours[i]), of_episode, row["mean_novelty"])
+            work.lambda_dual = float(
                 econ.dual_ascent(
-                    books.lambda_dual, row["err_rate"], err_target=row["err_target"], dual_lr=self.cfg.dual_lr
+                    work.lambda_dual, row["err_rate"], err_target=row["err_target"], dual_lr=self.cfg.dual_lr
                 )
             )
-            books.err_target = econ.error_target(self.episode)
+            work.err_target = self._task.error_target.at(self.episode)
             rows.append(row)
         self._sums.clear(truncated)
         self._unfreeze_if_due()
@@ -143,7 +151,7 @@ class Trainer:
 
     def _unfreeze_if_due(self) -> None:
         """From here on the agent observes clips, so that its losses reach the layers of the encoder that learn."""
-        if self.source.clips is not None:
+        if self.source.clips is not None and isinstance(self.cfg, VideoTrainConfig):
             self.source.clips.is_frozen = self.episode < self.cfg.frozen_episodes
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,11 +161,12 @@ class Trainer:
             "workplace": self.source.env.workplace.state_dict(),
             "observations": self._observations,
             "buffer": self._buffer.state_dict(),
-            "ledger": self.ledger.state_dict(),
+            "revenue_split": self.revenue_split.state_dict(),
             "sums": self._sums.totals,
             "losses": dict(self._losses),
             "mean_losses": self._mean_losses,
             "updates_due": self._updates_due,
+            "steps": self.steps,
             "rng": self._rng.bit_generator.state,
         }
         return {
@@ -175,10 +184,11 @@ class Trainer:
         self.source.env.workplace.load_state_dict(arrays["workplace"])
         self._observations = arrays["observations"]
         self._buffer.load_state_dict(arrays["buffer"])
-        self.ledger.load_state_dict(arrays["ledger"])
+        self.revenue_split.load_state_dict(arrays["revenue_split"])
         self._sums.totals = arrays["sums"]
         self._losses = defaultdict(list, arrays["losses"])
         self._mean_losses, self._updates_due = arrays["mean_losses"], arrays["updates_due"]
+        self.steps = arrays["steps"]
         self._rng.bit_generator.state = arrays["rng"]
         self.episode = episode
         self._unfreeze_if_due()
@@ -187,18 +197,18 @@ class Trainer:
 class EpisodeSums:
     """Sums over the current episode of each of N environments."""
 
-    def __init__(self, num_envs: int):
-        self.totals = np.zeros((num_envs, 5))
+    def __init__(self, num_envs: int, action_names: tuple[str, ...]):
+        self._names = action_names
+        self.totals = np.zeros((num_envs, 3 + len(action_names)))
 
     def add(self, rewards: np.ndarray, actions: np.ndarray, novelty: np.ndarray) -> None:
-        self.totals += np.stack([np.ones(len(rewards)), rewards, actions[:, 0], actions[:, 1], novelty], 1)
+        """rewards [N], actions [N, A], novelty [N] of one step."""
+        self.totals += np.column_stack([np.ones(len(rewards)), rewards, novelty, actions])
 
     def means(self, env: int) -> dict[str, float]:
-        steps, reward, speed, care, novelty = self.totals[env]
-        return {
-            "episode_reward": reward, "episode_steps": int(steps), "mean_speed": speed / steps,
-            "mean_care": care / steps, "mean_novelty": novelty / steps,
-        }  # fmt: skip
+        steps, reward, novelty, *actions = self.totals[env]
+        means = {f"mean_{name}": total / steps for name, total in zip(self._names, actions, strict=True)}
+        return {"episode_reward": reward, "episode_steps": int(steps), "mean_novelty": novelty / steps} | means
 
     def clear(self, envs: np.ndarray) -> None:
         self.totals[envs] = 0
@@ -208,17 +218,20 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
     """An agent to begin with: untrained, or the best policy of another run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        agent = evaluate.build_agent(
-            cfg.source, source.meta, lr=cfg.lr, encoder_lr=cfg.encoder_lr, gamma=cfg.gamma, tau=cfg.tau,
-            latent_noise=cfg.observation_noise, bf16=encoders.computes_in_bf16(),
+        agent = runs.agent_of(
+            source.metadata, lr=cfg.lr, encoder_lr=cfg.encoder_lr if isinstance(cfg, VideoTrainConfig) else None,
+            gamma=cfg.gamma, tau=cfg.tau, latent_noise=cfg.observation_noise, bf16=encoders.computes_in_bf16(),
         )  # fmt: skip
     if source.initial is not None:
         agent.load_state_dict(source.initial.state_dict())
         agent.forget_rewards()  # they are scaled by what they are in this world
+    encoder = agent.encoder
     if source.clips is not None:
-        source.clips.prepare(agent.encoder, progress)
+        assert isinstance(encoder, encoders.ClipEncoder)
+        source.clips.prepare(encoder, progress)
     if cfg.init is None and source.train_rows is not None:
-        agent.encoder.fit(source.look_up(source.train_rows).numpy())
+        assert isinstance(encoder, encoders.Normalizer | encoders.ClipEncoder)
+        encoder.fit(source.look_up(source.train_rows).numpy())
     return agent
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -192,6 +193,7 @@ class Decoder:
 
     def _late(self) -> VideoError:
         if self._starting:
+            assert self._process is not None
             self._process.kill()
             return self._crash()
         self.close()
@@ -201,6 +203,7 @@ class Decoder:
 
     def _crash(self) -> VideoError:
         """What the child's death means for the video that it was reading."""
+        assert self._process is not None
         try:
             status = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:  # it has closed its end, or never opened it, and lives on
@@ -212,7 +215,8 @@ class Decoder:
         last_line = f": {lines[-1][:200]}" if lines else ""
         if self._starting:
             raise VtpError(
-                f"the decoder process cannot start ({cause}{last_line}); check that decord and av are installed"
+                f"the decoder process cannot start ({cause}{last_line}); check that decord and av are installed",
+                code="decoder-unusable",
             )
         if any(word in last_line for word in ("bad_alloc", "MemoryError", "Cannot allocate")):
             return out_of_memory()
@@ -264,7 +268,7 @@ class ClipStream(Iterator[Clip]):
         return Clip(frames=frames, **{**message, "frame_indices": tuple(message["frame_indices"])})
 
 
-def _anonymous_file():
+def _anonymous_file() -> IO[bytes]:
     """Memory that the child can map."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("vtp-clips"), "w+b")

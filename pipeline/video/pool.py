@@ -51,13 +51,12 @@ class DecoderPool(Generic[T]):
         """
         if not self._busy:
             return
-        connections = {decoder.connection: decoder for decoder in self._busy}
-        ready = wait(list(connections), timeout=min(decoder.patience_s for decoder in self._busy))
-        for connection in ready or [
-            connection for connection in connections if connections[connection].patience_s == 0
-        ]:
-            decoder = connections[connection]
+        connections: dict[object, Decoder] = {decoder.connection: decoder for decoder in self._busy}
+        patience_s = min(decoder.patience_s for decoder in self._busy)
+        ready = [connections[one] for one in wait([decoder.connection for decoder in self._busy], patience_s)]
+        for decoder in ready or [decoder for decoder in self._busy if decoder.patience_s == 0]:
             video, stream = self._busy[decoder]
+            event: Clip | VideoInfo | VideoError | None
             try:
                 event = stream.step()
             except VideoError as error:

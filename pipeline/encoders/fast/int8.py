@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.video import VideoResNet
 
 from pipeline.encoders.fast.winograd import fold
 
@@ -56,7 +57,7 @@ class ByteR3D:
     Pixels are bytes already: their mean and deviation are folded into the first convolution.
     """
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, network: VideoResNet, mean: Sequence[float], std: Sequence[float]):
         conv = network.stem[0]
         weight, bias = fold(network.stem[0], network.stem[1])
         pixel_mean, pixel_std = 255 * torch.tensor(mean).double(), 255 * torch.tensor(std).double()
@@ -66,7 +67,11 @@ class ByteR3D:
         self._padding = conv.padding
         stages = (network.layer1, network.layer2, network.layer3, network.layer4)
         self._blocks = [
-            (_byte_conv(block.conv1), _byte_conv(block.conv2), _byte_conv(block.downsample))
+            (
+                _byte_conv(block.conv1),
+                _byte_conv(block.conv2),
+                _byte_conv(block.downsample) if block.downsample else None,
+            )
             for stage in stages
             for block in stage
         ]
@@ -90,6 +95,8 @@ class ByteR3D:
         return padded.permute(3, 0, 1, 2)[None]
 
 
-def _byte_conv(layers: nn.Sequential | None) -> ByteConv | None:
+def _byte_conv(layers: nn.Sequential) -> ByteConv:
     """Of a convolution and the batch norm behind it."""
-    return ByteConv(*fold(*layers[:2]), layers[0].stride, layers[0].padding) if layers else None
+    conv, norm = layers[0], layers[1]
+    assert isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d) and not isinstance(conv.padding, str)
+    return ByteConv(*fold(conv, norm), conv.stride, conv.padding)

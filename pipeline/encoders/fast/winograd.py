@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.video import VideoResNet
 
 TILE = 4  # frames that one tile gives
 POINTS = (0.0, 1.0, -1.0, 0.5, -0.5)  # and infinity; these make every entry of both transforms exact in bf16
@@ -42,6 +43,7 @@ _INPUTS_BF16, _OUTPUTS_BF16 = torch.from_numpy(_INPUTS).bfloat16(), torch.from_n
 
 def fold(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     """Weights [O, I, K, K, K] and bias [O], float64, of the convolution with the batch norm behind it."""
+    assert norm.running_mean is not None and norm.running_var is not None, "the preset's norms keep statistics"
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     weight = conv.weight.double() * scale[:, None, None, None, None]
     return weight, norm.bias.double() - norm.running_mean.double() * scale
@@ -119,7 +121,7 @@ class FastR3D:
     all stages but the last); those that halve it are plain.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: VideoResNet):
         self._stem = FoldedConv(network.stem[0], network.stem[1])
         stages = (network.layer1, network.layer2, network.layer3, network.layer4)
         self._blocks = [

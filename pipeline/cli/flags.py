@@ -1,0 +1,139 @@
+"""The settings of a command: the flags, help texts and values of one config model, or of a union of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.config import Config
+from pipeline.errors import VtpError
+
+C = TypeVar("C", bound=Config)
+
+
+class Settings(Generic[C]):
+    """The settings of one model, or of models told apart by a field that each has a value of its own for."""
+
+    def __init__(self, model: Any):
+        """model: a config model, or models as `Annotated[A | B, Field(discriminator="kind")]`."""
+        self._adapter: TypeAdapter[C] = TypeAdapter(model)
+        self.tag: str | None = None
+        self.models: dict[str, type[Config]] = {"": model}
+        if not isinstance(model, type):
+            union, info = get_args(model)
+            self.tag = info.discriminator
+            self.models = {one.model_fields[self.tag].default: one for one in get_args(union)}
+
+    @property
+    def doc(self) -> str | None:
+        """The docstring of the model, or of the first model that all of the union descend from."""
+        first, *others = self.models.values()
+        return next(kind.__doc__ for kind in first.__mro__ if all(issubclass(other, kind) for other in others))
+
+    @property
+    def names(self) -> list[str]:
+        """All settings, each once: those of the first model, then those that the next one adds."""
+        return list(dict.fromkeys(name for model in self.models.values() for name in model.model_fields))
+
+    def having(self, name: str) -> dict[str, FieldInfo]:
+        """The setting in every model that has it."""
+        return {tag: model.model_fields[name] for tag, model in self.models.items() if name in model.model_fields}
+
+    def annotation(self, name: str) -> Any:
+        return next(iter(self.having(name).values())).annotation
+
+    def metavar(self, name: str) -> str | None:
+        """INTEGER, PATH, a|b ...: the values that a flag takes; None for a switch."""
+        annotations = [field.annotation for field in self.having(name).values()]
+        if bool in annotations:
+            return None
+        kinds = [kind for annotation in annotations for kind in (annotation, *get_args(annotation))]  # of X | None, X
+        if choices := [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
+            return "|".join(dict.fromkeys(choices))
+        names = {int: "INTEGER", float: "FLOAT", Path: "PATH"}
+        return next((names[kind] for kind in kinds if kind in names), "TEXT")
+
+    def help(self, name: str) -> str:
+        """What the setting does, then its default in brackets; per tag where that differs."""
+        fields = self.having(name)
+        texts = _by_value(fields, lambda field: field.description)
+        text = " ".join(str(value) if len(texts) == 1 else f"{', '.join(tags)}: {value}" for value, tags in texts)
+        notes = [] if len(fields) == len(self.models) else [f"{', '.join(fields)} only"]
+        if name == self.tag or all(field.is_required() for field in fields.values()):
+            notes.append("required")
+        elif shown := self._default(fields, text):
+            notes.append(f"default: {shown}")
+        return f"{text} [{'; '.join(notes)}]" if notes else text
+
+    def _default(self, fields: dict[str, FieldInfo], text: str) -> str:
+        """Such as: 500 (sim), 20000 (embeddings); empty if the text itself says what happens by default."""
+        given = {tag: field for tag, field in fields.items() if field.default is not None}
+        if not given:
+            return "" if "by default" in text else "off"
+        values = _by_value(given, lambda field: "off" if field.default is False else str(field.default))
+        if len(values) == 1 and len(given) == len(fields):
+            return values[0][0]
+        return ", ".join(f"{value} ({', '.join(tags)})" for value, tags in values)
+
+    def of(self, values: dict[str, Any], *, argument: str | None = None) -> C:
+        """The config of these values; VtpError in one line if one of them breaks a rule.
+
+        argument: the setting that is given by position.
+        """
+        try:
+            return self._adapter.validate_python(values)
+        except ValidationError as error:
+            raise self._explained(error, argument) from error
+
+    def _explained(self, error: ValidationError, argument: str | None) -> VtpError:
+        first = error.errors()[0]
+        place, kind = first["loc"], first["type"]
+        tag = ""
+        if self.tag is not None and place:
+            tag, place = str(place[0]), place[1:]
+        name = str(place[0]) if place else self.tag if kind.startswith("union_tag") else None
+        message = first["msg"].removeprefix("Value error, ")
+        if name is None:  # a rule on several settings names them itself
+            return VtpError(message, code="settings-conflict")
+        flag = name.upper() if name == argument else flag_of(name)
+        if kind in ("missing", "union_tag_not_found"):
+            description = next(iter(self.having(name).values())).description
+            return VtpError(
+                f"{name} is missing: {description} Give it as {flag} or in --config", code="setting-missing"
+            )
+        if kind == "extra_forbidden":
+            return self._foreign(name, tag)
+        value = first["input"]
+        if kind == "union_tag_invalid":
+            *some, last = map(repr, self.models)
+            message, value = f"Input should be {', '.join(some)} or {last}", first["ctx"]["tag"]
+        rule = message[0].lower() + message[1:]
+        text = str(value)
+        return VtpError(f"{flag} {text if text and text.isprintable() else repr(text)}: {rule}", code="setting-invalid")
+
+    def _foreign(self, name: str, tag: str) -> VtpError:
+        """A setting that the model of this tag does not have, if any has it."""
+        if having := list(self.having(name)):
+            assert self.tag is not None
+            owners = " or ".join(f"{flag_of(self.tag)} {owner}" for owner in having)
+            return VtpError(f"{flag_of(name)} needs {owners}, not {tag}; leave it out", code="setting-foreign")
+        names = self.models[tag].model_fields
+        return VtpError(
+            f"{name!r} is no setting of this command; use one of {', '.join(names)}", code="setting-unknown"
+        )
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _by_value(fields: dict[str, FieldInfo], value: Callable[[FieldInfo], Any]) -> list[tuple[Any, list[str]]]:
+    """Each value of the fields with the tags of those that have it, in order."""
+    groups: dict[Any, list[str]] = {}
+    for tag, field in fields.items():
+        groups.setdefault(value(field), []).append(tag)
+    return list(groups.items())

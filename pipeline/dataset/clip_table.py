@@ -1,0 +1,89 @@
+"""Clips and videos as arrays: what part files and embeddings files share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.dataset.hdf5 import Checked, to_bytes
+from pipeline.errors import CorruptError
+
+CLIP_FIELDS = {"start_frame": np.int64, "start_s": np.float64, "end_s": np.float64, "valid_frames": np.int64}
+_VIDEO_NUMBERS = {"fps": np.float64, "num_frames": np.int64}
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of V videos: those of video v are rows [offset[v], offset[v + 1])."""
+
+    features: np.ndarray  # [N, D] float32
+    start_frame: np.ndarray  # [N] int64
+    start_s: np.ndarray  # [N] float64
+    end_s: np.ndarray  # [N] float64
+    valid_frames: np.ndarray  # [N] int64
+    offset: np.ndarray  # [V + 1] int64
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.features)
+
+    @property
+    def num_videos(self) -> int:
+        return len(self.offset) - 1
+
+
+@dataclass(frozen=True)
+class Videos:
+    """V videos; `id`, `path`, `split` and `contributor` are those of the run that wrote the file."""
+
+    sha256: list[str]
+    fps: np.ndarray  # [V] float64, of the source
+    num_frames: np.ndarray  # [V] int64, of the source
+    decoder: list[str]  # decord or pyav
+    id: list[str] = field(default_factory=list)
+    path: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
+    contributor: list[str] = field(default_factory=list)  # "" where unknown; in a file only where one is known
+
+
+def clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
+    return {
+        "features": clips.features.astype(np.float32, copy=False),
+        **{f"clips/{name}": getattr(clips, name).astype(dtype, copy=False) for name, dtype in CLIP_FIELDS.items()},
+        "videos/offset": clips.offset.astype(np.int64, copy=False),
+    }
+
+
+def video_arrays(videos: Videos, fields: Sequence[str]) -> dict[str, np.ndarray]:
+    values = {name: getattr(videos, name) for name in fields}
+    return {
+        f"videos/{name}": to_bytes(value) if isinstance(value, list) else value.astype(_VIDEO_NUMBERS[name], copy=False)
+        for name, value in values.items()
+    }
+
+
+def clips_in(checked: Checked) -> Clips:
+    """CorruptError where the videos' offsets do not cover the clips."""
+    features = checked.array("features", (None, None), np.float32)
+    fields = {name: checked.array(f"clips/{name}", (len(features),), dtype) for name, dtype in CLIP_FIELDS.items()}
+    offset = checked.array("videos/offset", (None,), np.int64)
+    if len(offset) < 2 or offset[0] != 0 or offset[-1] != len(features) or (np.diff(offset) < 1).any():
+        raise CorruptError(
+            f"{checked.path}: videos/offset does not cover the {len(features)} clips; {checked.remedy}",
+            code="file-offsets",
+        )
+    return Clips(features, **fields, offset=offset)
+
+
+def videos_in(checked: Checked, fields: Sequence[str]) -> Videos:
+    num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
+    return Videos(
+        **{
+            name: checked.array(f"videos/{name}", (num_videos,), _VIDEO_NUMBERS[name])
+            if name in _VIDEO_NUMBERS
+            else checked.strings(f"videos/{name}", num_videos)
+            for name in fields
+        }
+    )

@@ -1,0 +1,226 @@
+"""Label files: one CSV a video, one row a step, whose columns are the task's actions and what came of them."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.dataset.logs import Logs
+from pipeline.errors import VtpError
+from pipeline.tasks import Task, load_task
+
+DEFAULT_TASK = "dishwashing"  # what labels are read as where no task is named
+COMMON_COLUMNS = ("context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel")
+
+
+@dataclass(frozen=True)
+class _Range:
+    """What a number of a column may be."""
+
+    low: float = 0.0
+    high: float = np.inf
+    is_whole: bool = False
+    is_positive: bool = False
+
+    def __str__(self) -> str:
+        if self.is_whole:
+            return f"a whole number from {self.low:g} on"
+        if self.is_positive:
+            return "a finite number above 0"
+        if self.high == np.inf:
+            return f"a finite number from {self.low:g} on"
+        return f"a number from {self.low:g} to {self.high:g}"
+
+    def has(self, numbers: np.ndarray) -> np.ndarray:
+        """Whether each number is allowed; NaN is not."""
+        inside = (numbers >= self.low) & (numbers <= self.high) & np.isfinite(numbers)
+        if self.is_whole:
+            inside &= np.floor(numbers) == numbers
+        return inside & (numbers > 0) if self.is_positive else inside
+
+
+_RANGES = {
+    "step": _Range(is_whole=True),
+    "attempts": _Range(is_whole=True),
+    "errors": _Range(is_whole=True),
+    "price_usd": _Range(),
+    "damage_usd": _Range(),
+    "propensity": _Range(is_positive=True),
+    "novel": _Range(high=1.0),
+}
+
+
+def label_columns(task: Task) -> tuple[str, ...]:
+    """The columns that labels of a task may have; of these only `step` must be there."""
+    common = [name for name in COMMON_COLUMNS if not (name == "context" and task.is_unnamed)]
+    return ("step", *task.actions, *common)
+
+
+def read_labels(path: Path, task: Task | None) -> Logs:
+    """The logs of one video, in order of step: step i belongs to clip i.
+
+    task: whose actions and contexts the labels have; None: none was named, and the labels are read as those of
+    dishwashing. An empty value is NaN, or "" for the context. In the file, `novel` may name the kind of novelty and is
+    empty for an ordinary clip: here that makes 1 and 0, with the names in `novel_kind`.
+
+    VtpError names the file, the column, the row (1 is the first below the header), the rule and the remedy; its code is
+    labels-missing, -unreadable, -unknown-column, -repeated-column, -no-step, -empty, -value, -step,
+    -more-errors-than-attempts, -unknown-context or -context-unnamed.
+    """
+    if task is not None:
+        return _read(path, task)
+    try:
+        return _read(path, _default_task())
+    except VtpError as error:
+        raise VtpError(
+            f"{error}; no task is named, so these labels are read as {DEFAULT_TASK}'s: if they are of another task, "
+            "name it with --task FILE|NAME",
+            code=error.code,
+        ) from error
+
+
+@functools.cache
+def _default_task() -> Task:
+    return load_task(DEFAULT_TASK)
+
+
+def _read(path: Path, task: Task) -> Logs:
+    columns = _columns(path)
+    allowed = label_columns(task)
+    for name in columns:
+        if name == "context" and task.is_unnamed:
+            _check_context_is_empty(columns[name], path, task)
+        elif name not in allowed:
+            raise VtpError(
+                f"labels {path} have an unknown column {name!r}; for task {task.name} use {', '.join(allowed)}",
+                code="labels-unknown-column",
+            )
+    if "step" not in columns:
+        raise VtpError(f"labels {path} have no column step; number the rows from 0", code="labels-no-step")
+    num_steps = len(columns["step"])
+    if num_steps == 0:
+        raise VtpError(f"labels {path} have no rows; give one row a clip", code="labels-empty")
+    kinds = None
+    if "novel" in columns:
+        columns["novel"], kinds = _novelty(columns["novel"])
+    ranges = _RANGES | {name: _Range(action.low, action.high) for name, action in task.actions.items()}
+    numbers = {
+        name: _numbers(texts, ranges[name], f"labels {path}: {name}")
+        for name, texts in columns.items()
+        if name != "context"
+    }
+    order = np.argsort(numbers["step"], kind="stable")
+    if not np.array_equal(numbers["step"][order], np.arange(num_steps)):
+        raise VtpError(
+            f"labels {path}: steps do not count from 0 to {num_steps - 1} without a gap; number them so",
+            code="labels-step",
+        )
+    context = np.full(num_steps, "", object)
+    if "context" in columns and not task.is_unnamed:
+        context[:] = _contexts(columns["context"], path, task)
+
+    def column(name: str) -> np.ndarray:
+        return numbers[name][order] if name in numbers else np.full(num_steps, np.nan)
+
+    def optional(name: str) -> np.ndarray | None:
+        return column(name) if name in numbers and not np.isnan(numbers[name]).all() else None
+
+    logs = Logs(
+        context=context[order],
+        actions=np.stack([column(name) for name in task.actions], axis=1),
+        attempts=column("attempts"),
+        errors=column("errors"),
+        novel=column("novel"),
+        price_usd=optional("price_usd"),
+        damage_usd=optional("damage_usd"),
+        propensity=optional("propensity"),
+        novel_kind=np.array(kinds, object)[order] if kinds is not None and any(kinds) else None,
+    )
+    if (logs.errors > logs.attempts).any():
+        step = int(np.argmax(logs.errors > logs.attempts))
+        raise VtpError(
+            f"labels {path}: step {step} has more errors ({logs.errors[step]:g}) than attempts "
+            f"({logs.attempts[step]:g}); correct one of them",
+            code="labels-more-errors-than-attempts",
+        )
+    return logs
+
+
+def _columns(path: Path) -> dict[str, list[str]]:
+    """The texts of each column, without blanks around them."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file, strict=True) if row]
+    except FileNotFoundError as error:
+        raise VtpError(
+            f"labels {path} do not exist; correct the manifest's labels column or leave it empty", code="labels-missing"
+        ) from error
+    except (ValueError, OSError, csv.Error) as error:  # a text that is no UTF-8 is a ValueError
+        raise VtpError(
+            f"labels {path} cannot be read ({str(error).splitlines()[0]}); write them as CSV in UTF-8",
+            code="labels-unreadable",
+        ) from error
+    if not rows:
+        raise VtpError(f"labels {path} are empty; write a header and one row a clip", code="labels-empty")
+    header = [name.strip() for name in rows[0]]
+    for name in header:
+        if header.count(name) > 1:
+            raise VtpError(f"labels {path} have column {name!r} twice; drop one", code="labels-repeated-column")
+    for number, row in enumerate(rows[1:], 1):
+        if len(row) != len(header):
+            raise VtpError(
+                f"labels {path}: row {number} has {len(row)} fields and the header {len(header)}; give each row a "
+                "value or an empty field for every column",
+                code="labels-unreadable",
+            )
+    return {name: [row[index].strip() for row in rows[1:]] for index, name in enumerate(header)}
+
+
+def _novelty(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Numbers and kinds: the name of a kind stands for 1, an empty value for 0."""
+    kinds = ["" if not text or not np.isnan(_number(text)) else text for text in texts]
+    return ["1" if kind else text or "0" for text, kind in zip(texts, kinds, strict=True)], kinds
+
+
+def _numbers(texts: Sequence[str], allowed: _Range, where: str) -> np.ndarray:
+    """The column as float64; empty values are NaN."""
+    numbers = np.array([_number(text) for text in texts])
+    wrong = np.array([text != "" for text in texts]) & ~allowed.has(numbers)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise VtpError(f"{where} {texts[row]!r} in row {row + 1} is not {allowed}; correct it", code="labels-value")
+    return numbers
+
+
+def _number(text: str) -> float:
+    """NaN where the text is no number."""
+    try:
+        return np.nan if "_" in text else float(text)
+    except ValueError:
+        return np.nan
+
+
+def _contexts(texts: Sequence[str], path: Path, task: Task) -> Sequence[str]:
+    for row, text in enumerate(texts, 1):
+        if text and text not in task.contexts:
+            raise VtpError(
+                f"labels {path}: context {text!r} in row {row} is unknown in task {task.name}; use one of "
+                f"{', '.join(task.contexts)}, or leave it empty",
+                code="labels-unknown-context",
+            )
+    return texts
+
+
+def _check_context_is_empty(texts: Sequence[str], path: Path, task: Task) -> None:
+    for row, text in enumerate(texts, 1):
+        if text:
+            raise VtpError(
+                f"labels {path}: context {text!r} in row {row} has no price, because task {task.name} names no "
+                "context; leave the column empty, or name the contexts in the task's file",
+                code="labels-context-unnamed",
+            )

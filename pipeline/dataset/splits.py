@@ -1,0 +1,47 @@
+"""Which clips are learned from and which are held out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.dataset.embeddings_file import Embeddings
+from pipeline.errors import VtpError
+
+
+def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
+    """Row ranges [V, 2] of training videos, held-out rows [n], and how they were held out.
+
+    The val split's videos are held out; where there is none, the last fifth of each video, and of the clips before it
+    those that share frames with it are left out.
+    """
+    ranges = np.stack([data.clips.offset[:-1], data.clips.offset[1:]], 1)
+    ranges, splits = ranges[ranges[:, 1] > ranges[:, 0]], np.array(data.videos.split)[ranges[:, 1] > ranges[:, 0]]
+    train, val = ranges[splits == "train"], ranges[splits == "val"]
+    if len(train) and len(val):
+        rows = np.concatenate([np.arange(start, end) for start, end in val])
+        return train, rows, f"{len(val)} videos of the val split"
+    ranges = ranges[splits != "test"]
+    if len(ranges) == 0:
+        raise VtpError(
+            "all videos are in the test split, so none is left to train on; mark some as train in the manifest",
+            code="split-nothing-to-train-on",
+        )
+    held = np.maximum(ranges[:, 1] - np.maximum((ranges[:, 1] - ranges[:, 0]) // 5, 1), ranges[:, 0])
+    rows = np.concatenate([np.arange(cut, end) for cut, (_, end) in zip(held, ranges, strict=True)])
+    clips = data.clips
+    overlap = [
+        (clips.end_s[start:cut] > clips.start_s[cut] + 1e-6).sum() for (start, _), cut in zip(ranges, held, strict=True)
+    ]
+    train = np.stack([ranges[:, 0], held - np.array(overlap, int)], 1)
+    train = train[train[:, 1] > train[:, 0]]
+    if len(train) == 0:
+        raise VtpError(
+            "no clip is left to train on after holding out a fifth of each video; extract longer videos",
+            code="split-nothing-to-train-on",
+        )
+    return train, rows, "the last fifth of each video (there are not both train and val videos)"
+
+
+def video_of(data: Embeddings, rows: np.ndarray) -> np.ndarray:
+    """The video [n] of each clip."""
+    return np.searchsorted(data.offset, rows, side="right") - 1

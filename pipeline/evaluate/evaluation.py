@@ -1,0 +1,169 @@
+"""The stage: a run's policy validated in closed loop, in the simulator or on held-out clips, and its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from pipeline import dataset, encoders, synthetic, video
+from pipeline.config import EvaluateConfig
+from pipeline.dataset import rereading
+from pipeline.errors import VtpError
+from pipeline.evaluate.closed_loop import PIXEL_STREAM, PixelObserver, Progress, from_pixels, renderer_of
+from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, outcomes_of
+from pipeline.rl.rollouts import SIM_EPISODES, in_simulator, on_clips
+from pipeline.rl.sac import Agent
+from pipeline.runs import (
+    PolicyMetadata,
+    RunDirectory,
+    check_weights,
+    load_embeddings,
+    load_policy,
+    observed,
+    write_summary,
+)
+from pipeline.tasks import Task, load_task
+
+PIXEL_EPISODES = 8
+Validation = Literal["simulator", "closed loop from pixels", "held-out clips"]
+
+
+def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Validate the run's best policy; writes and returns its summary, and writes `validation.csv`.
+
+    In changed scenes both go to a folder of their own, RUN/changed.
+    """
+    started = time.monotonic()
+    agent, metadata = load_policy(cfg.run)
+    validation = choose_validation(cfg, metadata)
+    task = metadata.task if cfg.task is None else metadata.task.priced_as(load_task(cfg.task))
+    run_directory = RunDirectory(cfg.run)
+    out = run_directory.changed if cfg.scenes == "changed" else run_directory
+    model: OutcomeModel
+    if validation == "held-out clips":
+        model, steps = _on_held_out(cfg, agent, metadata, task)
+    else:
+        model = SimulatedOutcomes(task)
+        if validation == "simulator":
+            rng, episodes = np.random.default_rng([PIXEL_STREAM, cfg.seed]), cfg.episodes or SIM_EPISODES
+            steps = in_simulator(agent, model, episodes=episodes, steps=cfg.steps, rng=rng)
+        else:
+            with _observer(agent, metadata) as see:
+                steps = from_pixels(
+                    agent, model, see, episodes=cfg.episodes or PIXEL_EPISODES, steps=cfg.steps, seed=cfg.seed,
+                    out=out, changed=cfg.scenes == "changed", progress=progress,
+                )  # fmt: skip
+    return write_summary(
+        run_directory, model, steps, out=out, metadata=metadata, validation=validation,
+        evaluation=_settings(cfg, validation), stage="evaluate", wall_s=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validation:
+    """How the policy is validated; VtpError where that cannot be, or where a setting would have no effect."""
+    chosen: Validation
+    if metadata.source == "sim":
+        if cfg.validation != "auto":
+            raise VtpError(
+                f"{cfg.run} was trained on the simulator's state, by which it is validated; "
+                f"leave out --validation {cfg.validation}",
+                code="validation-impossible",
+            )
+        chosen = "simulator"
+    elif cfg.validation == "pixels":
+        renderer_of(metadata.task)
+        chosen = "closed loop from pixels"
+    elif cfg.validation == "auto" and metadata.is_labelled and _has_renderer(metadata.task):
+        chosen = "closed loop from pixels"
+    else:
+        chosen = "held-out clips"
+    if cfg.scenes == "changed" and chosen != "closed loop from pixels":
+        raise VtpError(
+            "--scenes changed needs a validation from pixels, which this run's is not; leave it out",
+            code="setting-without-effect",
+        )
+    if chosen == "held-out clips":
+        for name in ("episodes", "steps"):
+            if name in cfg.model_fields_set and getattr(cfg, name) is not None:
+                raise VtpError(
+                    f"--{name} {getattr(cfg, name)} has no effect on held-out clips, which are played whole; "
+                    "leave it out",
+                    code="setting-without-effect",
+                )
+    return chosen
+
+
+def _has_renderer(task: Task) -> bool:
+    return task.simulator is not None and task.simulator.renderer is not None
+
+
+def _on_held_out(
+    cfg: EvaluateConfig, agent: Agent, metadata: PolicyMetadata, task: Task
+) -> tuple[OutcomeModel, pd.DataFrame]:
+    """The outcome model of the clips that the policy was trained on, and its steps on those held out."""
+    clips, _ = metadata.of_clips()
+    data = load_embeddings(clips)
+    _, rows, _ = dataset.split_rows(data)
+    model = outcomes_of(data).with_task(task)
+    embeddings = observed(data, clips.centre)[rows] if metadata.source == "embeddings" else _see(agent, data, rows)
+    rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
+    return model, on_clips(agent, model, embeddings, rows, video=dataset.video_of(data, rows), rng=rng)
+
+
+def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
+    """Embeddings [n, 128] of clips `rows` [n], in rising order, by the encoder that a run on video has trained."""
+    assert isinstance(agent.encoder, encoders.ClipEncoder)
+    size = encoders.resized(agent.encoder.frame_size)
+    clips = rereading.read_clips(data, range(data.num_videos), frame_size=size, wanted=rows)
+    return np.concatenate([agent.encoder.see(frames) for _, frames in clips])
+
+
+def _settings(cfg: EvaluateConfig, validation: Validation) -> dict[str, Any]:
+    """What the validation depends on, and the command that repeats it; stored clips have their own steps and episodes.
+
+    The command names every flag, so that it repeats this validation whatever the defaults become.
+    """
+    settings: dict[str, Any] = {"seed": cfg.seed}
+    if validation != "held-out clips":
+        default = SIM_EPISODES if validation == "simulator" else PIXEL_EPISODES
+        settings |= {"episodes": cfg.episodes or default, "steps": cfg.steps}
+    for name in ("validation", "scenes", "task"):
+        if getattr(cfg, name) != EvaluateConfig.model_fields[name].default:
+            settings[name] = getattr(cfg, name)
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return settings | {"command": shlex.join(["vtp", "evaluate", str(cfg.run), *flags])}
+
+
+@contextlib.contextmanager
+def _observer(agent: Agent, metadata: PolicyMetadata) -> Iterator[PixelObserver]:
+    """What the policy was trained to see through, its encoder checked by hash, behind a decoder."""
+    clips, projector = metadata.of_clips()
+    encoding = clips.encoding
+    if (encoding.clip_len, encoding.fps) != (synthetic.CLIP_LEN, synthetic.FPS):
+        raise VtpError(
+            f"the policy was trained on clips of {encoding.clip_len} frames at {encoding.fps:g} fps, rendered ones "
+            f"have {synthetic.CLIP_LEN} at {synthetic.FPS}; extract with --clip-len {synthetic.CLIP_LEN} "
+            f"--fps {synthetic.FPS}",
+            code="clips-not-renderable",
+        )
+    if metadata.source == "video":
+        assert isinstance(agent.encoder, encoders.ClipEncoder)
+        with video.Decoder(frame_size=encoders.resized(agent.encoder.frame_size)) as decoder:
+            yield PixelObserver(agent.encoder.see, decoder)
+        return
+    encoder = encoders.load_encoder(encoding.backbone, encoding.weights, encoding.precision)
+    check_weights(encoder.weights_sha256, clips)
+    centre = None if clips.centre is None else encoders.RunningCentre(np.array(clips.centre))
+
+    def embed(frames: np.ndarray) -> np.ndarray:
+        embeddings = projector.project(encoder.features(frames))
+        return embeddings if centre is None else centre(embeddings)
+
+    with video.Decoder(frame_size=encoder.frame_size) as decoder:
+        yield PixelObserver(embed, decoder)

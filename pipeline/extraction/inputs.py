@@ -1,0 +1,100 @@
+"""What an extraction is given: its videos, their task and their labels, all checked before anything is decoded."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import ExtractConfig
+from pipeline.dataset import manifest
+from pipeline.dataset.labels import DEFAULT_TASK, read_labels
+from pipeline.dataset.logs import Logs
+from pipeline.dataset.manifest import VideoEntry
+from pipeline.errors import VtpError
+from pipeline.tasks import BUILT_IN, Task, load_task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """task: None where none is named and no video has labels. logs: by video_id, of the videos that have labels."""
+
+    entries: Sequence[VideoEntry]
+    task: Task | None
+    logs: Mapping[str, Logs]
+
+
+def read_inputs(cfg: ExtractConfig) -> Inputs:
+    """Find the videos of all shards and read all their labels. VtpError where anything of that is wrong.
+
+    What is not known before a video is decoded is left to its turn: whether it can be read, and its number of clips.
+    """
+    entries = manifest.find_videos(cfg.source, bare=cfg.bare)
+    check_output(cfg, entries)
+    task = task_of(entries, cfg.task)
+    labelled = [entry for entry in entries if entry.labels is not None]
+    if labelled and task is None:
+        logger.warning(
+            "no task is named: labels are read as %s's; name the task with --task or in the manifest", DEFAULT_TASK
+        )
+    logs = {entry.video_id: read_labels(entry.labels, task) for entry in labelled if entry.labels is not None}
+    if logs:
+        task = task or load_task(DEFAULT_TASK)
+        if missing := unlogged(list(logs.values()), task):
+            logger.warning("no labels hold %s: what actions bring cannot be learned from them", ", ".join(missing))
+    return Inputs(entries, task, logs)
+
+
+def check_output(cfg: ExtractConfig, entries: Sequence[VideoEntry]) -> None:
+    """VtpError where --out, or the settings beside it, would replace a file that is read."""
+    inputs = {path for entry in entries for path in (entry.path, entry.labels) if path is not None}
+    tasks = {cfg.task} if cfg.task else {entry.task for entry in entries}
+    inputs |= {Path(os.path.realpath(name)) for name in tasks if name and name not in BUILT_IN}
+    inputs.add(Path(os.path.realpath(cfg.source)))
+    for path in (cfg.out, cfg.out.with_suffix(".yaml")):
+        if Path(os.path.realpath(path)) in inputs:
+            raise VtpError(
+                f"--out {cfg.out} would replace {path}, which the extraction reads; name another",
+                code="output-is-input",
+            )
+
+
+def task_of(entries: Sequence[VideoEntry], given: str | None) -> Task | None:
+    """The one task of all videos: the one `given` by --task, else that of the manifest, else None."""
+    named = [entry for entry in entries if entry.task is not None]
+    if given is not None:
+        name = given if given in BUILT_IN else os.path.realpath(given)
+        if others := sorted({str(entry.task) for entry in named} - {name}):
+            logger.info("--task %s wins over the manifest's task column (%s)", given, ", ".join(others))
+        return load_task(given)
+    if not named:
+        return None
+    tasks = {name: load_task(name) for name in dict.fromkeys(entry.task for entry in named if entry.task is not None)}
+    first = named[0]
+    for entry in named:
+        if tasks[str(entry.task)] != tasks[str(first.task)]:
+            raise VtpError(
+                f"{first.video_id} is of task {first.task} and {entry.video_id} of task {entry.task}; an extraction "
+                "has one task: split the manifest, or give all videos one with --task",
+                code="tasks-differ",
+            )
+    if len(named) < len(entries):
+        logger.info("%d videos name no task; they are of task %s too", len(entries) - len(named), first.task)
+    return tasks[str(first.task)]
+
+
+def unlogged(logs: Sequence[Logs], task: Task) -> list[str]:
+    """What no label holds, of all that is needed to learn what actions bring."""
+    missing = [
+        name for index, name in enumerate(task.actions) if all(np.isnan(one.actions[:, index]).all() for one in logs)
+    ]
+    missing += [name for name in ("attempts", "errors") if all(np.isnan(getattr(one, name)).all() for one in logs)]
+    if len(task.contexts) > 1 and not any(one.context.any() for one in logs):
+        missing.append("context")
+    return missing
