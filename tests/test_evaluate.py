@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pipeline.evaluate.loops import PixelObserver
 
 from pipeline import dataset, encoders, evaluate, extract, synthetic, train, video
 from pipeline.config import EvaluateConfig, ExtractConfig, SimulateConfig, TrainConfig
 from pipeline.errors import VtpError
 from pipeline.evaluate import runs
-from pipeline.evaluate.loops import PixelObserver
 from pipeline.rl.sac import load_checkpoint, save_checkpoint
 from pipeline.synthetic import dynamics, simulate
 

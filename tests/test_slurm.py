@@ -159,7 +159,7 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    with raises("interrupted", TryAgainError):
+    with raises("command-interrupted", TryAgainError):
         launch.train(cfg, progress=interrupt)
 
     def preempt():
