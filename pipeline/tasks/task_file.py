@@ -29,7 +29,8 @@ def load_task(name: str, folder: Path | None = None) -> Task:
     path = Path(name) if folder is None else folder / name
     if not path.exists():
         raise VtpError(
-            f"task {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file; correct the name or path"
+            f"task {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file; correct the name or path",
+            code="task-unknown",
         )
     if not path.is_file():
         raise VtpError(
