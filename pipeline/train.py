@@ -29,6 +29,10 @@ CHECKPOINT_S = 60.0  # at most that much work is done again after a kill
 Progress = Callable[[int, int, dict[str, float] | str], None]  # an episode's row, or what is made ready before
 
 
+def _nothing_is_told(done: int, total: int, news: dict[str, float] | str) -> None:
+    pass
+
+
 def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train, validate and write the run directory; returns its summary."""
     started = time.monotonic()
@@ -37,7 +41,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     source = open_source(cfg, env_rng)
     run_directory, metadata = RunDirectory(cfg.out), source.metadata
     checkpoint = begin(cfg, metadata)
-    trainer = Trainer(cfg, source, rng=rng, progress=progress or (lambda done, total, text: None))
+    tell = progress or _nothing_is_told
+    trainer = Trainer(cfg, source, rng=rng, progress=tell)
     best_profit, since_best, spent_s = -np.inf, 0, 0.0
     if checkpoint:
         trainer.load_state_dict(checkpoint["trainer"], checkpoint["agent"], checkpoint["episode"])
@@ -80,8 +85,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             rows = trainer.step()
             if rows:
                 record.episodes(rows)
-            for row in rows if progress else ():
-                progress(row["episode"], cfg.episodes, row)
+            for row in rows:
+                tell(int(row["episode"]), cfg.episodes, row)
             is_due = trainer.episode * cfg.evaluations // cfg.episodes > validations_before
             if is_due:
                 validate()
@@ -91,7 +96,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             if interrupted.is_set():
                 done = f"{trainer.episode} of {cfg.episodes} episodes"
                 raise TryAgainError(
-                    f"interrupted after {done}; run the same command again to go on", code="interrupted"
+                    f"interrupted after {done}; run the same command again to go on", code="command-interrupted"
                 )
     record.close()
 

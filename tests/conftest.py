@@ -24,6 +24,25 @@ def random_state_is_restored():
 
 
 @pytest.fixture
+def one_thread():
+    """Sums of several threads differ in their last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """The newest checkpoint of a finished run stays whole, so that all of two runs can be compared."""
+    from pipeline import train
+
+    monkeypatch.setattr(train, "slim", lambda *_: None)
+
+
+@pytest.fixture
 def vtp(monkeypatch, capfd, tmp_path):
     """Run a command line in an empty folder: (exit code, stdout, stderr)."""
     from pipeline import cli

@@ -1,93 +1,23 @@
 import shlex
 from dataclasses import replace
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from raising import raises
+from small_runs import embeddings_config, sim_config, write_embeddings, write_novelty
 
-from pipeline import dataset, evaluate, train, training
-from pipeline.config import TrainConfig
-from pipeline.errors import VtpError
-from pipeline.rl import envs, sac
-from pipeline.synthetic import dynamics
-from pipeline.training import revenue_split
+from pipeline import dataset, train, training
+from pipeline.config import EmbeddingsTrainConfig, train_config
+from pipeline.outcomes import Outcomes, SimulatedOutcomes
+from pipeline.rl import rollouts
+from pipeline.rl.rollouts import sampled_profit
+from pipeline.runs import load_checkpoint, load_metadata
+from pipeline.tasks import load_task, worth
+from pipeline.training.revenue_split import RevenueSplit
 
-SMALL = {
-    "episodes": 24,
-    "num_envs": 8,
-    "updates_per_episode": 1,
-    "warmup_steps": 64,
-    "batch_size": 32,
-    "evaluations": 3,
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def sim_config(folder, **settings):
-    return TrainConfig(**{"source": "sim", "out": folder / "run", **SMALL, **settings})
-
-
-def write_embeddings(
-    path, *, contexts=("pan", "plate", "glass", "mug"), labelled=True, splits=("train", "val"), clips=12
-):
-    """Videos of `clips` clips whose embeddings show the context in its own dimension, with a little noise."""
-    rng = np.random.default_rng(0)
-    num_videos = 10
-    context = rng.integers(len(contexts), size=num_videos * clips)
-    features = rng.normal(0, 0.1, (len(context), 512)).astype(np.float32)
-    features[np.arange(len(context)), context] += 3
-    numbers = dict.fromkeys(dataset.LABEL_NUMBERS, np.full(len(context), np.nan))
-    data = dataset.Embeddings(
-        embeddings=features[:, :128],
-        clips=dataset.Clips(
-            features=features,
-            start_frame=np.tile(np.arange(clips) * 16, num_videos),
-            start_s=np.tile(np.arange(clips) * 1.0, num_videos),
-            end_s=np.tile(np.arange(clips) + 1.0, num_videos),
-            valid_frames=np.full(len(context), 16),
-            offset=np.arange(num_videos + 1) * clips,
-        ),
-        videos=dataset.Videos(
-            sha256=[f"{v:064d}" for v in range(num_videos)],
-            fps=np.full(num_videos, 15.0),
-            num_frames=np.full(num_videos, 16 * clips),
-            decoder=["decord"] * num_videos,
-            id=[f"v{v}" for v in range(num_videos)],
-            path=[f"v{v}.mp4" for v in range(num_videos)],
-            split=[splits[int(v >= 8)] for v in range(num_videos)],
-            task=["dishwashing"] * num_videos,
-        ),
-        labels={"context": np.array(contexts, object)[context], **numbers} if labelled else None,
-        projector_mean=np.zeros(512),
-        projector_components=np.eye(128, 512),
-        projector_scale=1.0,
-        attrs={
-            "backbone": "r3d_18", "weights": "random:0", "weights_sha256": "0" * 64, "transform": "none",
-            "clip_len": 16, "clip_stride": 16, "fps": 15.0, "precision": "fp32", "projector": "pca", "tail": "drop",
-            "decoder": "auto",
-        },
-    )  # fmt: skip
-    dataset.write_embeddings(path, data)
-    return path
-
-
-def embeddings_config(folder, path, **settings):
-    return TrainConfig(**{"source": "embeddings", "embeddings": path, "out": folder / "run", **SMALL, **settings})
-
-
-def write_novelty(path, weight, content):
-    with h5py.File(path, "w") as file:
-        file.attrs.update(schema_version=dataset.SCHEMA_VERSION, content_sha256=content)
-        file["weight"] = np.asarray(weight, np.float32)
+pytestmark = pytest.mark.usefixtures("one_thread")
+METRICS = training.metric_columns(load_task("dishwashing"))
 
 
 # What a run leaves
@@ -96,8 +26,8 @@ def write_novelty(path, weight, content):
 def test_a_row_an_episode_and_every_number_finite(tmp_path):
     train.run(sim_config(tmp_path))
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
-    assert list(metrics.columns) == list(training.METRICS)
-    assert len(training.METRICS) == 36
+    assert list(metrics.columns) == list(METRICS)
+    assert len(METRICS) == 36
     assert metrics["episode"].tolist() == list(range(1, 25))
     assert np.isfinite(metrics.to_numpy()).all(), metrics.columns[~np.isfinite(metrics.to_numpy()).all(0)]
     assert (metrics["episode_steps"] == 60).all()
@@ -105,14 +35,23 @@ def test_a_row_an_episode_and_every_number_finite(tmp_path):
     np.testing.assert_allclose(metrics["rebate"] + metrics["captured_spread"], metrics["spread_value"])
 
 
-def test_the_books_agree_with_the_seeds_formula(tmp_path):
+def test_an_episode_is_worth_its_good_units_less_its_damage(tmp_path):
     train.run(sim_config(tmp_path))
     row = pd.read_csv(tmp_path / "run" / "metrics.csv").iloc[-1]
-    wage = row.completed * (0.30 - 1.00 * row.errors / row.attempts)
+    wage = 0.30 * row.completed - 1.00 * row.errors  # of an hour of plates
+    assert row.time_h == pytest.approx(1.0)
     assert row.w_hat_r == pytest.approx(wage)
     assert row.profit == pytest.approx(wage - 0.10)
     assert row.wage_parity == pytest.approx(wage / 18)
     assert row.err_target == pytest.approx(0.10 - 0.04 * 23 / 600)
+
+
+def best_of_plates():
+    """Full speed is best; attempts are max(1, Poisson), of which the mean is rate + exp(-rate)."""
+    care = np.linspace(0, 1, 10_001)
+    rate = 2.0 * (1 - 0.25 * care)
+    err = 0.02 + 0.12 * (1 - care) ** 1.5
+    return float((60 * (rate + np.exp(-rate)) * (0.30 * (1 - err) - 1.00 * err)).max()) - 0.10
 
 
 def test_the_summary_has_the_agreed_keys(tmp_path):
@@ -122,7 +61,7 @@ def test_the_summary_has_the_agreed_keys(tmp_path):
         "oracle_profit", "blind_profit", "oracle_ratio", "blind_ratio", "spread", "rebate", "captured", "wall_s",
     }  # fmt: skip
     assert wanted <= set(summary), wanted - set(summary)
-    assert summary["oracle_profit"] == pytest.approx(28.43, abs=0.01)
+    assert summary["oracle_profit"] == pytest.approx(best_of_plates(), abs=1e-4)
     low, high = summary["profit_ci95"]
     assert low <= summary["profit_mean"] <= high
 
@@ -133,8 +72,8 @@ def test_the_best_checkpoint_is_the_best_of_the_sampled_validations(tmp_path):
     validations = pd.read_csv(run / "validations.csv")
     assert len(validations) == 3
     best = validations.loc[validations["profit_sampled"].idxmax(), "episode"]
-    assert sac.load_checkpoint(run / "best.pt")["episode"] == best
-    assert sac.load_checkpoint(run / "last.pt")["episode"] == 24
+    assert load_checkpoint(run / "best.pt")["episode"] == best
+    assert load_checkpoint(run / "last.pt")["episode"] == 24
 
 
 def test_tensorboard_gets_the_same_names(tmp_path):
@@ -143,7 +82,7 @@ def test_tensorboard_gets_the_same_names(tmp_path):
     train.run(sim_config(tmp_path))
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
-    assert {f"train/{name}" for name in training.METRICS[1:]} <= set(board.Tags()["scalars"])
+    assert {f"train/{name}" for name in METRICS[1:]} <= set(board.Tags()["scalars"])
 
 
 @pytest.mark.parametrize("reward_window", ["step", "episode"])
@@ -157,8 +96,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path, reward_window):
 
 def test_the_recorded_command_trains_with_these_settings(tmp_path):
     train.run(sim_config(tmp_path))
-    _, meta = evaluate.load_run(tmp_path / "run")
-    command = meta["provenance"]["command"]
+    command = load_metadata(tmp_path / "run").provenance["command"]
     assert command.startswith("vtp train --source sim --out")
     assert "--episodes 24" in command
     assert "--lr" not in command, "defaults are left out"
@@ -175,17 +113,17 @@ def test_the_recorded_command_trains_with_these_settings(tmp_path):
     ],
 )
 def test_a_command_says_all_that_the_defaults_do_not(settings):
-    cfg = TrainConfig(source="embeddings", **settings)
+    cfg = EmbeddingsTrainConfig(**settings)
     flags = shlex.split(training.command_line(cfg))[2:]
     names = [flag.removeprefix("--").replace("-", "_") for flag in flags[::2]]
-    assert TrainConfig(**dict(zip(names, flags[1::2], strict=True))) == cfg
+    assert train_config(**dict(zip(names, flags[1::2], strict=True))) == cfg
     assert set(names) == {"source", *settings}
 
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
     train.run(sim_config(tmp_path))
     before = (tmp_path / "run" / "best.pt").read_bytes()
-    with pytest.raises(VtpError, match=r"holds a run already.*--overwrite"):
+    with raises("run-finished"):
         train.run(sim_config(tmp_path, seed=1))
     assert (tmp_path / "run" / "best.pt").read_bytes() == before
     train.run(sim_config(tmp_path, seed=1, overwrite=True))
@@ -193,14 +131,17 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
 
 
 def test_too_small_a_buffer_writes_nothing(tmp_path):
-    with pytest.raises(VtpError, match="--buffer-size 4 is below --num-envs 8"):
+    with raises("buffer-too-small"):
         train.run(sim_config(tmp_path, buffer_size=4))
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("settings", [{"warmup_steps": 5000}, {"warmup_steps": 600, "buffer_size": 500}])
-def test_a_run_that_cannot_learn_says_so(tmp_path, settings):
-    with pytest.raises(VtpError, match="--warmup-steps"):
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [({"warmup_steps": 5000}, "nothing-learned"), ({"warmup_steps": 600, "buffer_size": 500}, "buffer-too-small")],
+)
+def test_a_run_that_cannot_learn_says_so(tmp_path, settings, code):
+    with raises(code):
         train.run(sim_config(tmp_path, **settings))
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -223,14 +164,14 @@ def test_it_learns_what_embeddings_show(tmp_path):
     assert summary["validation"] == "held-out clips"
     assert summary["blind_ratio"] > 1.05, "it earns more than the best policy that cannot see"
     contexts = summary["contexts"]
-    assert contexts["glass"]["care"] > contexts["pan"]["care"] + 0.4
+    assert contexts["glass"]["actions"]["care"] > contexts["pan"]["actions"]["care"] + 0.4
 
 
 # Embeddings as a source
 
 
 def test_no_embeddings_says_how_to_make_them(tmp_path):
-    with pytest.raises(VtpError, match=r"vtp extract VIDEOS.*--source sim"):
+    with raises("embeddings-missing"):
         train.run(embeddings_config(tmp_path, tmp_path / "none.h5"))
     assert not (tmp_path / "run").exists()
 
@@ -238,15 +179,20 @@ def test_no_embeddings_says_how_to_make_them(tmp_path):
 def test_unlabelled_clips_are_worth_what_the_seeds_parameters_say(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5", labelled=False)
     summary = train.run(embeddings_config(tmp_path, path))
-    assert "the seed's parameters (the clips have no labels)" in summary["outcome_model"]
-    assert summary["scenario"] == "seed"
+    assert "the clips have no labels, so every one is treated as plate" in summary["outcome_model"]
+    assert (summary["scenario"], summary["labelled"]) == ("plates", False)
     assert summary["episodes"] == 2, "the clips of a held-out video are alike and count as one episode"
 
 
 def test_an_unknown_context_is_named(tmp_path):
-    path = write_embeddings(tmp_path / "embeddings.h5", contexts=("pan", "wok"))
-    with pytest.raises(VtpError, match="'wok' is unknown in dishwashing; use one of pan, plate, glass, mug"):
+    path = write_embeddings(tmp_path / "embeddings.h5")
+    data = dataset.read_embeddings(path)
+    unknown = np.where(data.logs.context == "mug", "wok", data.logs.context)
+    dataset.write_embeddings(path, replace(data, logs=replace(data.logs, context=unknown)))
+    with raises("labels-unknown-context") as caught:
         train.run(embeddings_config(tmp_path, path))
+    assert "'wok'" in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_videos_of_one_context_alone_are_not_seen_from_their_own_mean(tmp_path):
@@ -254,9 +200,9 @@ def test_videos_of_one_context_alone_are_not_seen_from_their_own_mean(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5")
     data = dataset.read_embeddings(path)
     alone = np.repeat(np.array(["pan", "glass"] * 5, object), 12)
-    dataset.write_embeddings(path, replace(data, labels=data.labels | {"context": alone}))
+    dataset.write_embeddings(path, replace(data, logs=replace(data.logs, context=alone)))
     cfg = embeddings_config(tmp_path, path, centre="video")
-    with pytest.raises(VtpError, match=r"every video of .*embeddings\.h5 shows one context alone.*use --centre corpus"):
+    with raises("centre-hides-contexts"):
         train.run(cfg)
     assert not (tmp_path / "run").exists()
     train.run(cfg.model_copy(update={"centre": "corpus"}))
@@ -264,7 +210,7 @@ def test_videos_of_one_context_alone_are_not_seen_from_their_own_mean(tmp_path):
 
 def test_without_a_val_split_the_last_fifth_is_held_out(tmp_path):
     data = dataset.read_embeddings(write_embeddings(tmp_path / "embeddings.h5", splits=("train", "train")))
-    videos, rows, how = evaluate.split_rows(data)
+    videos, rows, how = dataset.split_rows(data)
     assert "last fifth" in how
     np.testing.assert_array_equal(videos[0], [0, 10])
     np.testing.assert_array_equal(rows[:4], [10, 11, 22, 23])
@@ -273,14 +219,14 @@ def test_without_a_val_split_the_last_fifth_is_held_out(tmp_path):
 def test_clips_that_share_frames_with_the_last_fifth_are_left_out(tmp_path):
     data = dataset.read_embeddings(write_embeddings(tmp_path / "embeddings.h5", splits=("train", "train")))
     data = replace(data, clips=replace(data.clips, end_s=data.clips.start_s + 2.5))  # each overlaps the next two
-    videos, rows, _ = evaluate.split_rows(data)
+    videos, rows, _ = dataset.split_rows(data)
     np.testing.assert_array_equal(videos[:2], [[0, 8], [12, 20]])
     np.testing.assert_array_equal(rows[:2], [10, 11])
 
 
 def test_held_out_clips_are_never_played(tmp_path):
     data = dataset.read_embeddings(write_embeddings(tmp_path / "embeddings.h5"))
-    videos, rows, how = evaluate.split_rows(data)
+    videos, rows, how = dataset.split_rows(data)
     played = np.concatenate([np.arange(start, end) for start, end in videos])
     assert not set(played) & set(rows)
     assert how == "2 videos of the val split"
@@ -299,7 +245,7 @@ def test_novelty_weights_beside_the_embeddings_are_used(tmp_path):
 def test_novelty_of_other_embeddings_is_refused(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5")
     write_novelty(tmp_path / "novelty.h5", np.ones(120), "f" * 64)
-    with pytest.raises(VtpError, match="ffffffffffff"):
+    with raises("novelty-other-embeddings"):
         train.run(embeddings_config(tmp_path, path))
 
 
@@ -312,27 +258,30 @@ def test_without_novelty_every_clip_weighs_one(tmp_path):
 
 
 def test_sampled_profit_of_the_seeds_result_row(monkeypatch):
-    outcomes = np.array([2] * 51 + [1] * 9), np.array([1, 1] + [0] * 58)
-    drawn = [np.tile(counts, (train.OUTCOMES_A_STEP, 1)) for counts in outcomes]
-    monkeypatch.setattr(dynamics, "coupled_outcomes", lambda *_: drawn)
-    steps = pd.DataFrame({"context": [0] * 60, "speed": 1.0, "care": 1.0})
-    rng = np.random.default_rng(0)
-    assert train.sampled_profit(dynamics.scenario(), steps, rng) == pytest.approx(30.64, abs=0.005)
+    """111 attempts with 2 errors in an hour: 109 good ones at $0.30, 2 errors at $1.00, $0.10 of energy."""
+    attempts, errors = np.array([2] * 51 + [1] * 9), np.array([1, 1] + [0] * 58)
+    model = SimulatedOutcomes(load_task("dishwashing").in_scenario("plates"))
+    drawn = [np.tile(counts, (rollouts.OUTCOMES_A_STEP, 1)) for counts in (attempts, errors)]
+    monkeypatch.setattr(model, "sample_coupled", lambda *_: Outcomes(*drawn))
+    steps = pd.DataFrame({"row": [0] * 60, "speed": 1.0, "care": 1.0})
+    assert sampled_profit(model, steps, np.random.default_rng(0)) == pytest.approx(109 * 0.30 - 2 - 0.10)
 
 
 def test_sampled_profit_ranks_policies_that_differ_by_a_third_of_a_percent():
-    profits = []
+    model, profits = SimulatedOutcomes(load_task("dishwashing").in_scenario("plates")), []
     for speed in (1.0, 0.99):
-        steps = pd.DataFrame({"context": [0] * 12_000, "speed": speed, "care": 1.0})
-        profits.append([train.sampled_profit(dynamics.scenario(), steps, np.random.default_rng(k)) for k in range(20)])
+        steps = pd.DataFrame({"row": [0] * 12_000, "speed": speed, "care": 1.0})
+        profits.append([sampled_profit(model, steps, np.random.default_rng(k)) for k in range(20)])
     better = np.subtract(*profits)
     assert better.mean() == pytest.approx(0.096, abs=0.005)  # of $28.3: the analytic difference
     assert (better > 0).all()
 
 
-def test_the_ledger_compares_with_the_episodes_before():
-    books = revenue_split.EpisodeLedger(dynamics.scenario())
-    mps = [100.0, 110.0, 90.0]
-    rows = [books.close(1.0, envs.Economics(mp, 0.0, 0.3 * mp, 0.3 * mp - 0.1), 1.0) for mp in mps]
+def test_gains_are_measured_against_the_episodes_before():
+    split = RevenueSplit(load_task("dishwashing"))
+    rows = []
+    for mp in (100.0, 110.0, 90.0):
+        earned = worth(mp, 0.0, 0.3 * mp, 1.0, costs_usd_per_hour=0.1)
+        rows.append(split.close(1.0, earned, 1.0))
     assert [row["delta_mpl_total"] for row in rows] == pytest.approx([0.0, 10.0, -15.0])
     assert rows[2]["rebate"] == 0, "a loss has nobody to thank"

@@ -15,7 +15,7 @@ BOOTSTRAPS = 1000
 def judge(data: dataset.Embeddings, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """How well the score, its channels and the baseline find labelled novelty, and whether it merely measures busyness.
 
-    Labels judge the score and enter it nowhere. Nothing where no clip is labelled novel.
+    Labels judge the score and enter it nowhere. Nothing if no clip is labelled novel.
     """
     scored = np.isfinite(columns["score"])
     if data.logs is None or "knn" not in columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,9 +40,13 @@ def oracle(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = 
     kinds, first, back = np.unique(model.kind(rows), return_index=True, return_inverse=True)
     best = np.empty((len(kinds), model.task.num_actions))
     for number, row in enumerate(rows[first]):
-        best[number] = best_action(model.task, lambda actions, row=row: value(expected_worth(model, row, actions)))
+        best[number] = best_action(model.task, functools.partial(_value_on, model, row, value))
     actions = best[back.reshape(-1)]
     return Reference(actions, expected_worth(model, rows, actions).profit)
+
+
+def _value_on(model: OutcomeModel, row: np.ndarray, value: Objective, actions: np.ndarray) -> np.ndarray:
+    return value(expected_worth(model, row, actions))
 
 
 def blind(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = None) -> Reference:

@@ -52,6 +52,9 @@ class Policy(NamedTuple):
 class Network(nn.Module):
     """Observations [B, n] → actions [B, A] in the task's units: an agent's deterministic policy."""
 
+    low: Tensor  # [A]
+    span: Tensor  # [A]
+
     def __init__(self, agent: Agent):
         super().__init__()
         self.encoder, self.actor = agent.encoder, agent.average_actor

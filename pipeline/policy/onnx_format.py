@@ -26,6 +26,7 @@ def write(network: Network, card: Card) -> bytes:
         network, (torch.zeros(2, card.observation_size),), dynamo=True, verbose=False,
         input_names=["observations"], output_names=["actions"], dynamic_shapes=({0: torch.export.Dim("clips")},),
     )  # fmt: skip
+    assert program is not None  # as it is where dynamo is asked for
     model = program.model_proto
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
@@ -54,10 +55,11 @@ def read(path: Path, content: bytes) -> Policy:
         or any(tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors)
     ):
         raise untrusted(path, "it reads other files, calls functions or branches")
+    refusals: tuple[type[Exception], ...] = (ValueError, *_runtime_errors())
     try:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
         session.run(["actions"], {"observations": np.zeros((1, card.observation_size), np.float32)})
-    except (ValueError, *_runtime_errors()) as error:
+    except refusals as error:
         reason = first_line(error)
         raise CorruptError(
             f"{path} does not run in ONNX Runtime {runtime.__version__} ({reason}); export the policy again",

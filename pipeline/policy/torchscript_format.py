@@ -85,11 +85,12 @@ def _check_record(path: Path, name: str, record: bytes) -> None:
                     raise untrusted(path, f"its code calls {called}")
     elif name.endswith(".pkl"):
         for opcode, argument, _ in pickletools.genops(record):
-            is_own = str(argument).startswith("__torch__.") and ".classes." not in argument  # a class of the code
+            named = str(argument)
+            is_own = named.startswith("__torch__.") and ".classes." not in named  # a class of the code
             if opcode.name in ("STACK_GLOBAL", "INST", "OBJ") or (
-                opcode.name == "GLOBAL" and not is_own and argument not in PICKLED
+                opcode.name == "GLOBAL" and not is_own and named not in PICKLED
             ):
-                raise untrusted(path, f"its data names {argument}")
+                raise untrusted(path, f"its data names {named}")
 
 
 @contextmanager

@@ -225,13 +225,13 @@ class GymEnv(gymnasium.Env):
         low, high = task.low.astype(np.float32), task.high.astype(np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None:
             self._env.workplace.rng = self.np_random
         return self._observation(self._env.reset()), {}
 
-    def step(self, action: np.ndarray):
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         observations, rewards, truncated = self._env.step(np.asarray(action)[None])
         work = self._env.workplace
         info = {"attempts": float(work.attempts.sum()), "errors": float(work.errors.sum())}

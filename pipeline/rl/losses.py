@@ -25,7 +25,8 @@ def td_target(
     """r + γ · mask · (min Q'(s', a') − α log π(a'|s')), equation 3: [B]."""
     if gamma == 0:
         return batch.rewards
-    next_actions, next_log_prob = sample_action(*actor(batch.next_latents), noise)
+    mean, log_std = actor(batch.next_latents)
+    next_actions, next_log_prob = sample_action(mean, log_std, noise)
     next_value = target_critic(batch.next_latents, next_actions).min(0).values - alpha * next_log_prob
     return batch.rewards + gamma * batch.masks * next_value
 
@@ -45,7 +46,8 @@ def actor_loss(
     actor: Actor, critic: TwinCritic, latents: Tensor, *, alpha: Tensor, noise: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """E[α log π(a|s) − min Q(s, a)], equation 7."""
-    actions, log_prob = sample_action(*actor(latents), noise)
+    mean, log_std = actor(latents)
+    actions, log_prob = sample_action(mean, log_std, noise)
     loss = (alpha * log_prob - critic(latents, actions).min(0).values).mean()
     return loss, {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean()}
 

@@ -45,6 +45,11 @@ class Agent(nn.Module):
     """
 
     _OPTIMIZERS = ("critic_optimizer", "actor_optimizer", "alpha_optimizer")
+    action_low: Tensor  # [A]
+    action_high: Tensor  # [A]
+    reward_count: Tensor
+    reward_mean: Tensor
+    reward_square: Tensor
 
     def __init__(
         self,
@@ -109,7 +114,7 @@ class Agent(nn.Module):
         self.target_entropy = self.num_actions * each
         factor = 1 + progress * (FINAL_LR_FACTOR - 1)
         for optimizer in (self.critic_optimizer, self.actor_optimizer):
-            for group, lr in zip(optimizer.param_groups, (self.lr, self.encoder_lr), strict=False):
+            for group, lr in zip(optimizer.param_groups, (self.lr, self.encoder_lr or self.lr), strict=False):
                 group["lr"] = factor * lr
 
     @torch.no_grad()
@@ -192,12 +197,12 @@ class Agent(nn.Module):
         with torch.no_grad():
             for average, source in ((self.target_critic, self.critic), (self.average_actor, self.actor)):
                 torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), self.tau)
-        info = {name: float(value) for name, value in (info | actor_info | alpha_info).items()}
-        if not all(math.isfinite(value) for value in info.values()):
+        losses = {name: float(value) for name, value in (info | actor_info | alpha_info).items()}
+        if not all(math.isfinite(value) for value in losses.values()):
             raise VtpError(
-                f"a loss is not finite ({info}); lower --lr, or check the inputs for NaN", code="loss-not-finite"
+                f"a loss is not finite ({losses}); lower --lr, or check the inputs for NaN", code="loss-not-finite"
             )
-        return td_error, info
+        return td_error, losses
 
     def training_state(self) -> dict[str, Any]:
         """What training on needs beside the `state_dict`: the optimisers."""

@@ -110,12 +110,11 @@ class PolicyMetadata:
             if state["projector"] is not None:
                 if described.clips is None:
                     raise ValueError("a projector without clips")
-                arrays = {
-                    name: None if value is None else np.asarray(value) for name, value in state["projector"].items()
-                }
+                parts = state["projector"]
+                norm = None if parts["norm"] is None else np.asarray(parts["norm"])
                 projector = Projector(
-                    arrays["mean"], arrays["components"], float(state["projector"]["scale"]),
-                    described.clips.encoding.projector, arrays["norm"],
+                    np.asarray(parts["mean"]), np.asarray(parts["components"]), float(parts["scale"]),
+                    described.clips.encoding.projector, norm,
                 )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(

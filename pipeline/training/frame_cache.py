@@ -51,7 +51,7 @@ class FrameCache:
         made_of = [*made_of, state_sha256(encoder.state_dict())]
         table = self._kept("embeddings", made_of, lambda: _batches(encoder.embed, inputs), progress)
         self._inputs, self._table = inputs, torch.from_numpy(np.array(table))
-        current = {Path(array.filename).name for array in (frames, inputs, table)}
+        current = {Path(array.filename).name for array in (frames, inputs, table) if array.filename is not None}
         for path in self._folder.glob("*.npy"):
             if path.name not in current:
                 path.unlink()
@@ -96,7 +96,7 @@ def write_array(path: Path, length: int, blocks: Iterable[np.ndarray]) -> None:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *first.shape[1:])})
         for block in itertools.chain([first], blocks):
-            file.write(np.ascontiguousarray(block))
+            file.write(np.ascontiguousarray(block).data)
 
 
 def _counted(blocks: Iterable[np.ndarray], tell: Callable[[int], None]) -> Iterator[np.ndarray]:

@@ -225,10 +225,13 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
     if source.initial is not None:
         agent.load_state_dict(source.initial.state_dict())
         agent.forget_rewards()  # they are scaled by what they are in this world
+    encoder = agent.encoder
     if source.clips is not None:
-        source.clips.prepare(agent.encoder, progress)
+        assert isinstance(encoder, encoders.ClipEncoder)
+        source.clips.prepare(encoder, progress)
     if cfg.init is None and source.train_rows is not None:
-        agent.encoder.fit(source.look_up(source.train_rows).numpy())
+        assert isinstance(encoder, encoders.Normalizer | encoders.ClipEncoder)
+        encoder.fit(source.look_up(source.train_rows).numpy())
     return agent
 
 
