@@ -20,10 +20,8 @@ from small_runs import (
     embeddings_config,
     killed_after,
     sim_config,
-    task_text,
     write_embeddings,
     write_novelty,
-    write_task,
 )
 
 from pipeline import dataset, train

@@ -126,7 +126,8 @@ def _gather(videos: dict[str, _Video]) -> tuple[dataset.Clips, dataset.Videos]:
         },
         offset=_offsets([len(video.clips) for video in videos.values()]),
     )
-    infos = [video.info for video in videos.values()]
+    infos = [video.info for video in videos.values() if video.info is not None]
+    assert len(infos) == len(videos), "only finished videos are written"
     return clips, dataset.Videos(
         sha256=list(videos),
         fps=np.array([info.fps for info in infos]),
