@@ -35,7 +35,13 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _text_of_number(value: Any) -> Any:
+    """A formula that is a mere number is read by YAML as one."""
+    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 Number = Annotated[float, BeforeValidator(_number)]
+FormulaText = Annotated[str, BeforeValidator(_text_of_number)]
 
 
 class _Model(BaseModel):
@@ -84,8 +90,8 @@ class Simulator(_Model):
     `error_probability`.
     """
 
-    attempts_per_minute: str
-    error_probability: str
+    attempts_per_minute: FormulaText
+    error_probability: FormulaText
     constants: dict[str, Number] = Field(default_factory=dict)
     contexts: dict[str, dict[str, Number]] = Field(default_factory=dict)
     min_attempts: Literal[0, 1] = 0
