@@ -4,9 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from raising import raises
-from small_runs import embeddings_config, sim_config, task_text, write_embeddings, write_novelty, write_task
+from small_runs import embeddings_config, sim_config, write_embeddings, write_novelty, write_task
 
 from pipeline import dataset, train, training
 from pipeline.config import EmbeddingsTrainConfig, train_config
