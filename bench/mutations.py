@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from synthetic import read_barcode, write_video
+from factories import read_barcode, write_video
 from test_video import KINDS
 
 from pipeline.video import Decoder, VideoError

@@ -12,9 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 PARITY_MARGIN = 0.05  # no spread is paid out at or below wage parity + 5%
-ERROR_TARGET_START = 0.10
-ERROR_TARGET_END = 0.06
-CURRICULUM_EPISODES = 600
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray | float:
@@ -41,15 +38,19 @@ def step_value(attempts: ArrayLike, errors: ArrayLike, price_usd: ArrayLike, dam
     return np.asarray(price_usd) * (attempts - errors) - np.asarray(damage_usd) * errors
 
 
-def implied_wage(
+def seed_implied_wage(
     mp_per_hour: ArrayLike, err_rate: ArrayLike, price_usd: ArrayLike, damage_usd: ArrayLike
 ) -> np.ndarray:
-    """What an hour of this work is worth: ŵ = MP · (price − damage · err_rate), $/h (seed)."""
+    """The seed document's form of an hour's worth, ŵ = MP · (price − damage · err_rate), $/h, for its own table alone.
+
+    It charges the error rate to good units, so damage · errors · err_rate less than `step_value`, which prices all
+    else.
+    """
     return np.asarray(mp_per_hour) * (np.asarray(price_usd) - np.asarray(damage_usd) * np.asarray(err_rate))
 
 
-def profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float) -> np.ndarray:
-    """Implied wage net of energy, $/h (seed)."""
+def seed_profit(implied_wage_usd: ArrayLike, energy_usd_per_hour: float) -> np.ndarray:
+    """The seed document's form of profit: implied wage net of energy, $/h, for its own table alone."""
     return np.asarray(implied_wage_usd) - energy_usd_per_hour
 
 
@@ -73,12 +74,6 @@ def lagrangian_reward(
 def dual_ascent(lambda_dual: float, err_rate: float, *, err_target: float, dual_lr: float) -> float:
     """λ ← max(0, λ + η (err_rate − err_target)): the multiplier rises while the constraint is broken (seed)."""
     return max(0.0, lambda_dual + dual_lr * (err_rate - err_target))
-
-
-def error_target(episode: int) -> float:
-    """Curriculum: the error target falls linearly from 10% to 6% over 600 episodes, then stays (seed)."""
-    progress = min(max(episode, 0) / CURRICULUM_EPISODES, 1.0)
-    return ERROR_TARGET_START + progress * (ERROR_TARGET_END - ERROR_TARGET_START)
 
 
 class Spread(NamedTuple):

@@ -68,7 +68,8 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     shard = shards.shard_number(cfg.shards, cfg.shard)
     if cfg.out.is_dir():
         raise VtpError(
-            f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}", code="out-is-folder"
+            f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}",
+            code="output-is-folder",
         )
     inputs = read_inputs(cfg)
     from pipeline import encoders

@@ -96,7 +96,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
             if interrupted.is_set():
                 done = f"{trainer.episode} of {cfg.episodes} episodes"
                 raise TryAgainError(
-                    f"interrupted after {done}; run the same command again to go on", code="interrupted"
+                    f"interrupted after {done}; run the same command again to go on", code="command-interrupted"
                 )
     record.close()
 

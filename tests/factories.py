@@ -5,11 +5,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pandas as pd
 
 from pipeline import dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import logs as clip_logs
 from pipeline.files import file_sha256
+from pipeline.tasks import load_task
 from pipeline.video import Decoder
 
 BITS = 8
@@ -70,21 +70,42 @@ def turn(path: Path) -> None:
     path.write_bytes(data)
 
 
+def assert_equal(one, other) -> None:
+    """All fields of two dataclasses are equal; NaN is."""
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(other, name), err_msg=name)
+
+
+def small_part() -> dataset.Part:
+    """Two videos of two and three clips."""
+    rng = np.random.default_rng(0)
+    clips = dataset.Clips(
+        features=rng.standard_normal((5, 512)).astype(np.float32),
+        start_frame=np.array([0, 16, 0, 32, 64]),
+        start_s=np.array([0, 1.0667, 0, 1.0667, 2.1333]),
+        end_s=np.array([1.0667, 2.1333, 1.0667, 2.1333, 2.5]),
+        valid_frames=np.array([16, 16, 16, 16, 6]),
+        offset=np.array([0, 2, 5]),
+    )
+    videos = dataset.Videos(["a" * 64, "b" * 64], np.array([15.0, 29.97]), np.array([40, 90]), ["decord", "pyav"])
+    return dataset.Part(clips, videos, {"backbone": "r3d_18", "clip_len": 16, "fps": 15.0})
+
+
 CLIP_SETTINGS = {"clip_len": 16, "clip_stride": 16, "fps": 15.0, "tail": "drop", "decoder": "auto"}
 
 
-def write_embeddings(path, entries, *, seed=0, **attrs):
+def write_embeddings(path, entries, *, seed=0, task="dishwashing", **attrs):
     """An embeddings file of those videos, with their labels and random embeddings."""
-    rows, labels, counts = [], [], []
+    task = load_task(task)
+    rows, logs, counts = [], [], []
     with Decoder() as decoder:
         for entry in entries:
             clips = list(
                 decoder.clips(entry.path, **{k: CLIP_SETTINGS[k] for k in ("clip_len", "clip_stride", "fps", "tail")})
             )
             rows += [(clip.start_frame, clip.start_s, clip.end_s, clip.valid_frames) for clip in clips]
-            labels.append(manifest.read_labels(entry.labels))
+            logs.append(dataset.read_labels(entry.labels, task))
             counts.append(len(clips))
-    table = pd.concat(labels)
     start_frame, start_s, end_s, valid_frames = map(np.array, zip(*rows, strict=True))
     embeddings = np.random.default_rng(seed).standard_normal((len(rows), 128)).astype(np.float32)
     names = [entry.video_id for entry in entries]
@@ -97,9 +118,8 @@ def write_embeddings(path, entries, *, seed=0, **attrs):
             sha256=[file_sha256(entry.path) for entry in entries], fps=np.full(len(names), 15.0),
             num_frames=np.array(counts) * 16, decoder=["decord"] * len(names), id=names,
             path=[str(entry.path) for entry in entries], split=[entry.split for entry in entries],
-            task=["dishwashing"] * len(names),
         ),
-        labels={name: table[name].to_numpy() for name in table.columns.drop("step")},
+        task=task, logs=clip_logs.concatenate(logs, counts, task.num_actions),
         projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0,
         attrs={**CLIP_SETTINGS, "weights_sha256": "w", "projector_sha256": "p", **attrs},
     )  # fmt: skip

@@ -5,22 +5,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
-from synthetic import write_video
+from factories import write_video
 from typer.main import get_command
 
 from pipeline import cli, config
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 
+TRAIN = {model.model_fields["source"].default: model for model in get_args(get_args(config.TrainConfig)[0])}
 COMMANDS = {
     "demo": config.DemoConfig,
     "simulate": config.SimulateConfig,
     "extract": config.ExtractConfig,
     "merge": config.MergeConfig,
     "doctor": config.DoctorConfig,
-    "train": config.TrainConfig,
+    "train": TRAIN,
     "evaluate": config.EvaluateConfig,
     "report": config.ReportConfig,
 }
@@ -88,47 +90,124 @@ def test_no_command_shows_the_help(vtp):
 # Flags
 
 
+def settings_of(command):
+    """The command's settings: each with its field in every model that has it, by source."""
+    models = command if isinstance(command, dict) else {"": command}
+    names = dict.fromkeys(name for model in models.values() for name in model.model_fields)
+    return {
+        name: {tag: model.model_fields[name] for tag, model in models.items() if name in model.model_fields}
+        for name in names
+    }
+
+
 @pytest.mark.parametrize(("name", "model"), COMMANDS.items())
 def test_every_setting_has_a_flag_and_every_flag_a_setting(name, model):
     command = get_command(cli.app).commands[name]
     options = {p.name: p for p in command.params}
-    assert set(options) - {"config", "json", "help"} == set(model.model_fields)
-    for setting in model.model_fields:
+    assert set(options) - {"config", "json", "help"} == set(settings_of(model))
+    for setting in settings_of(model):
         if name in POSITIONAL.get(setting, ""):
             assert options[setting].param_type_name == "argument"
         else:
             assert options[setting].opts == [f"--{setting.replace('_', '-')}"]
 
 
+def help_of(name):
+    """The help text of each of a command's settings, as typer has it before the terminal breaks it into lines."""
+    return {parameter.name: parameter.help for parameter in get_command(cli.app).commands[name].params}
+
+
 @pytest.mark.parametrize(("name", "model"), COMMANDS.items())
-def test_the_help_of_a_command_shows_every_default(vtp, name, model):
+def test_the_help_of_a_command_shows_what_happens_by_default(vtp, name, model):
     code, out, _ = vtp(name, "--help")
     assert code == 0
-    text = " ".join(out.split())
-    for setting, field in model.model_fields.items():
-        if not field.is_required():
-            shown = "off" if field.default is None else str(field.default)
-            # the terminal breaks long lines anywhere after a hyphen or a slash
-            assert f"[default: {shown}]".replace(" ", "") in text.replace(" ", ""), setting
+    page, helps = "".join(out.split()), help_of(name)
+    for setting, fields in settings_of(model).items():
+        text = helps[setting]
+        assert "".join(text.split()) in page  # the terminal breaks long lines anywhere after a hyphen or a slash
+        for field in fields.values():
+            assert field.description in text
+            if not (field.is_required() or field.default is None or field.default is False):
+                assert str(field.default) in text, setting
+        if all(field.default is None or field.default is False for field in fields.values()):
+            assert ("by default" in text) != ("default: off" in text), f"{setting} says it twice or not at all"
 
 
-def test_defaults_reach_the_stage_untouched(vtp, trained_with):
-    code, out, _ = vtp("train", "--source", "sim", "--json")
+@pytest.mark.parametrize(
+    ("setting", "ending"),
+    [
+        ("source", "[required]"),
+        ("out", "[default: runs/train]"),
+        ("episodes", "[default: 500 (sim), 20000 (embeddings), 2000 (video)]"),
+        ("num_envs", "[default: 32 (sim), 256 (embeddings), 8 (video)]"),
+        ("updates_per_episode", "[default: 8.0 (sim, video), 1.0 (embeddings)]"),
+        ("batch_size", "[default: 256 (sim, embeddings), 32 (video)]"),
+        ("observation_noise", "[default: 0.0 (sim, video), 0.2 (embeddings)]"),
+        ("gamma", "[default: 0.995 (sim), 0.0 (embeddings, video)]"),
+        ("task", "recorded in the embeddings file. [default: dishwashing (sim)]"),
+        ("scenario", "by default its first. [sim only]"),
+        ("embeddings", "[embeddings, video only; default: data/embeddings.h5]"),
+        ("centre", "[embeddings only; default: corpus]"),
+        ("unfreeze_after", "[video only]"),
+        ("encoder_layers", "[video only; default: layer4]"),
+        ("patience", "without a better one. [default: off]"),
+        ("overwrite", "[default: off]"),
+    ],
+)
+def test_the_help_of_train_says_which_source_has_which_default(setting, ending):
+    assert help_of("train")[setting].endswith(ending)
+
+
+def test_a_setting_that_sources_describe_differently_shows_both():
+    assert help_of("train")["task"].startswith("sim: Task with a simulator")
+    assert " embeddings, video: Task file or name whose prices" in help_of("train")["task"]
+
+
+@pytest.mark.parametrize("source", TRAIN)
+def test_defaults_reach_the_stage_untouched(vtp, trained_with, source):
+    code, out, _ = vtp("train", "--source", source, "--json")
     assert code == 0
-    assert trained_with == [config.TrainConfig(source="sim")]
+    assert trained_with == [TRAIN[source]()]
     assert json.loads(out) == {"profit_mean": 28.0}
+
+
+@pytest.mark.parametrize("source", TRAIN)
+def test_every_flag_of_another_source_is_refused_by_name(vtp, trained_with, source):
+    for name, fields in settings_of(TRAIN).items():
+        if source not in fields:
+            flag = f"--{name.replace('_', '-')}"
+            owners = " or ".join(f"--source {owner}" for owner in fields)
+            assert_one_line(vtp("train", "--source", source, flag, "1"), f"{flag} needs {owners}, not {source}")
+    assert trained_with == []
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(vtp, trained_with, tmp_path):
     (tmp_path / "c.yaml").write_text("source: sim\nepisodes: 7\nlr: 1.0e-4\n")
     vtp("train", "--config", "c.yaml", "--episodes", 9, "--json")
-    assert trained_with == [config.TrainConfig(source="sim", episodes=9, lr=1e-4)]
+    assert trained_with == [config.SimTrainConfig(episodes=9, lr=1e-4)]
 
 
-def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path):
+def test_a_flag_chooses_the_source_over_the_file_and_its_settings_must_fit(vtp, trained_with, tmp_path):
+    (tmp_path / "c.yaml").write_text("source: sim\nepisodes: 7\n")
+    vtp("train", "--config", "c.yaml", "--source", "video", "--frame-size", 64, "--json")
+    assert trained_with == [config.VideoTrainConfig(episodes=7, frame_size=64)]
+    (tmp_path / "c.yaml").write_text("source: embeddings\ncentre: video\n")
+    result = vtp("train", "--config", "c.yaml", "--source", "video", "--json")
+    assert_one_line(result, "--centre needs --source embeddings, not video")
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        config.SimTrainConfig(episodes=3, scenario="mixed", tau=0.02),
+        config.EmbeddingsTrainConfig(novelty=None, reward_window="episode", gamma=0.5),
+        config.VideoTrainConfig(unfreeze_after=9, novelty=Path("n.h5")),
+    ],
+    ids=lambda cfg: cfg.source,
+)
+def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path, cfg):
     from pipeline.files import save_config
 
-    cfg = config.TrainConfig(source="sim", episodes=3, novelty=None, tau=0.02)
     save_config(tmp_path / "c.yaml", cfg)
     vtp("train", "--config", "c.yaml", "--json")
     assert trained_with == [cfg]
@@ -146,7 +225,7 @@ def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path):
         (["extract", "x.mp4", "--clip-len", "0"], ["--clip-len 0", "greater than or equal to 1"]),
         (["extract", "x.mp4", "--fps", "nan"], ["--fps nan", "input should be"]),
         (["extract", "x.mp4", "--tail", "keep"], ["--tail keep", "'drop' or 'pad'"]),
-        (["train", "--source", "film"], ["--source film", "'embeddings', 'sim' or 'video'"]),
+        (["train", "--source", "film"], ["--source film", "'sim', 'embeddings' or 'video'"]),
         (["train", "--source", "sim", "--episodes", "many"], ["--episodes many", "valid integer"]),
         (["train", "--source", "sim", "--episodes", "0"], ["--episodes 0", "greater than or equal to 1"]),
         (["train", "--source", "sim", "--gamma", "1"], ["--gamma 1", "less than 1"]),
@@ -164,7 +243,9 @@ def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path):
         (["extract", "x.mp4", "--shards", "2", "--slurm-gres", "gpu:1"], ["--slurm-gres needs --launcher slurm"]),
         (["train", "--source", "sim", "--seed", "1\n2"], [r"--seed '1\n2'", "valid integer"]),
         (["simulate", "--videos", "-1"], ["--videos -1", "greater than or equal to 1"]),
-        (["simulate", "--task", "ironing"], ["--task ironing", "'dishwashing' or 'bricklaying'"]),
+        (["simulate", "--task", "ironing"], ["'ironing'", "dishwashing, bricklaying, bin-picking"]),
+        (["train", "--source", "sim", "--task", "ironing"], ["'ironing'", "dishwashing, bricklaying, bin-picking"]),
+        (["train", "--source", "sim", "--scenario", "soap"], ["'soap'", "dishwashing"]),
         (["evaluate", "runs/none"], ["runs/none"]),
         (["report", "runs/none"], ["runs/none"]),
     ],
@@ -177,7 +258,7 @@ def test_a_bad_value_is_named_with_its_rule(vtp, tmp_path, arguments, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("wat: 1\n", ["'wat' is no setting", "use one of source, out, embeddings"]),
+        ("wat: 1\n", ["'wat' is no setting", "use one of source, out, episodes"]),
         ("episodes: 0\n", ["--episodes 0", "greater than or equal to 1"]),
         ("episodes: [1, 2]\n", ["--episodes [1, 2]", "valid integer"]),
         ("- episodes\n", ["holds no settings", "name: value"]),

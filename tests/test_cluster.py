@@ -13,10 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+import light_tasks
 import pytest
 import torch
+from factories import write_video
 from raising import raises
-from synthetic import write_video
 
 from pipeline import cli, dataset, processes
 from pipeline.cluster import array, launch, local, slurm
@@ -205,7 +206,7 @@ def test_local_shards_equal_one_process(tmp_path):
     for k in range(3):
         write_video(tmp_path / "videos" / f"{k}.mp4", 20 * (k + 1), first=k)
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"\0" * 64)
-    settings = {"source": str(tmp_path / "videos"), "weights": "random:0", "precision": "fp32"}
+    settings = {"source": str(tmp_path / "videos"), "weights": "random:0", "precision": "fp32", "clip_len": 4}
     told = []
     result = launch.extract(
         ExtractConfig(out=tmp_path / "a" / "e.h5", shards=2, launcher="local", **settings),
@@ -218,18 +219,9 @@ def test_local_shards_equal_one_process(tmp_path):
     assert {total for _, total, _ in told} == {4}
 
 
-def note_device(folder):
-    """Which GPU this process was given, and when it began and ended."""
-    began = time.monotonic()
-    time.sleep(0.3)
-    seen = os.environ["CUDA_VISIBLE_DEVICES"]
-    (folder / f"{os.getpid()}.json").write_text(json.dumps([seen, began, time.monotonic()]))
-
-
-@pytest.mark.slow
 def test_each_gpu_has_one_task_at_a_time(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    tasks = [Task(f"task {number}", note_device, tmp_path) for number in range(5)]
+    tasks = [Task(f"task {number}", light_tasks.note_device, tmp_path) for number in range(5)]
     assert local.run(tasks, tmp_path / "jobs", task_bytes=1, tick=lambda *_: None, devices=["0", "GPU-3"]) == []
     rows = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert len(rows) == 5 and {device for device, _, _ in rows} == {"0", "GPU-3"}

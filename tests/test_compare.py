@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import needs_browser, visit
+from raising import raises
 
 from pipeline import files
 from pipeline.config import CompareConfig
-from pipeline.errors import VtpError
 from pipeline.report import compare
 
 SUMMARY = dict(
@@ -51,15 +51,30 @@ def test_runs_of_different_worlds_are_compared_with_a_warning_and_names_are_esca
     assert "<b>" not in page and "&lt;b&gt;" in page
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
-def test_a_run_without_a_summary_is_named_with_its_remedy(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (None, "run-file-missing"), ("", "run-file-bad"), ("[]", "run-file-bad"), ("{}", "summary-bad"),
+        (json.dumps(SUMMARY | {"episodes": "eight"}), "summary-bad"),
+    ],
+)  # fmt: skip
+def test_a_run_without_a_summary_is_named_with_its_remedy(tmp_path, content, code):
     runs = [build_run(tmp_path / "a"), tmp_path / "b"]
     runs[1].mkdir()
     if content is not None:
         (runs[1] / "summary.json").write_text(content)
-    with pytest.raises(VtpError, match=r"b/summary\.json .*vtp evaluate"):
+    with raises(code) as caught:
         compare.run(CompareConfig(runs=runs, out=tmp_path / "out"))
+    assert str(caught.value).startswith(str(runs[1] / "summary.json")) and "vtp evaluate" in str(caught.value)
     assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+def test_a_task_without_scenarios_and_an_oracle_that_earns_nothing_are_compared(tmp_path):
+    nothing = dict(scenario="", task="sanding", oracle_ratio=None, oracle_ratio_ci95=None, oracle_profit=-1.0)
+    runs = [build_run(tmp_path / name, **nothing) for name in "ab"]
+    rows = compare.run(CompareConfig(runs=runs, out=tmp_path))
+    assert rows[1]["oracle_ratio"] is None
+    assert "<p>sanding, simulator. In brackets" in " ".join((tmp_path / "compare.html").read_text().split())
 
 
 @needs_browser

@@ -9,8 +9,13 @@ from pydantic import ValidationError
 from pipeline import config
 
 MODELS = [model for _, model in inspect.getmembers(config, inspect.isclass) if issubclass(model, config.Config)]
+TRAIN = {
+    "sim": config.SimTrainConfig,
+    "embeddings": config.EmbeddingsTrainConfig,
+    "video": config.VideoTrainConfig,
+}
 STAGES = [model for model in MODELS if model is not config.Config]
-REQUIRED = {"source": "sim", "run": "runs/x", "runs": ["runs/x", "runs/y"], "to": "onnx", "policy": "runs/x"}
+REQUIRED = {"source": "videos", "run": "runs/x", "runs": ["runs/x", "runs/y"], "to": "onnx", "policy": "runs/x"}
 
 
 def build(model, /, **values):
@@ -53,7 +58,7 @@ def test_one_setting_has_one_type_wherever_it_occurs():
     for model in STAGES:
         for name, field in model.model_fields.items():
             if name != "source":  # what is read, in extraction; what is observed, in training
-                kind = next((k for k in get_args(field.annotation) if k in (int, Path)), field.annotation)
+                kind = next((k for k in get_args(field.annotation) if k in (int, str, Path)), field.annotation)
                 assert kinds.setdefault(name, repr(kind)) == repr(kind), name
 
 
@@ -72,12 +77,14 @@ def test_one_setting_has_one_type_wherever_it_occurs():
         (config.SimulateConfig, {"videos": 0}),
         (config.SimulateConfig, {"steps": 61}),
         (config.SimulateConfig, {"val_fraction": 1}),
-        (config.TrainConfig, {"source": "video tape"}),
-        (config.TrainConfig, {"gamma": 1}),
-        (config.TrainConfig, {"gamma": float("nan")}),
-        (config.TrainConfig, {"tau": 0}),
-        (config.TrainConfig, {"batch_size": 1}),
-        (config.TrainConfig, {"episodes": 2.5}),
+        (config.SimTrainConfig, {"source": "video"}),
+        (config.SimTrainConfig, {"gamma": 1}),
+        (config.EmbeddingsTrainConfig, {"gamma": float("nan")}),
+        (config.SimTrainConfig, {"tau": 0}),
+        (config.VideoTrainConfig, {"batch_size": 1}),
+        (config.EmbeddingsTrainConfig, {"centre": None}),
+        (config.VideoTrainConfig, {"frame_size": 113}),
+        (config.SimTrainConfig, {"episodes": 2.5}),
         (config.EvaluateConfig, {"episodes": 0}),
     ],
 )
@@ -95,28 +102,82 @@ def test_text_from_the_command_line_becomes_the_settings_type(model):
     assert all(isinstance(getattr(cfg, n), Path) for n, f in model.model_fields.items() if f.annotation is Path)
 
 
-@pytest.mark.parametrize("name", config.VIDEO_SETTINGS)
-def test_settings_of_an_encoder_that_learns_need_video(name):
-    value = {"frame_size": 64, "unfreeze_after": 10, "encoder_layers": "all", "encoder_lr": 1e-4}[name]
-    assert getattr(config.TrainConfig(source="video", **{name: value}), name) == value
-    with pytest.raises(ValidationError, match=f"--{name.replace('_', '-')} needs --source video"):
-        config.TrainConfig(source="embeddings", **{name: value})
+# Training: one model per source
 
 
-def test_clips_have_a_discount_where_rewards_look_back():
-    assert config.TrainConfig(source="embeddings").gamma == 0
-    assert config.TrainConfig(source="embeddings", reward_window="episode").gamma == 0.995
-    assert config.TrainConfig(source="embeddings", reward_window="episode", gamma=0.5).gamma == 0.5
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "sim",
+            {
+                "episodes": 500, "num_envs": 32, "updates_per_episode": 8.0, "batch_size": 256, "gamma": 0.995,
+                "observation_noise": 0.0, "task": "dishwashing", "scenario": None, "final_entropy": -3.0,
+            },
+        ),
+        (
+            "embeddings",
+            {
+                "episodes": 20_000, "num_envs": 256, "updates_per_episode": 1.0, "batch_size": 256, "gamma": 0.0,
+                "observation_noise": 0.2, "task": None, "novelty": None, "centre": "corpus", "final_entropy": -3.0,
+            },
+        ),
+        (
+            "video",
+            {
+                "episodes": 2000, "num_envs": 8, "updates_per_episode": 8.0, "batch_size": 32, "gamma": 0.0,
+                "observation_noise": 0.0, "task": None, "novelty": None, "frame_size": 112, "encoder_layers": "layer4",
+                "encoder_lr": 1e-5, "unfreeze_after": None, "final_entropy": -3.0,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_each_source_has_defaults_of_its_own(source, expected):
+    cfg = config.train_config(source=source)
+    assert type(cfg) is TRAIN[source] and cfg == TRAIN[source]()
+    assert {name: getattr(cfg, name) for name in expected} == expected
 
 
-def test_only_embeddings_are_seen_from_a_mean():
-    assert config.TrainConfig(source="embeddings").centre == "corpus"
-    for source in ("sim", "video"):
-        assert config.TrainConfig(source=source).centre is None
-        with pytest.raises(ValidationError, match="--centre needs --source embeddings"):
-            config.TrainConfig(source=source, centre="video")
+def test_the_source_chooses_the_model_and_is_asked_for():
+    with pytest.raises(ValidationError, match="source"):
+        config.train_config()
+    with pytest.raises(ValidationError, match="'sim', 'embeddings', 'video'"):
+        config.train_config(source="film")
+    assert [model.model_fields["source"].default for model in get_args(get_args(config.TrainConfig)[0])] == list(TRAIN)
+
+
+OWN = {
+    "sim": {"scenario"},
+    "embeddings": {"embeddings", "novelty", "centre"},
+    "video": {"embeddings", "novelty", "frame_size", "unfreeze_after", "encoder_layers", "encoder_lr"},
+}
+
+
+@pytest.mark.parametrize(("source", "model"), TRAIN.items())
+def test_a_setting_of_another_source_does_not_exist(source, model):
+    everything = set().union(*(other.model_fields for other in TRAIN.values()))
+    foreign = everything - set(model.model_fields)
+    assert foreign == set().union(*OWN.values()) - OWN[source]
+    for name in foreign:
+        owner = next(other for other in TRAIN.values() if name in other.model_fields)
+        with pytest.raises(ValidationError, match=name):
+            model(**{name: owner().model_dump()[name]})
+
+
+@pytest.mark.parametrize("source", ["embeddings", "video"])
+def test_clips_have_a_discount_if_rewards_look_back(source):
+    assert config.train_config(source=source).gamma == 0
+    assert config.train_config(source=source, reward_window="episode").gamma == 0.995
+    assert config.train_config(source=source, reward_window="episode", gamma=0.5).gamma == 0.5
+    assert config.train_config(source=source, reward_window="step", gamma=0.5).gamma == 0.5
+
+
+@pytest.mark.parametrize("source", TRAIN)
+def test_a_saved_training_is_read_back_by_its_source(source):
+    cfg = config.train_config(source=source, reward_window="episode", episodes=7)
+    assert config.train_config(**cfg.model_dump(mode="json")) == cfg
 
 
 def test_the_encoder_learns_in_the_last_tenth_unless_told_otherwise():
-    assert config.TrainConfig(source="video", episodes=400).frozen_episodes == 360
-    assert config.TrainConfig(source="video", episodes=400, unfreeze_after=0).frozen_episodes == 0
+    assert config.VideoTrainConfig(episodes=400).frozen_episodes == 360
+    assert config.VideoTrainConfig(episodes=400, unfreeze_after=0).frozen_episodes == 0

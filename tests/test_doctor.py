@@ -1,5 +1,8 @@
+import shutil
+
+import h5py
 import pytest
-from synthetic import write_video
+from factories import write_video
 
 from pipeline import doctor, extract
 from pipeline.config import DoctorConfig, ExtractConfig
@@ -23,7 +26,7 @@ def findings(cfg):
 
 def test_this_machine_can_extract(tmp_path):
     found = {finding.subject: finding for finding in doctor.check_machine(tmp_path / "none/e.h5")}
-    assert found["decord"].found == found["pyav"].found == "reads a video rightly"
+    assert found["decord"].found == found["pyav"].found == "decodes a test video correctly"
     assert f"GB free in {tmp_path}" in found["space"].found
     assert not any(finding.is_damage for finding in found.values())
 
@@ -49,3 +52,21 @@ def test_an_output_from_its_beginning_to_its_damage(cfg):
     assert (damaged.subject, missing.subject) == (first.name, second.name)
     assert {damaged.fix[-9:], missing.fix[-9:]} == {"--shard 0", "--shard 1"}
     assert doctor.run(DoctorConfig(out=cfg.out))[-4:] == [embeddings, damaged, missing, findings(cfg)[-1]]
+
+
+def test_what_is_old_or_gone_is_no_damage(cfg, tmp_path):
+    extract.run(cfg.model_copy(update={"shards": 1}))
+    with h5py.File(cfg.out, "a") as file:
+        file.attrs["schema_version"] = 1
+    old, state = findings(cfg)
+    assert "schema version 1" in old.found and not old.is_damage
+    assert state.found.startswith("2 of 2 videos are done")
+    shutil.rmtree(tmp_path / "videos")
+    (source,) = findings(cfg)[1:]
+    assert "does not exist" in source.found and not source.is_damage
+
+
+def test_damaged_settings_are_damage(cfg):
+    extract.run(cfg.model_copy(update={"shards": 1}))
+    (shards.parts_folder(cfg.out) / "config.yaml").write_text("{")
+    assert findings(cfg)[-1].is_damage

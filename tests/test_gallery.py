@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+from factories import write_embeddings
 from PIL import Image
-from synthetic import write_embeddings
 
 from pipeline import dataset
 from pipeline.config import SimulateConfig

@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from factories import write_embeddings
 from raising import raises
-from synthetic import write_embeddings
 
 from pipeline import dataset, noise_gap, novelty
 from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
@@ -53,7 +53,7 @@ def test_every_clip_gets_a_score_and_a_bounded_weight_of_mean_one(embeddings, sc
 
 
 def test_the_result_judges_every_kind_by_its_label(embeddings, scored):
-    kinds = dataset.read_embeddings(embeddings).labels["novel_kind"]
+    kinds = dataset.read_embeddings(embeddings).logs.novel_kind
     assert set(scored["auroc"]) == set(kinds) - {""} and len(scored["auroc"]) == 6
     assert scored["auroc_mean"] == pytest.approx(np.mean(list(scored["auroc"].values())))
     assert set(scored["detection"]) == {"score", "knn", "gap", "picture", "motion", "order"}

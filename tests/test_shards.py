@@ -1,10 +1,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises
 
 from pipeline.config import ExtractConfig
 from pipeline.dataset.manifest import VideoEntry
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import CorruptError
 from pipeline.extraction import shards
 
 
@@ -36,16 +37,19 @@ def test_shares_cover_all_videos_once(tmp_path):
 def test_auto_reads_the_array_index(monkeypatch, variable):
     monkeypatch.setenv(variable, "3")
     assert shards.shard_number(7, "auto") == 3
-    with pytest.raises(VtpError, match=f"{variable} is 3 and there are 3 shards; number the array 0 to 2"):
+    with raises("shard-out-of-range"):
+        shards.shard_number(3, "auto")
+    monkeypatch.setenv(variable, "third")
+    with raises("shard-no-array"):
         shards.shard_number(3, "auto")
 
 
 def test_shards_are_numbered_from_zero(monkeypatch):
     assert shards.shard_number(1, None) == 0
     assert shards.shard_number(4, 2) == 2
-    with pytest.raises(VtpError, match="--shards 4 needs --shard, a number from 0 to 3 or auto"):
+    with raises("shard-missing"):
         shards.shard_number(4, None)
-    with pytest.raises(VtpError, match=r"this is no array job .*; give a number"):
+    with raises("shard-no-array"):
         shards.shard_number(4, "auto")
     with pytest.raises(ValueError, match=r"shard \(4\) is not below shards \(4\); count from 0"):
         ExtractConfig(source="x", shards=4, shard=4)
@@ -69,6 +73,7 @@ def test_ledger_round_trip(tmp_path):
 
 
 def test_a_damaged_ledger_is_named(tmp_path):
-    (tmp_path / "shard.jsonl").write_text("{oops")
-    with pytest.raises(CorruptError, match=r"shard.jsonl is damaged .*; delete it and run the same extraction again"):
-        shards.read_ledger(tmp_path / "shard.jsonl")
+    for text in ("{oops", "{}", '{"stamp": [1, 2, 3]}', "[1]"):
+        (tmp_path / "shard.jsonl").write_text(text)
+        with raises("ledger-damaged", CorruptError):
+            shards.read_ledger(tmp_path / "shard.jsonl")

@@ -5,12 +5,15 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+from raising import raises
 
-from pipeline import synthetic
+from pipeline import dataset, synthetic
 from pipeline.config import SimulateConfig
 from pipeline.dataset import manifest
 from pipeline.errors import VtpError
-from pipeline.synthetic import dynamics, simulate
+from pipeline.synthetic import simulate
+from pipeline.synthetic.dynamics import Dynamics
+from pipeline.tasks import load_task, parse_task
 
 SMALL = {"videos": 3, "steps": 2, "seed": 5}
 
@@ -24,7 +27,7 @@ def demos(tmp_path_factory):
 
 
 def explored(seed, *, steps=60, task="dishwashing", name="mixed"):
-    return simulate.demonstrate(dynamics.scenario(task, name), steps, np.random.default_rng(seed))
+    return simulate.demonstrate(load_task(task).in_scenario(name), steps, np.random.default_rng(seed))
 
 
 def files(folder):
@@ -58,9 +61,14 @@ def test_extraction_reads_what_was_written(demos):
     ]
     for entry, stream in zip(entries, np.random.SeedSequence(cfg.seed).spawn(cfg.videos), strict=True):
         rng = np.random.default_rng(stream)
-        explored = simulate.demonstrate(dynamics.scenario(cfg.task, cfg.scenario), cfg.steps, rng)
-        pd.testing.assert_frame_equal(manifest.read_labels(entry.labels), explored, check_dtype=False)
-        shown = np.stack(list(simulate.film(cfg.task, explored, rng)))
+        task = load_task(entry.task)
+        explored = simulate.demonstrate(task.in_scenario("mixed"), cfg.steps, rng)
+        logs = dataset.read_labels(entry.labels, task)
+        assert logs.context.tolist() == explored["context"].tolist()
+        np.testing.assert_array_equal(logs.actions, explored[["speed", "care"]])
+        np.testing.assert_array_equal(logs.attempts, explored["attempts"])
+        np.testing.assert_array_equal(logs.errors, explored["errors"])
+        shown = np.stack(list(simulate.film("dishes", explored, rng)))
         with av.open(str(entry.path)) as container:
             seen = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
         error = np.square(seen.astype(float) - shown).mean(axis=(1, 2, 3))
@@ -159,20 +167,102 @@ def test_the_demonstrator_keeps_at_an_action_for_a_while():
 
 def test_outcomes_are_those_of_the_simulator():
     labels = pd.concat([explored(seed) for seed in range(60)])
-    scenario = dynamics.scenario("dishwashing", "mixed")
-    context = labels["context"].map(scenario.context_names.index)
-    rate, p_err = dynamics.dynamics(scenario, context, labels["speed"], labels["care"])
+    task = load_task("dishwashing").in_scenario("mixed")
+    simulator = Dynamics(task)
+    context = labels["context"].map(task.context_names.index)
+    rate, p_err = simulator(context.to_numpy(), labels[["speed", "care"]].to_numpy())
     assert (labels["attempts"] >= 1).all() and (labels["errors"] <= labels["attempts"]).all()
-    assert labels["attempts"].mean() == pytest.approx(dynamics.expected_attempts(rate).mean(), rel=0.05)
+    assert labels["attempts"].mean() == pytest.approx(simulator.expected_attempts(rate).mean(), rel=0.05)
     assert labels["errors"].sum() == pytest.approx((p_err * labels["attempts"]).sum(), rel=0.15)
     assert context.value_counts(normalize=True).between(0.15, 0.35).all()
 
 
-@pytest.mark.parametrize(("task", "name", "known"), [("dishwashing", "seed", "plate"), ("bricklaying", "seed", "face")])
-def test_the_seed_scenario_has_one_context(task, name, known):
-    assert set(explored(0, task=task, name=name)["context"]) == {known}
+@pytest.mark.parametrize("name", ["plates", "seed"])
+def test_the_first_scenario_has_one_context(name):
+    assert set(explored(0, name=name)["context"]) == {"plate"}
+    assert set(explored(0, task="bricklaying", name="seed")["context"]) == {"face"}
 
 
 def test_bricklaying_is_filmed_too():
-    frames = simulate.film("bricklaying", explored(0, steps=2, task="bricklaying"), np.random.default_rng(0))
+    frames = simulate.film("bricks", explored(0, steps=2, task="bricklaying"), np.random.default_rng(0))
     assert sum(1 for _ in frames) == 2 * synthetic.CLIP_LEN
+
+
+# Tasks of one's own
+
+MINE = """
+name: mine
+step_s: 120
+human_wage_usd: 18
+actions: {care: {low: 0.2, high: 0.35}, speed: {low: 0.123456, high: 0.4}}
+contexts: {mug: {price_usd: 1}, pan: {price_usd: 2}}
+simulator:
+  attempts_per_minute: 50 * speed
+  error_probability: 0.5 * (1 - care)
+  scenarios: {mugs: [mug], both: [mug, pan]}
+  renderer: dishes
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE)
+    return path
+
+
+def test_a_task_s_file_goes_with_its_videos(mine, tmp_path):
+    path = simulate.run(SimulateConfig(out=tmp_path / "demos", task=str(mine), scenario="both", videos=2, steps=3))
+    assert (tmp_path / "demos/task.yaml").read_text() == MINE
+    entries = manifest.find_videos(str(path))
+    for entry in entries:
+        task = load_task(entry.task)
+        assert (task.name, task.scenario) == ("mine", "")
+        logs = dataset.read_labels(entry.labels, task)
+        assert logs.num_clips == 3 and logs.attempts.max() > 3  # of two minutes
+    assert set(pd.read_csv(tmp_path / "demos/labels/0000.csv").columns[2:4]) == {"care", "speed"}
+
+
+def test_the_default_scenario_is_mixed_or_the_first(mine):
+    for task, scenario in (("dishwashing", "mixed"), ("bricklaying", "mixed"), (str(mine), "mugs")):
+        assert simulate.simulated_task(SimulateConfig(task=task)).scenario == scenario
+
+
+def test_logged_actions_stay_within_bounds_that_rounding_would_leave(mine):
+    labels = simulate.demonstrate(parse_task(MINE, "mine.yaml"), 2000, np.random.default_rng(0))
+    assert labels["speed"].min() >= 0.123456 and labels["care"].max() <= 0.35
+
+
+def test_planted_novelty_stays_within_the_bounds(mine, tmp_path):
+    path = simulate.run(SimulateConfig(out=tmp_path / "demos", task=str(mine), videos=2, steps=6, novel=1.0))
+    for entry in manifest.find_videos(str(path)):
+        logs = dataset.read_labels(entry.labels, load_task(entry.task))
+        assert (logs.novel == 1).all() and set(logs.novel_kind) == set(synthetic.NOVEL_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"task": "bin-picking"}, "task-not-rendered"),
+        ({"task": "gardening"}, None),
+        ({"scenario": "spring"}, None),
+    ],
+)
+def test_what_cannot_be_simulated_leaves_nothing(tmp_path, changes, code):
+    with pytest.raises(VtpError) as caught:
+        simulate.run(SimulateConfig(out=tmp_path / "demos", **changes))
+    assert code in (None, caught.value.code)
+    assert not (tmp_path / "demos").exists()
+
+
+def test_a_step_must_have_a_length(tmp_path):
+    (tmp_path / "t.yaml").write_text(MINE.replace("step_s: 120\n", ""))
+    with raises("task-no-step-s"):
+        simulate.simulated_task(SimulateConfig(task=str(tmp_path / "t.yaml")))
+
+
+def test_what_has_no_effect_is_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(simulate, "film", lambda *_: iter(np.zeros((16, 32, 32, 3), np.uint8)))
+    simulate.run(SimulateConfig(out=tmp_path, videos=1, steps=1, val_fraction=0.5, novel=0.1))
+    assert "--val-fraction 0.5: the only video is left for training" in caplog.text
+    assert "--novel 0.1" in caplog.text

@@ -49,7 +49,8 @@ def node():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", f"{state}/slurm.conf")
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(slurm, "SQUEUE_S", 1.0)
+        patch.setattr(slurm, "POLL_S", 0.2)
+        patch.setattr(slurm, "SQUEUE_S", 0.5)
         patch.setattr(slurm, "GRACE_S", 3.0)
         try:
             subprocess.run([SCRIPTS / "start.sh", state], check=True)
@@ -118,7 +119,7 @@ def test_seven_shards_one_of_them_killed_and_requeued_equal_one_process(tmp_path
     simulate.run(SimulateConfig(out=tmp_path / "long", videos=1, steps=30, seed=2))
     shutil.copy(tmp_path / "long" / "videos" / "0000.mp4", tmp_path / "demos" / "videos" / "0000.mp4")
     shutil.copy(tmp_path / "long" / "labels" / "0000.csv", tmp_path / "demos" / "labels" / "0000.csv")
-    settings = {"source": str(manifest_path), "weights": "random:0", "precision": "fp32"}
+    settings = {"source": str(manifest_path), "weights": "random:0", "precision": "fp32", "clip_len": 4}
     cfg = ExtractConfig(out=tmp_path / "hostile name's" / "e.h5", shards=7, **settings, **SLURM)
     folder = tmp_path / "hostile name's" / "e.jobs"
     entries = manifest.find_videos(cfg.source)
@@ -158,7 +159,7 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    with raises("interrupted", TryAgainError):
+    with raises("command-interrupted", TryAgainError):
         launch.train(cfg, progress=interrupt)
 
     def preempt():

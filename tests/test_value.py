@@ -3,44 +3,51 @@
 import numpy as np
 import pandas as pd
 import pytest
+from example_tasks import TASKS, TEXTS
+from raising import raises
 
 from pipeline import dataset
-from pipeline.config import ValueConfig
-from pipeline.errors import VtpError
-from pipeline.experiments import value
-from pipeline.synthetic import dynamics
+from pipeline.config import NoveltyExperimentConfig, ValueConfig
+from pipeline.experiments import novelty_use, ridge_learner, value
+from pipeline.outcomes import SimulatedOutcomes, expected_worth, oracle
+from pipeline.tasks import load_task
 
-MIXED = dynamics.scenario("dishwashing", "mixed")
+DISHES = load_task("dishwashing")
+MIXED = DISHES.in_scenario("mixed")
+MODEL = SimulatedOutcomes(MIXED)
 CLIPS = 20
 COMMON, UNIQUE = ("plate", "glass", "mug"), "pan"
 
 
-def look(context, rng):
+def look(context, rng, task=MIXED):
     """Embeddings [n, 128] of clips of contexts in one scene: what it is, the scene, the clip."""
     embeddings = rng.normal(0, 0.2, (len(context), 128)) + rng.normal(0, 0.1, 128)
-    embeddings[np.arange(len(context)), [MIXED.context_names.index(name) for name in context]] += 4
+    embeddings[np.arange(len(context)), [task.context_names.index(name) for name in context]] += 4
     return embeddings.astype(np.float32)
 
 
-def write_file(path, videos, *, contributors=(), labelled=True):
+def write_file(path, videos, *, task=DISHES, contributors=(), labelled=True, price_usd=None):
     """An embeddings file of {id: (contexts [n], embeddings [n, 128])}; ids that begin with `val` are held out."""
     context = np.concatenate([context for context, _ in videos.values()])
     embeddings = np.concatenate([embeddings for _, embeddings in videos.values()])
     counts = [len(context) for context, _ in videos.values()]
     n, names = len(context), list(videos)
-    numbers = dict.fromkeys(dataset.LABEL_NUMBERS, np.full(n, np.nan))
     zeros, ones = np.zeros(n), np.ones(len(names))
+    unknown = np.full(n, np.nan)
+    logs = dataset.Logs(
+        context=context.astype(object), actions=np.full((n, task.num_actions), np.nan), attempts=unknown,
+        errors=unknown, novel=unknown, price_usd=price_usd,
+    )  # fmt: skip
     data = dataset.Embeddings(
         embeddings=embeddings,
         clips=dataset.Clips(
-            embeddings, zeros, zeros, zeros, zeros.astype(int), np.concatenate([[0], np.cumsum(counts)])
+            embeddings, zeros.astype(int), zeros, zeros + 1, zeros.astype(int), np.concatenate([[0], np.cumsum(counts)])
         ),
         videos=dataset.Videos(
             sha256=names, fps=ones, num_frames=ones.astype(int), decoder=names, id=names, path=names,
-            split=["val" if name.startswith("val") else "train" for name in names],
-            task=["dishwashing"] * len(names), contributor=list(contributors),
+            split=["val" if name.startswith("val") else "train" for name in names], contributor=list(contributors),
         ),
-        labels={"context": context.astype(object), **numbers} if labelled else None,
+        task=task, logs=logs if labelled else None,
         projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0, attrs={},
     )  # fmt: skip
     dataset.write_embeddings(path, data)
@@ -145,46 +152,46 @@ def test_the_learner_knows_what_an_action_brings():
     rng = np.random.default_rng(0)
     context = np.repeat(np.arange(4), 30)
     seen = np.eye(4)[context]
-    blindly = value.tried_blindly(MIXED, draws=200, rng=rng)
-    evidence = value.sample_evidence(MIXED, seen, context, blindly, draws=200, rng=rng)
-    profit = value.judge(evidence, blindly, value.work_to_do(MIXED, seen, context))
-    assert profit > 0.98 * value.oracle(MIXED).profit.mean()
+    blindly = ridge_learner.tried_blindly(MODEL, draws=200, rng=rng)
+    evidence = ridge_learner.sample_evidence(MODEL, seen, context, blindly, draws=200, rng=rng)
+    profit = ridge_learner.judge(evidence, blindly, ridge_learner.work_to_do(MODEL, seen, context))
+    assert profit > 0.98 * oracle(MODEL, np.arange(4)).profit.mean()
 
 
 def test_evidence_that_contradicts_itself_is_not_believed():
     rng = np.random.default_rng(0)
     one_place, four_places = np.ones((40, 1)), np.eye(4)[np.arange(40) % 4]
     same, by_place = np.full((40, 6), 3.0), np.arange(4.0)[np.arange(40) % 4][:, None] * np.ones(6)
-    assert value.self_consistency(one_place, same) > 0.99
-    assert value.self_consistency(four_places, by_place) > 0.9
-    assert value.self_consistency(one_place, rng.normal(size=(40, 6))) < 0.05
-    assert value.self_consistency(four_places, rng.permutation(by_place) - 1.5) < 0.1
-    assert value.self_consistency(np.zeros((1, 3)), np.ones((1, 6))) == 1.0, "a single clip cannot"
+    assert ridge_learner.self_consistency(one_place, same) > 0.99
+    assert ridge_learner.self_consistency(four_places, by_place) > 0.9
+    assert ridge_learner.self_consistency(one_place, rng.normal(size=(40, 6))) < 0.05
+    assert ridge_learner.self_consistency(four_places, rng.permutation(by_place) - 1.5) < 0.1
+    assert ridge_learner.self_consistency(np.zeros((1, 3)), np.ones((1, 6))) == 1.0, "a single clip cannot"
 
 
 def test_self_consistency_by_hand():
     """Three clips at one place with outcomes 1, 1, 4 and ridge 2: each is predicted as the others' sum over 2 + 2."""
     expected = 1 - ((1 - 5 / 4) ** 2 * 2 + (4 - 2 / 4) ** 2) / (1 + 1 + 16)
-    assert value.self_consistency(np.ones((3, 1)), np.array([[1.0], [1.0], [4.0]])) == pytest.approx(expected)
+    assert ridge_learner.self_consistency(np.ones((3, 1)), np.array([[1.0], [1.0], [4.0]])) == pytest.approx(expected)
 
 
 def test_what_is_like_nothing_of_the_work_teaches_nothing():
     rng = np.random.default_rng(0)
     work = rng.normal(size=(30, 128)).astype(np.float32)
-    see = value.resemblance(work, np.eye(128))
+    see = ridge_learner.resemblance(work, np.eye(128))
     assert np.abs(see(work + 100)).max() < 1e-9
-    blindly = value.tried_blindly(MIXED, draws=50, rng=rng)
-    evidence = value.sample_evidence(MIXED, see(work + 100), np.zeros(30, int), blindly, draws=50, rng=rng)
-    held = value.work_to_do(MIXED, see(work), np.arange(30) % 4)
+    blindly = ridge_learner.tried_blindly(MODEL, draws=50, rng=rng)
+    evidence = ridge_learner.sample_evidence(MODEL, see(work + 100), np.zeros(30, int), blindly, draws=50, rng=rng)
+    held = ridge_learner.work_to_do(MODEL, see(work), np.arange(30) % 4)
     nothing = value.Evidence(*map(np.zeros_like, evidence))
-    assert value.judge(evidence, blindly, held) == value.judge(nothing, blindly, held)
+    assert ridge_learner.judge(evidence, blindly, held) == ridge_learner.judge(nothing, blindly, held)
 
 
 def test_the_view_of_the_work_is_its_kernel():
     """Products of views are exp(-d²/2w²), w half the median distance: by hand for three clips."""
     points = np.zeros((3, 128))
     points[1, 0], points[2, 1] = 3, 4  # distances 3, 4, 5; the median is 4
-    seen = value.resemblance(points, np.eye(128))(points)
+    seen = ridge_learner.resemblance(points, np.eye(128))(points)
     np.testing.assert_allclose(seen @ seen.T, np.exp(-np.array([[0, 9, 16], [9, 0, 25], [16, 25, 0]]) / 8), atol=1e-9)
 
 
@@ -193,26 +200,54 @@ def test_what_tells_videos_apart_is_scaled_down_and_what_changes_within_them_is_
     videos = [rng.normal(0, 1, (40, 128)) * (np.arange(128) == 0) for _ in range(30)]  # the work is in dimension 0
     for clips in videos:
         clips[:, 1] += rng.normal(0, 20)  # the scene in dimension 1
-    metric = value.scene_free(videos)
+    metric = ridge_learner.scene_free(videos)
     assert metric[0, 0] > 10 * metric[1, 1]
     np.testing.assert_allclose(metric, metric.T, atol=1e-12)
 
 
 def test_clips_that_are_all_the_same_can_be_looked_at():
-    seen = value.resemblance(np.ones((5, 128)), value.scene_free([np.ones((5, 128))]))(np.ones((2, 128)))
+    seen = ridge_learner.resemblance(np.ones((5, 128)), ridge_learner.scene_free([np.ones((5, 128))]))(
+        np.ones((2, 128))
+    )
     np.testing.assert_allclose(seen @ seen.T, 1, atol=1e-9)
 
 
-def test_trying_out_is_right_on_average():
+@pytest.mark.parametrize("task", [MIXED, *TASKS.values()], ids=str)
+def test_trying_out_is_right_on_average(task):
     """The constant term is the profit of a random action, here by quadrature."""
-    axis = (np.arange(200) + 0.5) / 200
-    speed, care = np.meshgrid(axis, axis)
-    for k, context in enumerate(MIXED.contexts):
-        rate, p_err = dynamics.dynamics(MIXED, k, speed, care)
-        good, bad = (60 * dynamics.expected_attempts(rate) * p for p in (1 - p_err, p_err))
-        profit = context.price_usd * good - context.damage_usd * bad - MIXED.energy_usd_per_hour
-        tried = value.try_out(MIXED, np.full(400, k), draws=100, rng=np.random.default_rng(k))[:, 0]
-        assert tried.mean() == pytest.approx(profit.mean(), abs=4 * tried.std() / 20)
+    model = SimulatedOutcomes(task)
+    axis = (np.arange(40) + 0.5) / 40
+    unit = np.stack(np.meshgrid(*[axis] * task.num_actions), -1).reshape(-1, task.num_actions)
+    for k in range(min(len(task.contexts), 4)):
+        profit = expected_worth(model, np.array(k), task.from_unit(unit)).profit.mean()
+        tried = ridge_learner.try_out(model, np.full(400, k), draws=100, rng=np.random.default_rng(k))[:, 0]
+        assert tried.mean() == pytest.approx(profit, abs=4 * tried.std() / 20)
+
+
+@pytest.mark.parametrize("num_actions", [1, 2, 3, 5])
+def test_terms_are_orthonormal_for_the_uniform_actions_that_are_tried(num_actions):
+    """By Gauss-Legendre quadrature, exact up to degree 5."""
+    nodes, weights = np.polynomial.legendre.leggauss(3)
+    unit = np.stack(np.meshgrid(*[(nodes + 1) / 2] * num_actions), -1).reshape(-1, num_actions)
+    weight = np.prod(np.stack(np.meshgrid(*[weights / 2] * num_actions), -1), -1).reshape(-1)
+    terms = ridge_learner.action_terms(unit)
+    assert terms.shape[1] == (num_actions + 1) * (num_actions + 2) / 2
+    np.testing.assert_allclose((weight[:, None] * terms).T @ terms, np.eye(terms.shape[1]), atol=1e-12)
+
+
+def test_the_terms_of_two_actions_by_hand():
+    """At (1, 1/2): 1, 0, -√5/2, √3, 0, √5, in the order that files of earlier rounds have."""
+    expected = [1, 0, -np.sqrt(5) / 2, np.sqrt(3), 0, np.sqrt(5)]
+    assert ridge_learner.action_terms(np.array([1.0, 0.5])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_actions", [1, 2, 3, 4, 6, 12])
+def test_there_are_a_few_hundred_actions_to_choose_from_with_the_corners(num_actions):
+    actions = ridge_learner.candidate_actions(num_actions)
+    assert 400 <= len(actions) <= 1024 and actions.shape[1] == num_actions
+    assert actions.min() == 0 and actions.max() <= 1
+    corners = set(map(tuple, actions[((actions == 0) | (actions == 1)).all(1)].tolist()))
+    assert num_actions > ridge_learner.MAX_CORNERS or len(corners) == 2**num_actions
 
 
 def test_copies_bring_the_same_outcomes_and_others_do_not():
@@ -251,9 +286,97 @@ def test_what_cannot_be_valued_says_why(tmp_path):
     def run(path, **settings):
         return value.run(ValueConfig(embeddings=path, out=tmp_path / "out", rounds=2, **settings))
 
-    with pytest.raises(VtpError, match="v-1 has no contributor; name one for each in the manifest"):
+    with raises("contributor-missing") as caught:
         run(write_file(tmp_path / "a.h5", small()), by="contributor")
-    with pytest.raises(VtpError, match="has no labels"):
+    assert "v-1" in str(caught.value)
+    with raises("labels-missing"):
         run(write_file(tmp_path / "b.h5", small(), labelled=False))
-    with pytest.raises(VtpError, match="only one video to value"):
+    with raises("value-only-one"):
         run(write_file(tmp_path / "c.h5", small(2)))
+
+
+# Any task
+
+
+def small_of(task, n=5, clips=12):
+    """Videos of one context each, the first held out; of one context, they are all alike."""
+    rng = np.random.default_rng(0)
+    videos = {"val-0": np.array(task.context_names)[np.arange(max(clips, len(task.contexts))) % len(task.contexts)]}
+    videos |= {f"v-{i}": np.array([task.context_names[-1 - i % len(task.contexts)]] * clips) for i in range(n)}
+    return {name: (context, look(context, rng, task)) for name, context in videos.items()}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_demonstrations_of_any_task_are_valued(tmp_path, name):
+    task = TASKS[name]
+    path = write_file(tmp_path / "e.h5", small_of(task), task=task)
+    result = value.run(ValueConfig(embeddings=path, out=tmp_path, rounds=2, draws=40))
+    table = pd.read_csv(tmp_path / "value.csv")
+    assert (result["task"], len(table)) == (task.name, 5)
+    assert result["blind_profit"] <= result["oracle_profit"] + 1e-9
+    assert result["profit_of_all"] <= result["oracle_profit"]
+    gained = result["profit_of_all"] - result["profit_of_none"]
+    assert result["value_total"] == pytest.approx(gained, abs=0.5)
+    assert all((tmp_path / f"value.{kind}").stat().st_size for kind in ("csv", "svg", "png", "json"))
+
+
+def test_too_few_draws_for_the_terms_are_refused(tmp_path):
+    many = TASKS["three actions"]
+    actions = {name: action for name, action in many.actions.items()}
+    actions |= {f"extra_{i}": many.actions["offset"] for i in range(4)}
+    task = many.model_copy(update={"actions": actions})
+    path = write_file(tmp_path / "e.h5", small_of(task), task=task)
+    with raises("draws-too-few") as caught:
+        value.run(ValueConfig(embeddings=path, out=tmp_path, rounds=2, draws=20))
+    assert "72" in str(caught.value), "36 terms of 7 actions"
+
+
+def test_another_tasks_prices_replace_those_of_the_file(tmp_path):
+    task = TASKS["three actions"]
+    path = write_file(tmp_path / "e.h5", small_of(task), task=task)
+    dear = tmp_path / "dear.yaml"
+    dear.write_text(
+        TEXTS["three actions"].replace("price_usd: 0.3", "price_usd: 3").replace("price_usd: 0.5", "price_usd: 5")
+    )
+    settings = {"embeddings": path, "out": tmp_path, "rounds": 2, "draws": 40}
+    usual, other = (value.run(ValueConfig(**settings, task=name)) for name in (None, str(dear)))
+    assert other["oracle_profit"] > 8 * usual["oracle_profit"]
+
+
+def test_a_clips_own_price_counts(tmp_path):
+    task = TASKS["one action"]
+    videos = small_of(task)
+    num_clips = sum(len(context) for context, _ in videos.values())
+    usual, twice = (
+        value.run(
+            ValueConfig(
+                embeddings=write_file(tmp_path / f"{i}.h5", videos, task=task, price_usd=price), out=tmp_path, rounds=2
+            )
+        )
+        for i, price in enumerate((None, np.full(num_clips, 0.5)))
+    )
+    assert twice["oracle_profit"] > 2 * usual["oracle_profit"]
+
+
+# Novelty
+
+
+def write_novelty(path, embeddings, score):
+    content = dataset.read_embeddings(embeddings).content_sha256
+    weight = (score / score.mean()).astype(np.float32)
+    dataset.write_novelty(path, {"weight": weight, "score": score}, {"content_sha256": content, "model": "made up"})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_novelty_is_tried_in_any_task(tmp_path, name):
+    task = TASKS[name]
+    path = write_file(tmp_path / "embeddings.h5", small_of(task), task=task)
+    settings = {"embeddings": path, "out": tmp_path, "rounds": 2, "draws": 40}
+    with raises("novelty-missing"):
+        novelty_use.run(NoveltyExperimentConfig(**settings))
+    num_clips = dataset.read_embeddings(path).num_clips
+    write_novelty(tmp_path / "novelty.h5", path, np.random.default_rng(0).random(num_clips))
+    result = novelty_use.run(NoveltyExperimentConfig(**settings))
+    table = pd.read_csv(tmp_path / "novelty.csv")
+    assert len(table) == 2 * (3 + 3 * 4) and np.isfinite(table.profit).all()
+    assert (result["demonstrations"], result["clips"]) == (5, 60)

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from factories import read_barcode, skip_by_edit_list, turn, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import raises
-from synthetic import read_barcode, skip_by_edit_list, turn, write_video
 from torchvision.transforms.functional import resize
 
 from pipeline.video import Clip, Decoder, DecoderPool, VideoError, VideoInfo, check_file, clip_windows, resize_frame

@@ -49,7 +49,9 @@ def command(
             try:
                 body(cfg, as_json=wants_json) if as_json else body(cfg)
             except KeyboardInterrupt as error:  # here, for typer would end with 130 and say nothing
-                raise TryAgainError("interrupted; run the same command again to go on", code="interrupted") from error
+                raise TryAgainError(
+                    "interrupted; run the same command again to go on", code="command-interrupted"
+                ) from error
 
         parameters = []
         for name in settings.names:

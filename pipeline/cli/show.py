@@ -42,34 +42,68 @@ def training_text(row: dict[str, float] | str) -> str:
     )
 
 
-def interval(interval: list[float] | None, *, digits: int = 2) -> str:
-    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+def interval(bounds: list[float] | None, *, digits: int = 2) -> str:
+    return "" if bounds is None else f" [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+
+
+CONTEXTS_SHOWN = 12
+DASH = "–"
+
+
+def decimals(value: float | None, digits: int = 2) -> str:
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def title_of(summary: dict[str, Any]) -> str:
+    return f"{summary['task']} {summary['scenario']}".strip() + f", {summary['validation']}"
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     from pipeline.training.revenue_split import skill_in_words
 
-    table = Table(title=f"{summary['task']} {summary['scenario']}, {summary['validation']}", title_justify="left")
+    table = Table(title=escape(title_of(summary)), title_justify="left")
     for column in ("", "policy", "oracle", "blind"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
         "profit $/h", f"{summary['profit_mean']:.2f}{interval(summary['profit_ci95'])}",
         f"{summary['oracle_profit']:.2f}", f"{summary['blind_profit']:.2f}",
     )  # fmt: skip
-    table.add_row("policy over", "", f"{summary['oracle_ratio']:.3f}", f"{summary['blind_ratio']:.3f}")
-    for name, row in summary["contexts"].items():
-        table.add_row(
-            f"{name}: speed, care", f"{row['speed']:.2f}, {row['care']:.2f}",
-            f"{row['oracle_speed']:.2f}, {row['oracle_care']:.2f}", "",
-        )  # fmt: skip
+    table.add_row("ratio to", "", decimals(summary["oracle_ratio"], 3), decimals(summary["blind_ratio"], 3))
+    table.add_section()
+    contexts = sorted(summary["contexts"].items(), key=lambda item: -item[1]["share"])[:CONTEXTS_SHOWN]
+    for name, row in contexts:
+        table.add_row(escape(name), *(_listed_actions(row[key]) for key in ("actions", "oracle_actions")), "")
     Console().print(table)
+    if left_out := len(summary["contexts"]) - len(contexts):
+        print(f"{left_out} more contexts, each a smaller share of the work, are in the run's summary and report")
+    if reason := _why_no_ratio(summary):
+        print(reason)
     print(
         f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   "
         f"spread ${summary['spread']:.2f}/h (rebate ${summary['rebate']:.2f}, captured ${summary['captured']:.2f})"
     )
+    print(_costs(summary["costs_usd_per_hour"]))
     if summary["estimator"]:
         print(f"rebate: {skill_in_words(summary['estimator'])}")
     print(f"outcome model: {summary['outcome_model']}")
+
+
+def _listed_actions(actions: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in actions.items())
+
+
+def _why_no_ratio(summary: dict[str, Any]) -> str:
+    """Which ratios there are not, since what they are to is not positive."""
+    names = {"oracle": "the oracle, which sees everything,", "blind": "the best blind policy"}
+    earn_nothing = [names[who] for who in names if summary[f"{who}_ratio"] is None]
+    return f"no ratio to {' and to '.join(earn_nothing)}: no more than $0.00/h is earned there" if earn_nothing else ""
+
+
+def _costs(costs: dict[str, float]) -> str:
+    if not costs:
+        return "costs: none"
+    items = ", ".join(f"{item} ${cost:.2f}" for item, cost in costs.items())
+    return f"costs ${sum(costs.values()):.2f}/h: {items}"
 
 
 COMPARED = (("profit_mean", "profit"), ("profit_difference", "profit_difference"), ("oracle_ratio", "oracle_ratio"))
@@ -90,13 +124,14 @@ def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    title = f"{summary['task']} {summary['scenario']}, {summary['validation']}, {len(summary['seeds'])} seeds"
-    table = Table(title=title, title_justify="left")
+    seeds = len(summary["seeds"])
+    title = f"{title_of(summary)}, {seeds} seed{'s' if seeds != 1 else ''}"
+    table = Table(title=escape(title), title_justify="left")
     for column in ("seed", "profit $/h", "of the oracle", "error"):
         table.add_column(column, justify="left" if column == "seed" else "right")
     for row in summary["by_seed"]:
         table.add_row(
-            str(row["seed"]), f"{row['profit_mean']:.2f}", f"{row['oracle_ratio']:.3f}", f"{row['err_mean']:.1%}"
+            str(row["seed"]), f"{row['profit_mean']:.2f}", decimals(row["oracle_ratio"], 3), f"{row['err_mean']:.1%}"
         )
     table.add_section()
     for name, profit, ratio in (
@@ -105,10 +140,12 @@ def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
         table.add_row(
             name,
             f"{summary[profit]:.2f}{interval(summary[profit.removesuffix('_mean') + '_ci95'])}",
-            f"{summary[ratio]:.3f}{interval(summary[ratio + '_ci95'], digits=3)}",
+            f"{decimals(summary[ratio], 3)}{interval(summary[ratio + '_ci95'], digits=3)}",
             f"{summary['err_mean']:.1%}" if name == "mean" else "",
         )
     Console().print(table)
+    if any(row["oracle_ratio"] is None for row in (summary, *summary["by_seed"])):
+        print("no ratio to the oracle where it earns no more than $0.00/h")
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:

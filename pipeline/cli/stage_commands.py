@@ -234,7 +234,7 @@ def compare(cfg: CompareConfig, *, as_json: bool) -> None:
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
     for row in rows:
         table.add_row(
-            row["run"],
+            escape(row["run"]),
             *(figure(row, *columns) for columns in COMPARED),
             "" if row["err_mean"] is None else f"{row['err_mean']:.1%}",
         )

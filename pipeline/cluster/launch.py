@@ -137,7 +137,7 @@ def _run(
         raise TryAgainError(
             f"interrupted, and Slurm array {array.id} goes on: the same command waits for it again, "
             f"`scancel {array.id}` ends it",
-            code="interrupted",
+            code="command-interrupted",
         ) from error
     if failures:
         raise report(failures, len(array.jobs))

@@ -40,7 +40,9 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
     config = network.config
     size, num_frames = config.image_size, config.num_frames
     if not isinstance(size, int):
-        raise VtpError(f"weights {name} are for images of {size}, and frames are cut to squares; {_WAYS_OUT}")
+        raise VtpError(
+            f"weights {name} are for images of {size}, and frames are cut to squares; {_WAYS_OUT}", code="weights-wrong"
+        )
     sha256 = source.state_sha256(network.state_dict())
     module: nn.Module = network  # transformers' own `to` hides its types
     module.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -1,13 +1,13 @@
 """Does novelty help? Policies learned with weights from it, with the same weights shuffled, and without; and which
 demonstrations to keep: the most novel, the longest, or any.
 
-It takes hundreds of policies, so they are learned as in `value`, by ridge regression of sampled outcomes on what is
-seen and what is done, and judged by expected profit on the held-out videos. Rounds differ in outcomes and in what is
-drawn; every comparison is within a round.
+It takes hundreds of policies, so they are learned by `ridge_learner`, and judged by expected profit on the held-out
+videos. Rounds differ in outcomes and in what is drawn; every comparison is within a round.
 """
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from pipeline import dataset
 from pipeline.config import NoveltyExperimentConfig
 from pipeline.errors import VtpError
-from pipeline.evaluate import interval95, split_rows, video_of
-from pipeline.experiments import value
 from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, save
+from pipeline.experiments.ridge_learner import Learner, labelled_outcomes, tried_blindly, try_out
+from pipeline.stats import interval95
 
 SHARES = (0.1, 0.25, 0.5, 0.75)  # of the demonstrations, kept
 WEIGHTINGS = ("novelty", "shuffled", "equal")
@@ -47,15 +47,22 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
     data = dataset.read_embeddings(cfg.embeddings)
     novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
     if not novelty_path.is_file():
-        raise VtpError(f"{novelty_path} does not exist; make it with: vtp novelty --embeddings {cfg.embeddings}")
+        raise VtpError(
+            f"{novelty_path} does not exist; make it with: vtp novelty --embeddings {shlex.quote(str(cfg.embeddings))}",
+            code="novelty-missing",
+        )
     columns, attrs = dataset.read_novelty_scores(novelty_path, data.content_sha256)
     if not np.isfinite(columns["score"]).any():
-        raise VtpError(f"{novelty_path} has no score ({attrs['model_why']}); score more clips")
-    model = value.labelled_outcomes(data, cfg.embeddings)
-    videos, held_rows, how = split_rows(data)
+        raise VtpError(
+            f"{novelty_path} has no score ({attrs['model_why']}); score more clips", code="novelty-without-scores"
+        )
+    model = labelled_outcomes(data, cfg.embeddings, cfg.task, draws=cfg.draws)
+    videos, held_rows, how = dataset.split_rows(data)
     if len(videos) < 4:
-        raise VtpError(f"{len(videos)} demonstrations are too few to keep a share of; give at least 4")
-    learner = value.Learner(data, videos, held_rows, model)
+        raise VtpError(
+            f"{len(videos)} demonstrations are too few to keep a share of; give at least 4", code="videos-too-few"
+        )
+    learner = Learner(data, videos, held_rows, model)
     rows = np.concatenate([np.arange(start, end) for start, end in videos])
     demonstrations = Demonstrations(
         rows=rows,
@@ -73,19 +80,19 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
     frame = pd.DataFrame(table)
     result = conclude(frame) | {
         "model": attrs["model"], "demonstrations": len(videos), "clips": len(rows), "rounds": cfg.rounds,
-        "judged_on": how, "videos_held_out": len(set(video_of(data, held_rows).tolist())),
+        "judged_on": how, "videos_held_out": len(set(dataset.video_of(data, held_rows).tolist())),
         "wall_s": time.monotonic() - started,
     }  # fmt: skip
-    save(output_folder(cfg.out, None), "novelty", frame, _draw(frame), result)
+    save(output_folder(cfg.out), "novelty", frame, _draw(frame), result)
     return result
 
 
 def one_round(
-    learner: value.Learner, clips: Demonstrations, *, draws: int, rng: np.random.Generator, number: int
+    learner: Learner, clips: Demonstrations, *, draws: int, rng: np.random.Generator, number: int
 ) -> list[dict[str, Any]]:
     """Rows {kind, arm, share, profit, round} of all policies that learn from one draw of outcomes."""
-    blindly = value.tried_blindly(learner.scenario, draws=draws, rng=rng)
-    differs = value.try_out(learner.scenario, learner.context[clips.rows], draws=draws, rng=rng) - blindly
+    blindly = tried_blindly(learner.model, draws=draws, rng=rng)
+    differs = try_out(learner.model, clips.rows, draws=draws, rng=rng) - blindly
     weights = {"novelty": clips.weight, "shuffled": rng.permutation(clips.weight), "equal": np.ones(len(clips.rows))}
     rows = [
         {"kind": "weighting", "arm": arm, "share": 1.0, "profit": learner.profit(clips.seen, differs, weight, blindly)}

@@ -1,9 +1,7 @@
-"""What every experiment leaves behind: a table, a figure in two formats, the key numbers."""
+"""What every experiment shares: the evaluation of a run, and what it leaves behind: a table, a figure, key numbers."""
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ from matplotlib.figure import Figure
 
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path, make_folder, write_json
-from pipeline.synthetic import dynamics
+from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, outcomes_of
+from pipeline.runs import RunDirectory, load_embeddings, load_metadata
 
 COLOURS = {
     "policy": "#0a6a72", "oracle": "#96600a", "second": "#7a4fb0", "retrained": "#7a4fb0", "human": "#9c3568",
@@ -39,11 +38,11 @@ STYLE = {
 in_style = matplotlib.rc_context(STYLE)  # a decorator of what draws
 
 
-def output_folder(out: Path | None, run: Path | None) -> Path:
+def output_folder(out: Path | None, run: RunDirectory | None = None) -> Path:
     """--out, or RUN/experiments."""
-    if out is None and run is None:
-        raise VtpError("there is no run to write into; name a folder with --out, or give RUN")
-    folder = out or run / "experiments"
+    folder = out or (run and run.experiments)
+    if folder is None:
+        raise VtpError("there is no run to write into; name a folder with --out, or give RUN", code="out-missing")
     make_folder(folder)
     return folder
 
@@ -65,40 +64,49 @@ def save(folder: Path, name: str, table: pd.DataFrame, figure: Figure, result: d
     write_json(folder / f"{name}.json", result)
 
 
-def read_table(run: Path, name: str, command: str) -> pd.DataFrame:
-    """RUN/NAME as a table of at least one row; `command` is what makes it."""
-    path = run / name
-    remedy = f"make it with: {command} {shlex.quote(str(run))}"
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError as error:
-        raise VtpError(f"{path} does not exist; {remedy}") from error
-    except ValueError as error:  # pandas' own errors are ValueErrors
-        raise VtpError(f"{path} cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
-    if table.empty:
-        raise VtpError(f"{path} has no rows; {remedy}")
-    return table
+def plain(text: str, *, width: int = 40) -> str:
+    """Text of a user's own as a figure shows it: cut to `width`, its dollars no formulas."""
+    return (text if len(text) <= width else text[: width - 1] + "…").replace("$", r"\$")
 
 
-def scenario_of(run: Path) -> dynamics.Scenario:
-    """The scenario that a run was validated in."""
-    path = run / "summary.json"
-    remedy = f"make it with: vtp evaluate {shlex.quote(str(run))}"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        return dynamics.scenario(summary["task"], summary["scenario"])
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise VtpError(f"{path} does not exist; {remedy}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise VtpError(f"{path} names no task and scenario; {remedy}") from error
+def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:
+    """The outcome model that a run's latest evaluation was judged by, and its steps, which are rows of that model.
+
+    VtpError with the command that makes them again where steps are missing, or are not of the run's task.
+    """
+    validation, steps = run.read_summary().get("validation"), run.read_steps()
+    metadata = load_metadata(run.path)
+    if validation in ("simulator", "closed loop from pixels"):
+        model: OutcomeModel = SimulatedOutcomes(metadata.task)
+    elif validation == "held-out clips":
+        clips, _ = metadata.of_clips()
+        model = outcomes_of(load_embeddings(clips)).with_task(metadata.task)
+    else:
+        raise VtpError(
+            f"{run.summary} is of validation {validation!r}, of which no outcomes are known; make it again with: "
+            f"{run.evaluate_command}",
+            code="run-validation-unknown",
+        )
+    if wrong := _what_is_wrong(steps, model):
+        raise VtpError(f"{run.validation} {wrong}; make it again with: {run.evaluate_command}", code="run-steps-other")
+    return model, steps.astype({"row": np.int64, **dict.fromkeys(model.task.actions, float)})
 
 
-def validation_steps(run: Path, scenario: dynamics.Scenario) -> pd.DataFrame:
-    """The stored validation steps, their context as its index."""
-    steps = read_table(run, "validation.csv", "vtp evaluate")
-    lacking = sorted({"episode", "context", "speed", "care"} - set(steps.columns))
-    index = {name: k for k, name in enumerate(scenario.context_names)}
-    if lacking or not set(steps["context"]) <= set(index) or steps[["speed", "care"]].isna().any(axis=None):
-        reason = f"lacks {', '.join(lacking)}" if lacking else f"does not fit {scenario.task} {scenario.name}"
-        raise VtpError(f"{run / 'validation.csv'} {reason}; make it again with: vtp evaluate {shlex.quote(str(run))}")
-    return steps.assign(context=steps["context"].map(index))
+def _what_is_wrong(steps: pd.DataFrame, model: OutcomeModel) -> str | None:
+    """Why the steps are not of the model, if they are not."""
+    task = model.task
+    if lacking := [name for name in ("episode", "row", "context", *task.actions) if name not in steps]:
+        return f"lacks {', '.join(lacking)}"
+    numbers = steps[["episode", "row", *task.actions]].apply(pd.to_numeric, errors="coerce")
+    row = numbers["row"]
+    if not (
+        np.isfinite(numbers).all(axis=None) and row.between(0, len(model.context) - 1).all() and (row % 1 == 0).all()
+    ):
+        return f"has a number that is none, or a row outside [0, {len(model.context)})"
+    if (steps["context"].to_numpy() != np.array(task.context_names)[model.context[row.astype(int)]]).any():
+        return f"has other contexts than {task} on its rows"
+    slack = 1e-6 * (task.high - task.low)
+    for name, low, high in zip(task.actions, task.low - slack, task.high + slack, strict=True):
+        if not numbers[name].between(low, high).all():
+            return f"has {name} outside [{task.actions[name].low:g}, {task.actions[name].high:g}]"
+    return None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from pipeline import econ
 from pipeline.config import SpreadConfig
 from pipeline.errors import VtpError
-from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, read_table, save
+from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, save
+from pipeline.runs import RunDirectory
 
 COLUMNS = (
     "episode", "time_h", "completed", "mp_h", "w_hat_r", "w_h", "spread", "spread_value", "rebate", "captured_spread",
@@ -27,22 +25,25 @@ DRAWN = 1000  # points a line
 
 def run(cfg: SpreadConfig) -> dict[str, Any]:
     """Write the table and the figure; returns the key numbers. An episode with a gap in its numbers is left out."""
-    metrics = read_table(cfg.run, "metrics.csv", "vtp train --out")
+    files = RunDirectory(cfg.run)
+    metrics = files.read_metrics()
     lacking = [name for name in COLUMNS if name not in metrics]
-    remedy = f"train it again with: vtp train --out {shlex.quote(str(cfg.run))}"
+    remedy = f"train it again with: {files.train_command}"
     if lacking:
-        raise VtpError(f"{cfg.run / 'metrics.csv'} lacks {', '.join(lacking)}; {remedy}")
+        raise VtpError(f"{files.metrics} lacks {', '.join(lacking)}; {remedy}", code="metrics-columns")
     numbers = metrics[list(COLUMNS)].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     known = numbers.dropna()
     if known.empty:
-        raise VtpError(f"{cfg.run / 'metrics.csv'} has no episode without a gap in its numbers; {remedy}")
+        raise VtpError(
+            f"{files.metrics} has no episode without a gap in its numbers; {remedy}", code="metrics-all-gaps"
+        )
     table = accumulate(known)
     result = key_numbers(table) | {
         "episodes_left_out": len(numbers) - len(known),
         "periods": by_period(table, cfg),
-        "estimator": _estimator(cfg.run / "data_value.json"),
+        "estimator": files.read_estimator(),
     }
-    save(output_folder(cfg.out, cfg.run), "spread", table, _draw(table), result)
+    save(output_folder(cfg.out, files), "spread", table, _draw(table), result)
     return result
 
 
@@ -112,11 +113,6 @@ def key_numbers(table: pd.DataFrame) -> dict[str, Any]:
         "episodes_paid": float(paid.mean()),
         "first_episode_paid": int(table.loc[paid.idxmax(), "episode"]) if paid.any() else None,
     }
-
-
-def _estimator(path: Path) -> dict[str, Any] | None:
-    """The skill of the estimator that the rebate rests on; None where training left no record of it."""
-    return json.loads(path.read_text(encoding="utf-8"))["estimator"] if path.is_file() else None
 
 
 @in_style

@@ -60,7 +60,8 @@ def check_output(cfg: ExtractConfig, entries: Sequence[VideoEntry]) -> None:
     for path in (cfg.out, cfg.out.with_suffix(".yaml")):
         if Path(os.path.realpath(path)) in inputs:
             raise VtpError(
-                f"--out {cfg.out} would replace {path}, which the extraction reads; name another", code="out-is-input"
+                f"--out {cfg.out} would replace {path}, which the extraction reads; name another",
+                code="output-is-input",
             )
 
 

@@ -15,12 +15,12 @@ BOOTSTRAPS = 1000
 def judge(data: dataset.Embeddings, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """How well the score, its channels and the baseline find labelled novelty, and whether it merely measures busyness.
 
-    Labels judge the score and enter it nowhere. Nothing where no clip is labelled novel.
+    Labels judge the score and enter it nowhere. Nothing if no clip is labelled novel.
     """
     scored = np.isfinite(columns["score"])
-    if data.labels is None or "knn" not in columns:
+    if data.logs is None or "knn" not in columns:
         return {}
-    novel = np.where(scored, data.labels["novel"], np.nan)
+    novel = np.where(scored, data.logs.novel, np.nan)
     ordinary = novel == 0
     result: dict[str, Any] = {
         "rho_motion": rank_correlation(columns["score"][ordinary], columns["motion_energy"][ordinary]),
@@ -32,7 +32,7 @@ def judge(data: dataset.Embeddings, columns: dict[str, np.ndarray]) -> dict[str,
     scores |= {
         name.removeprefix("channels/"): column for name, column in columns.items() if name.startswith("channels/")
     }
-    kinds = data.labels.get("novel_kind", np.full(data.num_clips, "", object)).astype(str)
+    kinds = np.full(data.num_clips, "") if data.logs.novel_kind is None else data.logs.novel_kind.astype(str)
     found = detection(scores, kinds, novel, np.random.default_rng(0))
     auroc = {kind: row["auroc"] for kind, row in found["score"].items()}
     return result | {

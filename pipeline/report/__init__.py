@@ -14,8 +14,8 @@ from pipeline.report.templates import render
 
 def run(cfg: ReportConfig) -> Path:
     """Write RUN/report.html from what RUN holds, and return its path; what is missing is said on the page."""
-    page = build_page(read_run(cfg.run))
+    files_of_run = read_run(cfg.run)
+    page = build_page(files_of_run)
     fields = {field.name: getattr(page, field.name) for field in dataclasses.fields(page)}
-    path = cfg.run / "report.html"
-    files.write_text(path, render("template.html", fields))
-    return path
+    files.write_text(files_of_run.run.report, render("template.html", fields))
+    return files_of_run.run.report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from pathlib import Path
@@ -14,9 +13,10 @@ from pipeline import files
 from pipeline.config import CompareConfig
 from pipeline.errors import VtpError
 from pipeline.report.figures import csv_download
-from pipeline.report.run_files import finite
+from pipeline.report.summary_figures import finite
 from pipeline.report.templates import render
 from pipeline.report.words import DASH, number, percent, usd
+from pipeline.runs import RunDirectory
 
 NUMBERS = (
     "profit_mean", "oracle_profit", "blind_profit", "oracle_ratio", "blind_ratio", "mp_mean", "err_mean", "wage_parity",
@@ -30,27 +30,30 @@ def run(cfg: CompareConfig) -> list[dict[str, Any]]:
     rows = [read_row(path) for path in cfg.runs]
     for row in rows:
         row |= difference(row, rows[0])
-    table = pd.DataFrame(rows)
-    with files.atomic_path(cfg.out / "compare.csv") as temporary:
+    table, path = pd.DataFrame(rows), RunDirectory(cfg.out).compare_page
+    with files.atomic_path(path.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False)
-    worlds = sorted({f"{row['task']} {row['scenario']}, {row['validation']}" for row in rows})
+    worlds = sorted({f"{row['task']} {row['scenario']}".strip() + f", {row['validation']}" for row in rows})
     fields = {"heads": HEADS, "rows": [_cells(row) for row in rows], "worlds": worlds}
-    page = render("compare.html", fields | {"download": csv_download("compare.csv", table)})
-    files.write_text(cfg.out / "compare.html", page)
+    page = render("compare.html", fields | {"download": csv_download(path.with_suffix(".csv").name, table)})
+    files.write_text(path, page)
     return rows
 
 
 def read_row(path: Path) -> dict[str, Any]:
     """A run's figures from its summary; None where it has none."""
-    remedy = f"make it with: vtp evaluate {shlex.quote(str(path))}"
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        row = {"run": str(path)} | {key: str(summary[key]) for key in ("source", "task", "scenario", "validation")}
-        row |= {"episodes": int(summary["episodes"])} | {key: finite(summary.get(key)) for key in NUMBERS}
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise VtpError(f"{path / 'summary.json'} does not exist; {remedy}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VtpError(f"{path / 'summary.json'} is no summary of a run ({error}); {remedy}") from error
+    run = RunDirectory(path)
+    summary = run.read_summary()
+    lacking = [key for key in ("source", "task", "scenario", "validation", "episodes") if key not in summary]
+    if lacking or not isinstance(summary["episodes"], int):
+        raise VtpError(
+            f"{run.summary} is no summary of a run: it has no {'number of ' if not lacking else ''}"
+            f"{(lacking or ['episodes'])[0]}; "
+            f"make it with: vtp evaluate {shlex.quote(str(path))}",
+            code="summary-bad",
+        )
+    row = {"run": str(path)} | {key: str(summary[key]) for key in ("source", "task", "scenario", "validation")}
+    row |= {"episodes": summary["episodes"]} | {key: finite(summary.get(key)) for key in NUMBERS}
     for name, key in INTERVALS.items():
         bounds = summary.get(key)
         low, high = map(finite, bounds) if isinstance(bounds, list) and len(bounds) == 2 else (None, None)

@@ -1,4 +1,4 @@
-"""The charts of a run: learning curves from `metrics.csv`, actions from `validation.csv`."""
+"""Learning curves: what training wrote down, episode by episode."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import pandas as pd
 
 from pipeline.report import figures
 from pipeline.report.figures import Chart, Reference, Series
-from pipeline.report.words import count, number_tick, percent_tick, usd, usd_tick
+from pipeline.report.summary_figures import ActionAxis, capitalised, share_bounds
+from pipeline.report.words import count, listed, number_tick, percent_tick, usd, usd_tick
 
-ACTIONS_SHOWN = 400  # dots a chart; the download has more
+MEAN = "mean_"  # begins the column of an action's mean
+NO_ACTIONS = ("novelty", "weight")  # of clips, whose means are columns too
 BAND = (0.1, 0.9)  # quantiles of the episodes in a window
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A learning curve: columns of `metrics.csv` and the labels of their lines, the policy's first.
+    """A learning curve: columns of the metrics and the labels of their lines, the policy's first.
 
     A `noisy` column is drawn as its rolling mean within the band that holds four in five of the same episodes;
     `behind` are further lines, `include` values that the axis holds.
@@ -41,15 +43,21 @@ def rolling_window(num_episodes: int) -> int:
 
 
 def learning_charts(
-    metrics: pd.DataFrame, validations: pd.DataFrame, numbers: Mapping[str, float | None]
+    metrics: pd.DataFrame,
+    validations: pd.DataFrame,
+    numbers: Mapping[str, float | None],
+    axes: Sequence[ActionAxis],
 ) -> tuple[list[Chart], list[str]]:
-    """The charts of the curves that `metrics` has numbers for, and the titles of the others."""
+    """The charts of the curves that `metrics` has numbers for, and the titles of the others.
+
+    axes: the task's actions; where they are not known, the columns' names tell them.
+    """
     if metrics.empty:
         return [], []
     episode = _column(metrics, "episode")
     x = episode.to_numpy() if episode.notna().all() else np.arange(1.0, len(metrics) + 1)
     charts, absent = [], []
-    for curve in _curves(metrics, validations, numbers, x):
+    for curve in [*_curves(metrics, validations, numbers, x), *_action_curves(metrics, axes)]:
         if any(_column(metrics, name).notna().any() for name in curve.columns):
             charts.append(_draw(curve, metrics, x))
         else:
@@ -117,13 +125,30 @@ def _curves(
             number_tick,
             noisy=False,
         ),
+    ]
+
+
+def _action_curves(metrics: pd.DataFrame, axes: Sequence[ActionAxis]) -> list[Curve]:
+    """One curve of two actions that share their bounds; otherwise one an action, each on an axis of its own."""
+    if not axes:
+        names = [name.removeprefix(MEAN) for name in metrics.columns if name.startswith(MEAN)]
+        return [
+            Curve(
+                capitalised(name.replace("_", " ")), {MEAN + name: ""}, "Mean action of each episode.", number_tick,
+                include=(),
+            )
+            for name in names if name not in NO_ACTIONS
+        ]  # fmt: skip
+    together = [list(axes)] if len(axes) == 2 and share_bounds(axes) else [[axis] for axis in axes]
+    return [
         Curve(
-            "Speed and care",
-            {"mean_speed": "speed", "mean_care": "care"},
-            "Mean action of each episode, from 0 to 1.",
+            capitalised(listed([axis.label for axis in drawn])),
+            {MEAN + axis.name: axis.label if len(drawn) > 1 else "" for axis in drawn},
+            f"Mean action of each episode, from {drawn[0].span}.",
             number_tick,
-            include=(0.0, 1.0),
-        ),
+            include=(drawn[0].low, drawn[0].high),
+        )
+        for drawn in together
     ]
 
 
@@ -154,31 +179,3 @@ def _draw(curve: Curve, metrics: pd.DataFrame, x: np.ndarray) -> Chart:
         label_gap=curve.label_gap,
         download=figures.csv_download(f"{next(iter(curve.columns))}.csv", pd.DataFrame(table)),
     )
-
-
-def action_charts(validation: pd.DataFrame, contexts: Mapping[str, Mapping[str, float | None]]) -> list[Chart]:
-    """A chart of every action a context, in the order of `contexts`."""
-    if not {"speed", "care"} <= set(validation.columns):
-        return []
-    table = validation.assign(
-        speed=pd.to_numeric(validation["speed"], errors="coerce"),
-        care=pd.to_numeric(validation["care"], errors="coerce"),
-    ).dropna(subset=["speed", "care"])
-    if "context" not in table:
-        table = table.assign(context="every object")
-    charts = []
-    for name, steps in table.groupby(table["context"].astype(str), sort=False):
-        means = contexts.get(name, {})
-        oracle = (means.get("oracle_speed"), means.get("oracle_care"))
-        shown = steps.iloc[:: -(-len(steps) // ACTIONS_SHOWN)]
-        charts.append(
-            figures.action_chart(
-                name,
-                shown["speed"].to_numpy(),
-                shown["care"].to_numpy(),
-                oracle=None if None in oracle else oracle,
-                download=figures.csv_download(f"actions-{len(charts) + 1}.csv", steps),
-            )
-        )
-    order = list(contexts)
-    return sorted(charts, key=lambda chart: order.index(chart.title) if chart.title in order else len(order))

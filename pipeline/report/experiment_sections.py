@@ -15,7 +15,8 @@ from pipeline.report.figures import Download, csv_download
 from pipeline.report.run_files import Missing
 from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.themed import data_uri, themed
-from pipeline.report.words import DASH, count, number, percent, usd
+from pipeline.report.words import DASH, count, listed, number, percent, usd
+from pipeline.runs import RunDirectory
 from pipeline.training.revenue_split import skill_in_words
 
 FIGURE_BYTES = 600_000  # of one figure before base64
@@ -46,8 +47,8 @@ class Experiments:
 KINDS = {
     "frontier": (
         "What can be done",
-        "Speed and care that meet the service level are shaded; green lines join equal output, red ones equal error "
-        "rates. The ring is the best action, the dot the policy’s mean one.",
+        "Actions that meet the service level are shaded; green lines are of output, red ones of error rates. The ring "
+        "is the best action, the dot the policy’s mean one.",
     ),
     "elasticity": (
         "If prices or wages change",
@@ -67,8 +68,8 @@ KINDS = {
 }
 
 
-def read_experiments(run: Path, config: dict[str, Any], *, labelled: bool) -> Experiments:
-    """What RUN/experiments and RUN/data_value.json hold; what they lack is said with the command that makes it.
+def read_experiments(run: RunDirectory, config: dict[str, Any], *, labelled: bool) -> Experiments:
+    """What experiments left in a run, and training of its estimator; what lacks is said with the command for it.
 
     labelled: whether the demonstrations have labels, without which they cannot be valued.
     """
@@ -78,7 +79,7 @@ def read_experiments(run: Path, config: dict[str, Any], *, labelled: bool) -> Ex
         if name == "value" and config.get("source") == "sim":
             continue  # there are no demonstrations
         try:
-            found[name] = _read(run / "experiments", name, title, shows)
+            found[name] = _read(run.experiments, name, title, shows)
         except FileNotFoundError as error:
             if name == "value" and not labelled:
                 missing[name] = Missing(
@@ -87,11 +88,14 @@ def read_experiments(run: Path, config: dict[str, Any], *, labelled: bool) -> Ex
                     with_labels(config),
                 )
                 continue
-            sentence = f"experiments/{Path(str(error.filename)).name} is missing: there is no “{title.lower()}”."
+            file = f"{run.experiments.name}/{Path(str(error.filename)).name}"
+            sentence = f"{file} is missing: there is no “{title.lower()}”."
             missing[name] = Missing(sentence, _command(run, name, config))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            missing[name] = Missing(f"experiments/{name} cannot be read ({reason}).", _command(run, name, config))
+            reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
+            file = f"{run.experiments.name}/{name}"
+            missing[name] = Missing(f"{file} cannot be read ({reason}).", _command(run, name, config))
     value = found.pop("value", None)
     return Experiments(list(found.values()), value, _estimator(run, missing, config), missing)
 
@@ -100,12 +104,12 @@ def with_labels(config: dict[str, Any]) -> str:
     return f"vtp extract MANIFEST --out {shlex.quote(str(config.get('embeddings') or 'data/embeddings.h5'))}"
 
 
-def value_command(run: Path, config: dict[str, Any]) -> str:
+def value_command(run: RunDirectory, config: dict[str, Any]) -> str:
     embeddings = shlex.quote(str(config.get("embeddings") or "data/embeddings.h5"))
-    return f"vtp experiment value --embeddings {embeddings} --out {shlex.quote(str(run / 'experiments'))}"
+    return f"vtp experiment value --embeddings {embeddings} --out {shlex.quote(str(run.experiments))}"
 
 
-def _command(run: Path, name: str, config: dict[str, Any]) -> str:
+def _command(run: RunDirectory, name: str, config: dict[str, Any]) -> str:
     return value_command(run, config) if name == "value" else f"vtp experiment {name} {shlex.quote(str(run))}"
 
 
@@ -125,12 +129,19 @@ def _read(folder: Path, name: str, title: str, shows: str) -> Experiment:
 def _frontier_says(result: dict[str, Any]) -> str:
     best = result["optimum"]
     action = "action that is the same for all" if len(result["contexts"]) > 1 else "action"
+    held = f" with {_actions(result['held'])}" if result["held"] else ""
+    points = result["grid"] ** len(result["axes"])
     return (
-        f"{result['analytic_count']:,} of {result['grid'] ** 2:,} actions meet {number(result['min_mp'], 0)} good "
-        f"units an hour and {percent(result['max_err'])} errors by formula, {result['monte_carlo_count']:,} in "
-        f"{result['env_steps']:,} simulated steps. The best {action} "
-        f"is speed {number(best['speed'])} and care {number(best['care'])}: {usd(best['profit'])} an hour."
+        f"{result['analytic_count']:,} of {points:,} actions{held} meet {number(result['min_mp'], 0)} good units an "
+        f"hour and {percent(result['max_err'])} errors by formula, {result['monte_carlo_count']:,} in "
+        f"{result['env_steps']:,} simulated steps. The best {action} is {_actions(best['actions'])}: "
+        f"{usd(best['profit'])} an hour."
     )
+
+
+def _actions(values: dict[str, float]) -> str:
+    named = [f"{name.replace('_', ' ')} {value:.3g}".replace("-", "−") for name, value in values.items()]
+    return listed(named)
 
 
 def _elasticity_says(result: dict[str, Any]) -> str:
@@ -241,16 +252,17 @@ def _valued(_: dict[str, Any], table: pd.DataFrame) -> Table:
 TABLES = {"spread": _periods, "value": _valued}
 
 
-def _estimator(run: Path, missing: dict[str, Missing], config: dict[str, Any]) -> str:
+def _estimator(run: RunDirectory, missing: dict[str, Missing], config: dict[str, Any]) -> str:
     """What the customers' share of the spread rests on, in words."""
     try:
-        skill = json.loads((run / "data_value.json").read_text(encoding="utf-8"))["estimator"]
-        return skill_in_words(skill)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
-        again = shlex.quote(str(run / "config.yaml"))
-        missing["estimator"] = Missing(
-            f"data_value.json {reason}: the skill of the estimator of the customers’ share is not known.",
-            f"vtp train --config {again}" if config else f"vtp train --out {shlex.quote(str(run))}",
-        )
-        return ""
+        skill = run.read_estimator()
+        if skill is not None:
+            return skill_in_words(skill)
+        reason = "is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        reason = "cannot be read"
+    missing["estimator"] = Missing(
+        f"{run.estimator.name} {reason}: the skill of the estimator of the customers’ share is not known.",
+        f"vtp train --config {shlex.quote(str(run.config))}" if config else f"vtp train --out {shlex.quote(str(run))}",
+    )
+    return ""

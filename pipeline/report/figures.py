@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,8 @@ from matplotlib.ticker import MaxNLocator
 SIZE = 1000
 COLUMNS = 500  # a longer line is thinned to the lowest and highest point of each column
 CSV_ROWS = 2000
+BINS = 20
+MARGIN = 5.0  # percent of an axis of actions, on either side
 
 Style = Literal["policy", "validation", "target", "oracle", "blind", "human", "second"]
 
@@ -74,6 +76,14 @@ class Chart:
     labels: list[Tick]
     x_label: str
     download: Download
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Two axes, each with the (percent, label) of its ticks."""
+
+    x: Sequence[tuple[float, str]]
+    y: Sequence[tuple[float, str]]
 
 
 @dataclass(frozen=True)
@@ -219,36 +229,76 @@ def line_chart(
     )
 
 
-def action_chart(
-    title: str, speed: np.ndarray, care: np.ndarray, *, oracle: tuple[float, float] | None, download: Download
+def plane_chart(
+    title: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    plane: Plane,
+    *,
+    ring: tuple[float, float] | None,
+    summary: str,
+    x_label: str,
+    download: Download,
 ) -> Chart:
-    """Every action as a dot in the square of speed (x) and care (y), the oracle's as a ring."""
-    margin = 0.05  # a dot on the edge stays whole
-
-    def to_x(x):
-        return SIZE * (np.asarray(x, float) + margin) / (1 + 2 * margin)
-
-    def to_y(y):
-        return SIZE - to_x(y)
-
-    paths = [("dots", dots_path(to_x(speed), to_y(care)))]
-    summary = f"{title}: {len(speed)} actions, mean speed {np.nanmean(speed):.2f} and care {np.nanmean(care):.2f}"
-    if oracle:
-        ring = dots_path(to_x([oracle[0]]), to_y([oracle[1]]))
-        paths += [("ring", ring), ("ring-hole", ring)]
-        summary += f"; the oracle's are {oracle[0]:.2f} and {oracle[1]:.2f}"
-    ticks = (0.0, 0.5, 1.0)
+    """Points as dots in a plane, and one place as a ring; positions in percent of the axes."""
+    dots = dots_path(SIZE / 100 * _within(x), SIZE - SIZE / 100 * _within(y))
+    paths = [("dots", dots)]
+    if ring:
+        circle = dots_path(SIZE / 100 * _within([ring[0]]), SIZE - SIZE / 100 * _within([ring[1]]))
+        paths += [("ring", circle), ("ring-hole", circle)]
     return Chart(
         title,
         "",
-        summary + ".",
+        summary,
         paths,
-        x_ticks=[Tick(float(to_x(t)) * 100 / SIZE, f"{t:g}") for t in ticks],
-        y_ticks=[Tick(float(to_y(t)) * 100 / SIZE, f"{t:g}") for t in ticks],
+        x_ticks=[Tick(float(_within(at)), label) for at, label in plane.x],
+        y_ticks=[Tick(100 - float(_within(at)), label) for at, label in plane.y],
         labels=[],
-        x_label="speed",
+        x_label=x_label,
         download=download,
     )
+
+
+def histogram(
+    title: str,
+    x: np.ndarray,
+    axis: Sequence[tuple[float, str]],
+    *,
+    mark: float | None,
+    summary: str,
+    x_label: str,
+    download: Download,
+) -> Chart:
+    """How large a share of values lies in each bin, and one value as a line; positions in percent of the axis."""
+    counts, edges = np.histogram(x, bins=BINS, range=(0, 100))
+    shares = counts / max(len(x), 1)
+    y_ticks = _ticks(0.0, float(shares.max()) or 1.0, nbins=4)
+    left, right = (SIZE / 100 * _within(side) for side in (edges[:-1], edges[1:]))
+    tops = SIZE * (1 - shares / y_ticks[-1])
+    bars = "".join(
+        f"M{start:.0f} {SIZE}V{top:.0f}H{end:.0f}V{SIZE}Z"
+        for start, end, top, n in zip(left, right, tops, counts, strict=True)
+        if n
+    )
+    paths = [("hist", bars)]
+    if mark is not None:
+        paths.append(("ref oracle mark", f"M{SIZE / 100 * float(_within(mark)):.0f} 0V{SIZE}"))
+    return Chart(
+        title,
+        "",
+        summary,
+        paths,
+        x_ticks=[Tick(float(_within(at)), label) for at, label in axis],
+        y_ticks=[Tick(100 * (1 - t / y_ticks[-1]), f"{100 * t:g}%") for t in y_ticks],
+        labels=[],
+        x_label=x_label,
+        download=download,
+    )
+
+
+def _within(percent: Any) -> np.ndarray:
+    """Percent of an axis as percent of the chart, so that a dot on an edge stays whole."""
+    return (np.asarray(percent, float) + MARGIN) / (100 + 2 * MARGIN) * 100
 
 
 def bars(

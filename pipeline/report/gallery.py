@@ -14,19 +14,32 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pipeline import dataset, synthetic
+from pipeline.dataset.rereading import read_clips
 from pipeline.errors import VtpError
 from pipeline.experiments.output import COLOURS, in_style, new_figure
-from pipeline.files import file_sha256
 from pipeline.report.experiment_sections import Experiment
 from pipeline.report.figures import csv_download
 from pipeline.report.run_files import Missing
 from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.themed import data_uri, themed
 from pipeline.report.words import count, number
-from pipeline.video import Decoder, VideoError
 
 SHOWN = 4  # clips at either end
 MAX_FRAMES = 32  # of a looping picture: the page stays small however long the clips are
+
+
+WHY_NOT = {  # by the code of the error that reading a clip again ended with
+    "video-changed": "The video has changed since it was scored.",
+    "video-unreadable": "The video is not to be read any more.",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A looping picture as a data URI, or why there is none."""
+
+    uri: str | None
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,13 @@ def read_gallery(config: dict[str, Any], *, weights_from: str | None = None) -> 
             return missing(f"in {novelty_path}, {name} is {found}, not {shape}")
     ranked = _ranked(columns)
     shown = min(SHOWN, len(ranked) // 2)
+    most, least = ranked[:shown], _each_video_first(data, ranked[::-1])[:shown]
+    pictures = _pictures(data, np.concatenate([most, least]))
     return Gallery(
         says=f"{count(len(ranked), 'clip')} scored by the model {attrs.get('model')} ({attrs.get('model_why')}), "
         f"against {attrs.get('reference')}. 0 is the middle of the reference, one unit a usual deviation.",
-        most=[_tile(data, columns, row) for row in ranked[:shown]],
-        least=[_tile(data, columns, row) for row in _each_video_first(data, ranked[::-1])[:shown]],
+        most=[_tile(data, columns, row, pictures[row]) for row in most],
+        least=[_tile(data, columns, row, pictures[row]) for row in least],
         scores=_scores(data, columns, sigmas, ranked),
         detection=detection,
     )
@@ -123,35 +138,37 @@ def _each_video_first(data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
 
 def _kinds(data: dataset.Embeddings) -> np.ndarray:
     """The label of each clip [N]: a kind of novelty, novel, ordinary, or "" where nothing is known."""
-    labels = data.labels or {}
-    novel = labels.get("novel", np.full(data.num_clips, np.nan))
-    kind = labels.get("novel_kind", np.full(data.num_clips, "", object)).astype(str)
+    if data.logs is None:
+        return np.full(data.num_clips, "")
+    novel = data.logs.novel
+    kind = np.full(data.num_clips, "") if data.logs.novel_kind is None else data.logs.novel_kind.astype(str)
     return np.where(novel == 1, np.where(kind == "", "novel", kind), np.where(novel == 0, "ordinary", ""))
 
 
-def _tile(data: dataset.Embeddings, columns: dict[str, np.ndarray], row: int) -> Tile:
+def _tile(data: dataset.Embeddings, columns: dict[str, np.ndarray], row: int, picture: Picture) -> Tile:
     video = int(_video(data, np.array(row)))
     where = f"{data.videos.id[video]}, from {data.clips.start_s[row]:.1f} s"
-    score, kind = number(float(columns["score"][row])), _kinds(data)[row]
-    try:
-        path = Path(data.videos.path[video])
-        if file_sha256(path) != data.videos.sha256[video]:
-            return Tile(None, score, kind, where, "The video has changed since it was scored.")
-        frames = _frames(data, path, row - int(data.offset[video]))
-    except (OSError, VideoError):
-        return Tile(None, score, kind, where, "The video is not to be read any more.")
+    return Tile(picture.uri, number(float(columns["score"][row])), _kinds(data)[row], where, picture.why_not)
+
+
+def _pictures(data: dataset.Embeddings, rows: np.ndarray) -> dict[int, Picture]:
+    """Each row's clip as a looping picture, or why there is none; every video is read once."""
+    rows = np.sort(rows)
+    pictures = {}
+    for video in np.unique(_video(data, rows)):
+        wanted = rows[_video(data, rows) == video]
+        try:
+            for read, clips in read_clips(data, [video], wanted=wanted):
+                pictures |= {int(row): Picture(_looping(data, clip)) for row, clip in zip(read, clips, strict=True)}
+        except VtpError as error:
+            why_not = WHY_NOT.get(error.code, str(error))
+            pictures |= {int(row): Picture(None, why_not) for row in wanted if int(row) not in pictures}
+    return pictures
+
+
+def _looping(data: dataset.Embeddings, frames: np.ndarray) -> str:
     step = -(-len(frames) // MAX_FRAMES)
-    picture = synthetic.webp(frames[::step], fps=float(data.attrs["fps"]) / step)
-    return Tile(data_uri(picture, "webp"), score, kind, where)
-
-
-def _frames(data: dataset.Embeddings, path: Path, number_in_video: int) -> np.ndarray:
-    options = {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail")}
-    with Decoder(decoder=str(data.attrs["decoder"])) as decoder:
-        for index, clip in enumerate(decoder.clips(path, **options)):
-            if index == number_in_video:
-                return clip.frames
-    raise VideoError("changed", f"{path.name} has no clip {number_in_video} any more", "extract it again")
+    return data_uri(synthetic.webp(frames[::step], fps=float(data.attrs["fps"]) / step), "webp")
 
 
 @in_style  # saving too: only then does text stay text, which the page colours

@@ -10,8 +10,9 @@ import pandas as pd
 from pipeline.report import figures
 from pipeline.report.curves import rolling_window
 from pipeline.report.figures import Bar, Download
-from pipeline.report.run_files import RunFiles, finite
-from pipeline.report.words import count, number, percent, usd
+from pipeline.report.run_files import RunFiles
+from pipeline.report.summary_figures import finite
+from pipeline.report.words import DASH, count, number, percent, usd
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ def headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, li
         over = f"over {count(episodes, noun)} " if episodes else ""
         lead.append(f"Measured {over}{how}.")
     profit_changed, ratio_changed = (finite(files.changed.get(key)) for key in ("profit_mean", "oracle_ratio"))
-    if profit_changed is not None and ratio_changed is not None:
+    if profit_changed is not None:
+        of_oracle = f", {percent(ratio_changed)} of the oracle" if ratio_changed is not None else ""
         lead.append(
-            f"In scenes with a light, a background and sizes that no demonstration shows it is {usd(profit_changed)}, "
-            f"{percent(ratio_changed)} of the oracle."
+            f"In scenes with a light, a background and sizes that no demonstration shows it is {usd(profit_changed)}"
+            f"{of_oracle}."
         )
     if files.summary.get("outcome_model"):
         lead.append(f"Outcomes come from: {str(files.summary['outcome_model']).rstrip('.')}.")
@@ -100,11 +102,14 @@ def tiles(numbers: dict[str, float | None], ratio_interval: tuple[float, float] 
             Tile(
                 percent(numbers["oracle_ratio"]),
                 "of the oracle",
-                "The oracle takes the best action for every object"
+                "The oracle takes the best action for every kind of work"
                 + (f" and earns {usd(oracle)} an hour." if oracle is not None else ".")
                 + (" 95% interval {} to {}.".format(*map(percent, ratio_interval)) if ratio_interval else ""),
             )
         )
+    elif oracle is not None and oracle <= 0:
+        note = f"There is no share of it to speak of: even the oracle earns no more than {usd(oracle)} an hour."
+        tiles.append(Tile(DASH, "of the oracle", note))
     if profit is not None and blind is not None:
         same = oracle is not None and abs(oracle - blind) < 0.005
         more = f" That is {percent(profit / blind - 1, 0)} more." if profit > blind > 0 else ""
@@ -112,7 +117,7 @@ def tiles(numbers: dict[str, float | None], ratio_interval: tuple[float, float] 
             Tile(
                 usd(profit - blind, signed=True),
                 "an hour against blind",
-                "With one kind of object there is nothing to see: blind is the oracle."
+                "With one kind of work there is nothing to see: blind is the oracle."
                 if same
                 else f"The best policy that cannot see earns {usd(blind)} an hour.{more}",
             )
@@ -123,7 +128,7 @@ def tiles(numbers: dict[str, float | None], ratio_interval: tuple[float, float] 
             Tile(
                 f"{number(numbers['wage_parity'])}×",
                 "the human wage" + (f" of {usd(wage)}" if wage is not None else ""),
-                "Wage parity: what an hour of its work is worth, before energy, over what a person is paid.",
+                "Wage parity: what an hour of its work is worth, before costs, over what a person is paid.",
             )
         )
     if numbers["err_mean"] is not None:

@@ -16,10 +16,13 @@ import pandas as pd
 import yaml
 
 from pipeline.errors import VtpError
+from pipeline.report.summary_figures import finite_values, largest, read_contexts
+from pipeline.runs import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 FRAME_BYTES = 800_000  # of images before base64, so that the page stays small
+FAILURES = "failures.jsonl"  # beside the embeddings, where extraction writes them
 IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 
 
@@ -37,10 +40,8 @@ class Frame:
 
     context: str
     uri: str
-    speed: float | None
-    care: float | None
-    oracle_speed: float | None
-    oracle_care: float | None
+    actions: dict[str, float | None]
+    oracle_actions: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Failure:
 class RunFiles:
     """The contents of a run directory; `missing` is keyed by part."""
 
-    path: Path
+    run: RunDirectory
     config: dict[str, Any]
     summary: dict[str, Any]
     changed: dict[str, Any]  # the summary of a validation in changed scenes; empty where there was none
@@ -69,64 +70,62 @@ class RunFiles:
     missing: dict[str, Missing]
 
 
-def finite(value: Any) -> float | None:
-    """`value` as a float, None where it is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def read_run(run: Path) -> RunFiles:
-    """Read everything that the page can show of `run`."""
-    if not run.is_dir():
-        raise VtpError(f"{run} is not a run directory; make one with: vtp train --out {shlex.quote(str(run))}")
-    if not any((run / name).exists() for name in ("config.yaml", "summary.json", "metrics.csv")):
+def read_run(path: Path) -> RunFiles:
+    """Read everything that the page can show of a run."""
+    run = RunDirectory(path)
+    train = f"vtp train --out {shlex.quote(str(path))}"
+    if not path.is_dir():
+        raise VtpError(f"{path} is not a run directory; make one with: {train}", code="run-missing")
+    if not any(file.exists() for file in (run.config, run.summary, run.metrics)):
         raise VtpError(
-            f"{run} holds none of config.yaml, summary.json and metrics.csv, so it is not a run; "
-            f"make one with: vtp train --out {shlex.quote(str(run))}"
+            f"{path} holds none of {run.config.name}, {run.summary.name} and {run.metrics.name}, so it is not a run; "
+            f"make one with: {train}",
+            code="run-empty",
         )
 
     missing: dict[str, Missing] = {}
-    evaluate = f"vtp evaluate {shlex.quote(str(run))}"
-    train = f"vtp train --source embeddings --out {shlex.quote(str(run))}"
+    evaluate = f"vtp evaluate {shlex.quote(str(path))}"
+    train = f"vtp train --source embeddings --out {shlex.quote(str(path))}"
 
-    def read(part: str, name: str, parse: Callable[[Path], Any], empty: Any, consequence: str, command: str) -> Any:
+    def read(part: str, file: Path, parse: Callable[[Path], Any], empty: Any, consequence: str, command: str) -> Any:
+        name = file.relative_to(path)
         try:
-            return parse(run / name)
+            return parse(file)
         except FileNotFoundError:
             missing[part] = Missing(f"{name} is missing: {consequence}.", command)
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             missing[part] = Missing(f"{name} cannot be read ({reason}): {consequence}.", command)
-            logger.warning("%s cannot be read: %s", run / name, reason)
+            logger.warning("%s cannot be read: %s", file, reason)
         return empty
 
-    config = read("config", "config.yaml", _mapping_yaml, {}, "the settings of this run are not known", train)
+    config = read("config", run.config, _mapping_yaml, {}, "the settings of this run are not known", train)
     if config:
-        train = f"vtp train --config {shlex.quote(str(run / 'config.yaml'))}"
-    summary = read("summary", "summary.json", _mapping_json, {}, "the policy has not been validated", evaluate)
+        train = f"vtp train --config {shlex.quote(str(run.config))}"
+    summary = read("summary", run.summary, _mapping_json, {}, "the policy has not been validated", evaluate)
     changed = {}
-    if (run / "changed" / "summary.json").exists():
+    if run.changed.summary.exists():
         changed = read(
-            "changed", "changed/summary.json", _mapping_json, {}, "what it earns in changed scenes is not known",
+            "changed", run.changed.summary, _mapping_json, {}, "what it earns in changed scenes is not known",
             f"{evaluate} --scenes changed",
         )  # fmt: skip
-    metrics = read("metrics", "metrics.csv", _numbers_csv, pd.DataFrame(), "there are no learning curves", train)
+    metrics = read("metrics", run.metrics, _numbers_csv, pd.DataFrame(), "there are no learning curves", train)
     validation = read(
-        "validation", "validation.csv", pd.read_csv, pd.DataFrame(), "single actions cannot be shown", evaluate
+        "validation", run.validation, pd.read_csv, pd.DataFrame(), "single actions cannot be shown", evaluate
     )
     validations = read(
         "validations",
-        "validations.csv",
+        run.validations,
         _numbers_csv,
         pd.DataFrame(),
         "the learning curve has no validations made during training",
         train,
     )
+    contexts = [context.name for context in largest(read_contexts(summary))]
     frames, left_out = read(
         "frames",
-        "frames/frames.json",
-        lambda path: _read_frames(path, FRAME_BYTES),
+        run.frame_index,
+        lambda index: _read_frames(index, FRAME_BYTES, contexts),
         ([], 0),
         "there are no pictures of what the policy saw",
         evaluate,
@@ -134,7 +133,7 @@ def read_run(run: Path) -> RunFiles:
     failures = None
     if config.get("source") in ("embeddings", "video") and config.get("embeddings"):
         embeddings = Path(str(config["embeddings"]))
-        failures = _read_failures(embeddings.parent / "failures.jsonl", missing, embeddings)
+        failures = _read_failures(embeddings.parent / FAILURES, missing, embeddings)
     return RunFiles(
         run, config, summary, changed, metrics, validation, validations, frames, left_out, failures, missing
     )
@@ -162,11 +161,15 @@ def _numbers_csv(path: Path) -> pd.DataFrame:
     return table.replace([math.inf, -math.inf], math.nan)
 
 
-def _read_frames(path: Path, budget: int) -> tuple[list[Frame], int]:
-    """Frames in the order of the file, and how many were left out for size: every context's first comes first."""
+def _read_frames(path: Path, budget: int, contexts: list[str]) -> tuple[list[Frame], int]:
+    """Frames in the order of the file, and how many were left out for size: every context's first comes first.
+
+    contexts: those whose frames are wanted; of every context where it is empty.
+    """
     entries = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "file" in e for e in entries):
         raise ValueError("not a list of objects with a file each")
+    entries = [entry for entry in entries if not contexts or str(entry.get("context")) in contexts]
     folder = path.parent.resolve()
     order: list[tuple[int, int]] = []
     seen: dict[str, int] = {}
@@ -188,7 +191,7 @@ def _read_frames(path: Path, budget: int) -> tuple[list[Frame], int]:
         content = image.read_bytes()
         budget -= len(content)
         uri = f"data:image/{IMAGE_TYPES[image.suffix.lower()]};base64,{base64.b64encode(content).decode('ascii')}"
-        actions = (finite(entry.get(key)) for key in ("speed", "care", "oracle_speed", "oracle_care"))
+        actions = (finite_values(entry.get(key)) for key in ("actions", "oracle_actions"))
         frames[i] = Frame(str(entry.get("context")), uri, *actions)
     return [frames[i] for i in sorted(frames)], len(entries) - len(frames)
 

@@ -34,3 +34,8 @@ def usd_tick(value: float) -> str:
 
 def percent_tick(value: float) -> str:
     return f"{100 * value:g}%"
+
+
+def listed(parts: list[str]) -> str:
+    """Parts as a sentence has them: a, b and c."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))

@@ -93,7 +93,7 @@ class RunDirectory:
 
     def read_metrics(self) -> pd.DataFrame:
         """A row per training episode, at least one."""
-        return self._read(self.metrics, _table, f"vtp train --out {shlex.quote(str(self.path))}")
+        return self._read(self.metrics, _table, self.train_command)
 
     def read_estimator(self) -> dict[str, Any] | None:
         """The skill of the estimator that the customers' share rests on; None where training left no record of it."""
@@ -103,12 +103,17 @@ class RunDirectory:
 
     def read_settings(self) -> dict[str, Any]:
         """The settings that training was started with, as plain values."""
-        return self._read(self.config, _yaml_mapping, f"vtp train --out {shlex.quote(str(self.path))}")
+        return self._read(self.config, _yaml_mapping, self.train_command)
 
     @property
     def evaluate_command(self) -> str:
         """What makes summary and steps."""
         return f"vtp evaluate {shlex.quote(str(self.path))}"
+
+    @property
+    def train_command(self) -> str:
+        """What makes metrics, settings and checkpoints."""
+        return f"vtp train --out {shlex.quote(str(self.path))}"
 
     @staticmethod
     def _read(path: Path, parse: Callable[[Path], Any], command: str) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
+VARIADIC = ("min", "max")
+LARGEST = 1e300
 FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "min": lambda first, *others: _reduce(np.minimum, first, others),
     "max": lambda first, *others: _reduce(np.maximum, first, others),
@@ -36,28 +38,36 @@ class Formula:
             raise ValueError(
                 f"{text!r} is no formula ({error.args[0]}); write arithmetic of names and numbers"
             ) from error
+        called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
-            _check(node, names)
-            if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            _check(node, names, is_called=id(node) in called)
+            if isinstance(node, ast.Constant):
                 node.value = float(node.value)  # powers of whole numbers could grow without end
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - set(FUNCTIONS)
-        self._code = compile(tree, "<formula>", "eval")
+        try:
+            self._code = compile(tree, "<formula>", "eval")
+        except (MemoryError, RecursionError) as error:
+            raise ValueError(f"a formula of {len(text):,} characters is nested too deeply; shorten it") from error
 
     def __call__(self, values: Mapping[str, np.ndarray | float]) -> np.ndarray:
         """Its value, an array of what the named values broadcast to."""
         return eval(self._code, {"__builtins__": {}}, {**FUNCTIONS, **values})  # only arithmetic passed the check
 
 
-def _check(node: ast.AST, names: Collection[str]) -> None:
+def _check(node: ast.AST, names: Collection[str], *, is_called: bool) -> None:
     if not isinstance(node, ALLOWED):
         raise ValueError(f"{type(node).__name__.lower()} is not allowed; use + - * / ** and {', '.join(FUNCTIONS)}")
-    if isinstance(node, ast.Constant) and type(node.value) not in (int, float):
-        raise ValueError(f"{node.value!r} is not a number; use numbers and names")
-    if isinstance(node, ast.Call) and (
-        not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords or not node.args
-    ):
-        raise ValueError(f"{ast.unparse(node)!r} is no known function of numbers; use {', '.join(FUNCTIONS)}")
-    if isinstance(node, ast.Name) and node.id not in names and node.id not in FUNCTIONS:
+    if isinstance(node, ast.Constant) and (type(node.value) not in (int, float) or abs(node.value) > LARGEST):
+        raise ValueError(f"{str(node.value)[:40]!r} is not a finite number; use numbers and names")
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords or not node.args:
+            raise ValueError(f"{ast.unparse(node)!r} is no known function of numbers; use {', '.join(FUNCTIONS)}")
+        if len(node.args) > 1 and node.func.id not in VARIADIC:
+            # numpy would take the second for the array to write its result into
+            raise ValueError(f"{ast.unparse(node)!r}: {node.func.id} takes one number; drop the others")
+    if isinstance(node, ast.Name) and not is_called and node.id not in names:
+        if node.id in FUNCTIONS:
+            raise ValueError(f"{node.id!r} is a function and not a number; write {node.id}(...)")
         raise ValueError(f"{node.id!r} is unknown; use one of {', '.join(sorted(names))}")
 
 

@@ -24,24 +24,26 @@ RESERVED = frozenset(
     }
 )  # fmt: skip
 Direction = Literal["rises", "falls"]
-CHECKED_POINTS = 5  # of each action, at which a simulator's formulas must give rates and probabilities
+CHECKED_POINTS = (41, 17, 9, 5, 3, 2)  # of each action, where formulas must give rates and probabilities
 MAX_CHECKED = 100_000
+LARGEST_BOUND, NARROWEST = 1e9, 1e-4  # of actions: a bound, and the range over the larger bound
 
 
 def _number(value: Any) -> Any:
-    """YAML's own booleans and texts are no numbers, though pydantic would take them for such."""
+    """YAML's own booleans and texts are no numbers, though pydantic would take them for such; 1e-3 is a text to it."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
+        return float(value)
     if isinstance(value, bool | str):
-        raise ValueError(f"should be a number, not {value!r}")
+        raise ValueError("should be a number")
     return value
 
 
-def _text_of_number(value: Any) -> Any:
-    """A formula that is a mere number is read by YAML as one."""
-    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _formula(value: Any) -> Any:
+    """A formula may be a single number."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-FormulaText = Annotated[str, BeforeValidator(_text_of_number)]
 
 
 class _Model(BaseModel):
@@ -60,6 +62,12 @@ class Action(_Model):
     def _has_room(self) -> Action:
         if not self.low < self.high:
             raise ValueError(f"low ({self.low:g}) is not below high ({self.high:g}); exchange or correct them")
+        largest = max(abs(self.low), abs(self.high))
+        if largest > LARGEST_BOUND or self.high - self.low < NARROWEST * largest:
+            raise ValueError(
+                f"[{self.low:g}, {self.high:g}] is too large or too narrow for numbers of 32 bits; use another "
+                "unit, or another zero"
+            )
         return self
 
 
@@ -75,7 +83,7 @@ class ErrorTarget(_Model):
 
     start: Number = Field(0.10, ge=0, le=1)
     end: Number = Field(0.06, ge=0, le=1)
-    episodes: int = Field(600, ge=1)
+    episodes: int = Field(600, ge=1, strict=True)
 
     def at(self, episode: int) -> float:
         """The target in an episode, counted from 0."""
@@ -90,8 +98,8 @@ class Simulator(_Model):
     `error_probability`.
     """
 
-    attempts_per_minute: FormulaText
-    error_probability: FormulaText
+    attempts_per_minute: Annotated[str, BeforeValidator(_formula)]
+    error_probability: Annotated[str, BeforeValidator(_formula)]
     constants: dict[str, Number] = Field(default_factory=dict)
     contexts: dict[str, dict[str, Number]] = Field(default_factory=dict)
     min_attempts: Literal[0, 1] = 0
@@ -119,8 +127,8 @@ class Task(_Model):
     @field_validator("name")
     @classmethod
     def _name_is_plain(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]*", name):
-            raise ValueError(f"{name!r} is no name of letters, digits, spaces, - and _; rename it")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}", name):
+            raise ValueError(f"{name[:64]!r} is no name of 64 letters, digits, spaces, - and _ at most; rename it")
         return name
 
     @field_validator("actions")
@@ -150,6 +158,9 @@ class Task(_Model):
 
     @model_validator(mode="after")
     def _simulator_fits(self) -> Task:
+        scenarios = {} if self.simulator is None else self.simulator.scenarios
+        if self.scenario and set(scenarios.get(self.scenario, ())) != set(self.contexts):
+            raise ValueError(f"scenario {self.scenario!r} is none of exactly these contexts; drop it")
         if self.simulator is not None:
             self._check_simulator(self.simulator)
         return self
@@ -163,6 +174,10 @@ class Task(_Model):
         if unknown := set(simulator.contexts) - set(self.contexts):
             raise ValueError(f"simulator: {min(unknown)!r} is no context; use one of {', '.join(self.contexts)}")
         for scenario, contexts in simulator.scenarios.items():
+            if not scenario.strip() or not scenario.isprintable() or scenario == SEED_SCENARIO:
+                raise ValueError(f"simulator: {scenario!r} cannot name a scenario; rename it")
+            if len(set(contexts)) < len(contexts):
+                raise ValueError(f"simulator: scenario {scenario!r} names a context twice; drop one")
             if not contexts or set(contexts) - set(self.contexts):
                 raise ValueError(
                     f"simulator: scenario {scenario!r} names no context, or an unknown one; "
@@ -178,25 +193,25 @@ class Task(_Model):
                 parameters = simulator.constants | simulator.contexts.get(context, {})
                 if lacking := formula.names - set(self.actions) - set(parameters):
                     raise ValueError(
-                        f"simulator: {key} needs {min(lacking)!r}, which context {context!r} lacks; "
+                        f"simulator: {key}: needs {min(lacking)!r}, which context {context!r} lacks; "
                         "add it to simulator's contexts or constants"
                     )
                 with np.errstate(all="ignore"):
                     try:
                         values = np.asarray(formula({**parameters, **grid}), float)
                     except (TypeError, ValueError, ArithmeticError) as error:
-                        raise ValueError(f"simulator: {key} cannot be computed ({error}); correct it") from error
+                        raise ValueError(f"simulator: {key}: cannot be computed ({error}); correct it") from error
                 highest = 1.0 if key == "error_probability" else np.inf
                 if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= highest):
                     where = "[0, 1]" if key == "error_probability" else "[0, inf)"
                     raise ValueError(
-                        f"simulator: {key} of context {context!r} goes from {values.min():g} to {values.max():g} over "
-                        f"the actions, outside {where}; correct the formula, or cut it off by min and max"
+                        f"simulator: {key}: goes from {values.min():g} to {values.max():g} over the actions in context "
+                        f"{context!r}, outside {where}; correct the formula, or cut it off by min and max"
                     )
 
     def _checked_actions(self) -> dict[str, np.ndarray]:
-        """A grid over all actions, bounds included; of many actions, the corners and the middle only."""
-        for points in (CHECKED_POINTS, 3, 2):
+        """A grid over all actions, bounds included; the more actions, the coarser, of very many some corners only."""
+        for points in CHECKED_POINTS:
             if points ** len(self.actions) <= MAX_CHECKED:
                 break
         axes = [np.linspace(action.low, action.high, points) for action in self.actions.values()]

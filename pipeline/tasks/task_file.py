@@ -15,6 +15,8 @@ from pipeline.tasks.task import Task
 
 BUILT_IN = ("dishwashing", "bricklaying", "bin-picking")
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+MAX_SHOWN = 60  # characters of a wrong value
 _Place = tuple[str | int, ...]
 
 
@@ -27,15 +29,16 @@ def load_task(name: str, folder: Path | None = None) -> Task:
         text = resources.files("pipeline.tasks").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
         return parse_task(text, f"{name}.yaml")
     path = Path(name) if folder is None else folder / name
-    if not path.exists():
-        raise VtpError(
-            f"task {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file; correct the name or path"
-        )
-    if not path.is_file():
-        raise VtpError(
-            f"task {path} is not a file; give a YAML file or one of {', '.join(BUILT_IN)}", code="task-unreadable"
-        )
     try:
+        if not path.exists():
+            raise VtpError(
+                f"task {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file; correct the name or path",
+                code="task-unknown",
+            )
+        if not path.is_file():
+            raise VtpError(
+                f"task {path} is not a file; give a YAML file or one of {', '.join(BUILT_IN)}", code="task-unreadable"
+            )
         if path.stat().st_size > MAX_BYTES:
             raise VtpError(
                 f"task {path} has more than {MAX_BYTES} bytes; give a YAML file of a task", code="task-unreadable"
@@ -52,10 +55,11 @@ def parse_task(text: str, where: str) -> Task:
     """The task of a YAML text; `where` names it in errors."""
     lines: dict[_Place, int] = {}
     try:
+        _refuse_traps(text, where)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _find_lines(root, (), lines, where)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a value such as the date 2024-13-01
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
@@ -85,6 +89,24 @@ def task_from_text(text: str, where: str) -> Task:
         ) from error
 
 
+def _refuse_traps(text: str, where: str) -> None:
+    """VtpError where a short text stands for an endless one, or is nested so deeply that reading it takes for ever."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise VtpError(
+                f"task {where} line {line}: *{event.anchor} stands for another place; write it out",
+                code="task-invalid",
+            )
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise VtpError(
+                f"task {where} line {line}: is nested more than {MAX_DEPTH} deep; see docs/tasks.md",
+                code="task-invalid",
+            )
+
+
 def _find_lines(node: Any, place: _Place, lines: dict[_Place, int], where: str) -> None:
     """Note the line of every key, and refuse keys that are no text or occur twice."""
     if isinstance(node, yaml.MappingNode):
@@ -96,9 +118,7 @@ def _find_lines(node: Any, place: _Place, lines: dict[_Place, int], where: str) 
                 )
             inner = (*place, key.value)
             if inner in lines:
-                raise VtpError(
-                    f"task {where} line {line}: {'.'.join(map(str, inner))} occurs twice; drop one", code="task-invalid"
-                )
+                raise VtpError(f"task {where} line {line}: {_key(inner)} occurs twice; drop one", code="task-invalid")
             lines[inner] = line
             _find_lines(value, inner, lines, where)
     elif isinstance(node, yaml.SequenceNode):
@@ -111,16 +131,35 @@ def _find_lines(node: Any, place: _Place, lines: dict[_Place, int], where: str) 
 def _explain(error: ValidationError, lines: dict[_Place, int], where: str) -> str:
     first = error.errors()[0]
     place = tuple(part for part in first["loc"] if part != "[key]")
-    known = place
+    message = first["msg"].removeprefix("Value error, ")
+    known = place or _named(message, lines)
     while known and known not in lines:
         known = known[:-1]
     line = f" line {lines[known]}" if known in lines else ""
-    key = ".".join(map(str, place))
-    message = first["msg"].removeprefix("Value error, ")
+    key = _key(place)
     if first["type"] == "missing":
         message = f"is missing; add {place[-1]!r}"
     elif first["type"] == "extra_forbidden":
         message = "is no setting of a task; correct the name or drop it"
     elif ";" not in message:
-        message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}; correct it"
+        message = f"{message[0].lower()}{message[1:]}, not {_shown(first['input'])}; correct it"
     return f"task {where}{line}: {key + ': ' if key else ''}{message}"
+
+
+def _named(message: str, lines: dict[_Place, int]) -> _Place:
+    """The place that a rule of the whole task names itself, as in `simulator: attempts_per_minute: ...`."""
+    place: _Place = ()
+    for part in message.split(": "):
+        if (*place, part) not in lines:
+            break
+        place = (*place, part)
+    return place
+
+
+def _key(place: _Place) -> str:
+    return ".".join(part if part.isprintable() else repr(part) for part in map(str, place))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

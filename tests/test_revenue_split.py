@@ -1,17 +1,20 @@
 import numpy as np
 import pytest
+import torch
+from worlds import PLATES
 
-from pipeline.rl.envs import Economics
-from pipeline.synthetic import dynamics
-from pipeline.training.revenue_split import EpisodeLedger, estimator_skill, skill_in_words
+from pipeline.runs import load_checkpoint, save_checkpoint
+from pipeline.tasks import Worth
+from pipeline.training.revenue_split import RevenueSplit, estimator_skill, skill_in_words
 
 
-def close(ledger, mp=100.0, novelty=1.0):
-    return ledger.close(0.5, Economics(mp, 0.02, 30.0, 29.9), novelty)
+def close(split, mp=100.0, novelty=1.0):
+    """An episode of half an hour at that many good units an hour, worth $30 an hour."""
+    return split.close(0.5, Worth(mp / 0.98, mp, 0.02, 30.0, 29.9), novelty)
 
 
 def test_an_episode_is_priced_by_hand():
-    row = close(EpisodeLedger(dynamics.scenario()), mp=109.0)
+    row = close(RevenueSplit(PLATES), mp=109.0)
     assert (row["delta_mpl_total"], row["delta_mpl_cust"]) == (0.0, 0.0), "there is nothing before the first"
     assert (row["mp_h"], row["spread"]) == pytest.approx((60.0, 12.0))
     assert (row["spread_value"], row["rebate"], row["captured_spread"]) == pytest.approx((6.0, 0.0, 6.0))
@@ -19,31 +22,55 @@ def test_an_episode_is_priced_by_hand():
 
 
 def test_gains_are_on_the_last_hundred_episodes():
-    ledger = EpisodeLedger(dynamics.scenario())
+    split = RevenueSplit(PLATES)
     for _ in range(150):
-        close(ledger, mp=50.0)
-    assert close(ledger, mp=60.0)["delta_mpl_total"] == pytest.approx(10.0)
-    assert close(ledger, mp=60.0)["delta_mpl_total"] == pytest.approx(60 - 50.1)
+        close(split, mp=50.0)
+    assert close(split, mp=60.0)["delta_mpl_total"] == pytest.approx(10.0)
+    assert close(split, mp=60.0)["delta_mpl_total"] == pytest.approx(60 - 50.1)
 
 
 def test_the_estimator_is_asked_before_it_is_told():
-    """Two ledgers with one past answer the same, whatever comes of the episode."""
-    ledgers = EpisodeLedger(dynamics.scenario()), EpisodeLedger(dynamics.scenario())
-    for ledger in ledgers:
+    """Two splits with one past answer the same, whatever comes of the episode."""
+    splits = RevenueSplit(PLATES), RevenueSplit(PLATES)
+    for split in splits:
         for mp in (50.0, 60.0, 40.0):
-            close(ledger, mp=mp, novelty=mp / 50)
-    poor, rich = (close(ledger, mp=mp)["delta_mpl_cust"] for ledger, mp in zip(ledgers, (0.0, 500.0), strict=True))
+            close(split, mp=mp, novelty=mp / 50)
+    poor, rich = (close(split, mp=mp)["delta_mpl_cust"] for split, mp in zip(splits, (0.0, 500.0), strict=True))
     assert poor == rich != 0
+
+
+def test_a_split_that_is_resumed_goes_on_as_if_it_had_never_stopped(tmp_path):
+    """Its state goes through a checkpoint, which holds tensors and plain values only."""
+    rng = np.random.default_rng(0)
+    episodes = rng.normal([100.0, 1.0], [10.0, 0.3], (130, 2))
+    whole, first = RevenueSplit(PLATES), RevenueSplit(PLATES)
+    for mp, novelty in episodes[:120]:
+        close(whole, mp, novelty)
+        close(first, mp, novelty)
+    state = first.state_dict()
+    state = {name: value for name, value in state.items() if name not in ("scaler", "estimator")} | {
+        name: {key: torch.from_numpy(np.array(value)) for key, value in state[name].items()}
+        for name in ("scaler", "estimator")
+    }
+    save_checkpoint(tmp_path / "last.pt", state)
+    state = load_checkpoint(tmp_path / "last.pt")
+    for name in ("scaler", "estimator"):
+        state[name] = {key: value.numpy() for key, value in state[name].items()}
+    resumed = RevenueSplit(PLATES)
+    resumed.load_state_dict(state)
+    assert resumed.skill() == whole.skill()
+    for mp, novelty in episodes[120:]:
+        assert close(resumed, mp, novelty) == close(whole, mp, novelty)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
 def test_standardised_features_make_the_estimator_blind_to_their_unit(scale):
     rng = np.random.default_rng(0)
-    ledger = EpisodeLedger(dynamics.scenario())
+    split = RevenueSplit(PLATES)
     for _ in range(600):
         novelty = rng.normal()
-        close(ledger, mp=100 + 10 * novelty + rng.normal(), novelty=scale * (5 + novelty))
-    skill = ledger.skill()
+        close(split, mp=100 + 10 * novelty + rng.normal(), novelty=scale * (5 + novelty))
+    skill = split.skill()
     assert skill["r2_ci95"][0] > 0.5
     assert skill["rank_correlation_ci95"][0] > 0.9
 
@@ -51,10 +78,10 @@ def test_standardised_features_make_the_estimator_blind_to_their_unit(scale):
 @pytest.mark.parametrize("constant", [True, False])
 def test_novelty_that_says_nothing_has_no_skill(constant):
     rng = np.random.default_rng(1)
-    ledger = EpisodeLedger(dynamics.scenario())
+    split = RevenueSplit(PLATES)
     for _ in range(1000):
-        close(ledger, mp=100 + 10 * rng.normal(), novelty=1.0 if constant else rng.normal())
-    skill = ledger.skill()
+        close(split, mp=100 + 10 * rng.normal(), novelty=1.0 if constant else rng.normal())
+    skill = split.skill()
     assert skill["r2_ci95"][0] <= 0
     assert skill["r2"] < 0.01
     assert skill["rank_correlation_ci95"][0] <= 0
@@ -74,7 +101,9 @@ def test_skill_in_words_says_whether_there_is_any_with_its_intervals():
         episodes=1200, r2=-0.012, r2_ci95=[-0.02, -0.001], rank_correlation=0.3, rank_correlation_ci95=[-0.1, 0.7]
     )  # fmt: skip
     words = skill_in_words(figures)
-    assert words.startswith("The estimator of the customers’ share has no skill: what it pays is not earned by what it")
+    assert words.startswith(
+        "The estimator of the customers’ share has no measurable skill, so this split is arbitrary. "
+    )
     assert "Asked before each of 1,200 episodes, it explains −1.2% of the gains’ variance beyond a constant" in words
     assert "(95% interval −2.0% to −0.1%); its rank correlation with them is 0.30 (−0.10 to 0.70)." in words
     assert "share has skill." in skill_in_words(figures | {"r2_ci95": [0.01, 0.2]})

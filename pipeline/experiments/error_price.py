@@ -1,0 +1,175 @@
+"""The price of the error target: human wages an hour that a unit of error rate is worth where the target just holds.
+
+A policy that is fixed cannot meet a stricter target. What the target costs it is measured with one knob: one action, in
+all of its steps alike, moved towards one of its bounds as little as meets the target. Of all such knobs it is the one
+that leaves the most profit. The oracle moves every action as it likes.
+
+Error rates are means over steps, as in the reward.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import qmc
+
+from pipeline.outcomes import OutcomeModel, expected_worth, oracle
+from pipeline.tasks import Task
+
+TURNS = np.linspace(0, 1, 201)  # of a knob, in ranges of its action
+# Points of an axis, dense near the bounds, where the last errors go: less than 2e-5 apart there.
+AXIS_POINTS = {1: 10_001, 2: 401}
+SCATTERED = 14  # 2 to this power, for more actions than these
+MAX_CORNERS = 10  # actions up to which all corners are candidates too
+PRICES = (0.0, *np.geomspace(2**-4, 2**10, 15))  # at which the best actions are among the candidates too
+LEAST_TARGET = 1e-4  # where hardly any error has to be made
+TOLERANCE = 1e-4  # of a price
+
+
+class Knob(NamedTuple):
+    """One action moved towards a bound by TURNS [T]: profit in human wages and error rate of each episode, [E, T]."""
+
+    action: str
+    towards: str
+    profit: np.ndarray
+    err_rate: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.towards}"
+
+
+class Tradeoff(NamedTuple):
+    """What the oracle chooses from on one kind of row: each P points of profit in human wages and error rate, [P].
+
+    share: of the steps, in (0, 1].
+    """
+
+    share: float
+    profit: np.ndarray
+    err_rate: np.ndarray
+
+
+def knobs(model: OutcomeModel, rows: np.ndarray, actions: np.ndarray, episode: np.ndarray) -> list[Knob]:
+    """Every action of the steps' [n, A] moved towards each of its bounds; rows [n], episode [n] counted from 0."""
+    task, found = model.task, []
+    steps_of = np.bincount(episode)
+    for index, name in enumerate(task.action_names):
+        for towards, bound in (("high", task.high[index]), ("low", task.low[index])):
+            reach = task.high[index] - task.low[index]
+            profit, err_rate = np.empty((2, len(steps_of), len(TURNS)))
+            for turn, part in enumerate(TURNS):
+                moved = actions.copy()
+                missing = bound - actions[:, index]
+                moved[:, index] += np.sign(missing) * np.minimum(part * reach, np.abs(missing))
+                worth = expected_worth(model, rows, moved)
+                profit[:, turn] = np.bincount(episode, worth.profit / task.human_wage_usd) / steps_of
+                err_rate[:, turn] = np.bincount(episode, worth.err_rate) / steps_of
+            found.append(Knob(name, towards, profit, err_rate))
+    return found
+
+
+def best_knob(found: list[Knob], err_target: float) -> Knob:
+    """The knob that leaves the most profit where it first meets the target over all episodes.
+
+    Where none meets it, the one that comes closest.
+    """
+
+    def merit(knob: Knob) -> tuple[bool, float]:
+        profit, err_rate = knob.profit.mean(0), knob.err_rate.mean(0)
+        meets = err_rate <= err_target
+        return (True, float(profit[meets.argmax()])) if meets.any() else (False, -float(err_rate.min()))
+
+    return max(found, key=merit)
+
+
+def knob_price(profit: np.ndarray, err_rate: np.ndarray, err_target: float) -> np.ndarray:
+    """Profit given up a unit of error rate, [B], where the knob first meets the target; NaN where it never does.
+
+    profit, err_rate: [B, T] over the turns of the knob.
+    """
+    meets = err_rate <= err_target
+    first = meets.argmax(1)
+    rows, here, before = np.arange(len(profit)), first, np.maximum(first - 1, 0)
+    gain, relief = profit[rows, before] - profit[rows, here], err_rate[rows, before] - err_rate[rows, here]
+    price = np.maximum(np.divide(gain, relief, out=np.zeros(len(profit)), where=relief > 0), 0.0)
+    return np.where(meets.any(1), price, np.nan)
+
+
+def tradeoffs(model: OutcomeModel, rows: np.ndarray) -> list[Tradeoff]:
+    """What the oracle chooses from on the rows [n]: for each kind of them, the actions that no other one beats.
+
+    One is beaten where another brings as much profit with fewer errors.
+    """
+    _, first, count = np.unique(model.kind(rows), return_index=True, return_counts=True)
+    kinds, wage = rows[first], model.task.human_wage_usd
+    everywhere = candidates(model.task)
+    chosen = [oracle(model, kinds, lambda worth: -worth.err_rate).actions]
+    if model.task.num_actions not in AXIS_POINTS:
+        chosen += [
+            oracle(model, kinds, lambda worth, price=price: worth.profit / wage - price * worth.err_rate).actions
+            for price in PRICES
+        ]
+    return [
+        _efficient(model, row, np.concatenate([everywhere, of_kind]), number / len(rows))
+        for row, of_kind, number in zip(kinds, np.stack(chosen, 1), count, strict=True)
+    ]
+
+
+def candidates(task: Task) -> np.ndarray:
+    """Actions [P, A] over the whole box: of one or two a grid, of more scattered points and corners."""
+    if task.num_actions in AXIS_POINTS:
+        axis = np.linspace(0, 1, AXIS_POINTS[task.num_actions])
+        unit = np.stack(np.meshgrid(*[axis] * task.num_actions, indexing="ij"), -1).reshape(-1, task.num_actions)
+    else:
+        unit = qmc.Sobol(task.num_actions, scramble=False).random_base2(SCATTERED)
+        if task.num_actions <= MAX_CORNERS:
+            unit = np.concatenate([unit, np.array(list(itertools.product((0.0, 1.0), repeat=task.num_actions)))])
+    return task.from_unit((1 - np.cos(np.pi * unit)) / 2)
+
+
+def _efficient(model: OutcomeModel, row: int, actions: np.ndarray, share: float) -> Tradeoff:
+    worth = expected_worth(model, row, actions)
+    profit, err_rate = np.broadcast_arrays(worth.profit / model.task.human_wage_usd, worth.err_rate)
+    order = np.lexsort([-profit, err_rate])
+    profit, err_rate = profit[order], err_rate[order]
+    best_before = np.concatenate([[-np.inf], np.maximum.accumulate(profit)[:-1]])
+    return Tradeoff(share, profit[profit > best_before], err_rate[profit > best_before])
+
+
+def least_err_rate(choices: list[Tradeoff]) -> float:
+    """The lowest error rate that can be reached."""
+    return float(sum(choice.share * choice.err_rate.min() for choice in choices))
+
+
+def oracle_price(choices: list[Tradeoff], err_target: float) -> float | None:
+    """The least λ ≥ 0 at which the best actions keep the target, by bisection; None where none can.
+
+    At λ the action on each kind of row maximises profit in human wages less λ · err_rate.
+    """
+
+    def best_err_rate(price: float) -> float:
+        return float(
+            sum(
+                choice.share * choice.err_rate[np.argmax(choice.profit - price * choice.err_rate)] for choice in choices
+            )
+        )
+
+    if least_err_rate(choices) > err_target:
+        return None
+    low, high = 0.0, 1.0
+    if best_err_rate(low) <= err_target:
+        return low
+    while best_err_rate(high) > err_target:
+        low, high = high, 2 * high
+    while high - low > TOLERANCE * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if best_err_rate(middle) <= err_target else (middle, high)
+    return high
+
+
+def targets(task: Task, choices: list[Tradeoff], points: int) -> np.ndarray:
+    """Error targets [points] from a little above the least that can be reached to where training starts."""
+    lowest = max(1.05 * least_err_rate(choices), LEAST_TARGET)
+    return np.geomspace(lowest, max(task.error_target.start, 2 * lowest), points)
