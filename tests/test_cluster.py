@@ -196,7 +196,7 @@ def test_seeds_in_local_processes_are_put_together_and_validated_again(tmp_path)
     again = launch.evaluate(EvaluateConfig(run=cfg.out, episodes=7, steps=5))
     assert again["episodes"] == 14 and again["profit_mean"] != summary["profit_mean"]
     assert json.loads((cfg.out / "summary.json").read_text()) == again
-    with pytest.raises(VtpError, match="holds several seeds"):
+    with raises("run-has-seeds"):
         seeds.one_run(cfg.out)
 
 

@@ -1,17 +1,24 @@
 import json
+from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pipeline.evaluate.loops import PixelObserver
+import yaml
+from raising import raises
+from small_runs import embeddings_config, sim_config, write_embeddings, write_task
 
 from pipeline import dataset, encoders, evaluate, extract, synthetic, train, video
-from pipeline.config import EvaluateConfig, ExtractConfig, SimulateConfig, TrainConfig
-from pipeline.errors import VtpError
-from pipeline.evaluate import runs
-from pipeline.rl.sac import load_checkpoint, save_checkpoint
-from pipeline.synthetic import dynamics, simulate
+from pipeline.config import EmbeddingsTrainConfig, EvaluateConfig, ExtractConfig, SimTrainConfig, SimulateConfig
+from pipeline.evaluate import evaluation
+from pipeline.evaluate.closed_loop import PixelObserver
+from pipeline.outcomes import SimulatedOutcomes
+from pipeline.rl import rollouts
+from pipeline.runs import PolicyMetadata, load_checkpoint, load_policy, save_checkpoint, summarise
+from pipeline.synthetic import simulate
+from pipeline.tasks import load_task
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +32,8 @@ def rendered(tmp_path_factory):
         )
     )  # fmt: skip
     train.run(
-        TrainConfig(
-            source="embeddings", embeddings=folder / "embeddings.h5", out=folder / "run",
+        EmbeddingsTrainConfig(
+            embeddings=folder / "embeddings.h5", out=folder / "run",
             episodes=40, num_envs=8, updates_per_episode=1, warmup_steps=16, batch_size=16,
         )
     )  # fmt: skip
@@ -44,8 +51,8 @@ def observer(folder, decoder):
 def test_validation_sees_what_extraction_saw(rendered):
     """A clip that is filmed alone and one within a video give the same embedding, but for what the codec does."""
     rng = np.random.default_rng(np.random.SeedSequence(0).spawn(2)[0])
-    labels = simulate.demonstrate(dynamics.scenario("dishwashing", "mixed"), 3, rng)
-    frames = np.stack(list(simulate.film("dishwashing", labels, rng)))
+    labels = simulate.demonstrate(load_task("dishwashing").in_scenario("mixed"), 3, rng)
+    frames = np.stack(list(simulate.film("dishes", labels, rng)))
     with video.Decoder() as decoder:
         see, data = observer(rendered, decoder)
         seen = see(list(frames.reshape(3, synthetic.CLIP_LEN, *frames.shape[1:])))
@@ -70,12 +77,14 @@ def test_closed_loop_from_pixels(rendered):
 
 @pytest.mark.slow
 def test_the_policy_sees_rendered_clips_from_the_mean_of_what_it_saw(rendered):
-    agent, meta = evaluate.load_run(rendered / "run")
+    agent, metadata = load_policy(rendered / "run")
+    clips_seen, _ = metadata.of_clips()
+    centred = replace(metadata, clips=clips_seen.model_copy(update={"centre": [1.0] * 128}))
     rng = np.random.default_rng(0)
-    clips = [synthetic.render_clip(synthetic.sample_scene("dishwashing", rng), "pan", 0.5, 0.5, rng)]
-    with runs._observer(agent, meta) as see:
+    clips = [synthetic.render_clip(synthetic.sample_scene("dishes", rng), "pan", 0.5, 0.5, rng)]
+    with evaluation._observer(agent, metadata) as see:
         as_it_is = see(clips)
-    with runs._observer(agent, meta | {"centre": [1.0] * 128}) as see:
+    with evaluation._observer(agent, centred) as see:
         first, second = see(clips), see(clips)
     away = as_it_is - 1
     np.testing.assert_allclose(first, away * 0.25 / 1.25, atol=1e-4)
@@ -91,43 +100,46 @@ def test_the_same_seed_meets_the_same_kitchens(rendered):
 
 @pytest.fixture
 def altered(rendered, tmp_path):
-    """A copy of the run whose checkpoint's meta can be altered."""
+    """A copy of the run whose policy was trained on other clips than it was."""
 
-    def alter(**changes):
+    def alter(encoding=None, is_labelled=True, **changes):
         state = load_checkpoint(rendered / "run" / "best.pt")
-        for key, value in changes.items():
-            (state["meta"]["encoding"] if key in state["meta"]["encoding"] else state["meta"])[key] = value
-        save_checkpoint(tmp_path / "best.pt", state)
-        return EvaluateConfig(run=tmp_path, episodes=1, steps=1)
+        metadata = PolicyMetadata.from_state(state["meta"], "best.pt")
+        clips, _ = metadata.of_clips()
+        changes |= {"encoding": clips.encoding.model_copy(update=encoding or {})}
+        metadata = replace(metadata, is_labelled=is_labelled, clips=clips.model_copy(update=changes))
+        save_checkpoint(tmp_path / "best.pt", state | {"meta": metadata.to_state()})
+        return tmp_path
 
     return alter
 
 
 def test_another_encoder_than_the_policys_is_refused(altered):
-    with pytest.raises(VtpError, match="trained with ffffffffffff"):
-        evaluate.run(altered(weights_sha256="f" * 64))
+    with raises("weights-differ") as caught:
+        evaluate.run(EvaluateConfig(run=altered({"weights_sha256": "f" * 64}), episodes=1, steps=1))
+    assert "ffffffffffff" in str(caught.value)
 
 
 def test_clips_that_cannot_be_rendered_are_refused(altered):
-    with pytest.raises(VtpError, match=r"clips of 8 frames.*--clip-len 16"):
-        evaluate.run(altered(clip_len=8))
+    with raises("clips-not-renderable"):
+        evaluate.run(EvaluateConfig(run=altered({"clip_len": 8}), episodes=1, steps=1))
 
 
 def test_embeddings_that_changed_are_refused(altered):
-    with pytest.raises(VtpError, match="trained on ffffffffffff"):
-        evaluate.run(altered(labelled=False, content_sha256="f" * 64))
+    with raises("embeddings-differ"):
+        evaluate.run(EvaluateConfig(run=altered(is_labelled=False, content_sha256="f" * 64)))
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(VtpError, match="no checkpoint"):
+    with raises("checkpoint-missing"):
         evaluate.run(EvaluateConfig(run=tmp_path))
-    with pytest.raises(VtpError, match="no run directory"):
+    with raises("run-missing"):
         evaluate.run(EvaluateConfig(run=tmp_path / "none"))
 
 
 def test_a_summary_says_how_it_was_validated_and_how_long_all_stages_took(tmp_path):
     path = tmp_path / "run"
-    trained = train.run(TrainConfig(source="sim", out=path, episodes=4, num_envs=4, warmup_steps=200))
+    trained = train.run(SimTrainConfig(out=path, episodes=4, num_envs=4, warmup_steps=200))
     assert trained["evaluation"]["seed"] == 0
     assert trained["evaluation"]["command"].startswith("vtp train --source sim")
     for _ in range(2):  # a stage that is repeated counts once
@@ -151,22 +163,23 @@ class Constant(torch.nn.Module):
 
 
 def test_a_constant_policy_in_the_simulator():
-    scenario = dynamics.scenario()
-    steps = evaluate.in_simulator(Constant(), scenario, episodes=50, steps=60, rng=np.random.default_rng(0))
+    """Attempts are max(1, Poisson(2 · (1 − 0.25 · 0.93))): 1.75 a minute; 2.22% of them are errors."""
+    model = SimulatedOutcomes(load_task("dishwashing").in_scenario("plates"))
+    steps = rollouts.in_simulator(Constant(), model, episodes=50, steps=60, rng=np.random.default_rng(0))
     assert len(steps) == 3000
     assert steps["attempts"].mean() * 60 == pytest.approx(105.03, rel=0.03)
     assert steps["errors"].sum() / steps["attempts"].sum() == pytest.approx(0.0222, abs=0.006)
-    assert evaluate.summarise(scenario, steps, s_cust=0.0)["oracle_ratio"] == pytest.approx(1, abs=1e-4)
+    assert summarise(model, steps, s_cust=0.0)["oracle_ratio"] == pytest.approx(1, abs=1e-3)
 
 
 def test_the_clips_of_a_video_are_one_episode_however_often_they_are_drawn():
-    context, video = np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1])
-    scenario, rng = dynamics.scenario("dishwashing", "mixed"), np.random.default_rng(0)
+    rows, video = np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1])
+    model, rng = SimulatedOutcomes(load_task("dishwashing").in_scenario("mixed")), np.random.default_rng(0)
     embeddings = np.zeros((4, 128), np.float32)
-    steps = evaluate.on_clips(Constant(), scenario, embeddings, context, video=video, draws=5, rng=rng)
+    steps = rollouts.on_clips(Constant(), model, embeddings, rows, video=video, draws=5, rng=rng)
     assert len(steps) == 20
-    assert steps.groupby("episode")["context"].unique().apply(sorted).tolist() == [[0, 1], [2, 3]]
-    assert evaluate.summarise(scenario, steps, s_cust=0.0)["episodes"] == 2
+    assert steps.groupby("episode")["row"].unique().apply(sorted).tolist() == [[0, 1], [2, 3]]
+    assert summarise(model, steps, s_cust=0.0)["episodes"] == 2
 
 
 @pytest.mark.slow
@@ -181,9 +194,108 @@ def test_changed_scenes_are_summed_up_beside_the_usual_ones(rendered):
     assert changed_bytes and all(usual_bytes[name] != image for name, image in changed_bytes.items())
 
 
-def test_changed_scenes_need_pixels(tmp_path):
-    train.run(TrainConfig(source="sim", out=tmp_path / "run", episodes=8, num_envs=8, warmup_steps=8, batch_size=8))
-    for validation in ("auto", "pixels", "clips"):
-        with pytest.raises(VtpError, match="--scenes changed needs a validation from pixels"):
-            evaluate.run(EvaluateConfig(run=tmp_path / "run", scenes="changed", validation=validation))
-    assert not (tmp_path / "run" / "changed").exists()
+# What has no effect, or cannot be, is refused
+
+
+@pytest.fixture(scope="module")
+def on_states(tmp_path_factory):
+    """A run hardly trained in the simulator."""
+    folder = tmp_path_factory.mktemp("states")
+    train.run(sim_config(folder, episodes=8, warmup_steps=8, batch_size=8))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def on_embeddings(tmp_path_factory):
+    """Runs on embeddings of a task that is rendered and of one that is not."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    for name in ("dishwashing", "pressing"):
+        task = name if name == "dishwashing" else write_task(folder, name)
+        path = write_embeddings(folder / f"{name}.h5", task=task)
+        train.run(embeddings_config(folder, path, out=folder / name, episodes=16))
+    return folder
+
+
+@pytest.mark.parametrize("validation", ["pixels", "clips"])
+def test_a_run_in_the_simulator_is_validated_there_alone(on_states, validation):
+    with raises("validation-impossible"):
+        evaluate.run(EvaluateConfig(run=on_states, validation=validation))
+
+
+def test_changed_scenes_need_pixels(on_states, on_embeddings):
+    for run, validation in (
+        (on_states, "auto"),
+        (on_embeddings / "dishwashing", "clips"),
+        (on_embeddings / "pressing", "auto"),
+    ):
+        with raises("setting-without-effect") as caught:
+            evaluate.run(EvaluateConfig(run=run, scenes="changed", validation=validation))
+        assert "--scenes" in str(caught.value)
+        assert not (run / "changed").exists()
+
+
+@pytest.mark.parametrize("setting", ["episodes", "steps"])
+def test_held_out_clips_are_played_whole(on_embeddings, setting):
+    with raises("setting-without-effect") as caught:
+        evaluate.run(EvaluateConfig(run=on_embeddings / "dishwashing", validation="clips", **{setting: 5}))
+    assert f"--{setting} 5" in str(caught.value)
+
+
+def test_a_task_without_a_renderer_is_validated_on_held_out_clips(on_embeddings):
+    run = on_embeddings / "pressing"
+    summary = evaluate.run(EvaluateConfig(run=run))
+    assert (summary["validation"], summary["labelled"]) == ("held-out clips", True)
+    assert summary["evaluation"] == {"seed": 10_000, "command": f"vtp evaluate {run} --seed 10000"}
+    with raises("task-not-rendered") as caught:
+        evaluate.run(EvaluateConfig(run=run, validation="pixels"))
+    assert "--validation clips" in str(caught.value)
+
+
+def test_a_renderer_that_cannot_show_the_task_is_not_asked_to(tmp_path):
+    """Its name alone does not mean that the task's actions and contexts can be drawn."""
+    task = write_task(tmp_path, "pressing")
+    task.write_text(task.read_text() + "  renderer: dishes\n")
+    path = write_embeddings(tmp_path / "embeddings.h5", task=task)
+    train.run(embeddings_config(tmp_path, path, episodes=16))
+    assert evaluate.run(EvaluateConfig(run=tmp_path / "run"))["validation"] == "held-out clips"
+    with raises("renderer-actions"):
+        evaluate.run(EvaluateConfig(run=tmp_path / "run", validation="pixels"))
+
+
+# Other prices
+
+
+def repriced(folder, name, **changes):
+    """A task file with other prices, wage or costs than the built-in task's."""
+    values = yaml.safe_load(load_task_text("dishwashing")) | {"name": name} | changes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def load_task_text(name):
+    return resources.files("pipeline.tasks").joinpath(f"{name}.yaml").read_text()
+
+
+def test_other_prices_change_what_the_same_steps_are_worth(on_embeddings, tmp_path):
+    run = on_embeddings / "dishwashing"
+    free = {name: {"price_usd": one.price_usd} for name, one in load_task("dishwashing").contexts.items()}
+    path = repriced(tmp_path, "forgiven", contexts=free, costs_usd_per_hour={"energy": 0.1, "water": 2.0})
+    usual = evaluate.run(EvaluateConfig(run=run, validation="clips"))
+    steps = pd.read_csv(run / "validation.csv")
+    summary = evaluate.run(EvaluateConfig(run=run, validation="clips", task=str(path)))
+    priced = pd.read_csv(run / "validation.csv")
+    pd.testing.assert_frame_equal(steps.drop(columns="profit_usd_per_hour"), priced.drop(columns="profit_usd_per_hour"))
+    assert (summary["task"], summary["costs_usd_per_hour"]) == ("forgiven", {"energy": 0.1, "water": 2.0})
+    assert summary["evaluation"]["task"] == str(path) and f"--task {path}" in summary["evaluation"]["command"]
+    assert summary["oracle_profit"] > usual["oracle_profit"], "errors cost nothing"
+    assert summary["err_mean"] == usual["err_mean"]
+    assert (priced["profit_usd_per_hour"] + 2.0 > steps["profit_usd_per_hour"]).all()
+
+
+def test_prices_of_other_work_are_refused(on_embeddings, tmp_path):
+    run = on_embeddings / "dishwashing"
+    with raises("task-other-actions"):
+        evaluate.run(EvaluateConfig(run=run, validation="clips", task="bin-picking"))
+    with raises("task-other-contexts"):
+        evaluate.run(EvaluateConfig(run=run, validation="clips", task="bricklaying"))

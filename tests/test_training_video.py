@@ -6,18 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from raising import raises
+from small_runs import assert_same_run, killed_after
 
 from pipeline import dataset, encoders, evaluate, extract, report, train, training
-from pipeline.config import EvaluateConfig, ExtractConfig, ReportConfig, SimulateConfig, TrainConfig
+from pipeline.config import EvaluateConfig, ExtractConfig, ReportConfig, SimulateConfig, VideoTrainConfig
 from pipeline.dataset import rereading
-from pipeline.errors import VtpError
 from pipeline.rl import sac
+from pipeline.runs import load_checkpoint, load_policy
 from pipeline.synthetic import simulate
-from pipeline.training.frame_cache import ReplayedClips, write_array
-from tests.test_train import one_thread
-from tests.test_training import assert_same_run, kept, killed_after
+from pipeline.training.frame_cache import FrameCache, write_array
 
-__all__ = ["kept", "one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"num_envs": 2, "warmup_steps": 8, "batch_size": 4, "updates_per_episode": 12, "evaluations": 2}
 
 
@@ -35,7 +35,7 @@ def embeddings(tmp_path_factory):
 def config(embeddings, tmp_path):
     def make(**settings):
         settings = {"frame_size": 32, "encoder_layers": "projector", "episodes": 8, "unfreeze_after": 4} | settings
-        return TrainConfig(**{"source": "video", "embeddings": embeddings, "out": tmp_path / "run"} | SMALL | settings)
+        return VideoTrainConfig(**{"embeddings": embeddings, "out": tmp_path / "run"} | SMALL | settings)
 
     return make
 
@@ -133,7 +133,7 @@ def test_the_encoder_is_frozen_for_the_first_episodes_and_then_learns(config, mo
     assert all(np.isfinite(info[name]) for info in infos for name in ("consistency_loss", "contrastive_loss"))
     metrics = pd.read_csv(cfg.out / "metrics.csv")
     assert np.isfinite(metrics.to_numpy()).all() and (metrics["contrastive_loss"].tail(4) > 0).all()
-    state = sac.load_checkpoint(cfg.out / "last.pt")["agent"]
+    state = load_checkpoint(cfg.out / "last.pt")["agent"]
     body = {name.split(".")[2] for name in state if name.startswith("encoder.learning")}
     assert body == {"layer4", "projector"}, "frozen layers are named by their weights' hash and not stored"
 
@@ -153,7 +153,7 @@ def test_nothing_jumps_when_the_encoder_begins_to_learn(config):
     np.testing.assert_array_equal(frames[:2], encoders.centre_crop(again, 32))
 
 
-def test_killed_before_and_after_it_ends_as_if_it_never_was(config, tmp_path, monkeypatch, kept):
+def test_a_run_killed_before_and_after_equals_an_uninterrupted_one(config, tmp_path, monkeypatch, kept):
     cfg = config(out=tmp_path / "whole", frame_size=16, updates_per_episode=24)
     train.run(cfg)
     killed = cfg.model_copy(update={"out": tmp_path / "killed"})
@@ -171,10 +171,10 @@ def test_a_run_begins_with_another_ones_encoder(config, tmp_path):
     train.run(config(encoder_lr=1e-2))
     cfg = config(out=tmp_path / "next", init=tmp_path / "run", encoder_lr=1e-12)
     train.run(cfg)
-    first, then = (evaluate.load_run(tmp_path / name)[0].encoder.state_dict() for name in ("run", "next"))
+    first, then = (load_policy(tmp_path / name)[0].encoder.state_dict() for name in ("run", "next"))
     for name, value in first.items():
         torch.testing.assert_close(then[name], value, rtol=0, atol=1e-6)
-    with pytest.raises(VtpError, match="with frame_size 32, not 48; add --frame-size 32"):
+    with raises("run-other-encoder"):
         train.run(config(out=tmp_path / "other", init=tmp_path / "run", frame_size=48))
 
 
@@ -201,7 +201,7 @@ def test_clips_are_read_once_and_again_where_they_would_be_others(embeddings, tm
     )
 
     def prepare(rows, layers, frame_size=16):
-        clips = ReplayedClips(tmp_path, data, np.array(rows), frame_size=frame_size)
+        clips = FrameCache(tmp_path, data, np.array(rows), frame_size=frame_size)
         clips.prepare(clip_encoder(data, layers, frame_size), lambda *said: told.append(said))
         return clips, sorted(path.name.split("-")[0] for path in tmp_path.glob("*.npy"))
 
@@ -230,11 +230,11 @@ def test_a_video_that_changed_since_its_extraction_is_refused(config, embeddings
     data = dataset.read_embeddings(embeddings)
     data.videos.sha256[1] = "0" * 64
     dataset.write_embeddings(tmp_path / "other.h5", data)
-    with pytest.raises(VtpError, match=r"0001.mp4 has sha256 [0-9a-f]{12}, its embeddings are of 000000000000"):
+    with raises("video-changed"):
         train.run(config(embeddings=tmp_path / "other.h5"))
     data.attrs["backbone"] = "timesformer_b"
     dataset.write_embeddings(tmp_path / "other.h5", data)
-    with pytest.raises(VtpError, match=r"trains R3D-18 on, and .* is of timesformer_b; extract with --backbone r3d_18"):
+    with raises("backbone-not-trainable"):
         train.run(config(embeddings=tmp_path / "other.h5", overwrite=True))
 
 
@@ -242,7 +242,7 @@ def test_other_weights_than_the_embeddings_are_refused(config, embeddings, tmp_p
     data = dataset.read_embeddings(embeddings)
     data.attrs["weights"] = "random:1"
     dataset.write_embeddings(tmp_path / "other.h5", data)
-    with pytest.raises(VtpError, match="weights random:1 have sha256"):
+    with raises("weights-differ"):
         train.run(config(embeddings=tmp_path / "other.h5"))
 
 

@@ -68,14 +68,11 @@ def from_pixels(
 
 
 def renderer_of(task: Task) -> str:
-    """The name of the renderer that shows the task; VtpError where it has none."""
-    renderer = None if task.simulator is None else task.simulator.renderer
-    if renderer is None:
-        raise VtpError(
-            f"task {task.name} has no renderer, so there is no validation from pixels; use --validation clips",
-            code="task-no-renderer",
-        )
-    return renderer
+    """The name of the renderer that shows the task; VtpError where none can."""
+    try:
+        return synthetic.renderer_of(task)
+    except VtpError as error:
+        raise VtpError(f"{error}; or validate on stored clips: --validation clips", code=error.code) from error
 
 
 class _Gallery:

@@ -79,7 +79,7 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
     elif cfg.validation == "pixels":
         renderer_of(metadata.task)
         chosen = "closed loop from pixels"
-    elif cfg.validation == "auto" and metadata.is_labelled and _has_renderer(metadata.task):
+    elif cfg.validation == "auto" and metadata.is_labelled and _is_rendered(metadata.task):
         chosen = "closed loop from pixels"
     else:
         chosen = "held-out clips"
@@ -99,8 +99,12 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
     return chosen
 
 
-def _has_renderer(task: Task) -> bool:
-    return task.simulator is not None and task.simulator.renderer is not None
+def _is_rendered(task: Task) -> bool:
+    try:
+        synthetic.renderer_of(task)
+    except VtpError:
+        return False
+    return True
 
 
 def _on_held_out(

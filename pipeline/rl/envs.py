@@ -225,7 +225,9 @@ class GymEnv(gymnasium.Env):
         low, high = task.low.astype(np.float32), task.high.astype(np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None:
             self._env.workplace.rng = self.np_random
