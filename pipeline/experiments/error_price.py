@@ -121,11 +121,12 @@ def _best_at_prices(model: OutcomeModel, kinds: np.ndarray) -> list[np.ndarray]:
     """
     if model.task.num_actions in AXIS_POINTS:
         return []
-    wage = model.task.human_wage_usd
-    best = [
-        oracle(model, kinds, lambda worth, price=price: worth.profit / wage - price * worth.err_rate).actions
-        for price in PRICES
-    ]
+
+    def best_at(price: float) -> np.ndarray:
+        wage = model.task.human_wage_usd
+        return oracle(model, kinds, lambda worth: worth.profit / wage - price * worth.err_rate).actions
+
+    best = [best_at(price) for price in PRICES]
     return [
         here + part * (there - here) for here, there in itertools.pairwise(best) for part in np.linspace(0, 1, BETWEEN)
     ]
@@ -143,7 +144,7 @@ def candidates(task: Task) -> np.ndarray:
     return task.from_unit((1 - np.cos(np.pi * unit)) / 2)
 
 
-def _efficient(model: OutcomeModel, row: int, actions: np.ndarray, share: float) -> Tradeoff:
+def _efficient(model: OutcomeModel, row: np.ndarray, actions: np.ndarray, share: float) -> Tradeoff:
     worth = expected_worth(model, row, actions)
     profit, err_rate = np.broadcast_arrays(worth.profit / model.task.human_wage_usd, worth.err_rate)
     order = np.lexsort([-profit, err_rate])
