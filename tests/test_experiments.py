@@ -425,10 +425,10 @@ def test_of_three_actions_the_oracles_price_is_the_slope_of_its_best_profit_too(
         found = expected_worth(model, rows, actions)
         return found.profit.mean() / wage, found.err_rate.mean()
 
-    (dear_profit, low), (cheap_profit, high) = at(12.0), at(8.0)
-    assert 8.0 < (cheap_profit - dear_profit) / (high - low) < 12.0
+    (dear_profit, low), (cheap_profit, high) = at(12.0), at(11.0)
+    assert 11.0 < (cheap_profit - dear_profit) / (high - low) < 12.0
     price = error_price.oracle_price(error_price.tradeoffs(model, rows), (low + high) / 2)
-    assert 8.0 < price < 12.0
+    assert price == pytest.approx(11.5, rel=0.05)
 
 
 def test_the_knobs_price_is_profit_over_error_rate_where_the_target_is_first_met():

@@ -128,7 +128,8 @@ def _draw(table: pd.DataFrame) -> Figure:
         colors=[COLOURS["second"], "#8fc4c5"], labels=["rebate to customers", "captured by the platform"],
     )  # fmt: skip
     dollars.legend(loc="upper left", fontsize=7)
-    dollars.set(title="Paid to date, $", xlabel="training episode")
+    top = 1.05 * max(table["spread_value_total"].iloc[-1], 1.0)
+    dollars.set(title="Paid to date, $", xlabel="training episode", ylim=(0, top))
     share.plot(thin["episode"], thin["customer_share_to_date"], c=COLOURS["second"])
     share.set(title="Customers' share to date", xlabel="training episode", ylim=(0, 1))
     for ax in (spread, dollars, share):
