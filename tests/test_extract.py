@@ -560,9 +560,9 @@ def test_the_output_must_not_replace_an_input(config, videos, spies):
     (videos / "mine.yaml").write_text("never read")
     source = manifest_of(videos, "path,labels\n0.mp4,l.csv\n")
     for out in ("0.mp4", "l.csv", "manifest.csv"):
-        with raises("out-is-input"):
+        with raises("output-is-input"):
             extract.run(config(source=source, out=videos / out))
-    with raises("out-is-input"):  # its settings go to mine.yaml
+    with raises("output-is-input"):  # its settings go to mine.yaml
         extract.run(config(source=source, out=videos / "mine.h5", task=str(videos / "mine.yaml")))
 
 

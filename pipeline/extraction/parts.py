@@ -146,7 +146,7 @@ def part_paths(folder: Path) -> list[Path]:
 
 def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
     """The part of each content that needs no decoding. Damaged parts are set aside, other settings refused."""
-    contents = {}
+    contents: dict[str, str] = {}
     for path in part_paths(folder):
         try:
             part = dataset.read_part(path)
