@@ -93,22 +93,26 @@ class RunDirectory:
 
     def read_metrics(self) -> pd.DataFrame:
         """A row per training episode, at least one."""
-        return self._read(self.metrics, _table, f"vtp train --out {shlex.quote(str(self.path))}")
+        return self._read(self.metrics, _table, self._train_command)
 
     def read_estimator(self) -> dict[str, Any] | None:
         """The skill of the estimator that the customers' share rests on; None where training left no record of it."""
         if not self.estimator.is_file():
             return None
-        return json.loads(self.estimator.read_text(encoding="utf-8"))["estimator"]
+        return self._read(self.estimator, _estimator, self._train_command)
 
     def read_settings(self) -> dict[str, Any]:
         """The settings that training was started with, as plain values."""
-        return self._read(self.config, _yaml_mapping, f"vtp train --out {shlex.quote(str(self.path))}")
+        return self._read(self.config, _yaml_mapping, self._train_command)
 
     @property
     def evaluate_command(self) -> str:
         """What makes summary and steps."""
         return f"vtp evaluate {shlex.quote(str(self.path))}"
+
+    @property
+    def _train_command(self) -> str:
+        return f"vtp train --out {shlex.quote(str(self.path))}"
 
     @staticmethod
     def _read(path: Path, parse: Callable[[Path], Any], command: str) -> Any:
@@ -116,13 +120,22 @@ class RunDirectory:
             return parse(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise VtpError(f"{path} does not exist; make it with: {command}", code="run-file-missing") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:  # json's and pandas' own errors are ValueErrors
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+            yaml.YAMLError,
+        ) as error:  # json's and pandas' own errors are ValueErrors
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise VtpError(f"{path} cannot be read ({reason}); make it with: {command}", code="run-file-bad") from error
 
 
 def _json_mapping(path: Path) -> dict[str, Any]:
     return _mapping(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _estimator(path: Path) -> dict[str, Any]:
+    return _mapping(_json_mapping(path).get("estimator"))
 
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:
