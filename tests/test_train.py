@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from raising import raises
-from small_runs import embeddings_config, sim_config, write_embeddings, write_novelty, write_task
+from small_runs import embeddings_config, sim_config, write_embeddings, write_novelty
 
 from pipeline import dataset, train, training
 from pipeline.config import EmbeddingsTrainConfig, train_config
