@@ -22,12 +22,12 @@ def build_agent(source: str, task: Task, clip_encoder: encoders.ClipEncoder | No
 
     clip_encoder: of a policy on video.
     """
-    bounds = {"low": task.low, "high": task.high}
+    low, high = task.low, task.high
     if source == "embeddings":
-        return Agent(encoders.Normalizer(), encoders.EMBEDDING_DIM, **bounds, **options)
+        return Agent(encoders.Normalizer(), encoders.EMBEDDING_DIM, low=low, high=high, **options)
     encoder = encoders.MLPEncoder(SimEnv.OBSERVATION_SIZE) if clip_encoder is None else clip_encoder
     auxiliary = encoders.AuxiliaryHeads(encoders.EMBEDDING_DIM, task.num_actions)
-    return Agent(encoder, encoders.EMBEDDING_DIM, auxiliary=auxiliary, **bounds, **options)
+    return Agent(encoder, encoders.EMBEDDING_DIM, auxiliary=auxiliary, low=low, high=high, **options)
 
 
 def agent_of(metadata: PolicyMetadata, **options: Any) -> Agent:
