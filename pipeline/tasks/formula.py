@@ -41,7 +41,7 @@ class Formula:
         called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
             _check(node, names, is_called=id(node) in called)
-            if isinstance(node, ast.Constant):
+            if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
                 node.value = float(node.value)  # powers of whole numbers could grow without end
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - set(FUNCTIONS)
         try:
@@ -57,8 +57,10 @@ class Formula:
 def _check(node: ast.AST, names: Collection[str], *, is_called: bool) -> None:
     if not isinstance(node, ALLOWED):
         raise ValueError(f"{type(node).__name__.lower()} is not allowed; use + - * / ** and {', '.join(FUNCTIONS)}")
-    if isinstance(node, ast.Constant) and (type(node.value) not in (int, float) or abs(node.value) > LARGEST):
-        raise ValueError(f"{str(node.value)[:40]!r} is not a finite number; use numbers and names")
+    if isinstance(node, ast.Constant):
+        value = node.value
+        if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > LARGEST:
+            raise ValueError(f"{str(value)[:40]!r} is not a finite number; use numbers and names")
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords or not node.args:
             raise ValueError(f"{ast.unparse(node)!r} is no known function of numbers; use {', '.join(FUNCTIONS)}")
