@@ -73,6 +73,13 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, write):
     assert not trace.exists(), "the payload ran"
 
 
+@pytest.mark.parametrize("value", [[1], 7, torch.zeros(3), None])
+def test_what_is_no_dictionary_is_no_checkpoint(tmp_path, value):
+    torch.save(value, tmp_path / "best.pt")
+    with raises("checkpoint-corrupt", CorruptError):
+        load_checkpoint(tmp_path / "best.pt")
+
+
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
     with raises("checkpoint-missing") as caught:
         load_checkpoint(tmp_path / "last.pt")

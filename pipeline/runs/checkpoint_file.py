@@ -37,6 +37,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
     checkpoint: dict[str, Any] = {}
     error: Exception | None = None
+    checkpoint: Any = None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError, struct.error) as caught:
@@ -51,8 +52,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} does not match {checksums.name}: it is damaged; train again, or restore a copy",
             code="checkpoint-corrupt",
         )
-    if error:
-        reason = type(error).__name__
+    if error is not None or not isinstance(checkpoint, dict):
+        reason = type(checkpoint if error is None else error).__name__
         raise CorruptError(
             f"{path} is no checkpoint ({reason}); train again, or restore a copy", code="checkpoint-corrupt"
         ) from error
