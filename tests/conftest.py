@@ -3,8 +3,8 @@ import random
 import sys
 from collections import Counter
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: a thread each, or they wait for each other's
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded, which read it
+# One thread for each process: beside others, threads that wait for each other's are many times slower than one alone.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded, which read it
 
 import numpy as np
 import pytest
