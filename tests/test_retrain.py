@@ -41,8 +41,8 @@ def test_retraining_goes_on_from_the_run_and_leaves_it_as_it_is(trained):
     own, _ = load_policy(trained / "run")
     few = retrainer.retrain(retrainer.model, updates=4, seed=0).state_dict()
     for name, value in own.state_dict().items():
-        if name.startswith("average_actor"):
-            torch.testing.assert_close(few[name], value, rtol=0, atol=1e-3)
+        if name.startswith("actor."):  # Adam's first steps are as long as its learning rate
+            torch.testing.assert_close(few[name], value, rtol=0, atol=8e-3)
     for name in ("encoder.mean", "encoder.scale"):
         assert torch.equal(few[name], own.state_dict()[name]), "what it learned to see stays"
     assert (trained / "run" / "best.pt").read_bytes() == before
