@@ -193,8 +193,9 @@ def _logs(task: Task, context: np.ndarray, clip_s: float, rng: np.random.Generat
     )
 
 
-def write_novelty(path: Path, weight: np.ndarray, content_sha256: str) -> None:
-    dataset.write_novelty(path, {"weight": np.asarray(weight, np.float32)}, {"content_sha256": content_sha256})
+def write_novelty(path: Path, weight: np.ndarray, content_sha256: str, *, score: np.ndarray | None = None) -> None:
+    columns = {"weight": np.asarray(weight, np.float32)} | ({} if score is None else {"score": score})
+    dataset.write_novelty(path, columns, {"content_sha256": content_sha256, "model": "noise"})
 
 
 # Interruptions

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from raising import raises
 from small_runs import embeddings_config, sim_config, write_embeddings, write_novelty
 
@@ -252,6 +253,60 @@ def test_novelty_of_other_embeddings_is_refused(tmp_path):
 def test_without_novelty_every_clip_weighs_one(tmp_path):
     train.run(embeddings_config(tmp_path, write_embeddings(tmp_path / "embeddings.h5")))
     assert (pd.read_csv(tmp_path / "run" / "metrics.csv")["mean_novelty"] == 1).all()
+
+
+# Other prices for the same work
+
+
+def repriced(folder, **changes):
+    """The task `pressing` with other prices, wage, costs or actions, in a file of its own."""
+    path = write_task(folder, "pressing")
+    values = yaml.safe_load(path.read_text()) | {"name": "repriced"} | changes
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def pressing(tmp_path):
+    """Embeddings with `pressing` recorded in them."""
+    return write_embeddings(tmp_path / "embeddings.h5", task=write_task(tmp_path, "pressing"))
+
+
+def test_prices_that_replace_the_recorded_ones_change_the_reward(tmp_path, pressing):
+    """Nothing is learned before the first update: the same actions, worth something else."""
+    settings = {"episodes": 8, "warmup_steps": 96, "updates_per_episode": 1e-6, "evaluations": 1}
+    train.run(embeddings_config(tmp_path, pressing, out=tmp_path / "recorded", **settings))
+    (tmp_path / "other").mkdir()
+    contexts = {name: {"price_usd": 0.2} for name in ("soft", "firm", "hard")}
+    task = repriced(tmp_path / "other", contexts=contexts, costs_usd_per_hour={"power": 9.0}, human_wage_usd=25.0)
+    summary = train.run(embeddings_config(tmp_path, pressing, task=str(task), **settings))
+    recorded, priced = (pd.read_csv(tmp_path / name / "metrics.csv").iloc[0] for name in ("recorded", "run"))
+    assert (recorded["attempts"], recorded["errors"]) == (priced["attempts"], priced["errors"])
+    assert priced["w_hat_r"] == pytest.approx(0.2 * priced["completed"] / priced["time_h"])
+    assert priced["profit"] == pytest.approx(priced["w_hat_r"] - 9.0)
+    assert priced["episode_reward"] != recorded["episode_reward"]
+    assert priced["w_h"] == summary["human_wage"] == 25.0
+    assert (summary["task"], summary["costs_usd_per_hour"]) == ("repriced", {"power": 9.0})
+    metadata = load_metadata(tmp_path / "run")
+    assert metadata.task.name == "repriced" and metadata.task.price_usd.tolist() == [0.2] * 3
+    assert f"--task {task}" in metadata.provenance["command"]
+    assert load_metadata(tmp_path / "recorded").task == load_task(str(tmp_path / "pressing.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"actions": {"pressure": {"low": 2.0, "high": 13.0}}}, "task-other-actions"),
+        ({"actions": {"pressure": {"low": 2.0, "high": 12.0}, "heat": {}}}, "task-other-actions"),
+        ({"contexts": {"soft": {"price_usd": 0.1}, "firm": {"price_usd": 0.1}}}, "task-other-contexts"),
+    ],
+)
+def test_prices_of_other_work_are_refused(tmp_path, pressing, changes, code):
+    (tmp_path / "other").mkdir()
+    task = repriced(tmp_path / "other", simulator=None, **changes)
+    with raises(code):
+        train.run(embeddings_config(tmp_path, pressing, task=str(task)))
+    assert not (tmp_path / "run").exists()
 
 
 # Small parts

@@ -1,5 +1,6 @@
 """Runs that are interrupted, damaged, begun from another, or stopped early."""
 
+import json
 import os
 import pickle
 import random
@@ -24,9 +25,11 @@ from small_runs import (
     write_novelty,
 )
 
-from pipeline import dataset, train
+from pipeline import dataset, evaluate, policy, train
+from pipeline.config import ActConfig, EvaluateConfig, PolicyExportConfig
 from pipeline.errors import CorruptError, UntrustedError
-from pipeline.runs import load_checkpoint
+from pipeline.experiments.retrain import Retrainer
+from pipeline.runs import RunDirectory, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHECKPOINTS = ("last.pt", "previous.pt")
@@ -156,6 +159,54 @@ def test_rows_that_the_checkpoint_knows_must_be_there(begun):
         train.run(begun)
 
 
+# Checkpoints of the first version, whose metadata were an untyped dictionary
+
+
+def make_old(path):
+    """The checkpoint as the first version wrote its metadata."""
+    state = load_checkpoint(path)
+    described = json.loads(state["meta"]["described"])
+    old = {"source": described["source"], "task": "dishwashing", "scenario": "seed", "seed": 0, "labelled": True}
+    save_checkpoint(path, state | {"meta": old | {"provenance": {"command": "vtp train"}}})
+
+
+@pytest.fixture(scope="module")
+def old_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("old")
+    train.run(embeddings_config(folder, write_embeddings(folder / "embeddings.h5")))
+    for name in ("best.pt", "last.pt"):
+        make_old(folder / "run" / name)
+    return folder
+
+
+USES = {
+    "evaluate": lambda folder, out: evaluate.run(EvaluateConfig(run=folder / "run")),
+    "act": lambda folder, out: policy.act(ActConfig(policy=folder / "run", embeddings=folder / "embeddings.h5")),
+    "export": lambda folder, out: policy.export(PolicyExportConfig(run=folder / "run", to="safetensors", out=out)),
+    "init": lambda folder, out: train.run(
+        embeddings_config(folder, folder / "embeddings.h5", out=out, init=folder / "run")
+    ),
+    "retrain": lambda folder, out: Retrainer(RunDirectory(folder / "run")),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_checkpoints_of_the_first_version_are_refused(use, old_run, tmp_path):
+    out = tmp_path / "policy.safetensors"
+    with raises("checkpoint-version") as caught:
+        USES[use](old_run, out)
+    assert caught.value.exit_code == 2 and "train again" in str(caught.value)
+    assert not out.exists()
+
+
+def test_a_run_of_the_first_version_is_not_gone_on_with(begun):
+    make_old(begun.out / "last.pt")
+    rows = (begun.out / "metrics.csv").read_bytes()
+    with raises("checkpoint-version"):
+        train.run(begun)
+    assert (begun.out / "metrics.csv").read_bytes() == rows
+
+
 # What must not change in between
 
 
@@ -180,6 +231,23 @@ def test_other_embeddings_or_novelty_are_refused_by_their_hashes(tmp_path, monke
     with raises("run-other-data") as caught:
         train.run(cfg)
     assert content[:12] in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["sim", "embeddings"])
+def test_a_task_whose_file_changed_is_refused(source, tmp_path, monkeypatch):
+    task = write_task(tmp_path, "pressing")
+    cfg = sim_config(tmp_path, task=str(task))
+    if source == "embeddings":
+        cfg = embeddings_config(tmp_path, write_embeddings(tmp_path / "embeddings.h5", task=task), task=str(task))
+    monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)
+    killed_after(5, monkeypatch, cfg)
+    before = task.read_text()
+    task.write_text(before.replace("human_wage_usd: 15.0", "human_wage_usd: 16.0"))
+    with raises("run-other-data") as caught:
+        train.run(cfg)
+    assert "pressing" in str(caught.value)
+    task.write_text(before + "# The same task in other words.\n")
+    train.run(cfg)
 
 
 def test_a_loss_that_is_not_finite_stops_it_and_leaves_the_last_good(tmp_path, monkeypatch):
