@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 from raising import raises
-from small_runs import embeddings_config, sim_config, write_embeddings, write_novelty
+from small_runs import embeddings_config, sim_config, write_embeddings, write_novelty, write_task
 
 from pipeline import dataset, train, training
 from pipeline.config import EmbeddingsTrainConfig, train_config

@@ -23,6 +23,7 @@ from small_runs import (
     sim_config,
     write_embeddings,
     write_novelty,
+    write_task,
 )
 
 from pipeline import dataset, evaluate, policy, train

@@ -35,7 +35,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory", code="checkpoint-missing")
     checksums = path.with_name(path.name + ".sha256")
     is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
-    checkpoint: dict[str, Any] = {}
     error: Exception | None = None
     checkpoint: Any = None
     try:
