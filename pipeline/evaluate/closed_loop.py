@@ -12,13 +12,11 @@ import pandas as pd
 import torch
 
 from pipeline import synthetic, video
-from pipeline.errors import VtpError
 from pipeline.files import write_json
 from pipeline.outcomes import SimulatedOutcomes, oracle
 from pipeline.rl.rollouts import StepRecorder
 from pipeline.rl.sac import Agent
 from pipeline.runs import RunDirectory
-from pipeline.tasks import Task
 
 PIXEL_STREAM = 0x7069786C  # keeps validation scenes apart from the demonstrations of any seed
 THUMBNAILS_PER_CONTEXT = 2
@@ -44,7 +42,7 @@ def from_pixels(
     in the way of the policy's last action; in `changed` scenes light, background and size of the work are such as no
     demonstration has. Thumbnails of each context go to the frames of `out`.
     """
-    task, renderer = model.task, renderer_of(model.task)
+    task, renderer = model.task, synthetic.renderer_of(model.task)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([PIXEL_STREAM, seed]).spawn(episodes + 1)]
     rng, scene_rngs = streams[0], streams[1:]
     scenes = [synthetic.sample_scene(renderer, scene_rng, changed=changed) for scene_rng in scene_rngs]
@@ -65,14 +63,6 @@ def from_pixels(
             progress(step + 1, steps)
     gallery.write_index()
     return recorder.steps()
-
-
-def renderer_of(task: Task) -> str:
-    """The name of the renderer that shows the task; VtpError where none can."""
-    try:
-        return synthetic.renderer_of(task)
-    except VtpError as error:
-        raise VtpError(f"{error}; or validate on stored clips: --validation clips", code=error.code) from error
 
 
 class _Gallery:

@@ -15,7 +15,7 @@ from pipeline import dataset, encoders, synthetic, video
 from pipeline.config import EvaluateConfig
 from pipeline.dataset import rereading
 from pipeline.errors import VtpError
-from pipeline.evaluate.closed_loop import PIXEL_STREAM, PixelObserver, Progress, from_pixels, renderer_of
+from pipeline.evaluate.closed_loop import PIXEL_STREAM, PixelObserver, Progress, from_pixels
 from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.rl.rollouts import SIM_EPISODES, in_simulator, on_clips
 from pipeline.rl.sac import Agent
@@ -77,7 +77,7 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
             )
         chosen = "simulator"
     elif cfg.validation == "pixels":
-        renderer_of(metadata.task)
+        synthetic.renderer_of(metadata.task)
         chosen = "closed loop from pixels"
     elif cfg.validation == "auto" and metadata.is_labelled and _is_rendered(metadata.task):
         chosen = "closed loop from pixels"
