@@ -35,7 +35,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory", code="checkpoint-missing")
     checksums = path.with_name(path.name + ".sha256")
     is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
-    checkpoint: dict[str, Any] = {}
+    checkpoint: Any = None
     error: Exception | None = None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -56,4 +56,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CorruptError(
             f"{path} is no checkpoint ({reason}); train again, or restore a copy", code="checkpoint-corrupt"
         ) from error
+    if not isinstance(checkpoint, dict):
+        raise CorruptError(
+            f"{path} is no checkpoint (it holds a {type(checkpoint).__name__}); train again, or restore a copy",
+            code="checkpoint-corrupt",
+        )
     return checkpoint
