@@ -120,7 +120,7 @@ def test_the_encoder_is_frozen_for_the_first_episodes_and_then_learns(config, mo
         change = max(
             float((p - b).detach().abs().max()) for p, b in zip(self.encoder.parameters(), before, strict=True)
         )
-        seen.append((batch.latents.shape[1:] == (128,), change, info))
+        seen.append((batch.observations.shape[1:] == (128,), change, info))
         return td_error, info
 
     monkeypatch.setattr(sac.Agent, "update", watched)
