@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pipeline import evaluate, train
-from pipeline.config import EvaluateConfig, TrainConfig, parse_seeds
+from pipeline.config import EmbeddingsTrainConfig, EvaluateConfig, SimTrainConfig, parse_seeds
 from pipeline.rl import sac
 
 Patch = Callable[[], contextlib.AbstractContextManager]
@@ -69,7 +69,7 @@ OF_EMBEDDINGS: dict[str, dict[str, Any]] = {
 
 def in_simulator(settings: dict[str, Any], patch: Patch, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, patch():
-        summary = train.run(TrainConfig(source="sim", out=Path(folder) / "run", seed=seed, **settings))
+        summary = train.run(SimTrainConfig(out=Path(folder) / "run", seed=seed, **settings))
     return {settings["scenario"]: summary["oracle_ratio"]}
 
 
@@ -77,7 +77,7 @@ def from_pixels(settings: dict[str, Any], seed: int) -> dict[str, float]:
     """In closed loop from pixels, in scenes like the demonstrations' and in such as none of them shows."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        train.run(TrainConfig(source="embeddings", out=run, seed=seed, **settings))
+        train.run(EmbeddingsTrainConfig(out=run, seed=seed, **settings))
         return {
             scenes: evaluate.run(EvaluateConfig(run=run, scenes=scenes))["oracle_ratio"]
             for scenes in ("usual", "changed")

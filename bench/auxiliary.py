@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 
 from pipeline import evaluate, train
-from pipeline.config import TrainConfig, parse_seeds
+from pipeline.config import SimTrainConfig, parse_seeds
 from pipeline.encoders import AuxiliaryHeads
 
 LOSSES = ("CONSISTENCY_WEIGHT", "CONTRASTIVE_WEIGHT")
@@ -28,7 +28,7 @@ def oracle_ratio(seed: int, losses: tuple[str, ...], **settings: Any) -> float:
     """Train one seed with those losses and no others; the ratio of its best policy."""
     weights = {name: getattr(AuxiliaryHeads, name) if name in losses else 0.0 for name in LOSSES}
     with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(AuxiliaryHeads, **weights):
-        return train.run(TrainConfig(source="sim", seed=seed, out=Path(folder) / "run", **settings))["oracle_ratio"]
+        return train.run(SimTrainConfig(seed=seed, out=Path(folder) / "run", **settings))["oracle_ratio"]
 
 
 def mean_and_interval(values: np.ndarray) -> dict[str, Any]:

@@ -14,17 +14,17 @@ import torch
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
 from pipeline import encoders, synthetic
-from pipeline.synthetic import dynamics
+from pipeline.tasks import load_task
 
 
 def film(num_clips: int) -> np.ndarray:
     """Rendered clips of changing dishes and kitchens, as the decoder hands them on: [B, 16, 128, 171, 3] uint8."""
-    contexts = dynamics.scenario("dishwashing", "mixed").context_names
+    contexts = load_task("dishwashing").in_scenario("mixed").context_names
     clips = []
     for index in range(num_clips):
         rng = np.random.default_rng(index)
         clip = synthetic.render_clip(
-            synthetic.sample_scene("dishwashing", rng), contexts[index % len(contexts)], rng.random(), rng.random(), rng
+            synthetic.sample_scene("dishes", rng), contexts[index % len(contexts)], rng.random(), rng.random(), rng
         )
         frames = torch.from_numpy(clip).permute(0, 3, 1, 2)
         resized = torch.nn.functional.interpolate(frames, (128, 171), mode="bilinear")

@@ -24,7 +24,8 @@ import pandas as pd
 from pipeline import dataset, extract, synthetic
 from pipeline.config import ExtractConfig, SimulateConfig, parse_seeds
 from pipeline.noise_gap.detection import rank_correlation
-from pipeline.synthetic import dynamics, simulate
+from pipeline.synthetic import simulate
+from pipeline.tasks import load_task
 
 TASK, OTHER_TASK = "dishwashing", "bricklaying"
 SHARE = 0.1
@@ -43,8 +44,8 @@ def covered(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def of_another_task(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    labels = simulate.demonstrate(dynamics.scenario(OTHER_TASK, "mixed"), 1, rng)
-    return np.stack(list(simulate.film(OTHER_TASK, labels, rng)))
+    labels = simulate.demonstrate(load_task(OTHER_TASK).in_scenario("mixed"), 1, rng)
+    return np.stack(list(simulate.film("bricks", labels, rng)))
 
 
 # A clip [16, H, W, 3] uint8 and a generator → a clip of the same shape.
@@ -73,9 +74,9 @@ def write_edited(folder: Path, videos: int, steps: int, seed: int) -> Path:
     rows = []
     for index, stream in enumerate(np.random.SeedSequence([seed, 1]).spawn(videos)):
         rng = np.random.default_rng(stream)
-        labels = simulate.demonstrate(dynamics.scenario(TASK, "mixed"), steps, rng)
+        labels = simulate.demonstrate(load_task(TASK).in_scenario("mixed"), steps, rng)
         labels["novel"] = [kinds.get(index * steps + step, "") for step in range(steps)]
-        frames = np.stack(list(simulate.film(TASK, labels.drop(columns="novel"), rng)))
+        frames = np.stack(list(simulate.film("dishes", labels.drop(columns="novel"), rng)))
         clips = frames.reshape(steps, synthetic.CLIP_LEN, *frames.shape[1:])
         edited = [EDITS[kind](clip, rng) if kind else clip for clip, kind in zip(clips, labels["novel"], strict=True)]
         video, csv = f"videos/{index:04d}.mp4", f"labels/{index:04d}.csv"

@@ -37,7 +37,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from pipeline import encoders, evaluate, train
-from pipeline.config import TrainConfig, parse_seeds
+from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, TrainConfig, parse_seeds
 from pipeline.encoders import EMBEDDING_DIM
 from pipeline.rl.envs import EmbeddingEnv, GymEnv, SimEnv
 from pipeline.rl.replay import Batch, ReplayBuffer
@@ -165,7 +165,7 @@ def our_update(embeddings: np.ndarray) -> Update:
 
 def full_buffer(count: int, rng: np.random.Generator) -> ReplayBuffer:
     """Transitions of row indices, as many as there is room for, added as training adds them."""
-    buffer = ReplayBuffer(count, (), np.int64, priority_exponent=TrainConfig(source="embeddings").priority_exponent)
+    buffer = ReplayBuffer(count, (), np.int64, priority_exponent=EmbeddingsTrainConfig().priority_exponent)
     for start in range(0, count, NUM_ENVS):
         rows = np.arange(start, min(start + NUM_ENVS, count))
         size = len(rows)
@@ -284,7 +284,7 @@ def measure_wall(seeds: list[int], settings: dict[str, str], max_episodes: int) 
     rows, ours_s, sb3_s = [], [], []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            cfg = TrainConfig(source="sim", out=Path(folder) / "run", seed=seed, **settings)
+            cfg = SimTrainConfig(out=Path(folder) / "run", seed=seed, **settings)
             ours = train_ours(cfg)
         theirs = train_sb3(cfg, max_episodes)
         ours_s.append(ours.reached_s())

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from pipeline import evaluate, train
-from pipeline.config import TrainConfig
+from pipeline.config import SimTrainConfig
 
 
 def main() -> None:
@@ -23,9 +23,7 @@ def main() -> None:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             summary = train.run(
-                TrainConfig(
-                    source="sim", scenario=args.scenario, episodes=args.episodes, seed=seed, out=Path(folder) / "run"
-                )
+                SimTrainConfig(scenario=args.scenario, episodes=args.episodes, seed=seed, out=Path(folder) / "run")
             )
         row = {"seed": seed, "wall_s": round(time.perf_counter() - started, 1)}
         rows.append(row | {key: round(summary[key], 4) for key in ("oracle_ratio", "profit_mean", "err_mean")})

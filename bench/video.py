@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from pipeline import encoders, extract, train
-from pipeline.config import ExtractConfig, SimulateConfig, TrainConfig
+from pipeline.config import ExtractConfig, SimulateConfig, VideoTrainConfig
 from pipeline.synthetic import simulate
 
 VARIANTS = {"frozen": (False, True), "fine_tuned": (True, True), "fine_tuned_without_auxiliary": (True, False)}
@@ -62,8 +62,8 @@ def one_run(args: argparse.Namespace, embeddings: Path, folder: Path, name: str,
         if not auxiliary:
             heads.CONSISTENCY_WEIGHT = heads.CONTRASTIVE_WEIGHT = 0.0
         summary = train.run(
-            TrainConfig(
-                source="video", embeddings=embeddings, out=folder / f"{name}-{seed}", seed=seed, overwrite=True,
+            VideoTrainConfig(
+                embeddings=embeddings, out=folder / f"{name}-{seed}", seed=seed, overwrite=True,
                 episodes=args.episodes, unfreeze_after=args.episodes - (args.learning_episodes if learns else 0),
                 frame_size=args.frame_size, encoder_layers=args.layers, encoder_lr=args.encoder_lr,
             )

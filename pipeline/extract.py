@@ -167,11 +167,11 @@ def extract_videos(
                 ledger.record(Done(entry.video_id, str(entry.path), video.stamp, sha256, parts[sha256]))
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
-    clip_options = {"clip_len": cfg.clip_len, "clip_stride": cfg.clip_stride, "fps": cfg.fps, "tail": cfg.tail}
+    decoders: DecoderPool[_Reading] = DecoderPool(
+        num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, frame_size=encoder.frame_size
+    )
     try:
-        with DecoderPool(
-            num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, frame_size=encoder.frame_size
-        ) as pool:
+        with decoders as pool:
             while queue or decoding:
                 while queue and pool.num_idle:
                     entry = queue.popleft()
@@ -186,7 +186,10 @@ def extract_videos(
                         decoding[video.sha256].twins.append(video)
                     else:
                         decoding[video.sha256] = video
-                        pool.submit(video, entry.path, **clip_options)
+                        pool.submit(
+                            video, entry.path,
+                            clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail,
+                        )  # fmt: skip
                 for video, event in pool.events():
                     if isinstance(event, Clip):
                         writer.add(video.sha256, event)
@@ -282,8 +285,8 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
     outcomes = {row.video_id: row for row in shards.read_ledgers(folder, cfg.shards)}
     check_complete(cfg, entries, outcomes)
     failures = [row for entry in entries if isinstance(row := outcomes[entry.video_id], Failed)]
+    done = [row for entry in entries if isinstance(row := outcomes[entry.video_id], Done)]
     finished = [entry for entry in entries if isinstance(outcomes[entry.video_id], Done)]
-    done = [outcomes[entry.video_id] for entry in finished]
     finished = manifest.assign_splits(finished, [row.sha256 for row in done])
     parts = read_parts(cfg, sorted({row.part for row in done}))
     labelled = []
@@ -355,7 +358,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def provenance() -> Settings:
-    versions = {"vtp_version": __version__}
+    versions: Settings = {"vtp_version": __version__}
     for name in ("torch", "torchvision", "decord", "decord2", "av", "h5py", "numpy"):
         try:
             versions[f"{name}_version"] = metadata.version(name)

@@ -1,5 +1,10 @@
+import os
 import random
 import sys
+from collections import Counter
+
+# One thread for each process: beside others, threads that wait for each other's are many times slower than one alone.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded, which read it
 
 import numpy as np
 import pytest
@@ -8,6 +13,12 @@ from hypothesis import settings
 # Shared machines are slow now and then, and a red run must be red again when it is repeated.
 settings.register_profile("vtp", deadline=None, derandomize=True, database=None)
 settings.load_profile("vtp")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first, so that no process is left with a long one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

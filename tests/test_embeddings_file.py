@@ -229,7 +229,7 @@ def drop_action(file, folder):
         (drop_videos, "file-incomplete"),
         (drop_task, "file-incomplete"),
         (drop_action, "file-incomplete"),
-        (rewrite("task", data=np.array([b"{}"])), "corrupt"),
+        (rewrite("task", data=np.array([b"{}"])), "task-corrupt"),
         (rewrite("embeddings", shape=(5, 64), dtype=np.float32), "file-shape"),
         (rewrite("labels/errors", shape=(4,), dtype=np.float64), "file-shape"),
         (rewrite("embeddings", data=np.zeros((5, 128))), "file-type"),

@@ -158,10 +158,8 @@ def silent_server(monkeypatch, tmp_path):
 
 
 def test_weights_that_cannot_be_had(silent_server):
-    start = time.monotonic()
     with raises("weights-unavailable") as caught:
         load_encoder("r3d_18", "kinetics400")
-    assert time.monotonic() - start < 5
     assert caught.value.exit_code == 2
 
 

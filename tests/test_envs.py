@@ -1,27 +1,26 @@
+import copy
+
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises
+from worlds import BRICKS, DISHES, GLASS, MUG, PAN, PARTS, PLATE, PLATES, grasping, random_outcomes
 
-from pipeline import econ
-from pipeline.errors import VtpError
-from pipeline.rl.envs import EmbeddingEnv, GymEnv, SimEnv, Workplace, expected_work, value_work
-from pipeline.synthetic import dynamics
+from pipeline.outcomes import Outcomes, SimulatedOutcomes, expected_worth
+from pipeline.rl.envs import EmbeddingEnv, GymEnv, SimEnv, Workplace
+from pipeline.tasks import Task
 
-SEED = dynamics.scenario()
-MIXED = dynamics.scenario("dishwashing", "mixed")
-BRICKS = dynamics.scenario("bricklaying", "mixed")
-PAN, PLATE, GLASS, MUG = range(4)
+plates, dishes, bricks, parts = map(SimulatedOutcomes, (PLATES, DISHES, BRICKS, PARTS))
 
 
-def embedding_env(lengths, num_envs=4, *, scenario=MIXED, seed=0, **settings):
+def embedding_env(lengths, num_envs=4, *, task=DISHES, seed=0, **settings):
     """Videos of these many clips one after another, whose contexts go round."""
     ends = np.cumsum(lengths)
     videos = np.stack([ends - lengths, ends], 1)
-    context = np.arange(ends[-1]) % len(scenario.contexts)
-    rng = np.random.default_rng(seed)
-    return EmbeddingEnv(scenario, num_envs, videos=videos, context=context, rng=rng, **settings)
+    model = SimulatedOutcomes(task, np.arange(ends[-1]) % len(task.contexts))
+    return EmbeddingEnv(model, num_envs, videos=videos, rng=np.random.default_rng(seed), **settings)
 
 
 def half(num_envs):
@@ -30,57 +29,47 @@ def half(num_envs):
 
 def with_outcomes(monkeypatch, attempts, errors):
     """From now on each step has these outcomes [N]."""
-    monkeypatch.setattr(dynamics, "sample_outcomes", lambda rate, p_err, rng: (np.array(attempts), np.array(errors)))
+    outcomes = Outcomes(np.array(attempts), np.array(errors))
+    monkeypatch.setattr(SimulatedOutcomes, "sample", lambda self, rows, actions, rng: outcomes)
 
 
 # Prices by hand
 
 
-def test_one_context_is_priced_by_the_seeds_formula():
-    work = value_work(SEED, np.array([[111.0]]), np.array([[2.0]]), np.array([1.0]))
-    assert [round(float(field[0]), 3) for field in work] == [109, 0.018, 30.736, 30.636]
+def test_an_hour_is_worth_what_was_counted_in_it(monkeypatch):
+    """111 plates and 2 broken ones: 109 · 0.30 − 2 · 1.00, less 10 cents of energy."""
+    workplace = Workplace(plates, 1, reward_window="step", rng=np.random.default_rng(0))
+    for step in range(60):
+        with_outcomes(monkeypatch, [2 if step < 51 else 1], [int(step < 2)])
+        workplace.work(np.array([0]), half(1))
+    assert [round(float(field[0]), 3) for field in workplace.worth()] == [111, 109, 0.018, 30.70, 30.60]
 
 
-def test_contexts_are_priced_each_at_its_own_rates_and_added():
-    attempts, errors = np.array([[20.0, 10.0, 0.0, 30.0]]), np.array([[0.0, 1.0, 0.0, 3.0]])
-    work = value_work(MIXED, attempts, errors, np.array([0.5]))
-    wage = 40 * 0.30 + 18 * (0.30 - 1.00 * 0.1) + 54 * (0.30 - 0.50 * 0.1)
-    assert work.implied_wage == pytest.approx(wage)
-    assert work.profit == pytest.approx(wage - 0.10)
-    assert work.mp == pytest.approx(112)
-    assert work.err_rate == pytest.approx(4 / 60)
+def test_contexts_are_priced_each_at_its_own_and_added(monkeypatch):
+    workplace = Workplace(dishes, 1, reward_window="step", rng=np.random.default_rng(0))
+    for row, attempts, errors in ((PAN, 20, 0), (PLATE, 10, 1), (MUG, 30, 3)):
+        with_outcomes(monkeypatch, [attempts], [errors])
+        workplace.work(np.array([row]), half(1))
+    worth = workplace.worth()
+    wage = 20 * (20 * 0.30 + 9 * 0.30 - 1.00 + 27 * 0.30 - 3 * 0.50)  # three minutes, twenty times an hour
+    assert worth.implied_wage == pytest.approx(wage)
+    assert worth.profit == pytest.approx(wage - 0.10)
+    assert worth.mp == pytest.approx(20 * 56)
+    assert worth.err_rate == pytest.approx(4 / 60)
 
 
-def test_an_episode_that_has_not_begun_is_worth_no_more_than_its_energy():
-    work = value_work(MIXED, np.zeros((1, 4)), np.zeros((1, 4)), np.zeros(1))
-    assert [float(field[0]) for field in work] == [0, 0, 0, -0.10]
+def test_an_episode_that_has_not_begun_is_worth_no_more_than_its_costs():
+    worth = Workplace(dishes, 1, reward_window="step", rng=np.random.default_rng(0)).worth()
+    assert [float(field[0]) for field in worth] == [0, 0, 0, 0, -0.10]
 
 
-@pytest.mark.parametrize("scenario", [SEED, MIXED, BRICKS], ids=["seed", "mixed", "bricks"])
-def test_expected_work_is_the_mean_of_sampled_steps(scenario):
-    rng = np.random.default_rng(0)
-    for k in range(len(scenario.contexts)):
-        context = np.full(100_000, k)
-        workplace = Workplace(scenario, len(context), reward_window="step", rng=rng)
-        rewards = workplace.work(context, np.full((len(context), 2), (0.8, 0.3)))
-        attempts, errors = workplace.outcomes
-        attempts_per_hour, err_rate, profit = expected_work(scenario, np.array([k]), np.array([0.8]), np.array([0.3]))
-        assert 60 * attempts.mean() == pytest.approx(attempts_per_hour[0], rel=0.01)
-        assert errors.sum() / attempts.sum() == pytest.approx(err_rate[0], rel=0.05, abs=5e-4)
-        # What a step pays is linear in its errors; the seed's formula squares the error rate of good units.
-        damage = scenario.contexts[k].damage_usd
-        linear = profit[0] - damage * attempts_per_hour[0] * err_rate[0] ** 2
-        sampled = rewards * scenario.human_wage_usd
-        assert sampled.mean() == pytest.approx(linear, abs=5 * sampled.std() / np.sqrt(len(sampled)))
-
-
-def test_expected_work_is_the_mean_of_sampled_hours():
-    rng = np.random.default_rng(0)
-    rate, p_err = dynamics.dynamics(SEED, 0, 1.0, 0.5)
-    attempts, errors = (x.sum(1)[:, None] for x in dynamics.sample_outcomes(rate, p_err, rng, (5_000, 60)))
-    sampled = value_work(SEED, attempts, errors, np.ones(5_000)).profit
-    _, _, profit = expected_work(SEED, np.array([0]), np.array([1.0]), np.array([0.5]))
-    assert sampled.mean() == pytest.approx(profit[0], abs=5 * sampled.std() / np.sqrt(5_000) + 0.05)
+def test_hours_are_those_of_the_rows_that_were_worked_on():
+    task = Task.model_validate(grasping(step_s=None))
+    model = SimulatedOutcomes(task, np.array([0, 1]), step_s=np.array([36.0, 72.0]))
+    workplace = Workplace(model, 2, reward_window="step", rng=np.random.default_rng(0))
+    workplace.work(np.array([0, 1]), np.full((2, 1), 3.0))
+    workplace.work(np.array([1, 1]), np.full((2, 1), 3.0))
+    np.testing.assert_allclose(workplace.hours, [0.03, 0.04])
 
 
 # Rewards by hand
@@ -88,7 +77,7 @@ def test_expected_work_is_the_mean_of_sampled_hours():
 
 def test_step_reward_charges_every_error_of_the_step_in_full(monkeypatch):
     with_outcomes(monkeypatch, [2, 3], [1, 0])
-    workplace = Workplace(MIXED, 2, reward_window="step", rng=np.random.default_rng(0))
+    workplace = Workplace(dishes, 2, reward_window="step", rng=np.random.default_rng(0))
     workplace.lambda_dual, workplace.err_target = 2.0, 0.06
     rewards = workplace.work(np.array([GLASS, PAN]), half(2))
     glass = (60 * (0.45 * 1 - 4.00 * 1) - 0.10) / 18 - 2.0 * (0.5 - 0.06)
@@ -97,78 +86,98 @@ def test_step_reward_charges_every_error_of_the_step_in_full(monkeypatch):
 
 
 def test_episode_reward_is_the_lagrangian_of_the_rates_to_date(monkeypatch):
-    workplace = Workplace(SEED, 1, reward_window="episode", rng=np.random.default_rng(0))
+    workplace = Workplace(plates, 1, reward_window="episode", rng=np.random.default_rng(0))
     workplace.lambda_dual, workplace.err_target = 0.5, 0.08
     with_outcomes(monkeypatch, [2], [1])
     workplace.work(np.array([0]), half(1))
     with_outcomes(monkeypatch, [3], [0])
     (reward,) = workplace.work(np.array([0]), half(1))
-    mp, err_rate = 4 / (2 / 60), 1 / 5
-    profit = econ.profit(econ.implied_wage(mp, err_rate, 0.30, 1.00), 0.10)
-    assert reward == pytest.approx(profit / 18 - 0.5 * (0.2 - 0.08))
+    profit = 30 * (4 * 0.30 - 1 * 1.00) - 0.10  # two minutes, thirty times an hour
+    assert reward == pytest.approx(profit / 18 - 0.5 * (1 / 5 - 0.08))
 
 
 @pytest.mark.parametrize("window", ["step", "episode"])
 def test_on_the_first_step_without_error_both_windows_agree(monkeypatch, window):
     with_outcomes(monkeypatch, [3], [0])
-    workplace = Workplace(SEED, 1, reward_window=window, rng=np.random.default_rng(0))
+    workplace = Workplace(plates, 1, reward_window=window, rng=np.random.default_rng(0))
     assert workplace.work(np.array([0]), half(1)) == pytest.approx((180 * 0.30 - 0.10) / 18)
 
 
 @pytest.mark.parametrize("action", [(-0.01, 0.5), (0.5, 1.01), (np.nan, 0.5), (0.5, np.inf)])
-def test_an_action_outside_the_unit_square_is_an_error_and_no_work(action):
-    env = SimEnv(SEED, 2, rng=np.random.default_rng(0))
+def test_an_action_outside_its_bounds_is_an_error_and_no_work(action):
+    env = SimEnv(plates, 2, rng=np.random.default_rng(0))
     env.reset()
-    with pytest.raises(VtpError, match=r"outside \[0, 1\].*scale speed and care"):
+    with raises("action-out-of-bounds"):
         env.step(np.array([(0.5, 0.5), action]))
     assert not env.workplace.steps.any()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.3), (-2.0, 5.0), (1e6 + 0.03, 1e6 + 200), (-0.7, -0.1)])
+def test_bounds_in_float32_are_bounds(low, high):
+    """A policy computes in 32 bits, in which 0.3 is more than 0.3; more than rounding is an error all the same."""
+    task = Task.model_validate(
+        grasping(actions={"force": {"low": low, "high": high}}, simulator=None)
+        | {"simulator": {"attempts_per_minute": "2 + 0 * force", "error_probability": "0.1"}}
+    )
+    env = SimEnv(SimulatedOutcomes(task), 2, rng=np.random.default_rng(0))
+    env.reset()
+    env.step(np.array([[low], [high]], np.float32))
+    for wrong in (low - 0.01 * (high - low), high + 0.01 * (high - low)):
+        with raises("action-out-of-bounds") as caught:
+            env.step(np.array([[high], [wrong]]))
+        assert "force" in str(caught.value)
 
 
 # The simulator's environment
 
 
-@given(st.sampled_from([SEED, MIXED, BRICKS]), st.integers(1, 5), st.integers(1, 60), st.integers(0, 1000))
-def test_the_books_are_the_sum_of_the_outcomes_by_context(scenario, num_envs, num_steps, seed):
-    rng = np.random.default_rng(seed)
-    env = SimEnv(scenario, num_envs, rng=rng)
+@given(st.sampled_from([plates, dishes, bricks, parts]), st.integers(1, 5), st.integers(1, 60), st.integers(0, 1000))
+def test_the_tally_is_the_sum_of_the_outcomes(model, num_envs, num_steps, seed):
+    rng, task = np.random.default_rng(seed), model.task
+    env = SimEnv(model, num_envs, rng=rng)
     env.reset()
-    expected = np.zeros((2, num_envs, len(scenario.contexts)))
+    attempts, errors, value = np.zeros((3, num_envs))
     for _ in range(num_steps):
         worked_on = env.context.copy()
-        env.step(rng.random((num_envs, 2)))
-        for i in range(num_envs):
-            expected[:, i, worked_on[i]] += np.array(env.workplace.outcomes)[:, i]
-    np.testing.assert_array_equal(env.workplace.attempts, expected[0])
-    np.testing.assert_array_equal(env.workplace.errors, expected[1])
+        env.step(task.from_unit(rng.random((num_envs, task.num_actions))))
+        counted = env.workplace.outcomes
+        attempts += counted.attempts
+        errors += counted.errors
+        value += task.price_usd[worked_on] * (counted.attempts - counted.errors)
+        value -= task.damage_usd[worked_on] * counted.errors
+    np.testing.assert_array_equal(env.workplace.attempts, attempts)
+    np.testing.assert_array_equal(env.workplace.errors, errors)
+    np.testing.assert_allclose(env.workplace.value_usd, value, atol=1e-9)
     np.testing.assert_array_equal(env.workplace.steps, num_steps)
+    np.testing.assert_allclose(env.workplace.hours, num_steps * task.step_s / 3600)
 
 
 def test_an_hour_is_truncated_at_its_last_step_and_not_before():
-    env = SimEnv(MIXED, 3, rng=np.random.default_rng(0))
+    env = SimEnv(dishes, 3, rng=np.random.default_rng(0))
     env.reset()
     assert [bool(env.step(half(3))[2].any()) for _ in range(60)] == [False] * 59 + [True]
     assert env.step(half(3))[2].all()
 
 
 def test_only_the_environments_asked_for_start_again():
-    env = SimEnv(MIXED, 3, rng=np.random.default_rng(0))
+    env = SimEnv(dishes, 3, rng=np.random.default_rng(0))
     env.reset()
     for _ in range(5):
         env.step(half(3))
     kept = env.context.copy()
     observations = env.reset(np.array([True, False, True]))
     np.testing.assert_array_equal(env.workplace.steps, [0, 5, 0])
-    np.testing.assert_array_equal(env.workplace.attempts.sum(1) > 0, [False, True, False])
+    np.testing.assert_array_equal(env.workplace.attempts > 0, [False, True, False])
     assert env.context[1] == kept[1]
     assert observations[0, 0] == 0
     assert observations[1, 0] == pytest.approx(5 / 60)
 
 
 def test_observations_by_hand(monkeypatch):
-    env = SimEnv(MIXED, 1, rng=np.random.default_rng(0))
+    env = SimEnv(dishes, 1, rng=np.random.default_rng(0))
     env.reset()
     with_outcomes(monkeypatch, [4], [1])
-    monkeypatch.setattr(dynamics, "next_context", lambda scenario, context, rng: np.array([GLASS]))
+    monkeypatch.setattr(SimulatedOutcomes, "next_rows", lambda self, rows, rng: np.array([GLASS]))
     env.step(half(1))
     observations, *_ = env.step(half(1))
     # 2 of 60 steps; third of four contexts; 4 attempts a step against twice the fastest 3.0; 2 errors of 8
@@ -176,16 +185,18 @@ def test_observations_by_hand(monkeypatch):
     assert observations.dtype == np.float32
 
 
-@pytest.mark.parametrize("scenario", [SEED, MIXED, BRICKS], ids=["seed", "mixed", "bricks"])
-def test_observations_stay_in_the_unit_cube(scenario):
-    rng = np.random.default_rng(0)
-    env = SimEnv(scenario, 50, rng=rng)
-    seen = [env.reset(), *(env.step(rng.random((50, 2)))[0] for _ in range(60))]
+@pytest.mark.parametrize(
+    "model", [plates, dishes, bricks, parts, *(random_outcomes(seed, 1 + seed % 4) for seed in range(4))]
+)
+def test_observations_stay_in_the_unit_cube(model):
+    rng, task = np.random.default_rng(0), model.task
+    env = SimEnv(model, 50, rng=rng)
+    seen = [env.reset(), *(env.step(task.from_unit(rng.random((50, task.num_actions))))[0] for _ in range(60))]
     assert np.min(seen) >= 0
     assert np.max(seen) <= 1
 
 
-@pytest.mark.parametrize("make", [lambda seed: SimEnv(MIXED, 3, rng=np.random.default_rng(seed)),
+@pytest.mark.parametrize("make", [lambda seed: SimEnv(dishes, 3, rng=np.random.default_rng(seed)),
                                   lambda seed: embedding_env([5, 80, 1], 3, seed=seed)])  # fmt: skip
 def test_same_seed_same_trajectory_and_another_seed_another(make):
     def trajectory(seed):
@@ -199,6 +210,26 @@ def test_same_seed_same_trajectory_and_another_seed_another(make):
 
     assert trajectory(1) == trajectory(1)
     assert trajectory(1) != trajectory(2)
+
+
+@pytest.mark.parametrize("make", [lambda: SimEnv(dishes, 3, reward_window="episode", rng=np.random.default_rng(1)),
+                                  lambda: embedding_env([5, 80, 1], 3, reward_window="episode")])  # fmt: skip
+def test_episodes_that_are_resumed_go_on_as_if_they_had_never_stopped(make):
+    env = make()
+    env.reset()
+    env.workplace.lambda_dual, env.workplace.err_target = 0.7, 0.08
+    for _ in range(7):
+        env.reset(env.step(half(3))[2])
+    state = copy.deepcopy((env.state_dict(), env.workplace.state_dict()))
+    resumed = make()
+    resumed.load_state_dict(state[0])
+    resumed.workplace.load_state_dict(state[1])
+    for _ in range(70):
+        one, other = env.step(half(3)), resumed.step(half(3))
+        for ours, theirs in zip(one, other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(env.reset(one[2]), resumed.reset(one[2]))
+        np.testing.assert_array_equal(env.workplace.worth(), resumed.workplace.worth())
 
 
 # The embeddings' environment
@@ -216,12 +247,13 @@ def test_an_episode_plays_one_videos_clips_in_order_to_its_last():
         np.testing.assert_array_equal(following, rows + np.minimum(played, lengths - 1))
 
 
-def test_the_context_of_the_clip_that_is_seen_is_what_is_worked_on():
-    env = embedding_env([8], 1)
+def test_the_clip_that_is_seen_is_what_is_worked_on():
+    env = embedding_env([8], 5_000)
     env.reset()
-    for k in (PAN, PLATE, GLASS, MUG):
-        env.step(half(1))
-        assert (env.workplace.attempts[0] > 0).tolist() == [j <= k for j in range(4)]
+    for row in (PAN, PLATE, GLASS, MUG):
+        _, rewards, _ = env.step(half(5_000))
+        expected = float(expected_worth(dishes, np.array(row), half(1)[0]).profit)
+        assert 18 * rewards.mean() == pytest.approx(expected, abs=5 * 18 * rewards.std() / np.sqrt(5_000))
 
 
 def test_a_video_of_one_clip_is_an_episode_of_one_step():
@@ -263,8 +295,8 @@ def test_only_the_episodes_that_ended_start_again():
 
 @pytest.mark.parametrize("videos", [np.zeros((0, 2), int), np.array([[0, 3], [3, 3]])])
 def test_nothing_to_play_is_an_error(videos):
-    with pytest.raises(VtpError, match="no clip to play"):
-        EmbeddingEnv(SEED, 1, videos=videos, context=np.zeros(3, int), rng=np.random.default_rng(0))
+    with raises("no-clips"):
+        EmbeddingEnv(SimulatedOutcomes(PLATES, np.zeros(3, int)), 1, videos=videos, rng=np.random.default_rng(0))
 
 
 # Through Gymnasium
@@ -273,13 +305,13 @@ def test_nothing_to_play_is_an_error(videos):
 def gym_envs():
     """Fresh environments, one a kind."""
     rng = np.random.default_rng(0)
-    for scenario in (SEED, MIXED, BRICKS):
-        yield pytest.param(GymEnv(SimEnv(scenario, 1, rng=rng)), id=f"{scenario.task}-{scenario.name}")
+    for model in (plates, dishes, bricks, parts):
+        yield pytest.param(GymEnv(SimEnv(model, 1, rng=rng)), id=str(model.task))
     embeddings = rng.normal(size=(70, 128)).astype(np.float32)
     yield pytest.param(GymEnv(embedding_env([5, 65], 1), embeddings), id="embeddings")
 
 
-@pytest.mark.filterwarnings("ignore:.*(infinity|spec).*")  # embeddings have no bounds; the env is not registered
+@pytest.mark.filterwarnings("ignore:.*(infinity|spec|symmetric).*")  # of embeddings, of no register, in metres a second
 @pytest.mark.parametrize("env", [*gym_envs()])
 def test_gymnasiums_own_checker_is_content(env):
     check_env(env, skip_render_check=True)
@@ -296,7 +328,7 @@ def test_one_episode_through_gymnasium_counts_what_it_did(env):
         assert not terminated, "a time limit is no end"
         attempts.append(info["attempts"])
         assert 0 <= info["errors"] <= info["attempts"]
-    assert (np.diff(attempts) >= 1).all(), "every step has at least one attempt"
+    assert (np.diff(attempts) >= 0).all()
     assert len(attempts) - 1 in (5, 60)
 
 

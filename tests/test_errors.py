@@ -16,8 +16,6 @@ PACKAGE = Path(pipeline.__file__).parent
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, VtpError)}
 CODE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")  # subject-problem
 VIDEO_CODE = re.compile(r"[a-z]+(_[a-z]+)*")  # these are in the failures.jsonl of earlier versions too
-# Rooms and stages whose errors still have their class's code only; a room that is done leaves this list.
-TO_DO = {"experiments", "report"}
 
 
 def constructed(path):
@@ -29,10 +27,6 @@ def constructed(path):
                 yield name, node
 
 
-def room(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
 def literals(node):
     """The texts that an expression can be; none where it is computed."""
     if isinstance(node, ast.IfExp):
@@ -41,10 +35,9 @@ def literals(node):
 
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-DONE = [path for path in SOURCES if room(path) not in TO_DO]
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_error_says_which_one_it_is(path):
     for name, call in constructed(path):
         given = next((keyword.value for keyword in call.keywords if keyword.arg == "code"), None)
@@ -56,17 +49,10 @@ def test_every_error_says_which_one_it_is(path):
             assert pattern.fullmatch(code), f"{path}:{call.lineno}: {code!r} is not subject-problem"
 
 
-def test_a_room_that_is_done_is_no_longer_listed():
-    for name in sorted(TO_DO):
-        calls = [call for path in SOURCES if room(path) == name for kind, call in constructed(path) if kind in KINDS]
-        without = [call for call in calls if not any(keyword.arg == "code" for keyword in call.keywords)]
-        assert without, f"all errors of {name} have codes; take it off TO_DO"
-
-
-def test_the_same_code_has_one_exit_code_in_its_room():
+def test_a_code_is_either_worth_another_try_or_not():
     """The exit code tells a script whether to try again, so a code must not mean both."""
     exits = {}
-    for path in DONE:
+    for path in SOURCES:
         for name, call in constructed(path):
             for code in (
                 code for keyword in call.keywords if keyword.arg == "code" for code in literals(keyword.value)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises
 
-from pipeline.errors import VtpError
 from pipeline.rl.replay import Batch, ReplayBuffer, SumTree
 
 priorities = st.lists(st.floats(0, 1e6, allow_subnormal=False), min_size=1, max_size=70).filter(any)
@@ -22,7 +22,7 @@ def transitions(rewards):
 
 
 def buffer_of(count, capacity=None, novelty=None, td_error=None):
-    buffer = ReplayBuffer(capacity or count, (), np.int64, priority_exponent=0.6)
+    buffer = ReplayBuffer(capacity or count, (), np.int64, num_actions=2, priority_exponent=0.6)
     buffer.add(transitions(np.arange(count)), np.ones(count) if novelty is None else np.asarray(novelty))
     if td_error is not None:
         buffer.update_priorities(np.arange(count), np.asarray(td_error))
@@ -161,7 +161,7 @@ def test_what_goes_in_comes_out():
 
 
 def test_the_oldest_are_overwritten_across_the_end_of_the_ring():
-    buffer = ReplayBuffer(5, (), np.int64, priority_exponent=0.6)
+    buffer = ReplayBuffer(5, (), np.int64, num_actions=2, priority_exponent=0.6)
     for start in (0, 3, 6):
         buffer.add(transitions(np.arange(start, start + 3)), np.ones(3))
     assert buffer.size == 5
@@ -171,7 +171,7 @@ def test_the_oldest_are_overwritten_across_the_end_of_the_ring():
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 20), min_size=1, max_size=12))
 def test_a_ring_holds_the_last_transitions_whatever_the_batches(capacity, counts):
-    buffer, seen = ReplayBuffer(capacity, (), np.int64, priority_exponent=0.6), 0
+    buffer, seen = ReplayBuffer(capacity, (), np.int64, num_actions=2, priority_exponent=0.6), 0
     for count in counts:
         count = min(count, capacity)
         buffer.add(transitions(np.arange(seen, seen + count)), np.ones(count))
@@ -182,7 +182,7 @@ def test_a_ring_holds_the_last_transitions_whatever_the_batches(capacity, counts
 
 
 def test_capacity_one_keeps_the_last():
-    buffer = ReplayBuffer(1, (3,), np.float32, priority_exponent=0.6)
+    buffer = ReplayBuffer(1, (3,), np.float32, num_actions=2, priority_exponent=0.6)
     for reward in (1.0, 2.0):
         buffer.add(Batch(*(np.full(s, reward) for s in ((1, 3), (1, 2), 1, 1, (1, 3)))), np.ones(1))
         buffer.update_priorities(np.array([0]), np.array([0.0]))
@@ -193,12 +193,13 @@ def test_capacity_one_keeps_the_last():
 
 
 def test_more_environments_than_capacity_is_an_error_that_names_the_flag():
-    with pytest.raises(VtpError, match=r"buffer_size \(4\) is below num_envs \(5\); raise --buffer-size"):
+    with raises("buffer-too-small") as caught:
         buffer_of(5, capacity=4)
+    assert "--buffer-size" in str(caught.value)
 
 
 def test_weights_of_zero_throughout_are_an_error_and_not_nan():
-    with pytest.raises(VtpError, match="every transition weighs 0"):
+    with raises("weights-all-zero"):
         buffer_of(3, novelty=[0, 0, 0]).sample(2, np.random.default_rng(0))
 
 
@@ -231,3 +232,24 @@ def test_repeated_slots_leave_consistent_sums():
 def test_novelty_outlives_a_priority_update():
     buffer = buffer_of(2, novelty=[1.0, 3.0], td_error=[1.0, 1.0])
     np.testing.assert_allclose(buffer._tree.get(np.arange(2)), [1.0, 3.0])
+
+
+def test_a_buffer_that_is_resumed_samples_what_it_would_have(tmp_path):
+    whole = buffer_of(6, capacity=8, novelty=np.arange(1, 7), td_error=np.arange(6.0))
+    resumed = ReplayBuffer(8, (), np.int64, num_actions=2, priority_exponent=0.6)
+    resumed.load_state_dict(whole.state_dict())
+    for buffer in (whole, resumed):
+        buffer.add(transitions(np.arange(6, 10)), np.ones(4))  # over the end of the ring
+    assert resumed.size == 8
+    one, other = (buffer.sample(64, np.random.default_rng(0)) for buffer in (whole, resumed))
+    for ours, theirs in zip([*one[0], *one[1:]], [*other[0], *other[1:]], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("num_actions", [1, 3])
+def test_any_number_of_actions_is_kept(num_actions):
+    buffer = ReplayBuffer(2, (), np.int64, num_actions=num_actions, priority_exponent=0.6)
+    actions = np.arange(2.0 * num_actions).reshape(2, num_actions) - 7.5
+    buffer.add(Batch(np.arange(2), actions, np.zeros(2), np.ones(2), np.arange(2)), np.ones(2))
+    batch, slots, *_ = buffer.sample(8, np.random.default_rng(0))
+    np.testing.assert_array_equal(batch.actions, actions[slots])

@@ -1,16 +1,16 @@
 import copy
-import pickle
 
 import numpy as np
 import pytest
 import torch
+from raising import raises
 from torch import nn
-from torch.distributions import Independent, Normal, TransformedDistribution
-from torch.distributions.transforms import TanhTransform
 
-from pipeline.errors import CorruptError, VtpError
+from pipeline import encoders, runs
 from pipeline.rl import sac
-from pipeline.rl.sac import Actor, Agent, EnsembleLinear, Transitions, TwinCritic
+from pipeline.rl.networks import to_unit
+from pipeline.rl.sac import Agent, Transitions
+from pipeline.tasks import Task, load_task
 
 
 @pytest.fixture(autouse=True)
@@ -20,21 +20,6 @@ def one_thread_and_a_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
-
-
-class FixedPolicy:
-    """An actor that says the same everywhere."""
-
-    def __init__(self, mean, log_std):
-        self.mean, self.log_std = torch.tensor(mean), torch.tensor(log_std)
-
-    def __call__(self, latents):
-        return self.mean.expand(len(latents), 2), self.log_std.expand(len(latents), 2)
-
-
-def fixed_critic(*values):
-    """Twin critics that say `values` [2, B] whatever they are shown."""
-    return lambda latents, actions: torch.tensor(values)
 
 
 def batch_of(size, latent_size=3, *, rewards=None, masks=None):
@@ -49,45 +34,11 @@ def batch_of(size, latent_size=3, *, rewards=None, masks=None):
 
 def new_agent(latent_size=3, **settings):
     torch.manual_seed(1)
-    return Agent(nn.Identity(), latent_size, **settings)
+    return Agent(nn.Identity(), latent_size, **{"low": [0.0, 0.0], "high": [1.0, 1.0], **settings})
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-# The policy's density
-
-
-def test_log_prob_is_torchs_own_of_the_tanh_gaussian():
-    mean, log_std, noise = 2 * torch.randn(200, 2), torch.randn(200, 2).clamp(-2, 1), torch.randn(200, 2)
-    mean, log_std, noise = (x.double() for x in (mean, log_std, noise))
-    actions, log_prob = sac.sample_action(mean, log_std, noise)
-    reference = TransformedDistribution(Independent(Normal(mean, log_std.exp()), 1), TanhTransform(cache_size=1))
-    pre_tanh = mean + log_std.exp() * noise
-    near = pre_tanh.abs().amax(1) < 8  # beyond, torch's atanh of a rounded tanh loses digits
-    reached = (0.5 + 0.5 * sac.STRETCH * torch.tanh(pre_tanh[near])).clamp(0, 1)
-    torch.testing.assert_close(actions[near], reached)
-    torch.testing.assert_close(log_prob[near], reference.log_prob(torch.tanh(pre_tanh))[near], rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.8, -0.5), (-1.0, -1.0)])
-def test_density_integrates_to_one_over_the_tanh_space(mean, log_std):
-    edge = torch.linspace(-1, 1, 2001, dtype=torch.double)
-    actions = (edge[1:] + edge[:-1]) / 2  # midpoints
-    noise = (torch.atanh(actions) - mean) / np.exp(log_std)
-    grid = torch.stack([noise, noise], 1)
-    _, log_prob = sac.sample_action(torch.full_like(grid, mean), torch.full_like(grid, log_std), grid)
-    # Both coordinates move together along the grid, so its square root is one coordinate's density.
-    integral = (log_prob / 2).exp().sum() * (2 / 2000)
-    assert float(integral) == pytest.approx(1, abs=1e-3)
-
-
-def test_log_prob_stays_finite_at_the_corner_of_the_action_space():
-    pre_tanh = torch.tensor([[30.0, -30.0], [300.0, 0.0]])
-    actions, log_prob = sac.sample_action(pre_tanh, torch.full((2, 2), -5.0), torch.zeros(2, 2))
-    assert torch.isfinite(log_prob).all()
-    torch.testing.assert_close(actions, torch.tensor([[1.0, 0.0], [1.0, 0.5]]))
 
 
 def test_without_a_generator_the_action_is_that_of_the_mean():
@@ -95,7 +46,7 @@ def test_without_a_generator_the_action_is_that_of_the_mean():
     observations = torch.randn(5, 3)
     mean, _ = agent.actor(observations)
     actions = agent.act(observations)
-    np.testing.assert_allclose(actions, sac.to_action(mean).detach().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(actions, to_unit(mean).detach().numpy(), rtol=1e-6)
     np.testing.assert_array_equal(actions, agent.act(observations))
 
 
@@ -107,95 +58,6 @@ def test_sampled_actions_explore_the_unit_square_and_follow_the_generator():
     assert (actions.std(0) > 0.1).all()
     np.testing.assert_array_equal(actions, agent.act(observations, generator=seeded()))
     assert (actions != agent.act(observations, generator=seeded(1))).any()
-
-
-# Networks
-
-
-def test_an_ensemble_is_two_linear_layers():
-    ensemble, x = EnsembleLinear(2, 4, 3), torch.randn(2, 5, 4)
-    alone = []
-    for i in range(2):
-        layer = nn.Linear(4, 3)
-        layer.weight.data, layer.bias.data = ensemble.weight[i].T, ensemble.bias[i, 0]
-        alone.append(layer(x[i]))
-    torch.testing.assert_close(ensemble(x), torch.stack(alone))
-
-
-def test_an_ensemble_starts_as_linear_layers_do():
-    weight = EnsembleLinear(2, 100, 400).weight
-    assert weight.abs().max() <= 0.1
-    assert float(weight.detach().std()) == pytest.approx(float(nn.Linear(100, 800).weight.detach().std()), rel=0.03)
-
-
-def test_the_twins_disagree_and_see_the_action():
-    critic, latents, actions = TwinCritic(3), torch.randn(6, 3), torch.rand(6, 2)
-    q = critic(latents, actions)
-    assert q.shape == (2, 6)
-    assert not torch.allclose(q[0], q[1])
-    assert not torch.allclose(q, critic(latents, 1 - actions))
-
-
-def test_the_policys_deviation_is_kept_in_range():
-    actor = Actor(3)
-    actor.net[-1].bias.data[2:] = torch.tensor([100.0, -100.0])
-    low, high = sac.LOG_STD_RANGE
-    _, log_std = actor(torch.randn(4, 3))
-    torch.testing.assert_close(log_std, torch.tensor([[high, low]]).expand(4, 2))
-
-
-# Losses by hand
-
-
-def test_td_target_takes_the_lesser_critic_less_entropy_and_respects_the_mask():
-    policy = FixedPolicy([0.0, 0.0], [0.0, 0.0])
-    batch = batch_of(2, rewards=[1.0, 5.0], masks=[1.0, 0.0])
-    target = sac.td_target(
-        batch, policy, fixed_critic([3.0, 7.0], [4.0, 2.0]), alpha=torch.tensor(0.5), gamma=0.9, noise=torch.zeros(2, 2)
-    )
-    log_prob = -np.log(2 * np.pi)  # two standard normals at 0, where tanh has slope one
-    torch.testing.assert_close(target, torch.tensor([1.0 + 0.9 * (3.0 - 0.5 * log_prob), 5.0], dtype=torch.float32))
-
-
-def test_without_a_future_the_target_is_the_reward():
-    batch = batch_of(2, rewards=[1.0, 5.0])
-    target = sac.td_target(batch, None, None, alpha=torch.tensor(0.5), gamma=0.0, noise=torch.zeros(2, 2))
-    assert target.tolist() == [1.0, 5.0]
-
-
-def test_critic_loss_is_half_the_weighted_mean_square_of_both():
-    batch, target = batch_of(2), torch.tensor([1.0, 2.0])
-    loss, info = sac.critic_loss(fixed_critic([2.0, 2.0], [1.0, 5.0]), batch, target, torch.tensor([0.5, 1.5]))
-    # errors (1, 0) and (0, 3): 0.5 · (0.5·1 + 1.5·0)/2 + 0.5 · (0.5·0 + 1.5·9)/2
-    assert float(loss) == pytest.approx(0.125 + 3.375)
-    assert float(info["q_mean"]) == pytest.approx(2.5)
-    torch.testing.assert_close(info["td_error"], torch.tensor([0.5, 1.5]))
-
-
-def test_actor_loss_is_entropy_cost_less_value_and_moves_towards_value():
-    policy = FixedPolicy([0.0, 0.0], [0.0, 0.0])
-    latents, zeros = torch.zeros(2, 3), torch.zeros(2, 2)
-    critic = fixed_critic([3.0, 7.0], [4.0, 2.0])
-    loss, info = sac.actor_loss(policy, critic, latents, alpha=torch.tensor(0.5), noise=zeros)
-    assert float(loss) == pytest.approx(0.5 * -np.log(2 * np.pi) - 2.5)
-    assert float(info["entropy"]) == pytest.approx(np.log(2 * np.pi))
-
-    policy.mean.requires_grad_()
-    loss, _ = sac.actor_loss(
-        policy, lambda _, a: torch.stack([a[:, 0], a[:, 0] + 1]), latents, alpha=torch.tensor(0.0), noise=zeros
-    )
-    loss.backward()
-    assert policy.mean.grad[0] < 0, "descent must raise the action that the critic values"
-    assert policy.mean.grad[1] == 0
-
-
-@pytest.mark.parametrize(("entropy", "direction"), [(-3.0, 1), (-1.0, -1), (-2.0, 0)])
-def test_temperature_rises_below_the_target_entropy_and_falls_above(entropy, direction):
-    log_alpha = nn.Parameter(torch.tensor(-1.0))
-    loss, info = sac.temperature_loss(log_alpha, torch.tensor(entropy), -2.0)
-    loss.backward()
-    assert np.sign(-float(log_alpha.grad)) == direction
-    assert float(info["alpha"]) == pytest.approx(np.exp(-1))
 
 
 # The agent
@@ -210,12 +72,6 @@ def test_running_reward_moments_are_numpys():
     assert float(agent.reward_count) == len(rewards)
     assert float(agent.reward_mean) == pytest.approx(rewards.mean(), rel=1e-6)
     assert float(agent.reward_square / agent.reward_count) == pytest.approx(rewards.var(), rel=1e-5)
-
-
-@pytest.mark.parametrize(("pre_tanh", "action"), [(0, 0.5), (0.5, 0.7772703), (1.2, 1), (9, 1), (-1.2, 0)])
-def test_the_bounds_of_actions_are_reached(pre_tanh, action):
-    """0.5 (1.2 tanh 0.5 + 1) = 0.7772703; the upper bound is reached at atanh(1 / 1.2) = 1.1989476."""
-    assert float(sac.to_action(torch.tensor(float(pre_tanh)))) == pytest.approx(action, abs=1e-6)
 
 
 def test_updates_in_bf16_go_where_those_in_fp32_go():
@@ -287,7 +143,7 @@ def test_an_update_leaves_every_part_trainable_and_the_batch_alone():
 def test_only_the_critic_trains_the_encoder():
     torch.manual_seed(1)
     encoder = nn.Linear(3, 4)
-    agent = Agent(encoder, 4)
+    agent = Agent(encoder, 4, low=[0, 0], high=[1, 1])
     before = encoder.weight.detach().clone()
     agent.update(batch_of(16), torch.zeros(16), generator=seeded())  # no weight, no critic loss
     torch.testing.assert_close(encoder.weight.detach(), before, msg="the actor's loss reached the encoder")
@@ -297,7 +153,7 @@ def test_only_the_critic_trains_the_encoder():
 
 def test_a_loss_that_is_not_finite_is_an_error_and_not_a_policy():
     batch = batch_of(8, rewards=[float("nan")] * 8)
-    with pytest.raises(VtpError, match="a loss is not finite"):
+    with raises("loss-not-finite"):
         new_agent().update(batch, torch.ones(8), generator=seeded())
 
 
@@ -333,78 +189,8 @@ def test_it_learns_a_continuous_bandit_whose_best_action_depends_on_what_it_sees
     np.testing.assert_allclose(agent.act(torch.eye(2)), best, atol=0.12)
 
 
-# Checkpoints
-
-
-def saved(tmp_path):
-    agent = new_agent()
-    agent.observe_rewards(np.arange(5.0))
-    path = tmp_path / "last.pt"
-    sac.save_checkpoint(path, {"agent": agent.state_dict(), "meta": {"source": "sim", "seed": 3}, "episode": 7})
-    return agent, path
-
-
-def test_a_checkpoint_brings_back_the_same_policy_and_plain_values(tmp_path):
-    agent, path = saved(tmp_path)
-    state = sac.load_checkpoint(path)
-    assert (state["meta"], state["episode"]) == ({"source": "sim", "seed": 3}, 7)
-    torch.manual_seed(99)
-    other = Agent(nn.Identity(), 3)
-    other.load_state_dict(state["agent"])
-    observations = torch.randn(4, 3)
-    np.testing.assert_array_equal(agent.act(observations), other.act(observations))
-    assert float(other.reward_mean) == 2.0
-    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")], "a temporary file was left behind"
-
-
-@pytest.mark.parametrize("position", [0, 0.3, 0.5, 0.9, 1])
-def test_one_flipped_byte_is_found(tmp_path, position):
-    _, path = saved(tmp_path)
-    data = bytearray(path.read_bytes())
-    data[int(position * (len(data) - 1))] ^= 0x10
-    path.write_bytes(data)
-    with pytest.raises(CorruptError, match="it is damaged"):
-        sac.load_checkpoint(path)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 100, 5000])
-def test_a_file_cut_short_or_of_another_kind_is_corrupt_even_without_a_checksum(tmp_path, keep):
-    _, path = saved(tmp_path)
-    for sidecar in tmp_path.glob("*.sha256"):
-        sidecar.unlink()
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CorruptError, match=r"last\.pt"):
-        sac.load_checkpoint(path)
-    path.write_bytes(b"episode,profit\n1,20.5\n")
-    with pytest.raises(CorruptError, match=r"last\.pt"):
-        sac.load_checkpoint(path)
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_code_in_a_checkpoint_does_not_run(tmp_path, write):
-    trace, path = tmp_path / "it-ran", tmp_path / "evil.pt"
-    write({"agent": Payload(str(trace))}, path)
-    with pytest.raises(CorruptError, match=r"it was not run|is no checkpoint"):
-        sac.load_checkpoint(path)
-    assert not trace.exists(), "the payload ran"
-
-
-def test_a_missing_checkpoint_says_what_to_do(tmp_path):
-    with pytest.raises(VtpError, match="train first") as caught:
-        sac.load_checkpoint(tmp_path / "last.pt")
-    assert caught.value.exit_code == 2
-
-
 def test_an_encoder_with_a_rate_of_its_own_falls_with_the_others():
-    agent = Agent(nn.Linear(4, 3), 3, lr=1e-2, encoder_lr=1e-4)
+    agent = Agent(nn.Linear(4, 3), 3, low=[0, 0], high=[1, 1], lr=1e-2, encoder_lr=1e-4)
     agent.anneal(1.0, final_entropy=-6.0)
     before = copy.deepcopy(agent.state_dict())
     observations = batch_of(16, 4)
@@ -413,3 +199,87 @@ def test_an_encoder_with_a_rate_of_its_own_falls_with_the_others():
     moved = {name: float((value - before[name]).abs().max()) for name, value in agent.state_dict().items()}
     for name, lr in (("encoder.weight", 1e-4), ("critic.net.0.weight", 1e-2)):  # Adam's first step is as long
         assert moved[name] == pytest.approx(lr * sac.FINAL_LR_FACTOR, rel=0.01)
+
+
+# Actions in the task's own units
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [([0.1], [0.3]), ([-2.0, 0.1, 1e6 + 0.03], [5.0, 1.5, 1e6 + 200]), ([-0.3, 1 / 3], [-0.1, 2 / 3])]
+)
+def test_actions_are_within_bounds_even_in_32_bits(low, high):
+    """In which 0.3 would be more than 0.3."""
+    agent = new_agent(low=np.array(low), high=np.array(high))
+    observations = 50 * torch.randn(2000, 3)
+    for actions in (agent.act(observations), agent.act(observations, generator=seeded())):
+        assert actions.shape == (2000, len(low))
+        assert (actions.astype(float) >= low).all() and (actions.astype(float) <= high).all()
+    ends = agent.from_unit(torch.tensor([[0.0], [1.0]]).expand(2, len(low)))
+    np.testing.assert_allclose(ends, [low, high], rtol=3e-7, err_msg="the bounds are reached")
+
+
+def test_actions_are_mapped_from_the_unit_box_by_hand():
+    agent = new_agent(low=[-2.0, 0.1], high=[5.0, 0.3])
+    np.testing.assert_allclose(agent.from_unit(torch.tensor([[0.0, 1.0], [0.5, 0.25]])), [[-2, 0.3], [1.5, 0.15]])
+
+
+def test_an_update_depends_on_where_an_action_lies_between_its_bounds_and_not_on_its_unit():
+    batch = batch_of(64)
+    low, high = torch.tensor([-2.0, 10.0]), torch.tensor([5.0, 30.0])
+    plain, scaled = new_agent(), new_agent(low=low, high=high)
+    for agent, actions in ((plain, batch.actions), (scaled, low + batch.actions * (high - low))):
+        agent.update(batch._replace(actions=actions), torch.ones(64), generator=seeded())
+    for one, other in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_the_bounds_travel_with_the_weights():
+    agent = new_agent(low=[-2.0, 0.1], high=[5.0, 0.3])
+    other = new_agent()
+    other.load_state_dict(agent.state_dict())
+    observations = torch.randn(5, 3)
+    np.testing.assert_array_equal(agent.act(observations), other.act(observations))
+    np.testing.assert_allclose(other.action_high, [5.0, 0.3], rtol=2e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_actions", [1, 3])
+def test_it_learns_a_bandit_whose_best_action_lies_inside_other_bounds(num_actions):
+    """Bounds [-2, 5], the best action at 3.1, -0.4 and 1.0; from 2,000 random actions."""
+    best = torch.tensor([3.1, -0.4, 1.0])[:num_actions]
+    agent = new_agent(2, lr=1e-3, gamma=0.0, tau=0.02, low=np.full(num_actions, -2.0), high=np.full(num_actions, 5.0))
+    agent.target_entropy = -4.0 * num_actions
+    generator = seeded()
+    actions = -2 + 7 * torch.rand(2000, num_actions, generator=generator)
+    rewards = -(actions - best).square().sum(1)
+    agent.observe_rewards(rewards.numpy())
+    seen = torch.ones(2000, 2)
+    for _ in range(400):
+        rows = torch.randint(2000, (128,), generator=generator)
+        batch = Transitions(seen[rows], actions[rows], rewards[rows], torch.ones(128), seen[rows])
+        agent.update(batch, torch.ones(128), generator=generator)
+    np.testing.assert_allclose(agent.act(torch.ones(1, 2))[0], best, atol=0.6)
+
+
+@pytest.mark.parametrize("name", ["dishwashing", "bin-picking"])
+def test_an_agent_is_built_for_the_actions_of_its_task(name):
+    task = load_task(name)
+    agent = runs.build_agent("sim", task)
+    np.testing.assert_allclose(agent.action_low, task.low)
+    np.testing.assert_allclose(agent.action_high, task.high)
+    assert agent.act(torch.rand(3, 4)).shape == (3, task.num_actions)
+    assert runs.build_agent("embeddings", task).auxiliary is None
+
+
+@pytest.mark.parametrize("num_actions", [1, 3])
+def test_the_auxiliary_heads_foresee_from_as_many_actions_as_there_are(num_actions):
+    settings = load_task("bin-picking").model_dump() | {"simulator": None}
+    settings["actions"] = {f"a{index}": {"low": -2.0, "high": 5.0} for index in range(num_actions)}
+    agent = runs.build_agent("sim", Task.model_validate(settings))
+    inputs = {module.in_features for module in agent.auxiliary.modules() if isinstance(module, nn.Linear)}
+    assert encoders.EMBEDDING_DIM + num_actions in inputs
+    batch = Transitions(
+        torch.rand(8, 4), -2 + 7 * torch.rand(8, num_actions), torch.randn(8), torch.ones(8), torch.rand(8, 4)
+    )
+    _, info = agent.update(batch, torch.ones(8), generator=seeded())
+    assert {"consistency_loss", "contrastive_loss"} <= set(info)

@@ -55,11 +55,12 @@ def command(
 
         parameters = []
         for name in settings.names:
-            shown = {"help": settings.help(name), "show_default": False}
+            text, default = settings.help(name), None  # unset on the command line means unset: a config file may speak
             if name == argument:
-                default = typer.Argument(None, **shown)
-            else:  # unset on the command line means unset, so that a config file can speak
-                default = typer.Option(None, flag_of(name), metavar=settings.metavar(name), **shown)
+                default = typer.Argument(None, help=text, show_default=False)
+            else:
+                metavar = settings.metavar(name)
+                default = typer.Option(None, flag_of(name), metavar=metavar, help=text, show_default=False)
             annotation = {bool: bool, list[Path]: list[str]}.get(settings.annotation(name), str)
             parameters.append(_keyword(name, default, annotation | None))
         config = typer.Option(None, "--config", metavar="PATH", help="YAML file of these settings; flags win over it.")
@@ -84,7 +85,8 @@ def _from_file(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
-        reason = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        reason = f"line {mark.line + 1}: {problem}" if mark else problem
         raise VtpError(
             f"--config {path} cannot be read: {reason}; give a YAML file in UTF-8", code="config-unreadable"
         ) from error

@@ -76,6 +76,7 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     from pipeline import extract
 
     is_one_shard = cfg.launcher is None and cfg.devices is None
+    result: extract.ExtractResult | None
     with progress("extract") as advance:
         if is_one_shard:
             result = extract.run(cfg, progress=advance)

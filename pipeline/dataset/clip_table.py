@@ -79,11 +79,6 @@ def clips_in(checked: Checked) -> Clips:
 
 def videos_in(checked: Checked, fields: Sequence[str]) -> Videos:
     num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
-    return Videos(
-        **{
-            name: checked.array(f"videos/{name}", (num_videos,), _VIDEO_NUMBERS[name])
-            if name in _VIDEO_NUMBERS
-            else checked.strings(f"videos/{name}", num_videos)
-            for name in fields
-        }
-    )
+    numbers = {name: checked.array(f"videos/{name}", (num_videos,), _VIDEO_NUMBERS[name]) for name in _VIDEO_NUMBERS}
+    texts = {name: checked.strings(f"videos/{name}", num_videos) for name in fields if name not in _VIDEO_NUMBERS}
+    return Videos(fps=numbers["fps"], num_frames=numbers["num_frames"], **texts)

@@ -25,7 +25,7 @@ def read_clips(
 
     VtpError where a video is no longer what it was. wanted: rows to yield, sorted; by default all.
     """
-    options = {name: data.attrs[name] for name in ("clip_len", "clip_stride", "fps", "tail")}
+    attrs = data.attrs
     with Decoder(decoder=str(data.attrs["decoder"]), frame_size=frame_size) as decoder:
         for v in videos:
             rows = np.arange(data.offset[v], data.offset[v + 1])
@@ -35,7 +35,10 @@ def read_clips(
             check_unchanged(path, data.videos.sha256[v])
             batch: list[tuple[int, np.ndarray]] = []
             try:
-                clips = decoder.clips(path, **options)
+                clips = decoder.clips(
+                    path, clip_len=int(attrs["clip_len"]), clip_stride=int(attrs["clip_stride"]),
+                    fps=float(attrs["fps"]), tail=str(attrs["tail"]),
+                )  # fmt: skip
                 if clips.info.num_clips != len(rows):
                     raise VtpError(
                         f"{path} has {clips.info.num_clips} clips now, not {len(rows)}; extract it again",

@@ -91,9 +91,9 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
     for target in error_price.targets(model.task, choices, cfg.points):
         for who, price in shadow_price(knobs, choices, target, rng).items():
             lines.append({"curve": "error_target", "x": target, "who": who} | price)
-    for (curve, price), policies in retrained.items():
+    for (curve, paid), of_seeds in retrained.items():
         if curve == "error_target":
-            lines.append({"curve": curve, "who": "retrained", "value": price} | reached(model, policies))
+            lines.append({"curve": curve, "who": "retrained", "value": paid} | reached(model, of_seeds))
     result = {
         "task": model.task.name,
         "scenario": model.task.scenario,
@@ -228,10 +228,9 @@ def shadow_price(
     0 where the target is slack, None where it cannot be met. `knob` says which action of the policy was moved where.
     """
     knob = error_price.best_knob(knobs, err_target)
-    by_episode = (knob.profit, knob.err_rate)
     weights = bootstrap_weights(len(knob.profit), BOOTSTRAPS, rng)
-    policy = error_price.knob_price(*(values.mean(0)[None] for values in by_episode), err_target)[0]
-    resampled = error_price.knob_price(*(weights @ values for values in by_episode), err_target)
+    policy = error_price.knob_price(knob.profit.mean(0)[None], knob.err_rate.mean(0)[None], err_target)[0]
+    resampled = error_price.knob_price(weights @ knob.profit, weights @ knob.err_rate, err_target)
     is_moved = np.isfinite(policy) and knob.err_rate[:, 0].mean() > err_target
     return {
         "policy": {"value": _finite(policy)}

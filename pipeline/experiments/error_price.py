@@ -24,6 +24,7 @@ AXIS_POINTS = {1: 10_001, 2: 401}
 SCATTERED = 14  # 2 to this power, for more actions than these
 MAX_CORNERS = 10  # actions up to which all corners are candidates too
 PRICES = (0.0, *np.geomspace(2**-4, 2**10, 15))  # at which the best actions are among the candidates too
+BETWEEN = 33  # actions from those of one price to those of the next
 LEAST_TARGET = 1e-4  # where hardly any error has to be made
 TOLERANCE = 1e-4  # of a price
 
@@ -103,17 +104,31 @@ def tradeoffs(model: OutcomeModel, rows: np.ndarray) -> list[Tradeoff]:
     One is beaten where another brings as much profit with fewer errors.
     """
     _, first, count = np.unique(model.kind(rows), return_index=True, return_counts=True)
-    kinds, wage = rows[first], model.task.human_wage_usd
+    kinds = rows[first]
     everywhere = candidates(model.task)
-    chosen = [oracle(model, kinds, lambda worth: -worth.err_rate).actions]
-    if model.task.num_actions not in AXIS_POINTS:
-        chosen += [
-            oracle(model, kinds, lambda worth, price=price: worth.profit / wage - price * worth.err_rate).actions
-            for price in PRICES
-        ]
+    fewest_errors = oracle(model, kinds, lambda worth: -worth.err_rate).actions
+    paths = np.stack([fewest_errors, *_best_at_prices(model, kinds)], 1)  # [kinds, points, A]
     return [
-        _efficient(model, row, np.concatenate([everywhere, of_kind]), number / len(rows))
-        for row, of_kind, number in zip(kinds, np.stack(chosen, 1), count, strict=True)
+        _efficient(model, row, np.concatenate([everywhere, path]), number / len(rows))
+        for row, path, number in zip(kinds, paths, count, strict=True)
+    ]
+
+
+def _best_at_prices(model: OutcomeModel, kinds: np.ndarray) -> list[np.ndarray]:
+    """Of more actions than a grid can hold: the best ones on kinds [n] at PRICES and between them, each [n, A].
+
+    From one price to the next they move little, so that a straight line between them is nearly as good.
+    """
+    if model.task.num_actions in AXIS_POINTS:
+        return []
+
+    def best_at(price: float) -> np.ndarray:
+        wage = model.task.human_wage_usd
+        return oracle(model, kinds, lambda worth: worth.profit / wage - price * worth.err_rate).actions
+
+    best = [best_at(price) for price in PRICES]
+    return [
+        here + part * (there - here) for here, there in itertools.pairwise(best) for part in np.linspace(0, 1, BETWEEN)
     ]
 
 
@@ -129,7 +144,7 @@ def candidates(task: Task) -> np.ndarray:
     return task.from_unit((1 - np.cos(np.pi * unit)) / 2)
 
 
-def _efficient(model: OutcomeModel, row: int, actions: np.ndarray, share: float) -> Tradeoff:
+def _efficient(model: OutcomeModel, row: np.ndarray, actions: np.ndarray, share: float) -> Tradeoff:
     worth = expected_worth(model, row, actions)
     profit, err_rate = np.broadcast_arrays(worth.profit / model.task.human_wage_usd, worth.err_rate)
     order = np.lexsort([-profit, err_rate])

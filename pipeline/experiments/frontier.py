@@ -7,6 +7,7 @@ are varied, over their whole range; all others are held at the best constant act
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -174,7 +175,8 @@ def sampled_surface(model: SimulatedOutcomes, actions: np.ndarray, *, episodes: 
         return total
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return Surface(*(sum(threads.map(sums, counts, rngs)) / episodes))
+        attempts, mp, err_rate = functools.reduce(np.add, threads.map(sums, counts, rngs)) / episodes
+    return Surface(attempts, mp, err_rate)
 
 
 def by_name(task: Task, surface: Surface) -> dict[str, Surface]:
@@ -183,7 +185,7 @@ def by_name(task: Task, surface: Surface) -> dict[str, Surface]:
     if len(surfaces) == 1:
         return surfaces
     attempts = surface.attempts.mean(0)
-    err_rate = econ.ratio((surface.attempts * surface.err_rate).mean(0), attempts)
+    err_rate = np.asarray(econ.ratio((surface.attempts * surface.err_rate).mean(0), attempts))
     return {ALL: Surface(attempts, surface.mp.mean(0), err_rate)} | surfaces
 
 

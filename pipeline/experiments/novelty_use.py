@@ -141,7 +141,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     figure, (weighting, keep) = new_figure(2)
     for position, arm in enumerate(WEIGHTINGS):
         profit = table[(table["kind"] == "weighting") & (table["arm"] == arm)]["profit"].to_numpy()
-        low, high = interval95(profit)
+        low, high = interval95(profit) or (np.nan, np.nan)
         weighting.errorbar(
             position, profit.mean(), yerr=[[profit.mean() - low], [high - profit.mean()]], fmt="o", c=COLOURS["policy"]
         )

@@ -19,7 +19,7 @@ COLOURS = {
     "policy": "#0a6a72", "oracle": "#96600a", "second": "#7a4fb0", "retrained": "#7a4fb0", "human": "#9c3568",
     "soft": "#66707b",
 }  # fmt: skip
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#59626c",
@@ -40,7 +40,7 @@ in_style = matplotlib.rc_context(STYLE)  # a decorator of what draws
 
 def output_folder(out: Path | None, run: RunDirectory | None = None) -> Path:
     """--out, or RUN/experiments."""
-    folder = out or (run and run.experiments)
+    folder = out if out is not None else None if run is None else run.experiments
     if folder is None:
         raise VtpError("there is no run to write into; name a folder with --out, or give RUN", code="out-missing")
     make_folder(folder)
@@ -58,7 +58,8 @@ def save(folder: Path, name: str, table: pd.DataFrame, figure: Figure, result: d
     """NAME.csv, NAME.svg, NAME.png and, last, NAME.json."""
     with atomic_path(folder / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.8g")
-    for kind, options in {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 150}}.items():
+    formats: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 150}}
+    for kind, options in formats.items():
         with atomic_path(folder / f"{name}.{kind}") as temporary:
             figure.savefig(temporary, format=kind, **options)
     write_json(folder / f"{name}.json", result)
@@ -89,7 +90,7 @@ def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:
         )
     if wrong := _what_is_wrong(steps, model):
         raise VtpError(f"{run.validation} {wrong}; make it again with: {run.evaluate_command}", code="run-steps-other")
-    return model, steps.astype({"row": np.int64, **dict.fromkeys(model.task.actions, float)})
+    return model, steps.astype({"row": "int64"} | dict.fromkeys(model.task.actions, "float64"))
 
 
 def _what_is_wrong(steps: pd.DataFrame, model: OutcomeModel) -> str | None:

@@ -70,10 +70,11 @@ def by_period(table: pd.DataFrame, cfg: SpreadConfig) -> list[dict[str, float]]:
     periods = [table.iloc[rows] for rows in np.array_split(np.arange(len(table)), min(cfg.periods, len(table)))]
     market = [period["w_h"].mean() if cfg.market_wage is None else cfg.market_wage for period in periods]
     wages = econ.wage_index(table["w_h"].iloc[0], market, smoothing=cfg.wage_smoothing, inflation=cfg.inflation)
-    rows, earlier = [], []
+    rows = []
+    earlier: list[float] = []
     for period, wage in zip(periods, wages.tolist(), strict=True):
         hours = float(period["time_h"].sum())
-        mp = econ.marginal_product(period["completed"].sum(), hours)
+        mp = float(econ.marginal_product(period["completed"].sum(), hours))
         implied_wage = econ.ratio((period["w_hat_r"] * period["time_h"]).sum(), hours)
         rows.append(
             {
@@ -111,7 +112,7 @@ def key_numbers(table: pd.DataFrame) -> dict[str, Any]:
         "customer_cost_usd": float(table["customer_cost"].sum()),
         "consumer_surplus_usd": float(table["consumer_surplus"].sum()),
         "episodes_paid": float(paid.mean()),
-        "first_episode_paid": int(table.loc[paid.idxmax(), "episode"]) if paid.any() else None,
+        "first_episode_paid": int(table["episode"][paid].iloc[0]) if paid.any() else None,
     }
 
 
@@ -128,7 +129,8 @@ def _draw(table: pd.DataFrame) -> Figure:
         colors=[COLOURS["second"], "#8fc4c5"], labels=["rebate to customers", "captured by the platform"],
     )  # fmt: skip
     dollars.legend(loc="upper left", fontsize=7)
-    dollars.set(title="Paid to date, $", xlabel="training episode")
+    top = 1.05 * max(table["spread_value_total"].iloc[-1], 1.0)
+    dollars.set(title="Paid to date, $", xlabel="training episode", ylim=(0, top))
     share.plot(thin["episode"], thin["customer_share_to_date"], c=COLOURS["second"])
     share.set(title="Customers' share to date", xlabel="training episode", ylim=(0, 1))
     for ax in (spread, dollars, share):

@@ -110,7 +110,7 @@ def players(data: dataset.Embeddings, videos: np.ndarray, *, by: str) -> tuple[l
 
 def content_key(embeddings: np.ndarray) -> tuple[int, ...]:
     """What tells clips from others, as integers that seed their outcomes: the same clips bring the same outcomes."""
-    digest = hashlib.sha256(np.ascontiguousarray(embeddings, np.float32)).digest()
+    digest = hashlib.sha256(np.ascontiguousarray(embeddings, np.float32).tobytes()).digest()
     return tuple(np.frombuffer(digest, np.uint32).tolist())
 
 
@@ -140,7 +140,7 @@ def value_round(
     """
     distinct = dict(zip(keys, evidence, strict=True))
     none = Evidence(*map(np.zeros_like, evidence[0]))
-    total = Evidence(*(sum(parts) for parts in zip(*distinct.values(), strict=True)))
+    total = Evidence(*(np.sum(parts, axis=0) for parts in zip(*distinct.values(), strict=True)))
     nothing, everything = utility(none), utility(total)
     left_out = [Evidence(total.gram - gram, total.moment - moment) for gram, moment in evidence]
     leave_one_out = np.array(

@@ -126,7 +126,8 @@ def _gather(videos: dict[str, _Video]) -> tuple[dataset.Clips, dataset.Videos]:
         },
         offset=_offsets([len(video.clips) for video in videos.values()]),
     )
-    infos = [video.info for video in videos.values()]
+    infos = [video.info for video in videos.values() if video.info is not None]
+    assert len(infos) == len(videos), "only finished videos are written"
     return clips, dataset.Videos(
         sha256=list(videos),
         fps=np.array([info.fps for info in infos]),
@@ -145,7 +146,7 @@ def part_paths(folder: Path) -> list[Path]:
 
 def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
     """The part of each content that needs no decoding. Damaged parts are set aside, other settings refused."""
-    contents = {}
+    contents: dict[str, str] = {}
     for path in part_paths(folder):
         try:
             part = dataset.read_part(path)

@@ -148,8 +148,9 @@ class Ledger:
     def known_sha256(self, entry: VideoEntry, stamp: Stamp) -> str | None:
         """The content of a file that was read before and has not been touched since."""
         row = self._outcomes.get(entry.video_id)
-        known = isinstance(row, Done) and (row.path, row.stamp) == (str(entry.path), stamp)
-        return row.sha256 if known else None
+        if isinstance(row, Done) and (row.path, row.stamp) == (str(entry.path), stamp):
+            return row.sha256
+        return None
 
     def record(self, outcome: Outcome) -> None:
         self._outcomes[outcome.video_id] = outcome

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
+import scipy.spatial
 from scipy.stats import qmc
 
 from pipeline.outcomes.model import OutcomeModel, expected_worth
@@ -17,8 +17,12 @@ from pipeline.tasks import Task, Worth
 GRID_POINTS = {1: 1001, 2: 101}  # an axis; more actions than these start from scattered points
 FINEST = 5e-5  # half width of the last grid, in the unit box
 SCATTERED = 12  # 2 to this power
-POLISHED = 8  # of the scattered points, the best
 MAX_CORNERS = 10  # actions up to which all corners are tried too
+STARTS = 16  # searches side by side, from the best of those scattered points that are better than their NEIGHBOURS
+NEIGHBOURS = 4  # for each action
+FIRST_WIDTH = 0.1  # of a search, in the unit box
+ROUNDS, SAMPLES, ELITE = 60, 64, 12  # of each search
+SMOOTHING = 0.7  # weight of a round's elite in where the next one looks
 
 Objective = Callable[[Worth], np.ndarray]
 
@@ -71,7 +75,7 @@ def best_action(task: Task, value: Callable[[np.ndarray], np.ndarray]) -> np.nda
     """The action [A] that maximises `value`, which takes actions [P, A] to [P].
 
     Of one or two actions a grid over the whole box, zoomed around its best point; of more, scattered points and
-    corners, the best of which are polished (L-BFGS-B).
+    corners, and searches from the best of them.
     """
 
     def in_unit(points: np.ndarray) -> np.ndarray:
@@ -79,7 +83,7 @@ def best_action(task: Task, value: Callable[[np.ndarray], np.ndarray]) -> np.nda
 
     if task.num_actions in GRID_POINTS:
         return task.from_unit(_zoom(in_unit, task.num_actions))
-    return task.from_unit(_polish(in_unit, task.num_actions))
+    return task.from_unit(_search(in_unit, task.num_actions))
 
 
 def _zoom(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.ndarray:
@@ -93,17 +97,39 @@ def _zoom(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.nda
     return centre
 
 
-def _polish(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.ndarray:
+def _search(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.ndarray:
+    """Cross-entropy searches side by side (Rubinstein 1999): each draws points around where its best ones lay.
+
+    Their covariance follows ridges, and no gradient is asked for, so kinks and plateaus do no harm. Drawn from a
+    generator of its own, so that the same question has the same answer.
+    """
+    points, neighbours = _scattered(num_actions)
+    values = value(points)
+    best, best_value = points[values.argmax()], values.max()
+    is_peak = values >= values[neighbours].max(1)
+    peaks = points[is_peak]
+    centre = peaks[np.argsort(-values[is_peak], kind="stable")[:STARTS]]  # [S, A]
+    covariance = np.tile(FIRST_WIDTH**2 * np.eye(num_actions), (len(centre), 1, 1))  # [S, A, A]
+    rng = np.random.default_rng(0)
+    for _ in range(ROUNDS):
+        factor = np.linalg.cholesky(covariance + 1e-14 * np.eye(num_actions))
+        steps = rng.standard_normal((len(centre), SAMPLES, num_actions)) @ factor.transpose(0, 2, 1)
+        points = np.clip(centre[:, None] + steps, 0, 1)
+        points[:, 0] = centre
+        values = value(points.reshape(-1, num_actions)).reshape(points.shape[:2])
+        elite = np.take_along_axis(points, np.argsort(-values, 1)[:, :ELITE, None], 1)  # [S, ELITE, A]
+        if values.max() > best_value:
+            best, best_value = points.reshape(-1, num_actions)[values.argmax()], values.max()
+        spread = elite - centre[:, None]  # around the old centre, so that a search on a slope takes longer steps
+        covariance += SMOOTHING * (spread.transpose(0, 2, 1) @ spread / ELITE - covariance)
+        centre = (1 - SMOOTHING) * centre + SMOOTHING * elite.mean(1)
+    return best
+
+
+@functools.cache
+def _scattered(num_actions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points [P, A] all over the unit box, corners included, and for each the numbers of those next to it."""
     points = qmc.Sobol(num_actions, scramble=False).random_base2(SCATTERED)
     if num_actions <= MAX_CORNERS:
         points = np.concatenate([points, np.array(list(itertools.product((0.0, 1.0), repeat=num_actions)))])
-    values = value(points)
-    scale = float(np.ptp(values)) or 1.0
-    best, best_value = points[np.argmax(values)], float(values.max())
-    for start in points[np.argsort(-values)[:POLISHED]]:
-        found = scipy.optimize.minimize(
-            lambda point: -float(value(point[None])[0]) / scale, start, bounds=[(0, 1)] * num_actions, method="L-BFGS-B"
-        )
-        if -found.fun * scale > best_value:
-            best, best_value = found.x, -found.fun * scale
-    return best
+    return points, scipy.spatial.KDTree(points).query(points, 1 + NEIGHBOURS * num_actions)[1]

@@ -52,7 +52,9 @@ def read_row(path: Path) -> dict[str, Any]:
             f"make it with: vtp evaluate {shlex.quote(str(path))}",
             code="summary-bad",
         )
-    row = {"run": str(path)} | {key: str(summary[key]) for key in ("source", "task", "scenario", "validation")}
+    row: dict[str, Any] = {"run": str(path)} | {
+        key: str(summary[key]) for key in ("source", "task", "scenario", "validation")
+    }
     row |= {"episodes": summary["episodes"]} | {key: finite(summary.get(key)) for key in NUMBERS}
     for name, key in INTERVALS.items():
         bounds = summary.get(key)

@@ -135,18 +135,17 @@ def where_most_is_lost(contexts: list[ContextFigures]) -> str:
 
 def context_table(contexts: list[ContextFigures], axes: list[ActionAxis]) -> Table:
     """All contexts; two columns an action, the policy's and the oracle's."""
+
+    def of_action(name: str, *, of_oracle: bool) -> Callable[[ContextFigures], float | None]:
+        return lambda context: (context.oracle_actions if of_oracle else context.actions).get(name)
+
     columns: list[tuple[str, str, Callable[[ContextFigures], float | None], Callable[[float | None], str]]] = [
         ("Share of work", "share", lambda context: context.share, _share)
     ]
     for axis in axes:
         columns += [
-            (axis.title, axis.name, lambda context, name=axis.name: context.actions.get(name), axis.text),
-            (
-                f"Oracle’s {axis.label}",
-                f"oracle_{axis.name}",
-                lambda context, name=axis.name: context.oracle_actions.get(name),
-                axis.text,
-            ),
+            (axis.title, axis.name, of_action(axis.name, of_oracle=False), axis.text),
+            (f"Oracle’s {axis.label}", f"oracle_{axis.name}", of_action(axis.name, of_oracle=True), axis.text),
         ]
     columns += [
         ("Errors", "err", lambda context: context.err, percent),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.report import figures
-from pipeline.report.figures import Chart, Reference, Series
+from pipeline.report.figures import Chart, Reference, Series, Style
 from pipeline.report.summary_figures import ActionAxis, capitalised, share_bounds
 from pipeline.report.words import count, listed, number_tick, percent_tick, usd, usd_tick
 
@@ -73,14 +73,11 @@ def _column(metrics: pd.DataFrame, name: str) -> pd.Series:
 def _curves(
     metrics: pd.DataFrame, validations: pd.DataFrame, numbers: Mapping[str, float | None], x: np.ndarray
 ) -> list[Curve]:
+    compared: tuple[tuple[Style, str], ...] = (
+        ("oracle", "oracle_profit"), ("blind", "blind_profit"), ("human", "human_wage"),
+    )  # fmt: skip
     references = [
-        Reference(f"{label} {usd(numbers[key])}", numbers[key], style)
-        for label, key, style in (
-            ("oracle", "oracle_profit", "oracle"),
-            ("blind", "blind_profit", "blind"),
-            ("human", "human_wage", "human"),
-        )
-        if numbers[key] is not None
+        Reference(f"{who} {usd(value)}", value, who) for who, key in compared if (value := numbers[key]) is not None
     ]
     caption, validated, target = [], [], []
     if numbers["oracle_profit"] is not None:
@@ -154,7 +151,8 @@ def _action_curves(metrics: pd.DataFrame, axes: Sequence[ActionAxis]) -> list[Cu
 
 def _draw(curve: Curve, metrics: pd.DataFrame, x: np.ndarray) -> Chart:
     window = rolling_window(len(metrics))
-    series, table, ends = list(curve.behind), {"episode": x}, []
+    series, ends = list(curve.behind), []
+    table: dict[str, np.ndarray | pd.Series] = {"episode": x}
     for i, (name, label) in enumerate(curve.columns.items()):
         line = table[name] = _column(metrics, name)
         low = high = None

@@ -192,10 +192,10 @@ def line_chart(
         left, right = left - 1, right + 1
     x_ticks = [t for t in _ticks(left, right, nbins=5, integer=True) if left <= t <= right]
 
-    def to_x(x):
+    def to_x(x: Any) -> Any:
         return (np.asarray(x) - left) / (right - left)
 
-    def to_y(y):
+    def to_y(y: Any) -> Any:
         return (top - np.asarray(y)) / (top - bottom)
 
     paths = [(f"ref {r.style}", f"M0 {SIZE * to_y(r.value):.0f}H{SIZE}") for r in references]
@@ -322,4 +322,4 @@ def _ticks(low: float, high: float, *, nbins: int, integer: bool = False) -> np.
     """Round numbers that enclose [low, high]."""
     if low == high:
         low, high = (0.0, 1.0) if low == 0 else (min(low, 0.0), max(high, 0.0))
-    return MaxNLocator(nbins, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)
+    return np.asarray(MaxNLocator(nbins, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high))

@@ -154,7 +154,7 @@ def _tile(data: dataset.Embeddings, columns: dict[str, np.ndarray], row: int, pi
 def _pictures(data: dataset.Embeddings, rows: np.ndarray) -> dict[int, Picture]:
     """Each row's clip as a looping picture, or why there is none; every video is read once."""
     rows = np.sort(rows)
-    pictures = {}
+    pictures: dict[int, Picture] = {}
     for video in np.unique(_video(data, rows)):
         wanted = rows[_video(data, rows) == video]
         try:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.report import figures
 from pipeline.report.curves import rolling_window
-from pipeline.report.figures import Bar, Download
+from pipeline.report.figures import Bar, Download, Style
 from pipeline.report.run_files import RunFiles
 from pipeline.report.summary_figures import finite
 from pipeline.report.words import DASH, count, number, percent, usd
@@ -29,7 +29,7 @@ MEASURED = {  # what an episode is called, and how it was measured
     "held-out clips": ("video", "held out from training, on their stored clips"),
     "simulator": ("episode", "in the simulator, from its state"),
 }
-EARNERS = (  # label, its number, style
+EARNERS: tuple[tuple[str, str, Style], ...] = (  # label, its number, style
     ("Oracle", "oracle_profit", "oracle"),
     ("This policy", "profit_mean", "policy"),
     ("Blind", "blind_profit", "blind"),
@@ -90,7 +90,7 @@ def bars_download(numbers: dict[str, float | None], interval: tuple[float, float
 
 
 def bars(numbers: dict[str, float | None], interval: tuple[float, float] | None) -> list[Bar]:
-    known = [(label, numbers[key], style) for label, key, style in EARNERS if numbers[key] is not None]
+    known = [(label, value, style) for label, key, style in EARNERS if (value := numbers[key]) is not None]
     return figures.bars(known, usd, interval) if numbers["profit_mean"] is not None else []
 
 

@@ -18,6 +18,7 @@ from pipeline.report.economics_table import Rows, economics_rows
 from pipeline.report.experiment_sections import Experiments, read_experiments, value_command, with_labels
 from pipeline.report.figures import Bar, Chart, Download
 from pipeline.report.gallery import Gallery, read_gallery
+from pipeline.report.headline import Tile
 from pipeline.report.run_files import FAILURES, Failure, Missing, RunFiles
 from pipeline.report.summary_figures import ContextFigures, finite, read_axes, read_contexts
 from pipeline.report.tables import Table
@@ -44,7 +45,7 @@ class Page:
     lead: list[str]
     bars: list[Bar]
     bars_download: Download
-    tiles: list[headline.Tile]
+    tiles: list[Tile]
     cards: list[Card]
     cards_note: str
     contexts_note: str
@@ -207,9 +208,8 @@ def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
         command = f"vtp extract --config {shlex.quote(str(saved))} --out {shlex.quote(str(again))}"
         commands.append(("extracts its embeddings again, beside them", command))
     if files.config:
-        again = shlex.quote(str(path.with_name(f"{path.name}-again")))
-        config = shlex.quote(str(files.run.config))
-        commands.append(("trains it again, beside it", f"vtp train --config {config} --out {again}"))
+        beside, config = (shlex.quote(str(p)) for p in (path.with_name(f"{path.name}-again"), files.run.config))
+        commands.append(("trains it again, beside it", f"vtp train --config {config} --out {beside}"))
     validated = files.summary.get("evaluation")
     validated = str(validated.get("command")) if isinstance(validated, dict) else ""
     commands.append(("validates it again", validated if validated.startswith("vtp evaluate") else evaluate))

@@ -16,7 +16,7 @@ from pipeline.errors import VtpError
 from pipeline.outcomes import OutcomeModel, Outcomes, SimulatedOutcomes, step_value, step_worth
 from pipeline.tasks import EPISODE_STEPS, SECONDS_PER_HOUR, Worth, worth
 
-ROUNDING = 1e-6  # of an action's range: float32 bounds need not be the task's
+ROUNDING = float(np.finfo(np.float32).eps)  # of an action's size: its bounds in float32 need not be the task's
 
 
 class Workplace:
@@ -84,7 +84,7 @@ class Workplace:
     def _within_bounds(self, actions: np.ndarray) -> np.ndarray:
         """The actions, to the task's own bounds; VtpError where one lies beyond them by more than rounding."""
         task = self.model.task
-        slack = ROUNDING * (task.high - task.low)
+        slack = ROUNDING * np.maximum(np.abs(task.low), np.abs(task.high))
         wrong = ~((actions >= task.low - slack) & (actions <= task.high + slack))  # NaN is wrong too
         if wrong.any():
             env, index = np.argwhere(wrong)[0]

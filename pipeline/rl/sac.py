@@ -78,8 +78,8 @@ class Agent(nn.Module):
         self._precision = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
         self.encoder = encoder
         self.auxiliary = auxiliary
-        self.register_buffer("action_low", torch.tensor(low, dtype=torch.float32))
-        self.register_buffer("action_high", torch.tensor(high, dtype=torch.float32))
+        self.register_buffer("action_low", _rounded(low, up=True))
+        self.register_buffer("action_high", _rounded(high, up=False))
         self.actor = Actor(latent_size, self.num_actions)
         self.critic = TwinCritic(latent_size, self.num_actions)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -211,3 +211,11 @@ class Agent(nn.Module):
     def load_training_state(self, state: dict[str, Any]) -> None:
         for name in self._OPTIMIZERS:
             getattr(self, name).load_state_dict(state[name])
+
+
+def _rounded(bounds: ArrayLike, *, up: bool) -> Tensor:
+    """Bounds [A] in float32, never beyond the exact ones: 0.3 in 32 bits is more than 0.3."""
+    exact = np.asarray(bounds, float)
+    nearest = exact.astype(np.float32)
+    is_beyond = nearest < exact if up else nearest > exact
+    return torch.from_numpy(np.where(is_beyond, np.nextafter(nearest, np.float32(np.inf if up else -np.inf)), nearest))

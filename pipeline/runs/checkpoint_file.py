@@ -35,8 +35,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory", code="checkpoint-missing")
     checksums = path.with_name(path.name + ".sha256")
     is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
-    checkpoint: Any = None
     error: Exception | None = None
+    checkpoint: Any = None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError, struct.error) as caught:
@@ -51,14 +51,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} does not match {checksums.name}: it is damaged; train again, or restore a copy",
             code="checkpoint-corrupt",
         )
-    if error:
-        reason = type(error).__name__
+    if error is not None or not isinstance(checkpoint, dict):
+        reason = type(checkpoint if error is None else error).__name__
         raise CorruptError(
             f"{path} is no checkpoint ({reason}); train again, or restore a copy", code="checkpoint-corrupt"
         ) from error
-    if not isinstance(checkpoint, dict):
-        raise CorruptError(
-            f"{path} is no checkpoint (it holds a {type(checkpoint).__name__}); train again, or restore a copy",
-            code="checkpoint-corrupt",
-        )
     return checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.encoders import Projector
+from pipeline.encoders import EMBEDDING_DIM, Projector
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import Task
 
@@ -110,12 +110,7 @@ class PolicyMetadata:
             if state["projector"] is not None:
                 if described.clips is None:
                     raise ValueError("a projector without clips")
-                parts = state["projector"]
-                norm = None if parts["norm"] is None else np.asarray(parts["norm"])
-                projector = Projector(
-                    np.asarray(parts["mean"]), np.asarray(parts["components"]), float(parts["scale"]),
-                    described.clips.encoding.projector, norm,
-                )  # fmt: skip
+                projector = _projector(state["projector"], described.clips.encoding.projector)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(
                 f"{where} is no checkpoint of this version ({type(error).__name__}); train again",
@@ -128,3 +123,14 @@ class PolicyMetadata:
         """Of a policy on embeddings or video: what it was trained on, and the projector that it sees through."""
         assert self.clips is not None and self.projector is not None
         return self.clips, self.projector
+
+
+def _projector(state: dict[str, Any], name: str) -> Projector:
+    """The projector of a checkpoint; ValueError or TypeError where its arrays do not fit each other."""
+    mean, components = np.asarray(state["mean"], float), np.asarray(state["components"], float)
+    norm = None if state["norm"] is None else np.asarray(state["norm"], float)
+    if mean.ndim != 1 or components.shape != (EMBEDDING_DIM, len(mean)):
+        raise ValueError(f"a projector of shapes {mean.shape} and {components.shape}")
+    if norm is not None and norm.shape != (2, EMBEDDING_DIM):
+        raise ValueError(f"a layer norm of shape {norm.shape}")
+    return Projector(mean, components, float(state["scale"]), name, norm)

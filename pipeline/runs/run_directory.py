@@ -99,7 +99,7 @@ class RunDirectory:
         """The skill of the estimator that the customers' share rests on; None where training left no record of it."""
         if not self.estimator.is_file():
             return None
-        return json.loads(self.estimator.read_text(encoding="utf-8"))["estimator"]
+        return self._read(self.estimator, _estimator, self.train_command)
 
     def read_settings(self) -> dict[str, Any]:
         """The settings that training was started with, as plain values."""
@@ -121,13 +121,22 @@ class RunDirectory:
             return parse(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise VtpError(f"{path} does not exist; make it with: {command}", code="run-file-missing") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:  # json's and pandas' own errors are ValueErrors
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+            yaml.YAMLError,
+        ) as error:  # json's and pandas' own errors are ValueErrors
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise VtpError(f"{path} cannot be read ({reason}); make it with: {command}", code="run-file-bad") from error
 
 
 def _json_mapping(path: Path) -> dict[str, Any]:
     return _mapping(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _estimator(path: Path) -> dict[str, Any]:
+    return _mapping(_json_mapping(path).get("estimator"))
 
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:

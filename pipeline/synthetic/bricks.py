@@ -48,7 +48,9 @@ def _lay(
     canvas.paint(shade(face, nx * 0.7, ny * 0.7, light), cover(distance) * laid)
 
 
-def _bond(u: np.ndarray, v: np.ndarray, length: float, height: float):
+def _bond(
+    u: np.ndarray, v: np.ndarray, length: float, height: float
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Running bond: column and row of the brick at each sample, and the offset from its middle."""
     row = np.floor(v / height)
     across = u / length + 0.5 * (row % 2)
@@ -57,7 +59,17 @@ def _bond(u: np.ndarray, v: np.ndarray, length: float, height: float):
 
 
 def _wall(
-    canvas: Canvas, u, v, length: float, height: float, joint: float, laid_where, colour, mortar, light, rng
+    canvas: Canvas,
+    u: np.ndarray,
+    v: np.ndarray,
+    length: float,
+    height: float,
+    joint: float,
+    laid_where: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    colour: RGB,
+    mortar: RGB,
+    light: Vector,
+    rng: np.random.Generator,
 ) -> None:
     """Courses of running bond wherever `laid_where(middle_u, middle_v)` of a brick holds."""
     column, row, inset = _bond(u, v, length, height)

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.synthetic.paint import (
     RGB,
     Canvas,
+    Point,
     Pose,
     Vector,
     band,
@@ -38,7 +39,15 @@ class Area(NamedTuple):
     reach_y: float
 
 
-def _turned(u: np.ndarray, v: np.ndarray, r: np.ndarray, slope: np.ndarray, light: Vector, colour, gloss: float):
+def _turned(
+    u: np.ndarray,
+    v: np.ndarray,
+    r: np.ndarray,
+    slope: np.ndarray,
+    light: Vector,
+    colour: RGB | np.ndarray,
+    gloss: float,
+) -> np.ndarray:
     """Shading of a turned surface seen from above: height falls with the radius by `slope`."""
     steep = slope / (np.sqrt(1 + slope * slope) * np.maximum(r, 1e-3))
     return shade(colour, u * steep, v * steep, light, gloss=gloss, sharpness=24)
@@ -49,7 +58,7 @@ def _leftovers(canvas: Canvas, pose: Pose, radius: float, colour: RGB, rng: np.r
     for _ in range(rng.integers(2, 6)):
         angle, r = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.uniform(0, 1))
         centre = pose.frame(float(r * np.cos(angle)), float(r * np.sin(angle)))
-        radii = tuple(float(rng.uniform(1.5, 5.5)) * pose.scale for _ in range(2))
+        radii = float(rng.uniform(1.5, 5.5)) * pose.scale, float(rng.uniform(1.5, 5.5)) * pose.scale
         ellipse(canvas, centre, radii, colour, float(rng.uniform(0.3, 0.7)))
 
 
@@ -77,7 +86,7 @@ def pan(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> 
     angle = float(np.pi + rng.uniform(-0.35, 0.25))
     centre = Pose(*pose.frame(-19 * np.cos(angle), -12 * np.sin(angle)), pose.scale, pose.angle)
 
-    def along(distance: float):
+    def along(distance: float) -> Point:
         return centre.frame(distance * np.cos(angle), distance * np.sin(angle))
 
     capsule(canvas, along(radius - 4), along(radius + 6), (7.5 * pose.scale, 4.5 * pose.scale), iron, light, gloss=0.3)

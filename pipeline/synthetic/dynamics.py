@@ -45,7 +45,7 @@ class Dynamics:
         }
 
     def __call__(
-        self, context: ArrayLike, actions: np.ndarray, step_s: ArrayLike | None = None
+        self, context: int | np.ndarray, actions: np.ndarray, step_s: ArrayLike | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean attempts of a step, before their floor, and the error probability of an attempt; both broadcast.
 
@@ -79,7 +79,11 @@ class Dynamics:
         return rate + np.exp(-rate) if self.min_attempts else rate
 
     def sample(
-        self, rate: ArrayLike, p_err: ArrayLike, rng: np.random.Generator, size: tuple[int, ...] | None = None
+        self,
+        rate: float | np.ndarray,
+        p_err: float | np.ndarray,
+        rng: np.random.Generator,
+        size: tuple[int, ...] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sampled (attempts, errors) of one step: max(m, Poisson(rate)), and Binomial(attempts, p_err) of them."""
         attempts = np.maximum(rng.poisson(rate, size), self.min_attempts)

@@ -162,7 +162,7 @@ def shadow_mask(sprite: Image.Image, offset: Point, *, blur: float, strength: fl
     alpha = sprite.getchannel("A")
     small = alpha.reduce(4).filter(ImageFilter.GaussianBlur(blur * SUPERSAMPLE / 4))
     moved = Image.new("L", small.size)
-    moved.paste(small, tuple(round(d * SUPERSAMPLE / 4) for d in offset))
+    moved.paste(small, (round(offset[0] * SUPERSAMPLE / 4), round(offset[1] * SUPERSAMPLE / 4)))
     return moved.point(lambda a: round(a * strength)).resize(alpha.size, Image.Resampling.BILINEAR)
 
 
@@ -174,4 +174,5 @@ def sample_rgb(rng: np.random.Generator, hue: Point, saturation: Point, value: P
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:
     """`share` of the second colour in the first."""
-    return tuple(a + (b - a) * share for a, b in zip(first, second, strict=True))
+    red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
+    return red, green, blue

@@ -127,6 +127,7 @@ def _kitchen(scene: Scene, room: Kitchen) -> Canvas:
 
 def spout(scene: Scene) -> tuple[float, float]:
     """Where the tap's water leaves it, in frame pixels."""
+    assert isinstance(scene.place, Kitchen), "only a kitchen has a tap"
     return _seen(scene.camera, 96 + scene.place.tap_x, scene.place.wall_bottom + 17)
 
 
@@ -176,8 +177,9 @@ def _site(scene: Scene, site: Site) -> Canvas:
 @lru_cache(maxsize=64)
 def backdrop(scene: Scene) -> Image.Image:
     """The place without its work, at the supersampled size; treat it as read-only."""
-    draw = _kitchen if isinstance(scene.place, Kitchen) else _site
-    return draw(scene, scene.place).image().convert("RGB")
+    place = scene.place
+    canvas = _kitchen(scene, place) if isinstance(place, Kitchen) else _site(scene, place)
+    return canvas.image().convert("RGB")
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from pipeline.synthetic.paint import (
     sample_rgb,
     shadow_mask,
 )
-from pipeline.synthetic.scene import Scene
+from pipeline.synthetic.scene import Scene, Site
 from pipeline.tasks import Task
 
 FRAME_SHAPE = (FRAME_HEIGHT, FRAME_WIDTH)
@@ -63,9 +63,9 @@ def renderer_of(task: Task) -> str:
     return renderer
 
 
-def _samples(*lengths: float) -> tuple[int, ...]:
+def _samples(x: float, y: float) -> tuple[int, int]:
     """Frame pixels in samples of the supersampled image."""
-    return tuple(round(length * SUPERSAMPLE) for length in lengths)
+    return round(x * SUPERSAMPLE), round(y * SUPERSAMPLE)
 
 
 def _bubbles(draw: ImageDraw.ImageDraw, centres: np.ndarray, radii: np.ndarray) -> None:
@@ -152,6 +152,7 @@ def _tool(scene: Scene, rng: np.random.Generator) -> Image.Image:
     towards = scene.light.towards
     if scene.renderer == "dishes":
         return tools.sponge_hand(scene.worker, towards, rng)
+    assert isinstance(scene.place, Site)
     return tools.trowel_hand(scene.worker, scene.place.mortar_rgb, towards, rng)
 
 
@@ -204,7 +205,7 @@ def render_clip(
         left, top = _samples(x + tools.TOOL_LEFT, y + tools.TOOL_TOP)
         image.paste((10, 10, 16), (left + 4, top + 10), shadow)
         image.paste(tool, (left, top), tool)
-        frames[t] = image.reduce(SUPERSAMPLE)
+        frames[t] = np.asarray(image.reduce(SUPERSAMPLE))
     if novel == "reversed":
         frames = frames[::-1]
     frames = _exposed(frames, scene, rng)

@@ -98,14 +98,18 @@ def _camera(rng: np.random.Generator) -> Camera:
 def _light(rng: np.random.Generator) -> Light:
     azimuth, height = rng.uniform(-np.pi * 0.95, -np.pi * 0.05), rng.uniform(0.75, 1.2)
     warmth, gain = rng.uniform(-1, 1), rng.uniform(0.9, 1.12)
+    x, y, z = np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height)
     return Light(
-        towards=tuple(
-            float(a) for a in (np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height))
-        ),
-        rgb=tuple(float(gain * a) for a in (1 + 0.07 * warmth, 1.0, 1 - 0.1 * warmth)),
+        towards=(float(x), float(y), float(z)),
+        rgb=_tint(warmth, gain),
         slant=float(rng.uniform(0.0, 0.18)),
         shadow=float(rng.uniform(0.35, 0.6)),
     )
+
+
+def _tint(warmth: float, gain: float) -> RGB:
+    """The colour of a light: 1 is warm, −1 cold."""
+    return float(gain * (1 + 0.07 * warmth)), float(gain), float(gain * (1 - 0.1 * warmth))
 
 
 def _kitchen(rng: np.random.Generator) -> Kitchen:
@@ -159,9 +163,10 @@ def _change(scene: Scene, rng: np.random.Generator) -> Scene:
     warmth, gain = _either(rng, (-2.0, -1.2), (1.2, 2.0)), _either(rng, (0.72, 0.85), (1.17, 1.28))
     light = replace(
         scene.light,
-        rgb=tuple(float(gain * a) for a in (1 + 0.07 * warmth, 1.0, 1 - 0.1 * warmth)),
+        rgb=_tint(warmth, gain),
         slant=float(rng.uniform(0.2, 0.3)),
     )
+    place: Kitchen | Site
     if isinstance(scene.place, Kitchen):
         place = replace(
             scene.place,
@@ -186,6 +191,7 @@ def sample_scene(renderer: str, rng: np.random.Generator, *, changed: bool = Fal
 
     changed: under a light, before a background and with work of a size that no usual scene has.
     """
+    place: Kitchen | Site
     if renderer == "dishes":
         place, tool_hue = _kitchen(rng), (0.1, 0.17)
     elif renderer == "bricks":

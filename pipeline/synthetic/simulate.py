@@ -174,11 +174,11 @@ def plant(task: Task, labels: pd.DataFrame, index: int, share: float, rng: np.ra
 def film(renderer: str, labels: pd.DataFrame, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """The episode's frames [144, 192, 3] uint8, 16 a step, in one scene."""
     scene = synthetic.sample_scene(renderer, rng)
-    for step in labels.itertuples():
+    novel = labels["novel"] if "novel" in labels else [""] * len(labels)
+    for context, speed, care, kind in zip(labels["context"], labels["speed"], labels["care"], novel, strict=True):
         if _stop.is_set():
             raise KeyboardInterrupt
-        novel = getattr(step, "novel", "") or None
-        yield from synthetic.render_clip(scene, step.context, step.speed, step.care, rng, novel=novel)
+        yield from synthetic.render_clip(scene, context, speed, care, rng, novel=kind or None)
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -41,7 +41,7 @@ class Formula:
         called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
             _check(node, names, is_called=id(node) in called)
-            if isinstance(node, ast.Constant):
+            if isinstance(node, ast.Constant) and isinstance(node.value, int):
                 node.value = float(node.value)  # powers of whole numbers could grow without end
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - set(FUNCTIONS)
         try:
@@ -57,7 +57,10 @@ class Formula:
 def _check(node: ast.AST, names: Collection[str], *, is_called: bool) -> None:
     if not isinstance(node, ALLOWED):
         raise ValueError(f"{type(node).__name__.lower()} is not allowed; use + - * / ** and {', '.join(FUNCTIONS)}")
-    if isinstance(node, ast.Constant) and (type(node.value) not in (int, float) or abs(node.value) > LARGEST):
+    if isinstance(node, ast.Constant):
+        value = node.value
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST:
+            return
         raise ValueError(f"{str(node.value)[:40]!r} is not a finite number; use numbers and names")
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords or not node.args:

@@ -93,7 +93,7 @@ def _refuse_traps(text: str, where: str) -> None:
     """VtpError where a short text stands for an endless one, or is nested so deeply that reading it takes for ever."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
             raise VtpError(
                 f"task {where} line {line}: *{event.anchor} stands for another place; write it out",
