@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from raising import raises
-from small_runs import embeddings_config, sim_config, write_embeddings
+from small_runs import embeddings_config, sim_config, write_embeddings, write_task
 
 from pipeline import train
+from pipeline.config import VideoTrainConfig
 from pipeline.experiments.retrain import NUM_ENVS, Retrainer
 from pipeline.files import save_config
 from pipeline.outcomes import expected_worth
@@ -71,9 +72,23 @@ def test_where_errors_cost_more_the_policy_takes_more_care(trained):
     assert err_dear < err - 0.005 and care_dear > care + 0.05
 
 
-def test_a_run_on_video_is_not_retrained(trained, tmp_path):
-    from pipeline.config import VideoTrainConfig
+def test_what_changed_since_training_is_refused(tmp_path):
+    """Today's world would be another than the one that the policy was trained in."""
+    task = write_task(tmp_path, "pressing")
+    path = write_embeddings(tmp_path / "embeddings.h5", task=task)
+    train.run(embeddings_config(tmp_path, path, task=str(task)))
+    before = task.read_text()
+    task.write_text(before.replace("human_wage_usd: 15.0", "human_wage_usd: 16.0"))
+    with raises("run-other-data"):
+        Retrainer(RunDirectory(tmp_path / "run"))
+    task.write_text(before)
+    Retrainer(RunDirectory(tmp_path / "run"))
+    write_embeddings(path, task=task, clips=13)
+    with raises("embeddings-differ"):
+        Retrainer(RunDirectory(tmp_path / "run"))
 
+
+def test_a_run_on_video_is_not_retrained(tmp_path):
     save_config(tmp_path / "config.yaml", VideoTrainConfig())
     with raises("retrain-on-video"):
         Retrainer(RunDirectory(tmp_path))

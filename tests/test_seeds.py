@@ -104,6 +104,8 @@ def test_a_context_counts_where_it_was_met():
         {"scenario": "mixed"},
         {"task": "bricklaying"},
         {"outcome_model": "logs"},
+        {"costs_usd_per_hour": {"energy": 0.2}},
+        {"human_wage": 19.0},
         {"provenance": {"embeddings_sha256": "1"}},
     ],
 )

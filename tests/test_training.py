@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_a_run_killed_at_five_moments_equals_an_uninterrupted_one(source, tmp_pa
 COMMAND = [
     sys.executable, "-c", "from pipeline.cli import main; main()", "train", "--source", "sim",
     *(word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))),
-    "--episodes", "400", "--evaluations", "40",
+    "--episodes", "96", "--evaluations", "8",
 ]  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def test_kill_9_and_sigterm_at_random_moments(tmp_path):
         told = process.communicate(timeout=60)[1]
         assert process.returncode == (75 if number == signal.SIGTERM else -9), told
         if number == signal.SIGTERM:
-            assert "of 400 episodes; run the same command again to go on" in told
+            assert "of 96 episodes; run the same command again to go on" in told
     for name in ("killed", "whole"):
         process = start(tmp_path / name)
         told = process.communicate()[1]
@@ -99,13 +100,25 @@ def test_kill_9_and_sigterm_at_random_moments(tmp_path):
 # Checkpoints that are not what they were
 
 
-@pytest.fixture
-def begun(tmp_path, monkeypatch):
-    """Settings of a run that was killed with two generations of checkpoints on the disk."""
-    cfg = sim_config(tmp_path)
-    monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)
-    killed_after(70, monkeypatch, cfg)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Settings of a run that was killed with two generations of checkpoints on the disk, and a copy of it."""
+    folder = tmp_path_factory.mktemp("killed")
+    cfg = sim_config(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "CHECKPOINT_S", 0.0)
+        killed_after(70, patch, cfg)
     assert all((cfg.out / name).is_file() for name in CHECKPOINTS)
+    shutil.copytree(cfg.out, folder / "copy")
+    return cfg, folder / "copy"
+
+
+@pytest.fixture
+def begun(killed):
+    """Settings of that run, whose directory is as the kill left it."""
+    cfg, copy = killed
+    shutil.rmtree(cfg.out)
+    shutil.copytree(copy, cfg.out)
     return cfg
 
 
@@ -131,6 +144,12 @@ def test_with_both_damaged_nothing_is_lost_in_silence(begun):
     with raises("checkpoint-corrupt", CorruptError):
         train.run(begun)
     train.run(begun.model_copy(update={"overwrite": True}))
+
+
+def test_a_file_of_plain_values_that_is_no_checkpoint(tmp_path):
+    torch.save([1, 2], tmp_path / "best.pt")
+    with raises("checkpoint-corrupt", CorruptError):
+        evaluate.run(EvaluateConfig(run=tmp_path))
 
 
 class Payload:
@@ -240,8 +259,9 @@ def test_a_task_whose_file_changed_is_refused(source, tmp_path, monkeypatch):
     cfg = sim_config(tmp_path, task=str(task))
     if source == "embeddings":
         cfg = embeddings_config(tmp_path, write_embeddings(tmp_path / "embeddings.h5", task=task), task=str(task))
-    monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)
-    killed_after(5, monkeypatch, cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "CHECKPOINT_S", 0.0)
+        killed_after(5, patch, cfg)
     before = task.read_text()
     task.write_text(before.replace("human_wage_usd: 15.0", "human_wage_usd: 16.0"))
     with raises("run-other-data") as caught:

@@ -109,6 +109,7 @@ def test_gradients_of_passes_that_are_computed_again_are_those_of_the_whole_batc
 # Training
 
 
+@pytest.mark.slow
 def test_the_encoder_is_frozen_for_the_first_episodes_and_then_learns(config, monkeypatch, kept):
     cfg = config(encoder_layers="layer4")
     seen = []
@@ -120,7 +121,7 @@ def test_the_encoder_is_frozen_for_the_first_episodes_and_then_learns(config, mo
         change = max(
             float((p - b).detach().abs().max()) for p, b in zip(self.encoder.parameters(), before, strict=True)
         )
-        seen.append((batch.latents.shape[1:] == (128,), change, info))
+        seen.append((batch.observations.shape[1:] == (128,), change, info))
         return td_error, info
 
     monkeypatch.setattr(sac.Agent, "update", watched)
@@ -167,6 +168,7 @@ def test_a_run_killed_before_and_after_equals_an_uninterrupted_one(config, tmp_p
     assert not (killed.out / "footage").exists(), "a finished run keeps no frames"
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_another_ones_encoder(config, tmp_path):
     train.run(config(encoder_lr=1e-2))
     cfg = config(out=tmp_path / "next", init=tmp_path / "run", encoder_lr=1e-12)

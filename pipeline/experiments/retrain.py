@@ -14,13 +14,30 @@ from pipeline.config import TrainConfig
 from pipeline.errors import VtpError
 from pipeline.outcomes import OutcomeModel
 from pipeline.rl.sac import Agent
-from pipeline.runs import RunDirectory, load_policy
+from pipeline.runs import PolicyMetadata, RunDirectory, load_policy
 from pipeline.tasks import EPISODE_STEPS
 from pipeline.training import Trainer, open_source, seeds
 
 NUM_ENVS = 256
 UPDATES_PER_STEP = 4  # of all environments
 WARMUP_STEPS = 8  # of all environments, before the first update
+
+
+def _refuse_other_data(run: RunDirectory, trained: PolicyMetadata, found: PolicyMetadata) -> None:
+    """VtpError where what the run was trained on has changed since: its judge would be another than its training's."""
+    if trained.task != found.task:
+        raise VtpError(
+            f"{run} was trained on task {trained.task}, which has changed since; restore its file, or train again",
+            code="run-other-data",
+        )
+    if trained.clips is not None and found.clips is not None:
+        ours, theirs = trained.clips.content_sha256, found.clips.content_sha256
+        if ours != theirs:
+            raise VtpError(
+                f"{found.clips.embeddings} has content {theirs[:12]}, but {run} was trained on {ours[:12]}; restore "
+                "that file, or train again",
+                code="embeddings-differ",
+            )
 
 
 class Retrainer:
@@ -36,7 +53,7 @@ class Retrainer:
                 f"{run} was trained on video, which --retrain does not read again; drop --retrain",
                 code="retrain-on-video",
             )
-        self._agent, _ = load_policy(run.path)
+        self._agent, trained = load_policy(run.path)
         self._settings = settings.model_copy(
             update={
                 "init": run.path, "num_envs": NUM_ENVS, "warmup_steps": NUM_ENVS * WARMUP_STEPS,
@@ -44,6 +61,7 @@ class Retrainer:
             }
         )  # fmt: skip
         self._source = open_source(self._settings, np.random.default_rng(0))
+        _refuse_other_data(run, trained, self._source.metadata)
         self.model, self.held_out = self._source.model, self._source.held_out
 
     def retrain(self, model: OutcomeModel, *, updates: int, lambda_dual: float = 0.0, seed: int) -> Agent:

@@ -1,8 +1,8 @@
 """A run's policy as one file, and what it does in the clips of an embeddings file.
 
 The policy is the deterministic map that validation judged: observations → encoder → averaged actor → tanh of the mean,
-as actions in [0, 1]. Each file carries a card in its format's own metadata: what the policy observes, which encoder and
-projector that was made with, and the run that it comes from. Each format says what it trusts a file with.
+as actions in the task's units. Each file carries a card in its format's own metadata: what the policy observes, which
+encoder and projector that was made with, and the run that it comes from. Each format says what it trusts a file with.
 """
 
 from pipeline.policy.acting import act

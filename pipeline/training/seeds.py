@@ -19,10 +19,12 @@ from pipeline.files import make_folder, save_config, write_json
 from pipeline.runs import RunDirectory
 from pipeline.stats import bootstrap95, interquartile_mean
 
-SAME = ("source", "task", "scenario", "validation", "outcome_model")  # or the seeds cannot be averaged
+SAME = (  # or the seeds cannot be averaged
+    "source", "task", "scenario", "actions", "costs_usd_per_hour", "human_wage", "validation", "outcome_model",
+)  # fmt: skip
 AVERAGED = (
     "mp_mean", "err_mean", "wage_parity", "oracle_profit", "blind_profit", "blind_ratio", "spread", "rebate",
-    "captured", "human_wage",
+    "captured",
 )  # fmt: skip
 BY_SEED = ("profit_mean", "oracle_ratio", "err_mean", "wage_parity", "spread", "wall_s")
 
@@ -190,8 +192,6 @@ def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
         "seeds": list(seeds),
         "episodes": sum(one["episodes"] for one in summaries),
         **measured,
-        "actions": first["actions"],
-        "costs_usd_per_hour": first["costs_usd_per_hour"],
         **{name: None if np.isnan(figures[name]).any() else float(figures[name].mean()) for name in AVERAGED},
         "contexts": _average_contexts([one["contexts"] for one in summaries]),
         "by_seed": [
