@@ -22,6 +22,8 @@ from pipeline.config import (
     ValueConfig,
 )
 from pipeline.experiments import elasticity, frontier, novelty_use, spread, value
+from pipeline.experiments.output import run_outcomes
+from pipeline.rl.rollouts import expected_profit
 from pipeline.runs import RunDirectory, load_metadata
 from pipeline.tasks import load_task
 
@@ -215,3 +217,19 @@ def test_one_action_is_learned(tmp_path):
     assert summary["blind_profit"] < 0 and summary["blind_ratio"] is None
     pressure = {name: row["actions"]["pressure"] for name, row in summary["contexts"].items()}
     assert pressure["soft"] < pressure["firm"] - 2 < pressure["hard"] - 4
+
+
+def test_experiments_price_work_as_the_evaluation_did(tmp_path):
+    """The latest evaluation had other prices than training: what is read of it has them too."""
+    task = write_task(tmp_path, "pressing")
+    path = write_embeddings(tmp_path / "embeddings.h5", task=task)
+    train.run(embeddings_config(tmp_path, path, episodes=16))
+    values = yaml.safe_load(task.read_text())
+    for context in values["contexts"].values():
+        context["price_usd"] = 3 * context["price_usd"]
+    dearer = tmp_path / "dearer.yaml"
+    dearer.write_text(yaml.safe_dump(values | {"name": "dearer"}, sort_keys=False))
+    summary = evaluate.run(EvaluateConfig(run=tmp_path / "run", task=str(dearer)))
+    model, steps = run_outcomes(RunDirectory(tmp_path / "run"))
+    assert model.task.name == summary["task"] == "dearer"
+    assert expected_profit(model, steps).mean() == pytest.approx(summary["profit_mean"], rel=1e-9)

@@ -22,6 +22,7 @@ def summary(profit, *, oracle=40.0, contexts=("plate",), **changes):
         "oracle_ratio": profit / oracle, "blind_ratio": profit / 20.0, "spread": 4.0, "rebate": 1.0, "captured": 3.0,
         "human_wage": 18.0, "contexts": {name: {"share": 0.5, "profit": profit} for name in contexts}, "wall_s": 2.0,
         "actions": {"speed": [0.0, 1.0], "care": [0.0, 1.0]}, "costs_usd_per_hour": {"energy": 0.1},
+        "task_definition": {"name": "dishwashing"},
         "provenance": {"command": "vtp train"},
         **changes,
     }  # fmt: skip

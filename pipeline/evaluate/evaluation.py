@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
 import time
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from pipeline.runs import (
     write_summary,
 )
 from pipeline.tasks import Task, load_task
+
+logger = logging.getLogger(__name__)
 
 PIXEL_EPISODES = 8
 Validation = Literal["simulator", "closed loop from pixels", "held-out clips"]
@@ -102,7 +105,8 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
 def _is_rendered(task: Task) -> bool:
     try:
         synthetic.renderer_of(task)
-    except VtpError:
+    except VtpError as error:
+        logger.info("no validation from pixels: %s", str(error).partition(";")[0])
         return False
     return True
 

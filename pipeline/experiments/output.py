@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.errors import VtpError
 from pipeline.files import atomic_path, make_folder, write_json
 from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.runs import RunDirectory, load_embeddings, load_metadata
+from pipeline.tasks import task_from_text
 
 COLOURS = {
     "policy": "#0a6a72", "oracle": "#96600a", "second": "#7a4fb0", "retrained": "#7a4fb0", "human": "#9c3568",
@@ -75,13 +77,16 @@ def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:
 
     VtpError with the command that makes them again where steps are missing, or are not of the run's task.
     """
-    validation, steps = run.read_summary().get("validation"), run.read_steps()
-    metadata = load_metadata(run.path)
+    summary, steps = run.read_summary(), run.read_steps()
+    metadata, validation = load_metadata(run.path), summary.get("validation")
+    task = metadata.task
+    if "task_definition" in summary:  # an evaluation may have other prices than training had
+        task = task.priced_as(task_from_text(json.dumps(summary["task_definition"]), str(run.summary)))
     if validation in ("simulator", "closed loop from pixels"):
-        model: OutcomeModel = SimulatedOutcomes(metadata.task)
+        model: OutcomeModel = SimulatedOutcomes(task)
     elif validation == "held-out clips":
         clips, _ = metadata.of_clips()
-        model = outcomes_of(load_embeddings(clips)).with_task(metadata.task)
+        model = outcomes_of(load_embeddings(clips)).with_task(task)
     else:
         raise VtpError(
             f"{run.summary} is of validation {validation!r}, of which no outcomes are known; make it again with: "

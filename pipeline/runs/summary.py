@@ -53,6 +53,7 @@ def summarise(model: OutcomeModel, steps: pd.DataFrame, *, s_cust: float) -> dic
     return {
         "task": task.name,
         "scenario": task.scenario,
+        "task_definition": task.model_dump(mode="json"),
         "actions": {name: [action.low, action.high] for name, action in task.actions.items()},
         "episodes": len(by_episode),
         "profit_mean": profit,

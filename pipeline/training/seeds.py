@@ -20,7 +20,8 @@ from pipeline.runs import RunDirectory
 from pipeline.stats import bootstrap95, interquartile_mean
 
 SAME = (  # or the seeds cannot be averaged
-    "source", "task", "scenario", "actions", "costs_usd_per_hour", "human_wage", "validation", "outcome_model",
+    "source", "task", "scenario", "task_definition", "actions", "costs_usd_per_hour", "human_wage", "validation",
+    "outcome_model",
 )  # fmt: skip
 AVERAGED = (
     "mp_mean", "err_mean", "wage_parity", "oracle_profit", "blind_profit", "blind_ratio", "spread", "rebate",
