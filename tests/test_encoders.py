@@ -29,6 +29,7 @@ from pipeline.encoders.fast.winograd import FoldedConv, from_frames, to_frames, 
 from pipeline.encoders.r3d import preprocess
 from pipeline.errors import CorruptError, VtpError
 from pipeline.synthetic import dynamics
+from pipeline.tasks import load_task
 
 NEEDS_VNNI = pytest.mark.skipif(not encoder_module.computes_in_int8(), reason="this processor has no VNNI")
 PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
@@ -488,16 +489,16 @@ VIDEOS, VIDEO_CLIPS, TRAIN_VIDEOS, LABELLED_VIDEOS = 24, 10, 16, 4
 @pytest.fixture(scope="module")
 def rendered():
     """Features [240, 512] and contexts [240] of the clips of 24 rendered videos, each in a kitchen of its own."""
-    scenario, clips, contexts = dynamics.scenario("dishwashing", "mixed"), [], []
+    names, clips, contexts = load_task("dishwashing").in_scenario("mixed").context_names, [], []
     for video in range(VIDEOS):
         rng = np.random.default_rng([0, video])
-        scene, context = synthetic.sample_scene("dishwashing", rng), dynamics.initial_context(scenario, 1, rng)
+        scene, context = synthetic.sample_scene("dishes", rng), dynamics.initial_context(len(names), 1, rng)
         for _ in range(VIDEO_CLIPS):
             speed, care = rng.random(2)
-            clip = synthetic.render_clip(scene, scenario.context_names[context[0]], speed, care, rng)
+            clip = synthetic.render_clip(scene, names[context[0]], speed, care, rng)
             clips.append(clip[::4])  # four frames show the dish, and encode four times as fast
             contexts.append(int(context[0]))
-            context = dynamics.next_context(scenario, context, rng)
+            context = dynamics.next_context(len(names), context, rng)
     return load_encoder("r3d_18", "random:0").features(np.stack(clips)), np.array(contexts)
 
 
