@@ -1,4 +1,3 @@
-import csv
 import errno
 import hashlib
 import json
@@ -140,37 +139,7 @@ def test_sha256_of_a_file_is_hashlibs(tmp_path):
     assert files.file_sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
 
 
-# metrics.csv
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_every_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
-    path = tmp_path / "run" / "metrics.csv"
-    metrics = files.MetricsCsv(path, ("episode", "profit"))
-    assert rows_of(path) == []
-    for episode, profit in ((1, 20.5), (2, -3.25)):
-        metrics.write({"profit": profit, "episode": episode})
-        assert rows_of(path)[-1] == {"episode": str(episode), "profit": str(profit)}
-    metrics.close()
-    assert path.read_text().splitlines()[0] == "episode,profit"
-
-
-def test_a_column_that_the_header_lacks_is_an_error(tmp_path):
-    metrics = files.MetricsCsv(tmp_path / "metrics.csv", ("episode",))
-    with pytest.raises(ValueError, match="profit"):
-        metrics.write({"episode": 1, "profit": 2.0})
-    metrics.close()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_metrics_on_a_full_disk_ask_to_try_again():
-    with raises("disk-full", TryAgainError) as caught:
-        files.MetricsCsv(Path("/dev/full"), ("episode",)).write({"episode": 1})
-    assert "/dev/full" in str(caught.value)
+# Leftovers
 
 
 def test_leftovers_of_the_dead_are_removed(tmp_path):
