@@ -15,6 +15,7 @@ from pipeline import econ
 from pipeline.config import EmbeddingsTrainConfig, ReportConfig
 from pipeline.files import save_config, write_json
 from pipeline.report import run
+from pipeline.tasks import ErrorTarget
 
 SECTIONS = (
     "headline", "behaviour", "actions", "learning", "economics", "experiments", "data-value", "provenance", "missing",
@@ -152,7 +153,7 @@ def _summary(path, work, validation):
 def _write_training(path, work, episodes, rng):
     low, high = _bounds(work)
     progress = 1 - np.exp(-np.arange(episodes) / 90)
-    target = np.array([econ.error_target(e) for e in range(episodes)])
+    target = np.array([ErrorTarget().at(e) for e in range(episodes)])
     err_rate = np.clip(0.02 + 0.13 * (1 - progress) + rng.normal(0, 0.018, episodes), 0, 0.5)
     lambda_dual = [0.0]
     for e in range(1, episodes):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.errors import VtpError
 from pipeline.report.figures import Download, csv_download
 from pipeline.report.run_files import Missing
 from pipeline.report.tables import Cell, Table, cell
@@ -259,7 +260,7 @@ def _estimator(run: RunDirectory, missing: dict[str, Missing], config: dict[str,
         if skill is not None:
             return skill_in_words(skill)
         reason = "is missing"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (VtpError, KeyError, TypeError):
         reason = "cannot be read"
     missing["estimator"] = Missing(
         f"{run.estimator.name} {reason}: the skill of the estimator of the customers’ share is not known.",
