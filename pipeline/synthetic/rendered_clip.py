@@ -42,8 +42,8 @@ def renderer_of(task: Task) -> str:
     """The renderer that draws the task's clips; VtpError where it cannot draw them, as they are and as a whole."""
     if task.simulator is None or task.simulator.renderer is None:
         raise VtpError(
-            f"task {task.name} has no renderer, so no video of it can be made, nor a policy be validated from pixels; use "
-            "dishwashing, bricklaying, or a task whose simulator has `renderer: dishes` or `renderer: bricks`",
+            f"task {task.name} has no renderer, so no video of it can be made, nor a policy be validated from pixels; "
+            "use dishwashing, bricklaying, or a task whose simulator has `renderer: dishes` or `renderer: bricks`",
             code="task-not-rendered",
         )
     renderer = task.simulator.renderer
