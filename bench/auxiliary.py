@@ -16,9 +16,10 @@ from unittest import mock
 
 import numpy as np
 
-from pipeline import evaluate, train
+from pipeline import train
 from pipeline.config import SimTrainConfig, parse_seeds
 from pipeline.encoders import AuxiliaryHeads
+from pipeline.stats import interval95
 
 LOSSES = ("CONSISTENCY_WEIGHT", "CONTRASTIVE_WEIGHT")
 ARMS = {"both": LOSSES, "none": (), "consistency": LOSSES[:1], "contrastive": LOSSES[1:]}
@@ -32,12 +33,12 @@ def oracle_ratio(seed: int, losses: tuple[str, ...], **settings: Any) -> float:
 
 
 def mean_and_interval(values: np.ndarray) -> dict[str, Any]:
-    return {"mean": round(float(values.mean()), 4), "ci95": evaluate.interval95(values)}
+    return {"mean": round(float(values.mean()), 4), "ci95": interval95(values)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", default="seed", choices=("seed", "mixed"))
+    parser.add_argument("--scenario", default="seed", choices=("plates", "mixed", "seed"))
     parser.add_argument("--episodes", type=int, default=250)
     parser.add_argument("--seeds", default="0-4")
     parser.add_argument("--arms", nargs="*", default=["both", "none"], choices=ARMS)

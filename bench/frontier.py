@@ -6,6 +6,7 @@ with the episodes: about 1,480 for one, 1,620 for a hundred. A hundred is what i
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -13,7 +14,14 @@ from pathlib import Path
 from pipeline.config import FrontierConfig
 from pipeline.experiments import frontier
 
-if __name__ == "__main__":
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--episodes", type=int, default=FrontierConfig().episodes)
     with tempfile.TemporaryDirectory() as folder:
-        result = frontier.run(FrontierConfig(out=Path(folder)))
+        result = frontier.run(FrontierConfig(out=Path(folder), episodes=parser.parse_args().episodes))
     print(json.dumps({key: result[key] for key in ("analytic_count", "monte_carlo_count", "env_steps", "wall_s")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -36,14 +36,18 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from pipeline import encoders, evaluate, train
-from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, TrainConfig, parse_seeds
+from pipeline import encoders, runs, train
+from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, parse_seeds
 from pipeline.encoders import EMBEDDING_DIM
+from pipeline.outcomes import OutcomeModel, SimulatedOutcomes
+from pipeline.rl import rollouts
 from pipeline.rl.envs import EmbeddingEnv, GymEnv, SimEnv
+from pipeline.rl.networks import HIDDEN_SIZE
 from pipeline.rl.replay import Batch, ReplayBuffer
-from pipeline.rl.sac import HIDDEN_SIZE, Transitions
-from pipeline.synthetic import dynamics
+from pipeline.rl.sac import Agent, Transitions
+from pipeline.tasks import EPISODE_STEPS, load_task
 
+TASK = load_task("dishwashing").in_scenario("seed")
 TRANSITIONS = 1_000_000
 UPDATE_BATCH = 1024
 UPDATES_A_ROUND = 10
@@ -63,18 +67,18 @@ class Judgement(NamedTuple):
 class Judge:
     """How near to the oracle a policy is, over seconds of training; judging stops the clock."""
 
-    def __init__(self, scenario: dynamics.Scenario):
-        self.scenario = scenario
+    def __init__(self, model: SimulatedOutcomes):
+        self.model = model
         self.judgements: list[Judgement] = []
         self._judging_s = 0.0
         self._started = time.perf_counter()
 
     def __call__(self, policy: Any) -> None:
         began = time.perf_counter()
-        steps = evaluate.in_simulator(
-            policy, self.scenario, episodes=JUDGED_EPISODES, steps=dynamics.EPISODE_STEPS, rng=np.random.default_rng(1)
+        steps = rollouts.in_simulator(
+            policy, self.model, episodes=JUDGED_EPISODES, steps=EPISODE_STEPS, rng=np.random.default_rng(1)
         )
-        ratio = evaluate.summarise(self.scenario, steps, s_cust=0.0)["oracle_ratio"]
+        ratio = runs.summarise(self.model, steps, s_cust=0.0)["oracle_ratio"]
         if not self.judgements or ratio != self.judgements[-1].oracle_ratio:  # the same policy is judged once
             self.judgements.append(Judgement(began - self._started - self._judging_s, ratio))
         self._judging_s += time.perf_counter() - began
@@ -103,7 +107,7 @@ class JudgeAsItLearns(BaseCallback):
         self.judge = judge
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % (SB3_JUDGED_EVERY * dynamics.EPISODE_STEPS) == 0:
+        if self.num_timesteps % (SB3_JUDGED_EVERY * EPISODE_STEPS) == 0:
             self.judge(SB3Policy(self.model))
         return self.judge.reached_s() == math.inf
 
@@ -114,9 +118,8 @@ def sb3(env: GymEnv, **options: Any) -> SAC:
 
 def sb3_update(embeddings: np.ndarray) -> Update:
     """Their update on a full buffer that holds `embeddings` [N, 128]."""
-    scenario, count = dynamics.scenario("dishwashing", "seed"), len(embeddings)
-    rng = np.random.default_rng(0)
-    one_clip = EmbeddingEnv(scenario, 1, videos=np.array([[0, 1]]), context=np.zeros(1, np.int64), rng=rng)
+    rng, count = np.random.default_rng(0), len(embeddings)
+    one_clip = EmbeddingEnv(SimulatedOutcomes(TASK), 1, videos=np.array([[0, 1]]), rng=rng)
     model = sb3(
         GymEnv(one_clip, embeddings[:1]), buffer_size=count, optimize_memory_usage=True,
         replay_buffer_kwargs={"handle_timeout_termination": False},
@@ -140,7 +143,7 @@ def our_update(embeddings: np.ndarray) -> Update:
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     table, count = torch.from_numpy(embeddings), len(embeddings)
     buffer = full_buffer(count, rng)
-    agent = evaluate.build_agent("embeddings", bf16=encoders.computes_in_bf16())
+    agent = runs.build_agent("embeddings", TASK, bf16=encoders.computes_in_bf16())
     agent.observe_rewards(rng.standard_normal(count))
 
     def update() -> float:
@@ -165,11 +168,13 @@ def our_update(embeddings: np.ndarray) -> Update:
 
 def full_buffer(count: int, rng: np.random.Generator) -> ReplayBuffer:
     """Transitions of row indices, as many as there is room for, added as training adds them."""
-    buffer = ReplayBuffer(count, (), np.int64, priority_exponent=EmbeddingsTrainConfig().priority_exponent)
+    buffer = ReplayBuffer(
+        count, (), np.int64, num_actions=TASK.num_actions, priority_exponent=EmbeddingsTrainConfig().priority_exponent
+    )
     for start in range(0, count, NUM_ENVS):
         rows = np.arange(start, min(start + NUM_ENVS, count))
         size = len(rows)
-        actions, rewards = rng.random((size, 2), np.float32), rng.standard_normal(size, np.float32)
+        actions, rewards = rng.random((size, TASK.num_actions), np.float32), rng.standard_normal(size, np.float32)
         batch = Batch(rows, actions, rewards, np.ones(size, np.float32), (rows + 1) % count)
         buffer.add(batch, np.ones(size))
     return buffer
@@ -247,36 +252,40 @@ def measure_memory() -> dict[str, Any]:
         return {"replay_mb": round(pool.submit(replay_bytes).result() / 1e6, 1)}
 
 
-def train_ours(cfg: TrainConfig) -> Judge:
+def simulator_of(cfg: SimTrainConfig) -> SimulatedOutcomes:
+    return SimulatedOutcomes(load_task(cfg.task).in_scenario(cfg.scenario))
+
+
+def train_ours(cfg: SimTrainConfig) -> Judge:
     """`vtp train`, judged at each of its own validations."""
     open_source = train.open_source
 
-    def open_judged_source(cfg: TrainConfig, rng: np.random.Generator) -> Any:
+    def open_judged_source(cfg: SimTrainConfig, rng: np.random.Generator) -> Any:
         source = open_source(cfg, rng)
 
-        def validate(agent: Any, rng: np.random.Generator) -> Any:
+        def judged(agent: Agent, model: OutcomeModel, draws: int, rng: np.random.Generator) -> Any:
             judge(agent)
-            return source.validate(agent, rng)
+            return source.judge(agent, model, draws, rng)
 
-        return source._replace(validate=validate)
+        return source._replace(judge=judged)
 
-    judge = Judge(dynamics.scenario(cfg.task, cfg.scenario))
+    judge = Judge(simulator_of(cfg))
     with mock.patch.object(train, "open_source", open_judged_source):
         train.run(cfg)
     return judge
 
 
-def train_sb3(cfg: TrainConfig, max_episodes: int) -> Judge:
+def train_sb3(cfg: SimTrainConfig, max_episodes: int) -> Judge:
     """Their SAC with the settings that both have, on the same environment one at a time, without a dual term."""
-    scenario = dynamics.scenario(cfg.task, cfg.scenario)
-    judge = Judge(scenario)
-    env = SimEnv(scenario, 1, reward_window=cfg.reward_window, rng=np.random.default_rng(cfg.seed))
-    model = sb3(
+    model = simulator_of(cfg)
+    judge = Judge(model)
+    env = SimEnv(model, 1, reward_window=cfg.reward_window, rng=np.random.default_rng(cfg.seed))
+    learner = sb3(
         GymEnv(env), learning_rate=cfg.lr, gamma=cfg.gamma, tau=cfg.tau, batch_size=cfg.batch_size,
         buffer_size=cfg.buffer_size, learning_starts=cfg.warmup_steps, train_freq=1, gradient_steps=1, seed=cfg.seed,
     )  # fmt: skip
-    model.set_logger(Logger(folder=None, output_formats=[]))
-    model.learn(max_episodes * dynamics.EPISODE_STEPS, callback=JudgeAsItLearns(judge))
+    learner.set_logger(Logger(folder=None, output_formats=[]))
+    learner.learn(max_episodes * EPISODE_STEPS, callback=JudgeAsItLearns(judge))
     return judge
 
 

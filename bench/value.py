@@ -17,13 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline import dataset, encoders, evaluate, synthetic
+from pipeline import dataset, encoders, synthetic
 from pipeline.config import ValueConfig
 from pipeline.experiments import value
-from pipeline.synthetic import dynamics
+from pipeline.stats import interval95
+from pipeline.tasks import load_task
 
-TASK, UNIQUE = "dishwashing", "pan"  # of all dishes pans must be seen: blind work treats them with a glass's care
-NAMES = np.array(dynamics.scenario(TASK, "mixed").context_names)
+TASK, UNIQUE = (
+    load_task("dishwashing").in_scenario("mixed"),
+    "pan",
+)  # of all dishes pans must be seen: blind work treats them with a glass's care
+NAMES = np.array(TASK.context_names)
 POOL, SNOW, CLIPS = 44, 3, 16  # videos of kitchens and of snow, clips a video: as many of each dish
 CONTRIBUTORS, VIDEOS, HELD_OUT = 8, 3, 14  # videos a contributor, and held out
 NOISE_SHARE = 0.15  # of the unique contributor's value
@@ -42,7 +46,7 @@ def film(encoder: encoders.Encoder, rng: np.random.Generator) -> tuple[np.ndarra
     contexts = np.tile(np.repeat(NAMES, CLIPS // len(NAMES)), (POOL, 1))
     features = []
     for shown in contexts:
-        scene = synthetic.sample_scene(TASK, rng)
+        scene = synthetic.sample_scene(synthetic.renderer_of(TASK), rng)
         clips = [synthetic.render_clip(scene, str(name), *rng.random(2).tolist(), rng) for name in shown]
         features.append(encoder.features(np.stack(clips)))
     shape = (CLIPS, synthetic.CLIP_LEN, *synthetic.FRAME_SHAPE, 3)
@@ -67,17 +71,19 @@ def write_file(path: Path, videos: list[Video]) -> None:
     ids, counts = [str(i) for i in range(len(videos))], [len(video.context) for video in videos]
     context, embeddings = (np.concatenate([video[i] for video in videos]) for i in (0, 1))
     zeros, ones = np.zeros(len(context)), np.ones(len(ids))
-    unknown = dict.fromkeys(dataset.LABEL_NUMBERS, np.full(len(context), np.nan))
+    unknown = np.full(len(context), np.nan)
     offset = np.concatenate([[0], np.cumsum(counts)])
     data = dataset.Embeddings(
         embeddings=embeddings,
         clips=dataset.Clips(embeddings, zeros, zeros, zeros, zeros.astype(int), offset),
         videos=dataset.Videos(
             sha256=ids, fps=ones, num_frames=ones.astype(int), decoder=ids, id=ids, path=ids,
-            split=["train" if video.contributor else "val" for video in videos], task=[TASK] * len(ids),
+            split=["train" if video.contributor else "val" for video in videos],
             contributor=[video.contributor for video in videos],
         ),
-        labels={"context": context.astype(object), **unknown},
+        task=TASK, logs=dataset.Logs(
+            context.astype(object), np.full((len(context), TASK.num_actions), np.nan), unknown, unknown, unknown
+        ),
         projector_mean=np.zeros(128), projector_components=np.eye(128), projector_scale=1.0, attrs={},
     )  # fmt: skip
     dataset.write_embeddings(path, data)
@@ -130,7 +136,7 @@ def main() -> None:
     share = np.array([row["noise"] / row["unique"] for row in rows])
     held = [name for name, value in rows[0].items() if isinstance(value, bool)]
     result = {"seeds": len(rows)} | {name: sum(row[name] for row in rows) for name in held}
-    result |= {"noise_share_of_unique": float(share.mean()), "noise_share_ci95": evaluate.interval95(share)}
+    result |= {"noise_share_of_unique": float(share.mean()), "noise_share_ci95": interval95(share)}
     print(json.dumps(result | {"filmed_s": filmed_s, "runs": rows}, indent=2))
 
 

@@ -1,0 +1,51 @@
+"""Every script of bench/ fits the package as it is: it is imported and says how it is used, and nothing is measured."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig
+
+SCRIPTS = sorted((Path(__file__).parent.parent / "bench").glob("*.py"))
+NEEDS = {"sac": "stable_baselines3"}  # what is no dependency of the package or of its tests
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a script by its name, without running it; what it adds to the path of imports is taken away again."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def load(name):
+        if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+            pytest.skip(f"bench/{name}.py needs {NEEDS[name]}")
+        spec = importlib.util.spec_from_file_location(f"bench_{name}", SCRIPTS[0].with_name(f"{name}.py"))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_there_are_scripts():
+    assert {"sac", "sim", "train"} <= {path.stem for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS])
+def test_a_script_says_how_it_is_used(name, load, monkeypatch, capsys):
+    module = load(name)
+    monkeypatch.setattr(sys, "argv", [f"bench/{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 0
+    assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+def test_the_ablation_undoes_what_is_there(load):
+    ablation = load("ablation")
+    for settings, patch in ablation.VARIANTS.values():
+        with patch():
+            assert SimTrainConfig(out="run", **settings).source == "sim"
+    for settings in ablation.OF_EMBEDDINGS.values():
+        assert EmbeddingsTrainConfig(out="run", **settings).source == "embeddings"
