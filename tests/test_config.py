@@ -93,6 +93,22 @@ def test_values_that_break_a_rule_are_refused(model, values):
         build(model, **values)
 
 
+@pytest.mark.parametrize(
+    ("model", "values", "remedy"),
+    [
+        (config.FrontierConfig, {"run": "runs/x", "task": "dishwashing"}, {"run": None}),
+        (config.FrontierConfig, {"run": "runs/x", "scenario": "mixed"}, {"run": None}),
+        (config.ElasticityConfig, {"retrain_seeds": 2}, {"retrain": 10}),
+        (config.SpreadConfig, {"wage_smoothing": 0.5}, {"market_wage": 30}),
+        (config.SpreadConfig, {"wage_smoothing": 0.5}, {"inflation": 0.01}),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_is_refused(model, values, remedy):
+    with pytest.raises(ValidationError, match=r"leave out|needs|no effect"):
+        build(model, **values)
+    build(model, **values | remedy)
+
+
 @pytest.mark.parametrize("model", STAGES)
 def test_text_from_the_command_line_becomes_the_settings_type(model):
     cfg = build(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import MAX_SEED, Config
 
@@ -30,6 +30,12 @@ class FrontierConfig(Config):
     max_err: float = Field(0.06, ge=0, le=1, description="Service level: error rate, at most.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
+    @model_validator(mode="after")
+    def _a_run_has_a_task(self) -> FrontierConfig:
+        if self.run is not None and self.model_fields_set & {"task", "scenario"}:
+            raise ValueError(f"run {self.run} has a task and scenario of its own; leave out --task and --scenario")
+        return self
+
 
 class ElasticityConfig(Config):
     """How much prices, wages and error targets change a run's profit, spread and price of errors, and the optimum's."""
@@ -43,6 +49,12 @@ class ElasticityConfig(Config):
     )
     retrain_seeds: int = Field(1, ge=1, le=100, description="Retrainings per point, whose mean is taken.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap and of retraining.")
+
+    @model_validator(mode="after")
+    def _retrainings_need_updates(self) -> ElasticityConfig:
+        if self.retrain is None and self.retrain_seeds > 1:
+            raise ValueError(f"--retrain-seeds {self.retrain_seeds} needs --retrain, the number of SAC updates of each")
+        return self
 
 
 class SpreadConfig(Config):
@@ -58,6 +70,16 @@ class SpreadConfig(Config):
     )
     wage_smoothing: float = Field(0.1, ge=0, le=1, description="Step of the wage index towards the market per period.")
     inflation: float = Field(0.0, gt=-1, le=10, description="Growth of the wage index with prices per period.")
+
+    @model_validator(mode="after")
+    def _smoothing_needs_a_distance(self) -> SpreadConfig:
+        default = type(self).model_fields["wage_smoothing"].default
+        if self.wage_smoothing != default and self.market_wage is None and self.inflation == 0:
+            raise ValueError(
+                f"--wage-smoothing {self.wage_smoothing:g} has no effect while the wage index is the market's wage; "
+                "add --market-wage or --inflation, or leave it out"
+            )
+        return self
 
 
 class ValueConfig(Config):
