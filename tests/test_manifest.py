@@ -162,6 +162,15 @@ def test_a_folder_with_a_manifest_is_read_by_it(demos, caplog):
     assert "manifest.csv" in caplog.text and "1 other videos" in caplog.text and "--bare" in caplog.text
 
 
+def test_a_folder_with_a_table_of_another_kind_can_be_taken_bare(tmp_path):
+    touch(tmp_path, "a.mp4")
+    write(tmp_path / "manifest.csv", "file,camera\na.mp4,left\n")
+    with raises("manifest-unknown-column") as caught:
+        find_videos(str(tmp_path))
+    assert "--bare" in str(caught.value)
+    assert [entry.video_id for entry in find_videos(str(tmp_path), bare=True)] == ["a.mp4"]
+
+
 def test_a_bare_folder_is_searched(demos):
     assert [(entry.video_id, entry.split) for entry in find_videos(str(demos), bare=True)] == [
         ("videos/a.mp4", None),

@@ -95,7 +95,10 @@ def _of_folder(folder: Path, *, bare: bool) -> list[VideoEntry]:
             "--bare to ignore them",
             code="manifest-several",
         )
-    entries = read_manifest(manifests[0])
+    try:
+        entries = read_manifest(manifests[0])
+    except VtpError as error:  # any program may have called a file so
+        raise VtpError(f"{error}; if it is no manifest of vtp's, ignore it with --bare", code=error.code) from error
     listed = {entry.path for entry in entries}
     others = sum(_resolved(file) not in listed for file in _videos_below(folder)[0])
     left_out = f"; {others} other videos of the folder are left out" if others else ""
