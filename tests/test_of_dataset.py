@@ -106,6 +106,24 @@ def test_prices_of_another_task_replace_the_recorded_ones(tmp_path):
         outcomes_of(data_of(GRASPING, ["egg", "nut"]), "dishwashing")
 
 
+def test_what_another_task_says_beside_prices_is_told_to_be_ignored(tmp_path, caplog):
+    settings = grasping(step_s=7.0)
+    settings["simulator"]["attempts_per_minute"] = "1"
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(settings))
+    model = outcomes_of(data_of(GRASPING, ["egg", "nut"]), str(tmp_path / "other.yaml"))
+    assert model.task.simulator == GRASPING.simulator and model.task.step_s is None
+    assert "step_s and simulator" in caplog.text
+    caplog.clear()
+    outcomes_of(data_of(DISHWASHING, ["plate"]), "dishwashing")
+    assert not caplog.text
+
+
+def test_a_data_set_without_a_task_is_not_said_to_have_been_recorded_with_one():
+    with raises("task-other-actions") as caught:
+        outcomes_of(data_of(None), "bin-picking")
+    assert "vtp extract SOURCE --task bin-picking" in str(caught.value)
+
+
 def test_an_unknown_label_and_a_task_without_simulator_are_errors():
     with raises("labels-unknown-context") as caught:
         outcomes_of(data_of(GRASPING, ["egg", "fork"]))

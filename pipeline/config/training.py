@@ -46,7 +46,7 @@ Gamma = Annotated[
 ]
 NewPrices = Annotated[
     str | None,
-    Field(description="Task file or name whose prices, wage and costs replace those recorded in the embeddings file."),
+    Field(description="Task file or name whose prices, wage, costs and error target replace the recorded ones."),
 ]
 
 

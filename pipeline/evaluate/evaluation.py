@@ -29,7 +29,7 @@ from pipeline.runs import (
     observed,
     write_summary,
 )
-from pipeline.tasks import Task, load_task
+from pipeline.tasks import Task, repriced
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
     started = time.monotonic()
     agent, metadata = load_policy(cfg.run)
     validation = choose_validation(cfg, metadata)
-    task = metadata.task if cfg.task is None else metadata.task.priced_as(load_task(cfg.task))
+    task = metadata.task if cfg.task is None else repriced(metadata.task, cfg.task)
     run_directory = RunDirectory(cfg.run)
     out = run_directory.changed if cfg.scenes == "changed" else run_directory
     model: OutcomeModel

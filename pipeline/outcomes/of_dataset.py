@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.dataset import Embeddings
+from pipeline.dataset.labels import DEFAULT_TASK
 from pipeline.errors import VtpError
 from pipeline.outcomes.simulated import SimulatedOutcomes
-from pipeline.tasks import Task, load_task
-
-DEFAULT_TASK = "dishwashing"  # where a data set names none
+from pipeline.tasks import Task, load_task, repriced
 
 
 def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcomes:
@@ -20,7 +19,7 @@ def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcome
     """
     whole = data.task or load_task(DEFAULT_TASK)
     if priced is not None:
-        whole = whole.priced_as(load_task(priced))
+        whole = _repriced(data, whole, priced)
     logs = data.logs
     labels = [""] * data.num_clips if logs is None else [str(name) for name in logs.context]
     default = whole.in_scenario(None).context_names[0]
@@ -43,6 +42,19 @@ def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcome
         is_labelled=is_labelled,
         description=_describe(data, whole, labels, default, is_labelled),
     )
+
+
+def _repriced(data: Embeddings, task: Task, name: str) -> Task:
+    try:
+        return repriced(task, name)
+    except VtpError as error:
+        if data.task is None and error.code in ("task-other-actions", "task-other-contexts"):
+            raise VtpError(
+                f"--task {name} is other work than {task.name}, which a data set is taken for that names no task; "
+                f"record it with: vtp extract SOURCE --task {name}",
+                code=error.code,
+            ) from error
+        raise
 
 
 def _describe(data: Embeddings, task: Task, labels: list[str], default: str, is_labelled: bool) -> str:

@@ -2,7 +2,7 @@
 
 from pipeline.tasks.formula import Formula
 from pipeline.tasks.task import EPISODE_STEPS, SECONDS_PER_HOUR, UNNAMED, Action, Context, ErrorTarget, Simulator, Task
-from pipeline.tasks.task_file import BUILT_IN, load_task, parse_task, task_from_text, task_to_text
+from pipeline.tasks.task_file import BUILT_IN, load_task, parse_task, repriced, task_from_text, task_to_text
 from pipeline.tasks.worth import Worth, worth
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Worth",
     "load_task",
     "parse_task",
+    "repriced",
     "task_from_text",
     "task_to_text",
     "worth",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -326,6 +327,22 @@ class Task(_Model):
                 "error_target": other.error_target,
             }
         )
+
+    def not_taken_from(self, other: Task) -> list[str]:
+        """The keys of the other task that differ from this one's and that `priced_as` does not take."""
+        keys = []
+        if other.step_s not in (None, self.step_s):
+            keys.append("step_s")
+        if other.simulator is not None and other._work_of(self.contexts) != self._work_of(self.contexts):
+            keys.append("simulator")
+        return keys
+
+    def _work_of(self, contexts: Collection[str]) -> dict[str, Any] | None:
+        """What decides the outcomes of the simulator in these contexts."""
+        if self.simulator is None:
+            return None
+        kept = {name: self.simulator.contexts.get(name) for name in contexts}
+        return self.simulator.model_dump(exclude={"scenarios", "renderer"}) | {"contexts": kept}
 
     def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> Task:
         """This task with every price, and every cost of an error, times these factors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 BUILT_IN = ("dishwashing", "bricklaying", "bin-picking")
 MAX_BYTES = 1 << 20
@@ -49,6 +52,18 @@ def load_task(name: str, folder: Path | None = None) -> Task:
             f"task {path} cannot be read ({error}); write it as YAML in UTF-8", code="task-unreadable"
         ) from error
     return parse_task(text, str(path))
+
+
+def repriced(task: Task, name: str) -> Task:
+    """The task with prices, wage, costs and error target of the one that `name` stands for; logs what else that has."""
+    other = load_task(name)
+    priced = task.priced_as(other)
+    if keys := task.not_taken_from(other):
+        logger.warning(
+            "--task %s brings prices, wage, costs and error target; its %s differ from what the data were recorded "
+            "with and are ignored", name, " and ".join(keys),
+        )  # fmt: skip
+    return priced
 
 
 def parse_task(text: str, where: str) -> Task:
