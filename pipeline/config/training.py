@@ -192,7 +192,9 @@ class EvaluateConfig(Config):
     run: Path = Field(description="Run directory.")
     task: NewPrices = None
     validation: Literal["auto", "pixels", "clips"] = Field(
-        "auto", description="pixels: rendered scenes; clips: held-out clips; auto: pixels if the clips have labels."
+        "auto",
+        description="pixels: rendered scenes; clips: held-out clips; auto: pixels if the clips have labels and the "
+        "task a renderer.",
     )
     scenes: Literal["usual", "changed"] = Field(
         "usual",
