@@ -75,6 +75,11 @@ finally:
         assert f"  {name} " in result.stdout
 
 
+def test_a_flag_shows_all_kinds_of_values_that_it_takes():
+    metavars = {option.name: option.metavar for option in get_command(cli.app).commands["extract"].params}
+    assert (metavars["shard"], metavars["shards"], metavars["tail"]) == ("INTEGER|auto", "INTEGER", "drop|pad")
+
+
 def test_version(vtp):
     from pipeline import __version__
 
@@ -144,7 +149,7 @@ def test_the_help_of_a_command_shows_what_happens_by_default(vtp, name, model):
         ("batch_size", "[default: 256 (sim, embeddings), 32 (video)]"),
         ("observation_noise", "[default: 0.0 (sim, video), 0.2 (embeddings)]"),
         ("gamma", "[default: 0.995 (sim), 0.0 (embeddings, video)]"),
-        ("task", "recorded in the embeddings file. [default: dishwashing (sim)]"),
+        ("task", "by default none. [default: dishwashing (sim)]"),
         ("scenario", "by default its first. [sim only]"),
         ("embeddings", "[embeddings, video only; default: data/embeddings.h5]"),
         ("centre", "[embeddings only; default: corpus]"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -52,9 +52,10 @@ class Settings(Generic[C]):
         if bool in annotations:
             return None
         kinds = [kind for annotation in annotations for kind in (annotation, *get_args(annotation))]  # of X | None, X
-        if choices := [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
-            return "|".join(dict.fromkeys(choices))
+        kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
         names = {int: "INTEGER", float: "FLOAT", Path: "PATH"}
+        if choices := [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
+            return "|".join(dict.fromkeys([*(names[kind] for kind in kinds if kind in names), *choices]))
         return next((names[kind] for kind in kinds if kind in names), "TEXT")
 
     def help(self, name: str) -> str:

@@ -231,7 +231,7 @@ def compare(cfg: CompareConfig, *, as_json: bool) -> None:
         print_json(rows)
         return
     table = Table()
-    for column in ("run", "profit $/h", "beyond the first", "of the oracle", "error"):
+    for column in ("run", "profit $/h", "difference from the first run", "of the oracle", "error"):
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
     for row in rows:
         table.add_row(

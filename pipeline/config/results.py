@@ -88,7 +88,8 @@ class ValueConfig(Config):
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
     task: str | None = Field(
         None,
-        description="Task file or name whose prices, wage, costs and error target replace the recorded ones.",
+        description="Task file or name whose prices, wage, costs and error target replace the recorded ones; "
+        "by default none.",
     )
     out: Path = Field(Path("runs/value"), description="Folder for the files; RUN/experiments puts them in its report.")
     by: Literal["video", "contributor"] = Field("video", description="Unit that is valued and paid.")
@@ -109,7 +110,8 @@ class NoveltyExperimentConfig(Config):
     novelty: Path | None = Field(None, description="Novelty file; by default novelty.h5 beside the embeddings.")
     task: str | None = Field(
         None,
-        description="Task file or name whose prices, wage, costs and error target replace the recorded ones.",
+        description="Task file or name whose prices, wage, costs and error target replace the recorded ones; "
+        "by default none.",
     )
     out: Path = Field(
         Path("runs/novelty"), description="Folder for the files; RUN/experiments puts them in its report."

@@ -46,7 +46,10 @@ Gamma = Annotated[
 ]
 NewPrices = Annotated[
     str | None,
-    Field(description="Task file or name whose prices, wage, costs and error target replace the recorded ones."),
+    Field(
+        description="Task file or name whose prices, wage, costs and error target replace the recorded ones; "
+        "by default none."
+    ),
 ]
 
 

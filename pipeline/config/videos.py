@@ -25,12 +25,12 @@ class SimulateConfig(Config):
 
     out: Path = Field(Path("data/demos"), description="Folder for videos, labels and manifest.csv.")
     videos: int = Field(12, ge=1, le=100_000, description="Number of videos, one episode each.")
-    steps: int = Field(60, ge=1, le=60, description="Simulator steps a video; each is one clip of 16 frames.")
+    steps: int = Field(60, ge=1, le=60, description="Simulator steps per video; each is one clip of 16 frames.")
     task: str = Field(
         "dishwashing", description="What the demonstrator does: dishwashing, bricklaying, or a task's YAML file."
     )
     scenario: str | None = Field(
-        None, description="Scenario of the task; by default mixed, or the task's first where it has no mixed."
+        None, description="Scenario of the task; by default mixed, or the task's first if it has no mixed."
     )
     val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
     novel: float = Field(0.0, ge=0, le=1, description="Share of the clips that show planted novelty, of six kinds.")
@@ -38,19 +38,19 @@ class SimulateConfig(Config):
 
 
 class ExtractConfig(Config):
-    """Turn videos into one 128-D embedding a clip."""
+    """Turn videos into one 128-D embedding per clip."""
 
     source: str = Field(description="Folder, glob, one video, or a manifest (.csv, .jsonl, .parquet).")
     out: Path = Field(Path("data/embeddings.h5"), description="HDF5 file to write.")
     task: str | None = Field(
         None,
-        description="Task of all videos: dishwashing, bricklaying, bin-picking, or a task's YAML file; "
-        "wins over the manifest's column.",
+        description="Task of all videos: dishwashing, bricklaying, bin-picking, or a task's YAML file; by default the "
+        "one in the manifest's column.",
     )
     bare: bool = Field(False, description="Ignore a folder's manifest: take its videos without labels, splits and ids.")
-    clip_len: int = Field(16, ge=1, le=256, description="Frames a clip.")
+    clip_len: int = Field(16, ge=1, le=256, description="Frames per clip.")
     clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
-    fps: float = Field(15.0, gt=0, le=240, description="Frames a second, sampled by presentation time.")
+    fps: float = Field(15.0, gt=0, le=240, description="Frames per second, sampled by presentation time.")
     tail: Literal["drop", "pad"] = Field("drop", description="What to do with a last clip that is too short.")
     backbone: Literal["r3d_18", "timesformer_b"] = Field("r3d_18", description="Video encoder.")
     weights: str = Field(
@@ -62,7 +62,7 @@ class ExtractConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto", description="auto: what the processor is fastest in: int8 (of r3d_18), bf16, or fp32."
     )
-    batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
     decoder: Literal["auto", "decord", "pyav"] = Field(
         "auto", description="auto: decord, or PyAV for what decord gets wrong: AV1, edit lists, MPEG-TS, narrow frames."
     )
@@ -71,10 +71,11 @@ class ExtractConfig(Config):
         1, ge=0, le=10, description="More tries for a video that could not be read or whose decoder died or hung."
     )
     max_failures: int | None = Field(None, ge=0, description="Stop when more videos than this have failed.")
-    shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
+    shards: int = Field(1, ge=1, le=100_000, description="Number of processes that the videos are split among.")
     shard: Shard = Field(
         None,
-        description="Which of them this is, from 0; auto: the index of the array job (Slurm, Kubernetes, AWS Batch).",
+        description="Which of the shards this process is, from 0; auto: the index of the array job (Slurm, "
+        "Kubernetes, AWS Batch).",
     )
     launcher: Launcher = None
     slurm_partition: SlurmPartition = None
@@ -86,7 +87,8 @@ class ExtractConfig(Config):
         str | None,
         AfterValidator(device_numbers),
         Field(
-            description="GPUs of this machine, such as 0,1,2,3 or all: a process each shares the videos with others."
+            description="GPUs of this machine, such as 0,1,2,3 or all: one process per GPU; videos are split among "
+            "them."
         ),
     ] = None
 
@@ -111,21 +113,21 @@ class ExtractConfig(Config):
 
 
 class MergeConfig(Config):
-    """Put the parts of a sharded extraction together, or the seeds of a training."""
+    """Assemble the shards of an extraction, or the seeds of a training."""
 
     out: Path = Field(
-        Path("data/embeddings.h5"), description="What was given as --out to vtp extract --shards or vtp train --seeds."
+        Path("data/embeddings.h5"), description="Output path of the sharded extraction or the multi-seed run."
     )
 
 
 class DoctorConfig(Config):
-    """Check this machine's decoders and what lies at an output."""
+    """Check the decoders and the integrity of an extraction."""
 
     out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, as given to vtp extract.")
 
 
 class NoveltyConfig(Config):
-    """Score how far each clip lies off what a reference corpus does, by the noise gap of a video diffusion model."""
+    """Score how unusual each clip is compared with a reference corpus, by the noise gap of a video diffusion model."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, beside its videos.")
     out: Path | None = Field(None, description="File to write; by default novelty.h5 beside the embeddings.")
@@ -141,8 +143,10 @@ class NoveltyConfig(Config):
     )
     draws: int = Field(1, ge=1, le=64, description="Antithetic pairs of noise at each of five levels.")
     updates: int = Field(200, ge=1, le=100_000, description="Updates of the corpus model, for each of its two halves.")
-    batch_size: int = Field(8, ge=1, le=1024, description="Clips a forward pass.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
     allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour a clip.")
-    shards: int = Field(1, ge=1, le=100_000, description="Processes that share the videos between them.")
-    shard: Shard = Field(None, description="Which of them this one is, from 0; auto: the index of the array job.")
+    shards: int = Field(1, ge=1, le=100_000, description="Number of processes that the videos are split among.")
+    shard: Shard = Field(
+        None, description="Which of the shards this process is, from 0; auto: the index of the array job."
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the noise and of the corpus model.")
