@@ -60,12 +60,6 @@ def velocity(latents: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
     return (noise - sigma * latents) / (1 + sigma**2) ** 0.5
 
 
-def denoised(noisy: Tensor, prediction: Tensor, sigma: float) -> Tensor:
-    """The clean latents that the network's output F stands for."""
-    _, c_skip, c_out, _ = preconditioning(sigma)
-    return c_skip * noisy + c_out * prediction
-
-
 def shared_noise(shape: Sequence[int], *keys: int) -> Tensor:
     """Standard normal noise [shape], float32: the same for the same keys, on any device and for every clip."""
     seed = 0
