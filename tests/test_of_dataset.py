@@ -92,7 +92,7 @@ def test_a_task_of_one_unnamed_context_needs_no_labels():
     )
     model = outcomes_of(data_of(task, ["", ""]))
     assert model.is_labelled and contexts_of(model) == ["work", "work"]
-    assert model.description == "simulator, grasping with each clip's labelled context"
+    assert model.description == "simulator, grasping"
 
 
 def test_prices_of_another_task_replace_the_recorded_ones(tmp_path):

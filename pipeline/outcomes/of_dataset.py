@@ -61,6 +61,8 @@ def _describe(data: Embeddings, task: Task, labels: list[str], default: str, is_
     name = task.name if data.task is not None else f"{task.name} (the data set names no task)"
     if not is_labelled:
         return f"simulator, {name}; the clips have no labels, so every one is treated as {default}"
-    unlabelled = 0 if task.is_unnamed else sum(not label for label in labels)
+    if task.is_unnamed:
+        return f"simulator, {name}"
+    unlabelled = sum(not label for label in labels)
     missing = f" ({unlabelled} of {len(labels)} have none and are treated as {default})" if unlabelled else ""
     return f"simulator, {name} with each clip's labelled context{missing}"
