@@ -10,7 +10,6 @@ from raising import raises
 from pipeline import dataset, synthetic
 from pipeline.config import SimulateConfig
 from pipeline.dataset import manifest
-from pipeline.errors import VtpError
 from pipeline.synthetic import simulate
 from pipeline.synthetic.dynamics import Dynamics
 from pipeline.tasks import load_task, parse_task
@@ -108,7 +107,7 @@ def test_processes_give_the_same_bytes(demos, tmp_path, in_processes):
 
 def test_an_error_in_a_process_is_the_caller_s(tmp_path, in_processes):
     (tmp_path / "videos").write_text("in the way")
-    with pytest.raises(VtpError, match="videos cannot be a folder"):
+    with raises("folder-is-file"):
         simulate.run(SimulateConfig(out=tmp_path, videos=3, steps=1))
     assert not (tmp_path / "manifest.csv").exists()
 
