@@ -77,9 +77,9 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
         (changed("20.0", "yes"), 3, "human_wage_usd: should be a number, not True; correct it"),
         (changed("20.0", "[20]"), 3, "human_wage_usd: input should be a valid number, not [20]; correct it"),
         (changed("20.0", ""), 3, "human_wage_usd: input should be a valid number, not None; correct it"),
-        (changed("{energy: 0.5, robot: 1.5}", "2"), 4, "costs_usd_per_hour: input should be a valid dictionary"),
+        (changed("{energy: 0.5, robot: 1.5}", "2"), 4, "costs_usd_per_hour: should hold a `name: value`"),
         (changed("grasping", "7"), 1, "name: input should be a valid string, not 7; correct it"),
-        (changed("{low: 1.0, high: 5.0}", "[1, 5]"), 6, "actions.force: "),
+        (changed("{low: 1.0, high: 5.0}", "[1, 5]"), 6, "actions.force: should hold a `name: value`"),
         # numbers out of their range
         (changed("low: 1.0", "low: 5.0"), 6, "actions.force: low (5) is not below high (5); exchange or correct them"),
         (changed("low: 1.0", "low: 6.0"), 6, "actions.force: low (6) is not below high (5)"),

@@ -156,6 +156,8 @@ def _explain(error: ValidationError, lines: dict[_Place, int], where: str) -> st
         message = f"is missing; add {place[-1]!r}"
     elif first["type"] == "extra_forbidden":
         message = "is no setting of a task; correct the name or drop it"
+    elif first["type"] in ("dict_type", "model_type"):
+        message = f"should hold a `name: value` for each of its settings, not {_shown(first['input'])}; correct it"
     elif ";" not in message:
         message = f"{message[0].lower()}{message[1:]}, not {_shown(first['input'])}; correct it"
     return f"task {where}{line}: {key + ': ' if key else ''}{message}"
