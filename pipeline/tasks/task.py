@@ -21,6 +21,7 @@ RESERVED = frozenset(
     {
         "step", "episode", "row", "context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel",
         "novel_kind", "reward", "profit", "video_id", "clip", "start_s", "end_s", "profit_usd_per_hour",
+        "novelty", "weight",  # of which the metrics have a mean, as of every action
     }
 )  # fmt: skip
 Direction = Literal["rises", "falls"]
