@@ -119,6 +119,14 @@ def test_kinds_are_rows_that_bring_the_same():
     np.testing.assert_array_equal(model.kind(np.array([[3, 4], [0, 1]])), kind[[[3, 4], [0, 1]]])
 
 
+def test_clips_of_one_length_are_of_one_kind_wherever_they_begin():
+    start_s = np.arange(200) * (16 / 15)
+    step_s = (start_s + 16 / 15) - start_s
+    assert len(set(step_s.tolist())) > 1, "by rounding"
+    model = grasping_outcomes(*[0] * 200, step_s=step_s, changes={"step_s": None})
+    assert set(model.kind(np.arange(200)).tolist()) == {0}
+
+
 def test_another_task_brings_other_prices_and_no_other_outcomes():
     model = grasping_outcomes(0, 1, price_usd=np.array([np.nan, 7.0]))
     dear = Task.model_validate(grasping(contexts={"egg": {"price_usd": 3}, "nut": {"price_usd": 4}}))

@@ -11,6 +11,8 @@ from pipeline.outcomes.model import OutcomeModel, Outcomes, Terms
 from pipeline.synthetic import dynamics
 from pipeline.tasks import Task
 
+STEP_DIGITS = 3  # of seconds: clips of one length differ by rounding, as their ends are times in the video
+
 
 class SimulatedOutcomes(OutcomeModel):
     """Rows [N] whose contexts are known; by default a row is a context of the task, as in the simulator itself.
@@ -60,7 +62,8 @@ class SimulatedOutcomes(OutcomeModel):
 
     @cached_property
     def _kinds(self) -> np.ndarray:
-        columns = np.stack([self._context, self._price, self._damage, self._step_s], 1)
+        step_s = np.round(self._step_s, STEP_DIGITS)
+        columns = np.stack([self._context, self._price, self._damage, step_s], 1)
         return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
 
     def kind(self, rows: np.ndarray) -> np.ndarray:
