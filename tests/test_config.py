@@ -86,6 +86,9 @@ def test_one_setting_has_one_type_wherever_it_occurs():
         (config.VideoTrainConfig, {"frame_size": 113}),
         (config.SimTrainConfig, {"episodes": 2.5}),
         (config.EvaluateConfig, {"episodes": 0}),
+        (config.FrontierConfig, {"task": "bricklaying", "run": "r"}),
+        (config.FrontierConfig, {"scenario": "mixed", "run": "r"}),
+        (config.ElasticityConfig, {"retrain_seeds": 2}),
     ],
 )
 def test_values_that_break_a_rule_are_refused(model, values):

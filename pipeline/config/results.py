@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import MAX_SEED, Config
 
@@ -30,6 +30,13 @@ class FrontierConfig(Config):
     max_err: float = Field(0.06, ge=0, le=1, description="Service level: error rate, at most.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
+    @model_validator(mode="after")
+    def _a_run_has_its_own_task(self) -> FrontierConfig:
+        for name in ("task", "scenario"):
+            if self.run is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"--{name} is for a frontier without a run; {self.run} has its own, so drop either")
+        return self
+
 
 class ElasticityConfig(Config):
     """How much prices, wages and error targets change a run's profit, spread and price of errors, and the optimum's."""
@@ -43,6 +50,12 @@ class ElasticityConfig(Config):
     )
     retrain_seeds: int = Field(1, ge=1, le=100, description="Retrainings per point, whose mean is taken.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap and of retraining.")
+
+    @model_validator(mode="after")
+    def _seeds_are_of_retraining(self) -> ElasticityConfig:
+        if self.retrain is None and self.retrain_seeds != type(self).model_fields["retrain_seeds"].default:
+            raise ValueError(f"--retrain-seeds {self.retrain_seeds} has no effect without --retrain; add it")
+        return self
 
 
 class SpreadConfig(Config):
