@@ -97,7 +97,7 @@ def test_a_task_of_one_unnamed_context_needs_no_labels():
 
 def test_prices_of_another_task_replace_the_recorded_ones(tmp_path):
     settings = grasping(contexts={"nut": {"price_usd": 3.0}, "egg": {"price_usd": 4.0, "damage_usd": 5.0}})
-    settings |= {"name": "dear", "human_wage_usd": 33.0, "simulator": None}
+    settings |= {"name": "dear", "human_wage_usd": 33.0, "simulator": None, "step_s": None}
     (tmp_path / "dear.yaml").write_text(yaml.safe_dump(settings))
     model = outcomes_of(data_of(GRASPING, ["egg", "nut"]), str(tmp_path / "dear.yaml"))
     assert model.terms(np.arange(2)).price_usd.tolist() == [4.0, 3.0]

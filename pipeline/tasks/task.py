@@ -318,6 +318,13 @@ class Task(_Model):
                 f"task {other.name} has no context {lacking[0]!r}, which the data have; add it with its price",
                 code="task-other-contexts",
             )
+        if other.step_s not in (None, self.step_s):
+            mine = "each clip's own length" if self.step_s is None else f"{self.step_s:g}"
+            raise VtpError(
+                f"task {other.name} has step_s {other.step_s:g}, the data were recorded with {mine}; a task may bring "
+                "other prices and costs, but no other steps: leave step_s out, or extract again",
+                code="task-other-steps",
+            )
         return self.model_copy(
             update={
                 "name": other.name,
