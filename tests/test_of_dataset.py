@@ -52,6 +52,9 @@ def test_a_price_of_the_log_is_that_of_the_clip():
     model = outcomes_of(data_of(GRASPING, ["egg", "egg"], price_usd=price, damage_usd=damage))
     assert model.terms(np.arange(2)).price_usd.tolist() == [0.5, 9.0]
     assert model.terms(np.arange(2)).damage_usd.tolist() == [7.0, 2.0]
+    assert model.description.endswith("; 2 of 2 clips have a price or damage of their own")
+    part = outcomes_of(data_of(GRASPING, ["egg", "egg"], price_usd=price))
+    assert part.description.endswith("; 1 of 2 clips have a price or damage of their own")
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,17 @@ def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcome
 
 def _describe(data: Embeddings, task: Task, labels: list[str], default: str, is_labelled: bool) -> str:
     name = task.name if data.task is not None else f"{task.name} (the data set names no task)"
+    own = _describe_own_prices(data)
     if not is_labelled:
-        return f"simulator, {name}; the clips have no labels, so every one is treated as {default}"
+        return f"simulator, {name}; the clips have no labels, so every one is treated as {default}{own}"
     unlabelled = 0 if task.is_unnamed else sum(not label for label in labels)
     missing = f" ({unlabelled} of {len(labels)} have none and are treated as {default})" if unlabelled else ""
-    return f"simulator, {name} with each clip's labelled context{missing}"
+    return f"simulator, {name} with each clip's labelled context{missing}{own}"
+
+
+def _describe_own_prices(data: Embeddings) -> str:
+    """How many clips no task's prices reach, in words; empty where there are none."""
+    logs = data.logs
+    given = [] if logs is None else [own for own in (logs.price_usd, logs.damage_usd) if own is not None]
+    count = int(np.any(np.isfinite(given), axis=0).sum()) if given else 0
+    return f"; {count} of {data.num_clips} clips have a price or damage of their own" if count else ""
