@@ -14,7 +14,7 @@ from worlds import (
     rows_of,
 )  # fmt: skip
 
-from pipeline.outcomes import SimulatedOutcomes, best_action, blind, expected_worth, oracle
+from pipeline.outcomes import SimulatedOutcomes, best_action, blind, expected_worth, optimum, oracle
 from pipeline.tasks import Task
 
 plates, dishes = SimulatedOutcomes(PLATES), SimulatedOutcomes(DISHES)
@@ -88,6 +88,14 @@ def test_blind_counts_each_kind_of_row_once_however_many_there_are():
     constant = blind(SimulatedOutcomes(DISHES, rows), np.arange(53))
     np.testing.assert_allclose(constant.actions[0], blind(dishes, np.arange(4)).actions[0], atol=1e-9)
     assert constant.profit.shape == (53,)
+
+
+def test_many_kinds_are_priced_a_part_at_a_time(monkeypatch):
+    prices = np.linspace(0.1, 0.5, 30)
+    model = SimulatedOutcomes(DISHES, np.arange(30) % 4, price_usd=prices)
+    at_once = blind(model, np.arange(30))
+    monkeypatch.setattr(optimum, "AT_ONCE", 50_000)
+    np.testing.assert_allclose(blind(model, np.arange(30)).actions, at_once.actions, atol=1e-4)
 
 
 def test_another_objective_than_profit_can_be_maximised():

@@ -22,6 +22,7 @@ STARTS = 16  # searches side by side, from the best of those scattered points th
 NEIGHBOURS = 4  # for each action
 FIRST_WIDTH = 0.1  # of a search, in the unit box
 ROUNDS, SAMPLES, ELITE = 60, 64, 12  # of each search
+AT_ONCE = 1 << 22  # pairs of a kind and an action that are priced together, which bounds memory
 SMOOTHING = 0.7  # weight of a round's elite in where the next one looks
 
 Objective = Callable[[Worth], np.ndarray]
@@ -61,7 +62,8 @@ def blind(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = N
     kinds = everywhere[first]
 
     def mean_value(actions: np.ndarray) -> np.ndarray:
-        return value(expected_worth(model, kinds[:, None], actions[None])).mean(0)
+        parts = np.array_split(kinds, -(-len(kinds) * len(actions) // AT_ONCE))
+        return sum(value(expected_worth(model, part[:, None], actions[None])).sum(0) for part in parts) / len(kinds)
 
     actions = np.tile(best_action(model.task, mean_value), (len(rows), 1))
     return Reference(actions, expected_worth(model, np.asarray(rows), actions).profit)
