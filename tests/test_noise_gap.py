@@ -11,7 +11,7 @@ from raising import raises
 from pipeline import noise_gap
 from pipeline.errors import CorruptError
 from pipeline.noise_gap.corpus import fit_codec
-from pipeline.noise_gap.gap import denoised, preconditioning, velocity
+from pipeline.noise_gap.gap import preconditioning, velocity
 
 HEIGHT, WIDTH, FRAMES = 32, 64, 4
 
@@ -57,6 +57,11 @@ def test_the_first_frame_does_not_count():
         return prediction
 
     assert (noise_gap.noise_gap(denoiser, latents) < 1e3).all()
+
+
+def denoised(noisy, prediction, sigma):
+    """The clean latents that the network's output F stands for, by EDM's c_skip and c_out."""
+    return noisy / (1 + sigma**2) - sigma / (1 + sigma**2) ** 0.5 * prediction
 
 
 @pytest.mark.parametrize("sigma", noise_gap.SIGMAS)

@@ -34,10 +34,6 @@ class DecoderPool(Generic[T]):
     def num_idle(self) -> int:
         return len(self._idle)
 
-    @property
-    def num_busy(self) -> int:
-        return len(self._busy)
-
     def submit(self, video: T, path: Path, *, clip_len: int, clip_stride: int, fps: float, tail: str) -> None:
         """Set an idle decoder to work on the video at `path`."""
         decoder = self._idle.pop()
