@@ -86,15 +86,16 @@ def test_a_data_set_without_a_task_is_of_dishes_and_that_is_said():
     assert "the data set names no task" in model.description
 
 
-def test_a_task_of_one_unnamed_context_needs_no_labels():
+@pytest.mark.parametrize("contexts", [{"price_usd": 0.2}, {"work": {"price_usd": 0.2}}, {"egg": {"price_usd": 0.2}}])
+def test_a_task_of_one_context_needs_no_name_of_it_in_labels(contexts):
     task = Task.model_validate(
         grasping(
-            contexts={"price_usd": 0.2},
+            contexts=contexts,
             simulator={"attempts_per_minute": "force", "error_probability": "0.1"},
         )
     )
     model = outcomes_of(data_of(task, ["", ""]))
-    assert model.is_labelled and contexts_of(model) == ["work", "work"]
+    assert model.is_labelled and contexts_of(model) == 2 * list(task.contexts)
     assert model.description == "simulator, grasping with each clip's labelled context"
 
 

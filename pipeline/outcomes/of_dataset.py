@@ -15,8 +15,8 @@ DEFAULT_TASK = "dishwashing"  # where a data set names none
 def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcomes:
     """The simulator of the data set's task, with each clip's labelled context; its rows are the clips.
 
-    Where no clip has a label, every clip is in the first context of the task's first scenario; where the data set has
-    no task, it is dishwashing. The description says so. priced: task whose prices and costs replace the recorded ones.
+    Where no clip has a label, every clip is in the first context of the task's first scenario, which is only a guess
+    where the task has several; where the data set has no task, it is dishwashing. The description says so. priced: task whose prices and costs replace the recorded ones.
     """
     whole = data.task or load_task(DEFAULT_TASK)
     if priced is not None:
@@ -33,7 +33,7 @@ def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcome
         )
     task = whole.of_contexts(set(names.tolist()))
     index = {name: k for k, name in enumerate(task.context_names)}
-    is_labelled = logs is not None and (whole.is_unnamed or any(labels))
+    is_labelled = logs is not None and (len(whole.contexts) == 1 or any(labels))
     return SimulatedOutcomes(
         task,
         np.array([index[name] for name in names.tolist()]),
@@ -50,7 +50,7 @@ def _describe(data: Embeddings, task: Task, labels: list[str], default: str, is_
     own = _describe_own_prices(data)
     if not is_labelled:
         return f"simulator, {name}; the clips have no labels, so every one is treated as {default}{own}"
-    unlabelled = 0 if task.is_unnamed else sum(not label for label in labels)
+    unlabelled = 0 if len(task.contexts) == 1 else sum(not label for label in labels)
     missing = f" ({unlabelled} of {len(labels)} have none and are treated as {default})" if unlabelled else ""
     return f"simulator, {name} with each clip's labelled context{missing}{own}"
 
