@@ -144,6 +144,15 @@ def test_the_fastest_corner_of_the_actions():
     assert grasping_outcomes().fastest == pytest.approx(2.2), "force 1 is the fastest: 4 · 1.1 a minute"
 
 
+def test_the_fastest_corner_of_many_actions_is_found_without_all_of_them():
+    names = [f"joint{number}" for number in range(40)]
+    settings = grasping(
+        actions={name: {} for name in names},
+        simulator={"attempts_per_minute": f"2 + {' + '.join(names)}", "error_probability": "0.1"},
+    )
+    assert SimulatedOutcomes(Task.model_validate(settings)).fastest == pytest.approx(21.0)
+
+
 # Against the dynamics
 
 
