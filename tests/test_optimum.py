@@ -204,6 +204,17 @@ def test_every_terrain_is_climbed(terrain, num_actions, seed):
     assert height(task.to_unit(found), place) == pytest.approx(top[terrain], abs=2e-3)
 
 
+@pytest.mark.parametrize("num_actions", [8, 10, 16, 24])
+def test_many_actions_reach_a_peak_inside_and_a_bound_alike(num_actions):
+    task = Task.model_validate(grasping(actions={f"joint{n}": {} for n in range(num_actions)}, simulator=None))
+    peak = np.random.default_rng(0).random(num_actions)
+    inside = best_action(task, lambda actions: -((actions - peak) ** 2).sum(-1))
+    np.testing.assert_allclose(inside, peak, atol=1e-3)
+    is_up = np.arange(num_actions) % 2 == 0
+    mixed = best_action(task, lambda a: a[:, is_up].sum(-1) - ((a[:, ~is_up] - 0.3) ** 2).sum(-1))
+    np.testing.assert_allclose(mixed, np.where(is_up, 1.0, 0.3), atol=1e-3)
+
+
 @settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
 def test_the_same_question_has_the_same_answer(seed, num_actions):
