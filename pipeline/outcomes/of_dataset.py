@@ -16,7 +16,9 @@ def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcome
     """The simulator of the data set's task, with each clip's labelled context; its rows are the clips.
 
     Where no clip has a label, every clip is in the first context of the task's first scenario, which is only a guess
-    where the task has several; where the data set has no task, it is dishwashing. The description says so. priced: task whose prices and costs replace the recorded ones.
+    where the task has several; where the data set has no task, it is dishwashing. The description says so.
+
+    priced: task whose prices and costs replace the recorded ones.
     """
     whole = data.task or load_task(DEFAULT_TASK)
     if priced is not None:
