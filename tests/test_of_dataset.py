@@ -52,6 +52,9 @@ def test_a_price_of_the_log_is_that_of_the_clip():
     model = outcomes_of(data_of(GRASPING, ["egg", "egg"], price_usd=price, damage_usd=damage))
     assert model.terms(np.arange(2)).price_usd.tolist() == [0.5, 9.0]
     assert model.terms(np.arange(2)).damage_usd.tolist() == [7.0, 2.0]
+    assert model.description.endswith("; 2 of 2 clips have a price or damage of their own")
+    part = outcomes_of(data_of(GRASPING, ["egg", "egg"], price_usd=price))
+    assert part.description.endswith("; 1 of 2 clips have a price or damage of their own")
 
 
 @pytest.mark.parametrize(
@@ -83,21 +86,22 @@ def test_a_data_set_without_a_task_is_of_dishes_and_that_is_said():
     assert "the data set names no task" in model.description
 
 
-def test_a_task_of_one_unnamed_context_needs_no_labels():
+@pytest.mark.parametrize("contexts", [{"price_usd": 0.2}, {"work": {"price_usd": 0.2}}, {"egg": {"price_usd": 0.2}}])
+def test_a_task_of_one_context_needs_no_name_of_it_in_labels(contexts):
     task = Task.model_validate(
         grasping(
-            contexts={"price_usd": 0.2},
+            contexts=contexts,
             simulator={"attempts_per_minute": "force", "error_probability": "0.1"},
         )
     )
     model = outcomes_of(data_of(task, ["", ""]))
-    assert model.is_labelled and contexts_of(model) == ["work", "work"]
+    assert model.is_labelled and contexts_of(model) == 2 * list(task.contexts)
     assert model.description == "simulator, grasping"
 
 
 def test_prices_of_another_task_replace_the_recorded_ones(tmp_path):
     settings = grasping(contexts={"nut": {"price_usd": 3.0}, "egg": {"price_usd": 4.0, "damage_usd": 5.0}})
-    settings |= {"name": "dear", "human_wage_usd": 33.0, "simulator": None}
+    settings |= {"name": "dear", "human_wage_usd": 33.0, "simulator": None, "step_s": None}
     (tmp_path / "dear.yaml").write_text(yaml.safe_dump(settings))
     model = outcomes_of(data_of(GRASPING, ["egg", "nut"]), str(tmp_path / "dear.yaml"))
     assert model.terms(np.arange(2)).price_usd.tolist() == [4.0, 3.0]
@@ -106,13 +110,13 @@ def test_prices_of_another_task_replace_the_recorded_ones(tmp_path):
         outcomes_of(data_of(GRASPING, ["egg", "nut"]), "dishwashing")
 
 
-def test_what_another_task_says_beside_prices_is_told_to_be_ignored(tmp_path, caplog):
-    settings = grasping(step_s=7.0)
+def test_another_task_s_simulator_is_told_to_be_ignored(tmp_path, caplog):
+    settings = grasping(step_s=None)
     settings["simulator"]["attempts_per_minute"] = "1"
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(settings))
     model = outcomes_of(data_of(GRASPING, ["egg", "nut"]), str(tmp_path / "other.yaml"))
-    assert model.task.simulator == GRASPING.simulator and model.task.step_s is None
-    assert "step_s and simulator" in caplog.text
+    assert model.task.simulator == GRASPING.simulator
+    assert "its simulator" in caplog.text and "ignored" in caplog.text
     caplog.clear()
     outcomes_of(data_of(DISHWASHING, ["plate"]), "dishwashing")
     assert not caplog.text

@@ -14,7 +14,7 @@ from worlds import (
     rows_of,
 )  # fmt: skip
 
-from pipeline.outcomes import SimulatedOutcomes, best_action, blind, expected_worth, oracle
+from pipeline.outcomes import SimulatedOutcomes, best_action, blind, expected_worth, optimum, oracle
 from pipeline.tasks import Task
 
 plates, dishes = SimulatedOutcomes(PLATES), SimulatedOutcomes(DISHES)
@@ -88,6 +88,14 @@ def test_blind_counts_each_kind_of_row_once_however_many_there_are():
     constant = blind(SimulatedOutcomes(DISHES, rows), np.arange(53))
     np.testing.assert_allclose(constant.actions[0], blind(dishes, np.arange(4)).actions[0], atol=1e-9)
     assert constant.profit.shape == (53,)
+
+
+def test_many_kinds_are_priced_a_part_at_a_time(monkeypatch):
+    prices = np.linspace(0.1, 0.5, 30)
+    model = SimulatedOutcomes(DISHES, np.arange(30) % 4, price_usd=prices)
+    at_once = blind(model, np.arange(30))
+    monkeypatch.setattr(optimum, "AT_ONCE", 50_000)
+    np.testing.assert_allclose(blind(model, np.arange(30)).actions, at_once.actions, atol=1e-4)
 
 
 def test_another_objective_than_profit_can_be_maximised():
@@ -194,6 +202,17 @@ def test_every_terrain_is_climbed(terrain, num_actions, seed):
         "waves": float(num_actions),
     } | HEIGHTS  # fmt: skip
     assert height(task.to_unit(found), place) == pytest.approx(top[terrain], abs=2e-3)
+
+
+@pytest.mark.parametrize("num_actions", [8, 10, 16, 24])
+def test_many_actions_reach_a_peak_inside_and_a_bound_alike(num_actions):
+    task = Task.model_validate(grasping(actions={f"joint{n}": {} for n in range(num_actions)}, simulator=None))
+    peak = np.random.default_rng(0).random(num_actions)
+    inside = best_action(task, lambda actions: -((actions - peak) ** 2).sum(-1))
+    np.testing.assert_allclose(inside, peak, atol=1e-3)
+    is_up = np.arange(num_actions) % 2 == 0
+    mixed = best_action(task, lambda a: a[:, is_up].sum(-1) - ((a[:, ~is_up] - 0.3) ** 2).sum(-1))
+    np.testing.assert_allclose(mixed, np.where(is_up, 1.0, 0.3), atol=1e-3)
 
 
 @settings(max_examples=10)

@@ -119,6 +119,14 @@ def test_kinds_are_rows_that_bring_the_same():
     np.testing.assert_array_equal(model.kind(np.array([[3, 4], [0, 1]])), kind[[[3, 4], [0, 1]]])
 
 
+def test_clips_of_one_length_are_of_one_kind_wherever_they_begin():
+    start_s = np.arange(200) * (16 / 15)
+    step_s = (start_s + 16 / 15) - start_s
+    assert len(set(step_s.tolist())) > 1, "by rounding"
+    model = grasping_outcomes(*[0] * 200, step_s=step_s, changes={"step_s": None})
+    assert set(model.kind(np.arange(200)).tolist()) == {0}
+
+
 def test_another_task_brings_other_prices_and_no_other_outcomes():
     model = grasping_outcomes(0, 1, price_usd=np.array([np.nan, 7.0]))
     dear = Task.model_validate(grasping(contexts={"egg": {"price_usd": 3}, "nut": {"price_usd": 4}}))
@@ -134,6 +142,15 @@ def test_the_fastest_corner_of_the_actions():
     assert SimulatedOutcomes(DISHES).fastest == 3.0
     assert SimulatedOutcomes(BRICKS).fastest == 3.2
     assert grasping_outcomes().fastest == pytest.approx(2.2), "force 1 is the fastest: 4 · 1.1 a minute"
+
+
+def test_the_fastest_corner_of_many_actions_is_found_without_all_of_them():
+    names = [f"joint{number}" for number in range(40)]
+    settings = grasping(
+        actions={name: {} for name in names},
+        simulator={"attempts_per_minute": f"2 + {' + '.join(names)}", "error_probability": "0.1"},
+    )
+    assert SimulatedOutcomes(Task.model_validate(settings)).fastest == pytest.approx(21.0)
 
 
 # Against the dynamics

@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import DISHES, GLASS, MUG, PAN, PARTS, PLATE, PLATES
+from worlds import DISHES, GLASS, MUG, PAN, PARTS, PLATE, PLATES, grasping
 
 from pipeline.outcomes import SimulatedOutcomes, blind, expected_worth, oracle
 from pipeline.runs import summarise
 from pipeline.stats import interval95
+from pipeline.tasks import Task
 
 plates, dishes, parts = map(SimulatedOutcomes, (PLATES, DISHES, PARTS))
 unit = st.floats(0, 1)
@@ -122,3 +123,11 @@ def test_where_nothing_can_be_earned_there_is_no_ratio():
     summary = summarise(poor, validation([0] * 4, 0.5, 0.5, [0, 0, 1, 1]), s_cust=0.5)
     assert summary["oracle_profit"] < 0
     assert summary["oracle_ratio"] is summary["oracle_ratio_ci95"] is summary["blind_ratio"] is None
+
+
+def test_a_policy_that_tries_nothing_makes_no_errors():
+    simulator = {"attempts_per_minute": "force - 1", "error_probability": "0.1"}
+    idle = SimulatedOutcomes(Task.model_validate(grasping(simulator=simulator)))
+    steps = pd.DataFrame({"row": [0, 1], "force": [1.0, 1.0], "episode": [0, 1]})
+    summary = summarise(idle, steps, s_cust=0.0)
+    assert (summary["err_mean"], summary["mp_mean"], summary["profit_mean"]) == (0.0, 0.0, -2.0)

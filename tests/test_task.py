@@ -132,7 +132,7 @@ def test_a_task_priced_as_another_keeps_its_work():
     dear = Task.model_validate(
         WHOLE.model_dump()
         | {
-            "name": "dear", "step_s": 5.0, "human_wage_usd": 30.0, "costs_usd_per_hour": {"rent": 2.0},
+            "name": "dear", "step_s": None, "human_wage_usd": 30.0, "costs_usd_per_hour": {"rent": 2.0},
             "error_target": {"start": 0.2, "end": 0.1, "episodes": 5},
             "contexts": {name: {"price_usd": 9.0, "damage_usd": 8.0} for name in (*WHOLE.contexts, "fork")},
             "simulator": None,
@@ -161,6 +161,14 @@ def test_another_task_with_other_actions_or_contexts_is_other_work():
     with raises("task-other-contexts") as caught:
         DISHES.priced_as(BRICKS)
     assert "'pan'" in str(caught.value)
+
+
+@pytest.mark.parametrize("step_s", [60.0, None])
+def test_another_task_with_steps_of_another_length_is_other_work(step_s):
+    work = DISHES.model_copy(update={"step_s": step_s})
+    with raises("task-other-steps"):
+        work.priced_as(DISHES.model_copy(update={"step_s": 5.0}))
+    assert work.priced_as(work) == work
 
 
 def test_prices_and_damages_are_scaled_each_by_its_own():

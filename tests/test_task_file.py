@@ -99,6 +99,7 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
         # names
         (changed("grasping", "../x"), 1, "name: '../x' is no name of 64 letters, digits, spaces, - and _ at most"),
         (changed("force:", "errors:"), 5, "actions: 'errors' is a column or a function already; rename the action"),
+        (changed("force:", "novelty:"), 5, "actions: 'novelty' is a column or a function already; rename the action"),
         (changed("force:", "min:"), 5, "actions: 'min' is a column or a function already; rename the action"),
         (changed("force:", "Force:"), 5, "actions: 'Force' is no name of small letters, digits and _; rename the act"),
         (changed("force:", "lambda:"), 5, "actions: 'lambda' is no name of small letters"),

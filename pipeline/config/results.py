@@ -31,9 +31,10 @@ class FrontierConfig(Config):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
     @model_validator(mode="after")
-    def _a_run_has_a_task(self) -> FrontierConfig:
-        if self.run is not None and self.model_fields_set & {"task", "scenario"}:
-            raise ValueError(f"run {self.run} has a task and scenario of its own; leave out --task and --scenario")
+    def _a_run_has_its_own_task(self) -> FrontierConfig:
+        for name in ("task", "scenario"):
+            if self.run is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"--{name} is for a frontier without a run; {self.run} has its own, so drop either")
         return self
 
 
@@ -51,9 +52,9 @@ class ElasticityConfig(Config):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the intervals' bootstrap and of retraining.")
 
     @model_validator(mode="after")
-    def _retrainings_need_updates(self) -> ElasticityConfig:
-        if self.retrain is None and self.retrain_seeds > 1:
-            raise ValueError(f"--retrain-seeds {self.retrain_seeds} needs --retrain, the number of SAC updates of each")
+    def _seeds_are_of_retraining(self) -> ElasticityConfig:
+        if self.retrain is None and self.retrain_seeds != type(self).model_fields["retrain_seeds"].default:
+            raise ValueError(f"--retrain-seeds {self.retrain_seeds} has no effect without --retrain; add it")
         return self
 
 

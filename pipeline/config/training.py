@@ -190,14 +190,14 @@ def train_config(**values: Any) -> SimTrainConfig | EmbeddingsTrainConfig | Vide
 
 
 class EvaluateConfig(Config):
-    """Validate a run's policy in closed loop."""
+    """Validate a run's policy, in closed loop or on held-out clips."""
 
     run: Path = Field(description="Run directory.")
     task: NewPrices = None
     validation: Literal["auto", "pixels", "clips"] = Field(
         "auto",
         description="pixels: rendered scenes; clips: held-out clips; auto: pixels if the clips have labels and the "
-        "task a renderer.",
+        "task can be drawn, else clips.",
     )
     scenes: Literal["usual", "changed"] = Field(
         "usual",

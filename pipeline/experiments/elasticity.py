@@ -59,8 +59,8 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
     multipliers = np.geomspace(1 / cfg.range, cfg.range, cfg.points)
     retrained: dict[tuple[str, float], list[Steps]] = {}
     if cfg.retrain:
-        retrainer = Retrainer(files)
-        model, judged_on = retrainer.model, retrainer.held_out
+        retrainer, (judged, _) = Retrainer(files), run_outcomes(files)
+        model, judged_on = retrainer.model.with_task(judged.task), retrainer.held_out  # the evaluation's prices
         steps = numbered(model, retrainer.judge(model))
         retrained = retrain_everywhere(retrainer, model, multipliers, cfg, progress)
     else:

@@ -45,14 +45,12 @@ class Backend(Protocol):
 
 class Preconditioning(NamedTuple):
     c_in: float
-    c_skip: float
-    c_out: float
     timestep: float  # what the network is told of sigma: a fraction, not an index
 
 
 def preconditioning(sigma: float) -> Preconditioning:
     norm = math.sqrt(1 + sigma * sigma)
-    return Preconditioning(1 / norm, 1 / norm**2, -sigma / norm, 0.25 * math.log(sigma))
+    return Preconditioning(1 / norm, 0.25 * math.log(sigma))
 
 
 def velocity(latents: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
@@ -79,7 +77,7 @@ def noise_gap(
     """
     gaps = torch.zeros(len(latents), len(sigmas), device=latents.device)
     for k, sigma in enumerate(sigmas):
-        c_in, _, _, timestep = preconditioning(sigma)
+        c_in, timestep = preconditioning(sigma)
         for draw in range(draws):
             noise = shared_noise(latents.shape[1:], seed, k, draw).to(latents)
             for signed in (noise, -noise):

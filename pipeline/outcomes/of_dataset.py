@@ -14,8 +14,10 @@ from pipeline.tasks import Task, load_task, repriced
 def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcomes:
     """The simulator of the data set's task, with each clip's labelled context; its rows are the clips.
 
-    Where no clip has a label, every clip is in the first context of the task's first scenario; where the data set has
-    no task, it is dishwashing. The description says so. priced: task whose prices and costs replace the recorded ones.
+    Where no clip has a label, every clip is in the first context of the task's first scenario, which is only a guess
+    where the task has several; where the data set has no task, it is dishwashing. The description says so.
+
+    priced: task whose prices and costs replace the recorded ones.
     """
     whole = data.task or load_task(DEFAULT_TASK)
     if priced is not None:
@@ -32,7 +34,7 @@ def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcome
         )
     task = whole.of_contexts(set(names.tolist()))
     index = {name: k for k, name in enumerate(task.context_names)}
-    is_labelled = logs is not None and (whole.is_unnamed or any(labels))
+    is_labelled = logs is not None and (len(whole.contexts) == 1 or any(labels))
     return SimulatedOutcomes(
         task,
         np.array([index[name] for name in names.tolist()]),
@@ -48,7 +50,7 @@ def _repriced(data: Embeddings, task: Task, name: str) -> Task:
     try:
         return repriced(task, name)
     except VtpError as error:
-        if data.task is None and error.code in ("task-other-actions", "task-other-contexts"):
+        if data.task is None and error.code in ("task-other-actions", "task-other-contexts", "task-other-steps"):
             raise VtpError(
                 f"--task {name} is other work than {task.name}, which a data set is taken for that names no task; "
                 f"record it with: vtp extract SOURCE --task {name}",
@@ -59,10 +61,19 @@ def _repriced(data: Embeddings, task: Task, name: str) -> Task:
 
 def _describe(data: Embeddings, task: Task, labels: list[str], default: str, is_labelled: bool) -> str:
     name = task.name if data.task is not None else f"{task.name} (the data set names no task)"
+    own = _describe_own_prices(data)
     if not is_labelled:
-        return f"simulator, {name}; the clips have no labels, so every one is treated as {default}"
-    if task.is_unnamed:
-        return f"simulator, {name}"
+        return f"simulator, {name}; the clips have no labels, so every one is treated as {default}{own}"
+    if len(task.contexts) == 1:
+        return f"simulator, {name}{own}"
     unlabelled = sum(not label for label in labels)
     missing = f" ({unlabelled} of {len(labels)} have none and are treated as {default})" if unlabelled else ""
-    return f"simulator, {name} with each clip's labelled context{missing}"
+    return f"simulator, {name} with each clip's labelled context{missing}{own}"
+
+
+def _describe_own_prices(data: Embeddings) -> str:
+    """How many clips no task's prices reach, in words; empty where there are none."""
+    logs = data.logs
+    given = [] if logs is None else [own for own in (logs.price_usd, logs.damage_usd) if own is not None]
+    count = int(np.any(np.isfinite(given), axis=0).sum()) if given else 0
+    return f"; {count} of {data.num_clips} clips have a price or damage of their own" if count else ""

@@ -22,7 +22,12 @@ STARTS = 16  # searches side by side, from the best of those scattered points th
 NEIGHBOURS = 4  # for each action
 FIRST_WIDTH = 0.1  # of a search, in the unit box
 ROUNDS, SAMPLES, ELITE = 60, 64, 12  # of each search
+AT_ONCE = 1 << 22  # pairs of a kind and an action that are priced together, which bounds memory
 SMOOTHING = 0.7  # weight of a round's elite in where the next one looks
+
+WELL_SEARCHED = 6  # actions up to which the searches end at the very best
+LINE_WIDTHS = (1.0, 0.1, 0.01, 0.001)  # either way, in the unit box
+LINE_POINTS, MAX_SWEEPS = 41, 20  # of each action at each width
 
 Objective = Callable[[Worth], np.ndarray]
 
@@ -61,7 +66,8 @@ def blind(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = N
     kinds = everywhere[first]
 
     def mean_value(actions: np.ndarray) -> np.ndarray:
-        return value(expected_worth(model, kinds[:, None], actions[None])).mean(0)
+        parts = np.array_split(kinds, -(-len(kinds) * len(actions) // AT_ONCE))
+        return sum(value(expected_worth(model, part[:, None], actions[None])).sum(0) for part in parts) / len(kinds)
 
     actions = np.tile(best_action(model.task, mean_value), (len(rows), 1))
     return Reference(actions, expected_worth(model, np.asarray(rows), actions).profit)
@@ -75,7 +81,7 @@ def best_action(task: Task, value: Callable[[np.ndarray], np.ndarray]) -> np.nda
     """The action [A] that maximises `value`, which takes actions [P, A] to [P].
 
     Of one or two actions a grid over the whole box, zoomed around its best point; of more, scattered points and
-    corners, and searches from the best of them.
+    corners, and searches from the best of them; of many, which those leave short, one action after the other then.
     """
 
     def in_unit(points: np.ndarray) -> np.ndarray:
@@ -83,7 +89,8 @@ def best_action(task: Task, value: Callable[[np.ndarray], np.ndarray]) -> np.nda
 
     if task.num_actions in GRID_POINTS:
         return task.from_unit(_zoom(in_unit, task.num_actions))
-    return task.from_unit(_search(in_unit, task.num_actions))
+    best = _search(in_unit, task.num_actions)
+    return task.from_unit(best if task.num_actions <= WELL_SEARCHED else _one_by_one(in_unit, best))
 
 
 def _zoom(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.ndarray:
@@ -123,6 +130,24 @@ def _search(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.n
         spread = elite - centre[:, None]  # around the old centre, so that a search on a slope takes longer steps
         covariance += SMOOTHING * (spread.transpose(0, 2, 1) @ spread / ELITE - covariance)
         centre = (1 - SMOOTHING) * centre + SMOOTHING * elite.mean(1)
+    return best
+
+
+def _one_by_one(value: Callable[[np.ndarray], np.ndarray], best: np.ndarray) -> np.ndarray:
+    """The point [A] after every action was moved to its best by itself, all others held, until none gains by it."""
+    best_value = value(best[None])[0]
+    for width in LINE_WIDTHS:
+        steps = width * np.linspace(-1, 1, LINE_POINTS)
+        for _ in range(MAX_SWEEPS):
+            before = best_value
+            for index in range(len(best)):
+                points = np.tile(best, (LINE_POINTS, 1))
+                points[:, index] = np.clip(best[index] + steps, 0, 1)
+                values = value(points)
+                if values.max() > best_value:
+                    best, best_value = points[values.argmax()], values.max()
+            if best_value <= before:
+                break
     return best
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 
 import numpy as np
 
 from pipeline.errors import VtpError
 from pipeline.outcomes.model import OutcomeModel, Outcomes, Terms
+from pipeline.outcomes.optimum import MAX_CORNERS
 from pipeline.synthetic import dynamics
 from pipeline.tasks import Task
+
+STEP_DIGITS = 3  # of seconds: clips of one length differ by rounding, as their ends are times in the video
 
 
 class SimulatedOutcomes(OutcomeModel):
@@ -60,7 +64,8 @@ class SimulatedOutcomes(OutcomeModel):
 
     @cached_property
     def _kinds(self) -> np.ndarray:
-        columns = np.stack([self._context, self._price, self._damage, self._step_s], 1)
+        step_s = np.round(self._step_s, STEP_DIGITS)
+        columns = np.stack([self._context, self._price, self._damage, step_s], 1)
         return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
 
     def kind(self, rows: np.ndarray) -> np.ndarray:
@@ -114,10 +119,25 @@ class SimulatedOutcomes(OutcomeModel):
 
     @cached_property
     def fastest(self) -> float:
-        """Attempts of a step at the corner of the actions where there are most of them, in the fastest context."""
-        corners = self._task.from_unit(np.stack(np.meshgrid(*[[0.0, 1.0]] * self._task.num_actions), -1))
-        corners = corners.reshape(-1, 1, self._task.num_actions)
-        return float(np.max(self._rates(np.arange(len(self._context)), corners)[0])) or 1.0
+        """Attempts of a step at the corner of the actions where there are most of them, in the fastest context.
+
+        Of many actions, which have too many corners, at one that no single other bound would make faster.
+        """
+        num_actions, rows = self._task.num_actions, np.arange(len(self._context))
+
+        def most(actions: np.ndarray) -> np.ndarray:
+            return np.broadcast_to(self._rates(rows, actions[:, None])[0], (len(actions), len(rows))).max(1)
+
+        if num_actions <= MAX_CORNERS:
+            corners = np.array(list(itertools.product((0.0, 1.0), repeat=num_actions)))
+            return float(most(self._task.from_unit(corners)).max()) or 1.0
+        corner, found = np.zeros(num_actions), 0.0
+        while True:
+            neighbours = np.abs(corner - np.eye(num_actions))
+            rates = most(self._task.from_unit(neighbours))
+            if rates.max() <= found:
+                return found or 1.0
+            corner, found = neighbours[rates.argmax()], float(rates.max())
 
     def initial_rows(self, num_envs: int, rng: np.random.Generator) -> np.ndarray:
         """Contexts [num_envs] to begin with."""

@@ -53,7 +53,7 @@ class Workplace:
             getattr(self, name)[envs] = 0
 
     def worth(self) -> Worth:
-        """What the episodes to date were worth, [N]; before their first step nothing."""
+        """What the episodes to date were worth, [N]; before their first step only the hourly costs count."""
         per_hour = econ.ratio(np.ones_like(self.hours), self.hours)
         costs = self.model.task.total_costs_usd_per_hour
         return worth(self.attempts, self.errors, self.value_usd, per_hour, costs_usd_per_hour=costs)

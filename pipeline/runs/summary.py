@@ -59,7 +59,7 @@ def summarise(model: OutcomeModel, steps: pd.DataFrame, *, s_cust: float) -> dic
         "profit_mean": profit,
         "profit_ci95": interval95(by_episode["profit"].to_numpy()),
         "mp_mean": float(found.mp.mean()),
-        "err_mean": float((found.attempts * found.err_rate).sum() / found.attempts.sum()),
+        "err_mean": float(econ.error_rate((found.attempts * found.err_rate).sum(), found.attempts.sum())),
         "wage_parity": econ.wage_parity(implied_wage, task.human_wage_usd),
         "oracle_profit": oracle_profit,
         "blind_profit": blind_profit,

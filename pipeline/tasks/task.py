@@ -22,6 +22,7 @@ RESERVED = frozenset(
     {
         "step", "episode", "row", "context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel",
         "novel_kind", "reward", "profit", "video_id", "clip", "start_s", "end_s", "profit_usd_per_hour",
+        "novelty", "weight",  # of which the metrics have a mean, as of every action
     }
 )  # fmt: skip
 Direction = Literal["rises", "falls"]
@@ -318,6 +319,13 @@ class Task(_Model):
                 f"task {other.name} has no context {lacking[0]!r}, which the data have; add it with its price",
                 code="task-other-contexts",
             )
+        if other.step_s not in (None, self.step_s):
+            mine = "each clip's own length" if self.step_s is None else f"{self.step_s:g}"
+            raise VtpError(
+                f"task {other.name} has step_s {other.step_s:g}, the data were recorded with {mine}; a task may bring "
+                "other prices and costs, but no other steps: leave step_s out, or extract again",
+                code="task-other-steps",
+            )
         return self.model_copy(
             update={
                 "name": other.name,
@@ -328,14 +336,9 @@ class Task(_Model):
             }
         )
 
-    def not_taken_from(self, other: Task) -> list[str]:
-        """The keys of the other task that differ from this one's and that `priced_as` does not take."""
-        keys = []
-        if other.step_s not in (None, self.step_s):
-            keys.append("step_s")
-        if other.simulator is not None and other._work_of(self.contexts) != self._work_of(self.contexts):
-            keys.append("simulator")
-        return keys
+    def simulates_otherwise(self, other: Task) -> bool:
+        """Whether the other task has a simulator that differs from this one's; `priced_as` does not take it."""
+        return other.simulator is not None and other._work_of(self.contexts) != self._work_of(self.contexts)
 
     def _work_of(self, contexts: Collection[str]) -> dict[str, Any] | None:
         """What decides the outcomes of the simulator in these contexts."""

@@ -55,13 +55,13 @@ def load_task(name: str, folder: Path | None = None) -> Task:
 
 
 def repriced(task: Task, name: str) -> Task:
-    """The task with prices, wage, costs and error target of the one that `name` stands for; logs what else that has."""
+    """The task at the prices, wage, costs and error target of the named one, whose simulator is ignored, aloud."""
     other = load_task(name)
     priced = task.priced_as(other)
-    if keys := task.not_taken_from(other):
+    if task.simulates_otherwise(other):
         logger.warning(
-            "--task %s brings prices, wage, costs and error target; its %s differ from what the data were recorded "
-            "with and are ignored", name, " and ".join(keys),
+            "--task %s brings prices, wage, costs and error target; its simulator differs from that of the data's task "
+            "and is ignored", name,
         )  # fmt: skip
     return priced
 
