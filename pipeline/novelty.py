@@ -175,6 +175,12 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
 
 
 def svd_scorer(cfg: NoveltyConfig, backend: noise_gap.SvdBackend, why: str) -> Scorer:
+    if cfg.updates != NoveltyConfig.model_fields["updates"].default:
+        raise VtpError(
+            f"--updates {cfg.updates} trains the corpus model, but Stable Video Diffusion scores these clips; "
+            "leave it out, or use --model corpus",
+            code="setting-without-effect",
+        )
     height = cfg.resolution or SVD_HEIGHT
     factor = backend.multiple
     rows, columns = (max(factor, round(side / factor) * factor) for side in (height, height * SVD_ASPECT))

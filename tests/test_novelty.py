@@ -163,7 +163,9 @@ def test_stable_video_diffusion_is_slow_without_a_gpu_and_wants_its_frames(demos
     with raises("gpu-missing"):
         novelty.run(config(embeddings, model=str(svd_folder)))
     settings = {"model": str(svd_folder), "allow_slow": True, "out": tmp_path / "novelty.h5"}
-    result = novelty.run(config(embeddings, **settings))
+    with raises("setting-without-effect"):
+        novelty.run(config(embeddings, **settings))  # it trains no model by `updates`
+    result = novelty.run(config(embeddings, **settings, updates=NoveltyConfig().updates))
     assert result["model"] == "svd" and result["num_scored"] == 8
 
 

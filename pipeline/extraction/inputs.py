@@ -47,7 +47,7 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
     if logs:
         task = task or load_task(DEFAULT_TASK)
         if missing := unlogged(list(logs.values()), task):
-            logger.warning("no labels hold %s: what actions bring cannot be learned from them", ", ".join(missing))
+            logger.warning("no labels hold %s; to learn from logs what actions bring, they must", ", ".join(missing))
     return Inputs(entries, task, logs)
 
 

@@ -131,6 +131,8 @@ def _stored_clips(
             code="backbone-not-trainable",
         )
     model = outcomes_of(data, cfg.task) if model is None else model
+    if data.logs is not None and np.isfinite([data.logs.attempts, data.logs.errors]).any():
+        logger.info("logged attempts and errors are not used: what actions bring is simulated")
     videos, held_out, how = dataset.split_rows(data)
     train_rows = np.concatenate([np.arange(start, end) for start, end in videos])
     novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
