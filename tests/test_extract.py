@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from factories import write_video
+from pixel_encoder import PixelEncoder
 from raising import raises
 
 from pipeline import dataset, encoders, extract
@@ -15,21 +16,6 @@ from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, PartialError
 from pipeline.extraction import parts, shards
 from pipeline.tasks import load_task
-
-
-class PixelEncoder:
-    """Stands in for R3D-18, which is slow: a clip's features are a few of its pixels."""
-
-    backbone, weights, weights_sha256, precision = "pixels", "random:0", "0" * 64, "fp32"
-    transform, feature_dim, batch_size = "none", 512, 4
-    frame_size, arithmetic = (128, 171), 1
-
-    def __init__(self):
-        self.batches = []
-
-    def features(self, clips):
-        self.batches.append(len(clips))
-        return clips[:, ::5, ::16, ::8].reshape(len(clips), -1)[:, :512].astype(np.float32)
 
 
 @pytest.fixture
