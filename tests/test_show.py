@@ -63,3 +63,7 @@ def test_compare_prints_its_table(vtp, tmp_path, monkeypatch):
     (row,) = (line for line in out.splitlines() if "b " in line and "│" in line)
     assert "[red]b" in row and "40.00 [39.00, 41.00]" in row
     assert "open " in out
+
+
+def test_a_loss_has_its_sign_before_the_dollar():
+    assert [show.usd(value) for value in (10.524, 0.0, -0.001, -10.52)] == ["$10.52", "$0.00", "$0.00", "-$10.52"]

@@ -33,11 +33,16 @@ def progress(label: str) -> Iterator[Callable[..., None]]:
         yield lambda done, total, text="": bar.update(task, completed=done, total=total, text=text)
 
 
+def usd(value: float) -> str:
+    """Dollars and cents; a loss has its sign before the dollar."""
+    return f"{'-' if round(value, 2) < 0 else ''}${abs(value):.2f}"
+
+
 def training_text(row: dict[str, float] | str) -> str:
     if isinstance(row, str):
         return row
     return (
-        f"profit ${row['profit']:.2f}/h  error {row['err_rate']:.1%}  parity {row['wage_parity']:.2f}  "
+        f"profit {usd(row['profit'])}/h  error {row['err_rate']:.1%}  parity {row['wage_parity']:.2f}  "
         f"lambda {row['lambda_dual']:.4f}  alpha {row['alpha']:.3f}"
     )
 
@@ -80,7 +85,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(reason)
     print(
         f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   "
-        f"spread ${summary['spread']:.2f}/h (rebate ${summary['rebate']:.2f}, captured ${summary['captured']:.2f})"
+        f"spread {usd(summary['spread'])}/h (rebate {usd(summary['rebate'])}, captured {usd(summary['captured'])})"
     )
     print(_costs(summary["costs_usd_per_hour"]))
     if summary["estimator"]:
