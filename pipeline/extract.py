@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pipeline import __version__, dataset
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset import manifest
+from pipeline.dataset.logs import Logs
 from pipeline.dataset.manifest import VideoEntry
 from pipeline.errors import CorruptError, PartialError, VtpError
 from pipeline.extraction import shards
@@ -32,6 +33,7 @@ from pipeline.extraction.parts import (
     finished_contents,
     join_labels,
     put_together,
+    steps_differ,
 )
 from pipeline.extraction.shards import Done, Failed, Ledger, Stamp, parts_folder
 from pipeline.files import file_sha256, make_folder, remove_leftovers, save_config, write_text
@@ -86,7 +88,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
 
     mine = shards.share(inputs.entries, cfg.shards, shard)
     ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
-    num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress)
+    num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress, inputs.logs)
     logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
     if cfg.shards > 1:
         failures = [asdict(row) for row in ledger.failures]
@@ -126,10 +128,12 @@ def extract_videos(
     ledger: Ledger,
     encoder: Encoder,
     progress: Progress,
+    logs: Mapping[str, Logs],
 ) -> int:
     """Decode and encode the videos whose content no part holds; returns how many. `parts`: content to part.
 
-    Clips are encoded in the order in which decoders have them ready. A clip's features do not depend on that.
+    Clips are encoded in the order in which decoders have them ready. A clip's features do not depend on that. Labels
+    that do not fit are told of as soon as their video is decoded, not after all of them.
     """
     queue = deque(entries)
     tries: Counter[str] = Counter()
@@ -201,6 +205,8 @@ def extract_videos(
                         writer.discard(video.sha256)
                         fail(video.entry, event)
                     else:
+                        if misfit := steps_differ(video.entry, event.num_clips, logs.get(video.entry.video_id)):
+                            logger.warning("%s will be left out: %s", video.entry.video_id, misfit)
                         finish(video)
                         num_decoded += 1
                         writer.finish(video.sha256, event)

@@ -400,8 +400,9 @@ def test_labels_join_by_step(config, videos, encoder, caplog):
     np.testing.assert_allclose(data.projector_mean, data.features[:5].mean(axis=0), rtol=1e-5)
 
 
-def test_labels_of_another_number_of_clips(config, videos, encoder):
-    """That is known of a decoded video alone: it fails, and the rest goes on."""
+def test_labels_of_another_number_of_clips(config, videos, encoder, caplog):
+    """That is known of a decoded video alone: it is told of then, the video fails, and the rest goes on."""
+    caplog.set_level("INFO")
     (videos / "0.csv").write_text("step\n0\n1\n2\n")
     source = manifest_of(videos, "path,labels\n0.mp4,0.csv\n1.mp4,\n2.mp4,\n")
     result = extract.run(config(source=source))
@@ -409,6 +410,8 @@ def test_labels_of_another_number_of_clips(config, videos, encoder):
     (row,) = result.failures
     assert (row["stage"], row["code"]) == ("labels", "labels")
     assert row["reason"] == "0.csv has 3 steps and the video 2 clips"
+    told = [record.message.partition(":")[0] for record in caplog.records]
+    assert told.index("0.mp4 will be left out") < told.index("3 videos")  # before all of them were decoded
     (videos / "0.csv").write_text("step\n0\n1\n")
     assert (extract.run(config(source=source)).num_decoded, failures(config())) == (0, None)
 

@@ -189,15 +189,21 @@ class LabelledVideo:
 
 def join_labels(entry: VideoEntry, part: dataset.Part, number: int, logs: Logs | None) -> LabelledVideo:
     """The video with its logs: step i belongs to clip i. VideoError where there are not as many."""
-    num_clips = int(np.diff(part.clips.offset)[number])
-    if logs is not None and logs.num_clips != num_clips:
-        assert entry.labels is not None
-        raise VideoError(
-            "labels",
-            f"{entry.labels.name} has {logs.num_clips} steps and the video {num_clips} clips",
-            "use the clip settings that the labels were made for, or leave the labels column empty",
-        )
+    if error := steps_differ(entry, int(np.diff(part.clips.offset)[number]), logs):
+        raise error
     return LabelledVideo(entry, part, number, logs)
+
+
+def steps_differ(entry: VideoEntry, num_clips: int, logs: Logs | None) -> VideoError | None:
+    """The error of a video whose labels have not as many steps as it has clips."""
+    if logs is None or logs.num_clips == num_clips:
+        return None
+    assert entry.labels is not None
+    return VideoError(
+        "labels",
+        f"{entry.labels.name} has {logs.num_clips} steps and the video {num_clips} clips",
+        "use the clip settings that the labels were made for, or leave the labels column empty",
+    )
 
 
 def put_together(
