@@ -27,7 +27,7 @@ from pipeline.rl.rollouts import expected_profit
 from pipeline.runs import RunDirectory, load_metadata
 from pipeline.tasks import load_task
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 NAMES = ("pressing", "welding", "watering", "picking")
 
 
@@ -161,7 +161,6 @@ def test_report_and_experiments_go_through(trained, task):
     assert missing == (set() if task.step_s else {"frontier"}), "every experiment that there is is shown"
 
 
-@pytest.mark.slow
 def test_a_policy_of_one_action_is_retrained(tmp_path):
     task = write_task(tmp_path, "pressing")
     path = write_embeddings(tmp_path / "embeddings.h5", task=task)
@@ -207,7 +206,6 @@ def test_a_task_without_a_simulator_has_nothing_to_train_in(tmp_path):
 # Learning
 
 
-@pytest.mark.slow
 def test_one_action_is_learned(tmp_path):
     """Blind, the best pressure loses money: what the clips show decides."""
     path = write_embeddings(tmp_path / "embeddings.h5", task=write_task(tmp_path, "pressing"))

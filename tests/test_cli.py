@@ -376,6 +376,7 @@ def test_an_experiment_prints_its_key_numbers_and_leaves_its_files(vtp):
     assert code == 0 and yaml.safe_load(out)["grid"] == 5
 
 
+@pytest.mark.slow
 def test_experiments_work_for_bricklaying_too(vtp, tmp_path):
     train = ("train", "--source", "sim", "--task", "bricklaying", "--scenario", "mixed", "--out", "run", "--json")
     code, out, _ = vtp(*train, "--episodes", 4, "--num-envs", 4, "--warmup-steps", 200)
@@ -406,6 +407,7 @@ def test_compare_takes_two_runs_or_more(vtp, tmp_path):
     assert_one_line(vtp("compare", "one", "two"), "one", "vtp evaluate")
 
 
+@pytest.mark.slow
 def test_sigterm_ends_an_extraction_with_75(tmp_path):
     """The finished video is kept, and no decoder is left behind."""
     for number, num_frames in enumerate((4, 250)):

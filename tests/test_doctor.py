@@ -31,6 +31,7 @@ def test_this_machine_can_extract(tmp_path):
     assert not any(finding.is_damage for finding in found.values())
 
 
+@pytest.mark.slow
 def test_an_output_from_its_beginning_to_its_damage(cfg):
     assert [finding.found for finding in findings(cfg)] == ["no extraction was begun here"]
     extract.run(cfg.model_copy(update={"shard": 1}))

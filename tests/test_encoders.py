@@ -79,6 +79,7 @@ def test_features_do_not_depend_on_company(clips, precision):
     np.testing.assert_array_equal(encoder.features(clips[2:]), features[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=NEEDS_VNNI)])
 def test_fast_arithmetic_is_close(clips, encoder, precision):
     exact = encoder.features(clips)
@@ -270,6 +271,7 @@ def test_timesformer_features_do_not_depend_on_company(timesformer_folder, long_
         np.testing.assert_array_equal(encoder.features(long_clips[order]), features[order])
 
 
+@pytest.mark.slow
 def test_timesformer_b_is_the_published_size():
     encoder = load_encoder("timesformer_b", "random:0", "bf16")
     assert encoder.feature_dim == 768
@@ -390,6 +392,7 @@ def test_clips_of_any_length_have_a_fast_way():
         assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
 
 
+@pytest.mark.slow
 @NEEDS_VNNI
 def test_int8_takes_clips_of_any_brightness(long_clips):
     """Each clip is rounded by its own largest values, so that a dark one is as near to torchvision as any."""
@@ -400,6 +403,7 @@ def test_int8_takes_clips_of_any_brightness(long_clips):
         assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
 
 
+@pytest.mark.slow
 def test_fast_features_do_not_depend_on_company_or_threads(long_clips):
     """Whole clips, of several tiles: alone, in other places of a pass, and with another number of threads."""
     threads = torch.get_num_threads()
@@ -462,6 +466,7 @@ def test_layer_norm_of_a_projector_by_hand():
     assert projector.sha256 != Projector(projector.mean, components, 1.0, "by hand").sha256
 
 
+@pytest.mark.slow
 def test_learned_projector_is_seeded_and_normalised():
     rng = np.random.default_rng(0)
     features = np.repeat(rng.standard_normal((10, 40)), 5, axis=0) + 0.1 * rng.standard_normal((50, 40))

@@ -114,6 +114,7 @@ def altered(rendered, tmp_path):
     return alter
 
 
+@pytest.mark.slow
 def test_another_encoder_than_the_policys_is_refused(altered):
     with raises("weights-differ") as caught:
         evaluate.run(EvaluateConfig(run=altered({"weights_sha256": "f" * 64}), episodes=1, steps=1))

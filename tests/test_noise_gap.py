@@ -13,6 +13,8 @@ from pipeline.errors import CorruptError
 from pipeline.noise_gap.corpus import fit_codec
 from pipeline.noise_gap.gap import preconditioning, velocity
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH, FRAMES = 32, 64, 4
 
 
@@ -159,7 +161,6 @@ def test_the_codec_keeps_what_varies_most_and_has_unit_variance(clips):
     assert latents.transpose(0, 1).flatten(1).mean(1).abs().max() < 1e-4
 
 
-@pytest.mark.slow
 def test_a_small_model_learns_its_corpus_and_survives_saving(clips, tmp_path):
     images, embeddings = clips
     settings = {"num_frames": 8, "seed": 0}

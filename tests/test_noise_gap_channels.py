@@ -126,6 +126,7 @@ def test_clips_shorter_than_a_window_and_clips_where_nothing_moves(num_frames):
     assert all(np.isfinite(values).all() for values in found.values())
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_order_of_clips_and_the_planted_stand_out():
     rng = np.random.default_rng(8)
     clips, gap = moving_spots(120, rng), rng.standard_normal((120, 5))

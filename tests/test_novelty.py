@@ -16,6 +16,8 @@ from pipeline.experiments import novelty_use as experiment
 from pipeline.noise_gap import blocks
 from pipeline.synthetic import simulate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory):
@@ -61,7 +63,6 @@ def test_the_result_judges_every_kind_by_its_label(embeddings, scored):
     json.dumps(scored, allow_nan=False)
 
 
-@pytest.mark.slow
 def test_a_second_run_measures_nothing_again_and_another_seed_does(embeddings, scored, monkeypatch, tmp_path):
     before = columns_of(embeddings.with_name("novelty.h5"), embeddings)[0]
     measured = []
@@ -86,7 +87,6 @@ def test_shards_and_batches_score_alike(embeddings, scored, tmp_path, monkeypatc
         np.testing.assert_allclose(sharded[name], whole[name], atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
 def test_a_reference_is_not_moved_by_what_is_scored_against_it(demos, embeddings, tmp_path):
     listed = tmp_path / "demos"
     shutil.copytree(demos.parent, listed)
@@ -157,7 +157,6 @@ def test_embeddings_that_are_not_finite_are_refused(demos, embeddings, tmp_path)
     assert "clip 5" in str(caught.value)
 
 
-@pytest.mark.slow
 def test_stable_video_diffusion_is_slow_without_a_gpu_and_wants_its_frames(demos, svd_folder, tmp_path):
     embeddings = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(demos))[:2])
     with raises("gpu-missing"):

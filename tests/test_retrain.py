@@ -14,7 +14,7 @@ from pipeline.outcomes import expected_worth
 from pipeline.rl.rollouts import actions_of
 from pipeline.runs import RunDirectory, load_policy
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,6 @@ def test_it_is_judged_on_what_training_held_out(trained):
     assert "simulator" in simulated.held_out
 
 
-@pytest.mark.slow
 def test_where_errors_cost_more_the_policy_takes_more_care(trained):
     retrainer = Retrainer(RunDirectory(trained / "run"))
     found = []

@@ -98,6 +98,7 @@ def in_processes(monkeypatch):
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "Ctrl-C is still held back"
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bytes(demos, tmp_path, in_processes):
     cfg, _, calls = demos
     told = []
@@ -105,6 +106,7 @@ def test_processes_give_the_same_bytes(demos, tmp_path, in_processes):
     assert files(tmp_path) == files(cfg.out) and told == calls
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_the_caller_s(tmp_path, in_processes):
     (tmp_path / "videos").write_text("in the way")
     with raises("folder-is-file"):
@@ -112,6 +114,7 @@ def test_an_error_in_a_process_is_the_caller_s(tmp_path, in_processes):
     assert not (tmp_path / "manifest.csv").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_processes_and_leaves_whole_videos(tmp_path, in_processes):
     def interrupt(done, total):
         raise KeyboardInterrupt

@@ -86,6 +86,7 @@ def test_tensorboard_gets_the_same_names(tmp_path):
     assert {f"train/{name}" for name in METRICS[1:]} <= set(board.Tags()["scalars"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward_window", ["step", "episode"])
 def test_the_same_seed_writes_the_same_bytes(tmp_path, reward_window):
     for name in ("a", "b"):
@@ -121,6 +122,7 @@ def test_a_command_says_all_that_the_defaults_do_not(settings):
     assert set(names) == {"source", *settings}
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
     train.run(sim_config(tmp_path))
     before = (tmp_path / "run" / "best.pt").read_bytes()

@@ -297,6 +297,7 @@ def test_patience_ends_a_run_whose_validations_no_longer_rise(tmp_path):
     assert len(validations) == best + 3 < 12
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_another_ones_policy(tmp_path):
     train.run(sim_config(tmp_path))
     cfg = sim_config(tmp_path, out=tmp_path / "next", init=tmp_path / "run", lr=1e-12)

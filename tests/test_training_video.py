@@ -17,7 +17,7 @@ from pipeline.runs import load_checkpoint, load_policy
 from pipeline.synthetic import simulate
 from pipeline.training.frame_cache import FrameCache, write_array
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 SMALL = {"num_envs": 2, "warmup_steps": 8, "batch_size": 4, "updates_per_episode": 12, "evaluations": 2}
 
 
@@ -109,7 +109,6 @@ def test_gradients_of_passes_that_are_computed_again_are_those_of_the_whole_batc
 # Training
 
 
-@pytest.mark.slow
 def test_the_encoder_is_frozen_for_the_first_episodes_and_then_learns(config, monkeypatch, kept):
     cfg = config(encoder_layers="layer4")
     seen = []
@@ -168,7 +167,6 @@ def test_a_run_killed_before_and_after_equals_an_uninterrupted_one(config, tmp_p
     assert not (killed.out / "footage").exists(), "a finished run keeps no frames"
 
 
-@pytest.mark.slow
 def test_a_run_begins_with_another_ones_encoder(config, tmp_path):
     train.run(config(encoder_lr=1e-2))
     cfg = config(out=tmp_path / "next", init=tmp_path / "run", encoder_lr=1e-12)
@@ -251,7 +249,6 @@ def test_other_weights_than_the_embeddings_are_refused(config, embeddings, tmp_p
 # What comes after
 
 
-@pytest.mark.slow
 def test_the_policy_is_validated_with_its_own_encoder(config, embeddings, tmp_path):
     """Held-out clips read again give the embeddings that training validated with, rendered ones pass the codec."""
     manifest = embeddings.parent / "demos" / "manifest.csv"

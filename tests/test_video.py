@@ -409,6 +409,7 @@ def test_the_pool_gives_what_one_decoder_gives(folder, decoder):
         np.testing.assert_array_equal(np.stack(clips[path]), alone[path])
 
 
+@pytest.mark.slow
 def test_a_hung_video_holds_up_no_other(folder, plain):
     with DecoderPool(2, timeout_s=60) as pool:
         options = dict(clip_len=16, clip_stride=16, fps=15, tail="drop")
