@@ -11,7 +11,7 @@ from pipeline.errors import VtpError
 def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     """Row ranges [V, 2] of training videos, held-out rows [n], and how they were held out.
 
-    The val split's videos are held out; where there is none, the last fifth of each video, and of the clips before it
+    The val split's videos are held out; without a val split, the last fifth of each video, and of the clips before it
     those that share frames with it are left out.
     """
     ranges = np.stack([data.clips.offset[:-1], data.clips.offset[1:]], 1)

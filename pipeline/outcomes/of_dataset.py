@@ -72,7 +72,7 @@ def _describe(data: Embeddings, task: Task, labels: list[str], default: str, is_
 
 
 def _describe_own_prices(data: Embeddings) -> str:
-    """How many clips no task's prices reach, in words; empty where there are none."""
+    """The number of clips with prices of their own, in words; empty if no clip has any."""
     logs = data.logs
     given = [] if logs is None else [own for own in (logs.price_usd, logs.damage_usd) if own is not None]
     count = int(np.any(np.isfinite(given), axis=0).sum()) if given else 0

@@ -66,7 +66,7 @@ def learning_charts(
 
 
 def _column(metrics: pd.DataFrame, name: str) -> pd.Series:
-    """A column as floats, all NaN where there is none of that name."""
+    """A column as floats; all NaN if the table lacks it."""
     return metrics.get(name, pd.Series(np.nan, metrics.index)).astype(float)
 
 

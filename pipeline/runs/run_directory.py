@@ -84,7 +84,7 @@ class RunDirectory:
         return bool(earlier)
 
     def read_summary(self) -> dict[str, Any]:
-        """The summary of the latest evaluation; VtpError with the command that makes it where there is none."""
+        """The summary of the latest evaluation; if it is missing, VtpError with the command that makes it."""
         return self._read(self.summary, _json_mapping, self.evaluate_command)
 
     def read_steps(self) -> pd.DataFrame:

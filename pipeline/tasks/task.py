@@ -270,7 +270,7 @@ class Task(_Model):
         return (np.asarray(actions) - self.low) / (self.high - self.low)
 
     def in_scenario(self, name: str | None) -> Task:
-        """The task with the contexts of a scenario alone: by default the first one; VtpError where there is none."""
+        """The task with only the contexts of a scenario, by default the first; VtpError if it has no such scenario."""
         scenarios = {} if self.simulator is None else self.simulator.scenarios
         if not scenarios:
             if name is not None:

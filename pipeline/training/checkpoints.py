@@ -24,7 +24,7 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
 
 
 def newest(run: RunDirectory) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run, with a warning where it is the previous one; None where there is none.
+    """The newest whole checkpoint of a run, None before the first; logs a warning when it falls back to previous.pt.
 
     CorruptError where none is whole, UntrustedError where one would run code.
     """

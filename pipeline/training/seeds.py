@@ -109,7 +109,7 @@ def landed(cfg: TrainConfig) -> tuple[int, int]:
 
 
 def _episodes_done(metrics: Path) -> int:
-    """The episode of the last whole row; 0 where there is none."""
+    """The episode of the last whole row; 0 before the first row."""
     try:
         with open(metrics, "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
