@@ -91,6 +91,8 @@ def test_an_unknown_context_has_no_number(tmp_path):
         ("step,damage_usd\n0,inf\n", "labels-value"),
         ("step,propensity\n0,0\n", "labels-value"),
         ("step,propensity\n0,inf\n", "labels-value"),
+        ("step,propensity\n0,-0.5\n", "labels-value"),
+        ("step,propensity\n0,nan\n", "labels-value"),
         ("step,novel\n0,2\n", "labels-value"),
         ("step,context\n0,bolt\n", "labels-unknown-context"),
         ("step,attempts,errors\n0,2,3\n", "labels-more-errors-than-attempts"),
@@ -120,6 +122,54 @@ def test_what_is_wrong_is_said_with_its_place_rule_and_remedy(tmp_path):
     with raises("labels-unknown-context") as caught:
         read(tmp_path, "step,context\n0,plate\n", BINS)
     assert "bolt, gear, vial" in str(caught.value)
+
+
+WHOLE = "is not a whole number from 0 on; correct it, or leave it empty"
+WITHIN = "is not a number from 0.1 to 1.5; correct it, or leave it empty"
+ABOVE_0 = "is not a finite number above 0; correct it, or leave it empty"
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "said"),
+    [
+        ("attempts,errors", "2,3", "errors 3 in row 2 are more than its attempts 2; correct one of them"),
+        ("attempts", "-1", f"attempts '-1' in row 2 {WHOLE}"),
+        ("attempts", "1.5", f"attempts '1.5' in row 2 {WHOLE}"),
+        ("attempts", "nan", f"attempts 'nan' in row 2 {WHOLE}"),
+        ("attempts", "inf", f"attempts 'inf' in row 2 {WHOLE}"),
+        ("errors", "-2", f"errors '-2' in row 2 {WHOLE}"),
+        ("errors", "0.5", f"errors '0.5' in row 2 {WHOLE}"),
+        ("errors", "nan", f"errors 'nan' in row 2 {WHOLE}"),
+        ("speed", "nan", f"speed 'nan' in row 2 {WITHIN}"),
+        ("speed", "inf", f"speed 'inf' in row 2 {WITHIN}"),
+        ("speed", "-inf", f"speed '-inf' in row 2 {WITHIN}"),
+        ("speed", "1.51", f"speed '1.51' in row 2 {WITHIN}"),
+        ("speed", "0", f"speed '0' in row 2 {WITHIN}"),
+        ("propensity", "0", f"propensity '0' in row 2 {ABOVE_0}"),
+        ("propensity", "1e-400", f"propensity '1e-400' in row 2 {ABOVE_0}"),
+        ("propensity", "-0.5", f"propensity '-0.5' in row 2 {ABOVE_0}"),
+        ("propensity", "inf", f"propensity 'inf' in row 2 {ABOVE_0}"),
+        ("propensity", "nan", f"propensity 'nan' in row 2 {ABOVE_0}"),
+    ],
+)
+def test_a_bad_value_is_an_error_of_usage_before_anything_is_decoded(vtp, tmp_path, columns, row, said):
+    """There is no video: where one were opened, the extraction would end with another code."""
+    good = "," * columns.count(",")  # empty values are unknown
+    write(tmp_path / "l.csv", f"step,{columns}\n1,{good}\n0,{row}\n")
+    write(tmp_path / "m.csv", "path,labels,task\na.mp4,l.csv,bin-picking\n")
+    code, out, err = vtp("extract", "m.csv", "--out", "e.h5", "--weights", "random:0")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert f"labels {tmp_path / 'l.csv'}: {said}" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["l.csv", "m.csv"]
+
+
+def test_empty_values_are_unknown(tmp_path):
+    logs = read(tmp_path, "step,speed,grip,attempts,errors,propensity\n0,,,,,\n1,1,,,2,\n2,,7,3,,0.5\n", BINS)
+    nan = np.nan
+    np.testing.assert_array_equal(logs.actions, [[nan, nan], [1, nan], [nan, 7]])
+    np.testing.assert_array_equal(logs.attempts, [nan, nan, 3])
+    np.testing.assert_array_equal(logs.errors, [nan, 2, nan])
+    np.testing.assert_array_equal(logs.propensity, [nan, nan, 0.5])
 
 
 def test_bytes_that_are_no_text(tmp_path):

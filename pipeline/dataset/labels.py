@@ -65,11 +65,13 @@ def read_labels(path: Path, task: Task | None) -> Logs:
     """The logs of one video, in order of step: step i belongs to clip i.
 
     task: whose actions and contexts the labels have; None: none was named, and the labels are read as those of
-    dishwashing. An empty value is NaN, or "" for the context. In the file, `novel` may name the kind of novelty and is
-    empty for an ordinary clip: here that makes 1 and 0, with the names in `novel_kind`.
+    dishwashing. An empty value is unknown: NaN, or "" for the context. `propensity` is a density with respect to each
+    action's unit, or at a bound where actions were cut, the probability of the bound; of several actions the product.
+    In the file, `novel` may name the kind of novelty and is empty for an ordinary clip: here that makes 1 and 0, with
+    the names in `novel_kind`.
 
-    VtpError names the file, the column, the row (1 is the first below the header), the rule and the remedy; its code is
-    labels-missing, -unreadable, -unknown-column, -repeated-column, -no-step, -empty, -value, -step,
+    VtpError names the file, the column, the row (1 is the first below the header), the value, the rule and the remedy;
+    its code is labels-missing, -unreadable, -unknown-column, -repeated-column, -no-step, -empty, -value, -step,
     -more-errors-than-attempts, -unknown-context or -context-unnamed.
     """
     if task is not None:
@@ -110,7 +112,7 @@ def _read(path: Path, task: Task) -> Logs:
         columns["novel"], kinds = _novelty(columns["novel"])
     ranges = _RANGES | {name: _Range(action.low, action.high) for name, action in task.actions.items()}
     numbers = {
-        name: _numbers(texts, ranges[name], f"labels {path}: {name}")
+        name: _numbers(texts, ranges[name], f"labels {path}: {name}", may_be_unknown=name not in ("step", "novel"))
         for name, texts in columns.items()
         if name != "context"
     }
@@ -144,8 +146,8 @@ def _read(path: Path, task: Task) -> Logs:
     if (logs.errors > logs.attempts).any():
         step = int(np.argmax(logs.errors > logs.attempts))
         raise VtpError(
-            f"labels {path}: step {step} has more errors ({logs.errors[step]:g}) than attempts "
-            f"({logs.attempts[step]:g}); correct one of them",
+            f"labels {path}: errors {logs.errors[step]:.15g} in row {order[step] + 1} are more than its attempts "
+            f"{logs.attempts[step]:.15g}; correct one of them, or leave it empty",
             code="labels-more-errors-than-attempts",
         )
     return logs
@@ -187,13 +189,14 @@ def _novelty(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return ["1" if kind else text or "0" for text, kind in zip(texts, kinds, strict=True)], kinds
 
 
-def _numbers(texts: Sequence[str], allowed: _Range, where: str) -> np.ndarray:
+def _numbers(texts: Sequence[str], allowed: _Range, where: str, *, may_be_unknown: bool) -> np.ndarray:
     """The column as float64; empty values are NaN."""
     numbers = np.array([_number(text) for text in texts])
     wrong = np.array([text != "" for text in texts]) & ~allowed.has(numbers)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise VtpError(f"{where} {texts[row]!r} in row {row + 1} is not {allowed}; correct it", code="labels-value")
+        remedy = "correct it, or leave it empty if it is unknown" if may_be_unknown else "correct it"
+        raise VtpError(f"{where} {texts[row]!r} in row {row + 1} is not {allowed}; {remedy}", code="labels-value")
     return numbers
 
 
