@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
-from pipeline import dataset, encoders, extract
+from pipeline import dataset, encoders, extract, simulate
 from pipeline.config import ExtractConfig, SimulateConfig
-from pipeline.synthetic import simulate
 
 MEASURE_RSS = """
 import sys

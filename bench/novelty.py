@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import dataset, extract, synthetic
+from pipeline import dataset, extract, simulate, synthetic
 from pipeline.config import ExtractConfig, SimulateConfig, parse_seeds
 from pipeline.noise_gap.detection import rank_correlation
-from pipeline.synthetic import simulate
 from pipeline.tasks import load_task
 
 TASK, OTHER_TASK = "dishwashing", "bricklaying"

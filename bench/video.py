@@ -17,9 +17,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipeline import encoders, extract, train
+from pipeline import encoders, extract, simulate, train
 from pipeline.config import ExtractConfig, SimulateConfig, VideoTrainConfig
-from pipeline.synthetic import simulate
 
 VARIANTS = {"frozen": (False, True), "fine_tuned": (True, True), "fine_tuned_without_auxiliary": (True, False)}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, extract, report, train
+from pipeline import evaluate, extract, report, simulate, train
 from pipeline.config import (
     DemoConfig,
     ElasticityConfig,
@@ -24,7 +24,6 @@ from pipeline.errors import VtpError
 from pipeline.experiments import elasticity, frontier, spread, value
 from pipeline.files import write_json
 from pipeline.runs import RunDirectory
-from pipeline.synthetic import simulate
 
 # Many scenes rather than long ones: a policy has to meet kitchens that it has never seen. The quick one has too
 # few for the means of videos, which want many mixtures of dishes.

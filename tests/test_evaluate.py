@@ -10,14 +10,13 @@ import yaml
 from raising import raises
 from small_runs import embeddings_config, sim_config, write_embeddings, write_task
 
-from pipeline import dataset, encoders, evaluate, extract, synthetic, train, video
+from pipeline import dataset, encoders, evaluate, extract, simulate, synthetic, train, video
 from pipeline.config import EmbeddingsTrainConfig, EvaluateConfig, ExtractConfig, SimTrainConfig, SimulateConfig
 from pipeline.evaluate import evaluation
 from pipeline.evaluate.closed_loop import PixelObserver
 from pipeline.outcomes import SimulatedOutcomes
 from pipeline.rl import rollouts
 from pipeline.runs import PolicyMetadata, load_checkpoint, load_policy, save_checkpoint, summarise
-from pipeline.synthetic import simulate
 from pipeline.tasks import load_task
 
 

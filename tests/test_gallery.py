@@ -9,12 +9,11 @@ import pytest
 from factories import write_embeddings
 from PIL import Image
 
-from pipeline import dataset
+from pipeline import dataset, simulate
 from pipeline.config import SimulateConfig
 from pipeline.dataset.manifest import find_videos
 from pipeline.report.gallery import Gallery, read_gallery
 from pipeline.report.run_files import Missing
-from pipeline.synthetic import simulate
 
 
 @pytest.fixture

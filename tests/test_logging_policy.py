@@ -7,6 +7,7 @@ from raising import raises
 from scipy.special import ndtr
 from worlds import BRICKS, DISHES, FACES, PARTS, random_task
 
+from pipeline.config import SimulateConfig
 from pipeline.outcomes import LOGGERS, SimulatedOutcomes, logging_policy, oracle
 from pipeline.tasks import Task
 
@@ -166,6 +167,10 @@ def test_what_nobody_can_draw_has_none(name):
 
 
 # Bad names
+
+
+def test_the_settings_have_the_same_loggers():
+    assert set(LOGGERS) == set(SimulateConfig.model_fields["logger"].annotation.__args__)
 
 
 def test_an_unknown_logger():

@@ -8,13 +8,12 @@ import pytest
 from factories import write_embeddings
 from raising import raises
 
-from pipeline import dataset, noise_gap, novelty
+from pipeline import dataset, noise_gap, novelty, simulate
 from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
 from pipeline.dataset import manifest
 from pipeline.errors import CorruptError
 from pipeline.experiments import novelty_use as experiment
 from pipeline.noise_gap import blocks
-from pipeline.synthetic import simulate
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from raising import raises
 
-from pipeline import dataset, synthetic
+from pipeline import dataset, simulate, synthetic
 from pipeline.config import SimulateConfig
 from pipeline.dataset import manifest
-from pipeline.synthetic import simulate
+from pipeline.outcomes import logging_policy, simulate_logs
 from pipeline.synthetic.dynamics import Dynamics
 from pipeline.tasks import load_task, parse_task
 
@@ -41,7 +41,7 @@ def test_labels_join_the_manifest_and_the_frames(demos):
     assert rows["video_id"].tolist() == ["0000", "0001", "0002"] and calls == [(1, 3), (2, 3), (3, 3)]
     for row in rows.itertuples():
         labels = pd.read_csv(cfg.out / row.labels)
-        assert list(labels) == ["step", "context", "speed", "care", "attempts", "errors"]
+        assert list(labels) == ["step", "context", "speed", "care", "attempts", "errors", "propensity"]
         assert labels["step"].tolist() == [0, 1]
         with av.open(str(cfg.out / row.path)) as container:
             stream = container.streams.video[0]
@@ -67,6 +67,7 @@ def test_extraction_reads_what_was_written(demos):
         np.testing.assert_array_equal(logs.actions, explored[["speed", "care"]])
         np.testing.assert_array_equal(logs.attempts, explored["attempts"])
         np.testing.assert_array_equal(logs.errors, explored["errors"])
+        np.testing.assert_array_equal(logs.propensity, [1.0] * cfg.steps)
         shown = np.stack(list(simulate.film("dishes", explored, rng)))
         with av.open(str(entry.path)) as container:
             seen = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -188,6 +189,42 @@ def test_the_first_scenario_has_one_context(name):
 def test_bricklaying_is_filmed_too():
     frames = simulate.film("bricks", explored(0, steps=2, task="bricklaying"), np.random.default_rng(0))
     assert sum(1 for _ in frames) == 2 * synthetic.CLIP_LEN
+
+
+# Loggers
+
+
+@pytest.mark.parametrize("name", ["uniform", "human", "expert"])
+def test_labels_have_the_propensity_of_what_they_log(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate, "film", lambda *_: iter(np.zeros((16, 32, 32, 3), np.uint8)))
+    path = simulate.run(SimulateConfig(out=tmp_path / "demos", logger=name, videos=2, steps=19, novel=0.3))
+    assert f"logger: {name}\n" in (tmp_path / "demos/config.yaml").read_text()
+    task = load_task("dishwashing")
+    policy = logging_policy(name, task.in_scenario("mixed"))
+    for entry in manifest.find_videos(str(path)):
+        logs = dataset.read_labels(entry.labels, task)
+        expected = policy.propensity(logs.context_index(task), logs.actions)
+        expected[np.isin(logs.novel_kind, ["fast", "reversed"])] = np.nan  # whose actions nobody drew
+        np.testing.assert_array_equal(logs.propensity, expected)
+
+
+@pytest.mark.parametrize("name", ["human", "expert"])
+def test_rounding_moves_no_action_onto_a_bound_or_off_it(name):
+    """Of the bounds 0.123456 and 0.20001, which have more digits than labels."""
+    task = parse_task(MINE.replace("low: 0.2, high: 0.35", "low: 0.20001, high: 0.2003"), "mine.yaml")
+    policy, seeds = logging_policy(name, task), (np.random.default_rng(3) for _ in range(2))
+    logs = simulate_logs(task, policy, videos=1, steps=3000, rng=next(seeds))
+    labels = simulate.demonstrate(task, 3000, next(seeds), policy=policy)[["care", "speed"]].to_numpy()
+    for bound in (task.low, task.high):
+        np.testing.assert_array_equal(labels == bound, logs.actions[0] == bound)
+    assert ((task.low <= labels) & (labels <= task.high)).all() and (labels == task.high).any()
+
+
+def test_an_unknown_logger_is_refused(vtp, tmp_path):
+    code, out, err = vtp("simulate", "--logger", "robot")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert all(word in err for word in ("--logger robot", "'uniform'", "'human'", "'expert'"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Tasks of one's own

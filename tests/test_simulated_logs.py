@@ -4,6 +4,7 @@ from example_tasks import TASKS
 from raising import raises
 from worlds import DISHES, PARTS, PLATES
 
+from pipeline import simulate
 from pipeline.outcomes import LOGGERS, SimulatedOutcomes, expected_worth, logging_policy, simulate_logs
 from pipeline.tasks import Task
 
@@ -72,6 +73,19 @@ def test_an_expert_earns_more_than_others():
             logs = logs_of(task, name)
             profit[name] = expected_worth(model, logs.context, logs.actions).profit.mean()
         assert profit["expert"] > max(profit["uniform"], profit["human"]), profit
+
+
+@EVERY
+def test_rendered_demonstrations_have_the_same_logs(name):
+    """To four digits, as labels have them."""
+    policy = logging_policy(name, DISHES)
+    logs = logs_of(DISHES, name, videos=1, steps=60, seed=4)
+    labels = simulate.demonstrate(DISHES, 60, np.random.default_rng(4), policy=policy)
+    assert labels["context"].tolist() == [DISHES.context_names[index] for index in logs.context[0]]
+    np.testing.assert_allclose(labels[["speed", "care"]], logs.actions[0], atol=5.1e-5)
+    np.testing.assert_array_equal(labels["attempts"], logs.attempts[0])
+    np.testing.assert_array_equal(labels["errors"], logs.errors[0])
+    np.testing.assert_allclose(labels["propensity"], logs.propensity[0], rtol=3e-3)
 
 
 def test_the_same_seed_gives_the_same_logs():

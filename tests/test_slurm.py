@@ -15,7 +15,7 @@ import pytest
 import torch
 from raising import raises
 
-from pipeline import dataset, extract, train
+from pipeline import dataset, extract, simulate, train
 from pipeline.cluster import launch, slurm
 from pipeline.cluster.array import Task, report
 from pipeline.config import ExtractConfig, SimTrainConfig, SimulateConfig
@@ -23,7 +23,6 @@ from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extraction import shards
 from pipeline.files import make_folder
-from pipeline.synthetic import simulate
 from pipeline.training import seeds
 
 SCRIPTS = Path(__file__).parent / "slurm"

@@ -9,12 +9,11 @@ import torch
 from raising import raises
 from small_runs import assert_same_run, killed_after
 
-from pipeline import dataset, encoders, evaluate, extract, report, train, training
+from pipeline import dataset, encoders, evaluate, extract, report, simulate, train, training
 from pipeline.config import EvaluateConfig, ExtractConfig, ReportConfig, SimulateConfig, VideoTrainConfig
 from pipeline.dataset import rereading
 from pipeline.rl import sac
 from pipeline.runs import load_checkpoint, load_policy
-from pipeline.synthetic import simulate
 from pipeline.training.frame_cache import FrameCache, write_array
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]

@@ -64,11 +64,11 @@ def demo(cfg: DemoConfig, *, as_json: bool) -> None:
 
 @command(SimulateConfig)
 def simulate(cfg: SimulateConfig) -> None:
-    from pipeline.synthetic import simulate
+    from pipeline import simulate
 
     with progress("simulate") as advance:
         manifest = simulate.run(cfg, progress=advance)
-    print(f"wrote {cfg.videos} videos; next: vtp extract {manifest}")
+    print(f"wrote {cfg.videos} videos, actions chosen by logger {cfg.logger}; next: vtp extract {manifest}")
 
 
 @command(ExtractConfig, argument="source", as_json=True)

@@ -32,6 +32,12 @@ class SimulateConfig(Config):
     scenario: str | None = Field(
         None, description="Scenario of the task; by default mixed, or the task's first if it has no mixed."
     )
+    logger: Literal["uniform", "human", "expert"] = Field(
+        "uniform",
+        description="How the logged actions are chosen, each within its range. uniform: evenly; human: normally around "
+        "0.55 of the first action's range and 0.60 of every other (standard deviation 0.18 of it); expert: normally "
+        "around each context's best action (0.15).",
+    )
     val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
     novel: float = Field(0.0, ge=0, le=1, description="Share of the clips that show planted novelty, of six kinds.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed; the same seed gives the same bytes.")

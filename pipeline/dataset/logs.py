@@ -17,8 +17,9 @@ OPTIONAL_NUMBERS = ("price_usd", "damage_usd", "propensity")
 class Logs:
     """Logs of N clips in a task of A actions; NaN, or "" for text, where a value is unknown.
 
-    price_usd and damage_usd override those of the clip's context. propensity is the density with which the logged
-    action was chosen, in the actions' units. novel: 1 for a clip that shows something new, 0 for an ordinary one;
+    price_usd and damage_usd override those of the clip's context. propensity: that of the logged actions given the
+    context, a density with respect to each action's unit, or at a bound where actions were cut, the probability of the
+    bound; of several actions the product. novel: 1 for a clip that shows something new, 0 for an ordinary one;
     novel_kind names what is new. A field that no clip has is None.
     """
 

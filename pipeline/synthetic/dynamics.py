@@ -1,6 +1,6 @@
 """The simulator: what actions bring in each context of a task, by the formulas of its file, vectorised.
 
-Only this room and `outcomes/simulated` know it.
+Only `outcomes/simulated` knows it beside this room.
 """
 
 from __future__ import annotations

@@ -16,16 +16,14 @@ import pandas as pd
 from pipeline import processes, synthetic
 from pipeline.config import SimulateConfig
 from pipeline.files import atomic_path, make_folder, save_config
-from pipeline.synthetic import dynamics
-from pipeline.synthetic.dynamics import Dynamics
+from pipeline.outcomes import LoggingPolicy, SimulatedOutcomes, logging_policy, simulate_logs
 from pipeline.tasks import BUILT_IN, Task, load_task
 
 logger = logging.getLogger(__name__)
 
-# A demonstrator tries things out and keeps at each for a few steps: the marginals are uniform, corners included.
-KEEP_PROBABILITY = 0.5
 DEFAULT_SCENARIO = "mixed"
 TASK_FILE = "task.yaml"
+ACTION_DIGITS = 4  # of logged actions
 POOL_CLIPS = 40  # about two seconds of rendering; for less, starting processes is not worth while
 
 Progress = Callable[[int, int], None]
@@ -72,7 +70,7 @@ def simulated_task(cfg: SimulateConfig) -> Task:
         DEFAULT_SCENARIO if cfg.scenario is None and DEFAULT_SCENARIO in scenarios else cfg.scenario
     )
     synthetic.renderer_of(task)
-    _ = Dynamics(task).step_s  # it must have one
+    SimulatedOutcomes(task)  # VtpError if it has no simulator or no step_s
     return task
 
 
@@ -85,11 +83,12 @@ def _say_what_has_no_effect(cfg: SimulateConfig, num_val: int) -> None:
 
 def make_videos(cfg: SimulateConfig, task: Task, progress: Progress) -> None:
     """Make every video and its labels, on all processors where there is enough to do."""
+    policy = logging_policy(cfg.logger, task)
     streams = np.random.SeedSequence(cfg.seed).spawn(cfg.videos)
     num_workers = min(processes.num_processors(), cfg.videos)
     if num_workers == 1 or cfg.videos * cfg.steps < POOL_CLIPS:
         for index, stream in enumerate(streams):
-            make_video(cfg, task, index, stream)
+            make_video(cfg, task, policy, index, stream)
             progress(index + 1, cfg.videos)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads or a progress bar's can hang
@@ -97,7 +96,9 @@ def make_videos(cfg: SimulateConfig, task: Task, progress: Progress) -> None:
     with ProcessPoolExecutor(num_workers, spawn, _start_worker, (stop,)) as pool:
         try:
             with processes.no_ctrl_c():  # the workers start here and inherit this: Ctrl-C is the parent's to handle
-                videos = [pool.submit(make_video, cfg, task, index, stream) for index, stream in enumerate(streams)]
+                videos = [
+                    pool.submit(make_video, cfg, task, policy, index, stream) for index, stream in enumerate(streams)
+                ]
             for done, video in enumerate(as_completed(videos), 1):
                 video.result()
                 progress(done, cfg.videos)
@@ -107,10 +108,12 @@ def make_videos(cfg: SimulateConfig, task: Task, progress: Progress) -> None:
             raise
 
 
-def make_video(cfg: SimulateConfig, task: Task, index: int, stream: np.random.SeedSequence) -> None:
+def make_video(
+    cfg: SimulateConfig, task: Task, policy: LoggingPolicy, index: int, stream: np.random.SeedSequence
+) -> None:
     """Write OUT/videos/INDEX.mp4 and OUT/labels/INDEX.csv of one episode."""
     rng = np.random.default_rng(stream)
-    labels = demonstrate(task, cfg.steps, rng)
+    labels = demonstrate(task, cfg.steps, rng, policy=policy)
     if cfg.novel > 0:
         labels = plant(task, labels, index, cfg.novel, rng)
     frames = film(synthetic.renderer_of(task), labels, rng)
@@ -128,21 +131,36 @@ def _start_worker(stop: Event) -> None:
     processes.end_with_parent()
 
 
-def demonstrate(task: Task, steps: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Step labels of one exploratory episode: step, context (unless it has no name), the actions, attempts, errors."""
-    simulator, num_contexts = Dynamics(task), len(task.contexts)
-    context, unit = dynamics.initial_context(num_contexts, 1, rng), rng.random(task.num_actions)
-    rows = []
-    for step in range(steps):
-        actions = task.from_unit(unit)
-        attempts, errors = simulator.sample(*simulator(context, actions[None]), rng)
-        logged = np.clip(actions.round(4), task.low, task.high).tolist()
-        rows.append((step, task.context_names[context[0]], *logged, int(attempts[0]), int(errors[0])))
-        context = dynamics.next_context(num_contexts, context, rng)
-        if rng.random() >= KEEP_PROBABILITY:
-            unit = rng.random(task.num_actions)
-    labels = pd.DataFrame(rows, columns=["step", "context", *task.actions, "attempts", "errors"])
+def demonstrate(
+    task: Task, steps: int, rng: np.random.Generator, *, policy: LoggingPolicy | None = None
+) -> pd.DataFrame:
+    """Step labels of one episode: step, context (unless it has no name), the actions, attempts, errors, propensity.
+
+    policy: chooses the actions; by default the uniform one.
+    """
+    policy = policy or logging_policy("uniform", task)
+    logs = simulate_logs(task, policy, videos=1, steps=steps, rng=rng)
+    context, actions = logs.context[0], _rounded(logs.actions[0], policy)
+    labels = pd.DataFrame(
+        {
+            "step": np.arange(steps),
+            "context": [task.context_names[index] for index in context],
+            **dict(zip(task.actions, actions.T, strict=True)),
+            "attempts": logs.attempts[0],
+            "errors": logs.errors[0],
+            "propensity": policy.propensity(context, actions),  # of the actions as they are logged
+        }
+    )
     return labels.drop(columns="context") if task.is_unnamed else labels
+
+
+def _rounded(actions: np.ndarray, policy: LoggingPolicy) -> np.ndarray:
+    """Actions [n, A] as they are logged. Where draws are cut, rounding moves none onto a bound or off it."""
+    rounded = np.clip(actions.round(ACTION_DIGITS), policy.low, policy.high)
+    if not policy.is_cut:
+        return rounded
+    meets_bound = np.any([one == bound for one in (actions, rounded) for bound in (policy.low, policy.high)], axis=0)
+    return np.where(meets_bound, actions, rounded)
 
 
 def planted(videos: int, steps: int, share: float) -> int:
@@ -168,7 +186,8 @@ def plant(task: Task, labels: pd.DataFrame, index: int, share: float, rng: np.ra
     }
     # What comes of washing something that the simulator does not know is not known either.
     outcomes = {name: labels[name].astype("Int64").mask(novel != "") for name in ("attempts", "errors")}
-    return labels.assign(**changed, **outcomes, novel=novel)
+    propensity = labels["propensity"].mask(np.isin(novel, ("fast", "reversed")))  # whose actions nobody drew
+    return labels.assign(**changed, **outcomes, propensity=propensity, novel=novel)
 
 
 def film(renderer: str, labels: pd.DataFrame, rng: np.random.Generator) -> Iterator[np.ndarray]:
