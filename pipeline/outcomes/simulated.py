@@ -8,15 +8,14 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.errors import VtpError
-from pipeline.outcomes.model import OutcomeModel, Outcomes, Terms
+from pipeline.outcomes.model import Outcomes
 from pipeline.outcomes.optimum import MAX_CORNERS
+from pipeline.outcomes.priced_rows import PricedRows
 from pipeline.synthetic import dynamics
 from pipeline.tasks import Task
 
-STEP_DIGITS = 3  # of seconds: clips of one length differ by rounding, as their ends are times in the video
 
-
-class SimulatedOutcomes(OutcomeModel):
+class SimulatedOutcomes(PricedRows):
     """Rows [N] whose contexts are known; by default a row is a context of the task, as in the simulator itself.
 
     price_usd, damage_usd: [N] a row's own, NaN where the task's hold. step_s: [N] seconds of work, where the task
@@ -35,44 +34,17 @@ class SimulatedOutcomes(OutcomeModel):
         description: str = "",
     ):
         self._dynamics = dynamics.Dynamics(task)
-        self._task, self._is_labelled = task, is_labelled
-        self._context = np.arange(len(task.contexts)) if context is None else context
-        self._own_price, self._own_damage, self._own_step_s = price_usd, damage_usd, step_s
-        self._price = _own_or_else(price_usd, task.price_usd[self._context])
-        self._damage = _own_or_else(damage_usd, task.damage_usd[self._context])
-        if task.step_s is not None:
-            self._step_s = np.full(len(self._context), task.step_s)
-        else:
-            self._step_s = np.full(len(self._context), self._dynamics.step_s) if step_s is None else step_s
-        self._description = description or f"simulator, {task}"
-
-    @property
-    def task(self) -> Task:
-        return self._task
-
-    @property
-    def description(self) -> str:
-        return self._description
-
-    @property
-    def is_labelled(self) -> bool:
-        return self._is_labelled
-
-    @property
-    def context(self) -> np.ndarray:
-        return self._context
-
-    @cached_property
-    def _kinds(self) -> np.ndarray:
-        step_s = np.round(self._step_s, STEP_DIGITS)
-        columns = np.stack([self._context, self._price, self._damage, step_s], 1)
-        return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
-
-    def kind(self, rows: np.ndarray) -> np.ndarray:
-        return self._kinds[rows]
-
-    def terms(self, rows: np.ndarray) -> Terms:
-        return Terms(self._price[rows], self._damage[rows], self._step_s[rows])
+        self._given_step_s = step_s
+        context = np.arange(len(task.contexts)) if context is None else context
+        super().__init__(
+            task,
+            context,
+            price_usd=price_usd,
+            damage_usd=damage_usd,
+            step_s=self._dynamics.step_s if task.step_s is not None or step_s is None else step_s,
+            is_labelled=is_labelled,
+            description=description or f"simulator, {task}",
+        )
 
     def expected(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
         rate, p_err = self._rates(rows, actions)
@@ -108,7 +80,7 @@ class SimulatedOutcomes(OutcomeModel):
 
     def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> SimulatedOutcomes:
         return SimulatedOutcomes(
-            task, self._context, price_usd=price_usd, damage_usd=damage_usd, step_s=self._own_step_s,
+            task, self._context, price_usd=price_usd, damage_usd=damage_usd, step_s=self._given_step_s,
             is_labelled=self._is_labelled, description=self._description,
         )  # fmt: skip
 
@@ -146,7 +118,3 @@ class SimulatedOutcomes(OutcomeModel):
     def next_rows(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The contexts that follow."""
         return dynamics.next_context(len(self._context), rows, rng)
-
-
-def _own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:
-    return usual if own is None else np.where(np.isnan(own), usual, own)

@@ -1,0 +1,72 @@
+"""Rows of an outcome model and what steps on them are priced by: what every outcome model has."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.outcomes.model import OutcomeModel, Terms
+from pipeline.tasks import Task
+
+STEP_DIGITS = 3  # of seconds: clips of one length differ by rounding, as their ends are times in the video
+
+
+class PricedRows(OutcomeModel):
+    """Rows [N] of known contexts, with the task's prices or their own.
+
+    price_usd, damage_usd: [N] a row's own, NaN where the task's hold. step_s: [N] seconds of work, or those of all.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        context: np.ndarray,
+        *,
+        price_usd: np.ndarray | None,
+        damage_usd: np.ndarray | None,
+        step_s: np.ndarray | float,
+        is_labelled: bool,
+        description: str,
+    ):
+        self._task, self._context = task, context
+        self._own_price, self._own_damage = price_usd, damage_usd
+        self._price = _own_or_else(price_usd, task.price_usd[context])
+        self._damage = _own_or_else(damage_usd, task.damage_usd[context])
+        self._step_s = np.broadcast_to(step_s, len(context))
+        self._is_labelled, self._description = is_labelled, description
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    def description(self) -> str:
+        return self._description
+
+    @property
+    def is_labelled(self) -> bool:
+        return self._is_labelled
+
+    @property
+    def context(self) -> np.ndarray:
+        return self._context
+
+    def _alike(self) -> np.ndarray:
+        """Columns [N, n] that are equal where actions bring the same."""
+        return self._context[:, None]
+
+    @cached_property
+    def _kinds(self) -> np.ndarray:
+        columns = np.column_stack([self._alike(), self._price, self._damage, np.round(self._step_s, STEP_DIGITS)])
+        return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
+
+    def kind(self, rows: np.ndarray) -> np.ndarray:
+        return self._kinds[rows]
+
+    def terms(self, rows: np.ndarray) -> Terms:
+        return Terms(self._price[rows], self._damage[rows], self._step_s[rows])
+
+
+def _own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:
+    return usual if own is None else np.where(np.isnan(own), usual, own)
