@@ -1,14 +1,19 @@
-"""What actions bring: the protocol, the simulator behind it, its logs, and the best that can be done."""
+"""What actions bring: the protocol, the simulator, what logs teach, and the best that can be done."""
 
+from pipeline.outcomes.learned import Caution, LearnedOutcomes
+from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.logging_policy import LOGGERS, LoggingPolicy, logging_policy
 from pipeline.outcomes.model import OutcomeModel, Outcomes, Terms, expected_worth, step_value, step_worth
-from pipeline.outcomes.of_dataset import outcomes_of
+from pipeline.outcomes.of_dataset import clip_contexts, learned_from, logged_steps, outcomes_of, what_logs_lack
 from pipeline.outcomes.optimum import Reference, best_action, blind, oracle
 from pipeline.outcomes.simulated import SimulatedOutcomes
 from pipeline.outcomes.simulated_logs import SimulatedLogs, simulate_logs
 
 __all__ = [
     "LOGGERS",
+    "Caution",
+    "LearnedOutcomes",
+    "LoggedSteps",
     "LoggingPolicy",
     "OutcomeModel",
     "Outcomes",
@@ -18,11 +23,15 @@ __all__ = [
     "Terms",
     "best_action",
     "blind",
+    "clip_contexts",
     "expected_worth",
+    "learned_from",
+    "logged_steps",
     "logging_policy",
     "oracle",
     "outcomes_of",
     "simulate_logs",
     "step_value",
     "step_worth",
+    "what_logs_lack",
 ]

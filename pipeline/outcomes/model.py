@@ -62,6 +62,9 @@ class OutcomeModel(Protocol):
     def sample_coupled(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, draws: int) -> Outcomes:
         """`draws` samples [draws, n] of steps on rows [n]; with equal generators like actions meet like luck."""
 
+    def penalty(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """What a policy in training pays, in $/h, for actions whose outcomes are not well known."""
+
     def with_task(self, task: Task) -> OutcomeModel:
         """The same work at another task's prices and costs; what actions bring stays as it is."""
 

@@ -2,23 +2,139 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import numpy as np
 
-from pipeline.dataset import Embeddings
+from pipeline.dataset import Embeddings, Logs, video_of
 from pipeline.dataset.labels import DEFAULT_TASK
 from pipeline.errors import VtpError
+from pipeline.outcomes.clip_groups import clip_groups
+from pipeline.outcomes.learned import SECONDS_PER_MINUTE, LearnedOutcomes
+from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.simulated import SimulatedOutcomes
 from pipeline.tasks import Task, load_task, repriced
 
+Kind = Literal["auto", "logged", "simulator"]
 
-def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcomes:
-    """The simulator of the data set's task, with each clip's labelled context; its rows are the clips.
+
+class ClipContexts(NamedTuple):
+    """What the clips of a data set show, and what steps on them are priced by."""
+
+    task: Task  # with the contexts that the clips are of
+    context: np.ndarray  # [N] number of the task's context
+    price_usd: np.ndarray | None  # [N] a clip's own, NaN where the task's holds
+    damage_usd: np.ndarray | None
+    step_s: np.ndarray  # [N] length of the clip
+    is_labelled: bool
+    described: str  # the task, how contexts are known, clips with prices of their own
+
+
+def outcomes_of(
+    data: Embeddings, priced: str | None = None, kind: Kind = "auto", rows: np.ndarray | None = None
+) -> LearnedOutcomes | SimulatedOutcomes:
+    """What actions bring on the clips of a data set, which are the model's rows.
+
+    kind: `logged`, learned from what the labels say was done and what came of it; `simulator`, the task's simulator by
+    each clip's labelled context; `auto`, the former where there are such labels, else the latter where the task has a
+    simulator. The description says which, and why. priced: task whose prices and costs replace the recorded ones.
+    rows: [n] clips whose logs may be learned from; default all.
 
     Where no clip has a label, every clip is in the first context of the task's first scenario, which is only a guess
-    where the task has several; where the data set has no task, it is dishwashing. The description says so.
+    where the task has several; where the data set has no task, it is dishwashing.
 
-    priced: task whose prices and costs replace the recorded ones.
+    VtpError where there are neither logs nor a simulator (outcomes-unknown), or not what `kind` asks for
+    (outcomes-not-logged, task-no-simulator).
     """
+    clips = clip_contexts(data, priced)
+    missing = what_logs_lack(data, clips.task)
+    if kind == "logged" and missing:
+        raise VtpError(
+            f"outcomes cannot be learned from the labels: {missing}; log them, or use --outcomes simulator where the "
+            "task has one",
+            code="outcomes-not-logged",
+        )
+    if kind == "simulator" or missing:
+        if clips.task.simulator is None and kind == "auto":
+            raise VtpError(
+                f"nothing says what actions bring: {missing}, and task {clips.task.name} has no simulator; give labels "
+                f"with the columns {', '.join((*clips.task.actions, 'attempts', 'errors'))}, or a simulator in the "
+                "task's file, see docs/tasks.md",
+                code="outcomes-unknown",
+            )
+        why = f" ({missing})" if missing and kind == "auto" and data.logs is not None else ""
+        return SimulatedOutcomes(
+            clips.task,
+            clips.context,
+            price_usd=clips.price_usd,
+            damage_usd=clips.damage_usd,
+            step_s=clips.step_s,
+            is_labelled=clips.is_labelled,
+            description=f"simulator{why}, {clips.described}",
+        )
+    return learned_from(data, clips, rows)
+
+
+def learned_from(data: Embeddings, clips: ClipContexts, rows: np.ndarray | None = None) -> LearnedOutcomes:
+    """Outcomes learned from the logs of clips `rows` [n], default all."""
+    steps = logged_steps(data, clips.task, clips.context, rows)
+    step_s = clips.step_s if clips.task.step_s is None else np.full(data.num_clips, clips.task.step_s)
+    minutes = step_s[steps.rows] / SECONDS_PER_MINUTE
+    group = clip_groups(clips.task, clips.context, data.embeddings, steps, minutes)
+    return LearnedOutcomes(
+        clips.task,
+        clips.context,
+        group,
+        steps,
+        price_usd=clips.price_usd,
+        damage_usd=clips.damage_usd,
+        step_s=step_s,
+        is_labelled=clips.is_labelled,
+        description=f"learned from {steps.num_steps:,} logged steps of {steps.num_videos} videos, {clips.described}",
+    )
+
+
+def logged_steps(data: Embeddings, task: Task, context: np.ndarray, rows: np.ndarray | None = None) -> LoggedSteps:
+    """The logged steps of clips `rows` [n], default all: those whose actions, attempts and errors are all known.
+
+    context: [N] of every clip.
+    """
+    logs = data.logs
+    assert logs is not None
+    rows = np.arange(data.num_clips) if rows is None else np.asarray(rows)
+    rows = rows[_is_logged(logs)[rows]]
+    propensity = None if logs.propensity is None else logs.propensity[rows]
+    if propensity is not None and np.isnan(propensity).any():
+        propensity = None
+    return LoggedSteps(
+        rows,
+        context[rows],
+        logs.actions[rows],
+        logs.attempts[rows],
+        logs.errors[rows],
+        video_of(data, rows),
+        propensity,
+    )
+
+
+def what_logs_lack(data: Embeddings, task: Task) -> str:
+    """Why outcomes cannot be learned from the data set's labels; empty where they can."""
+    logs = data.logs
+    if logs is None:
+        return "the clips have no labels"
+    named = zip(task.actions, logs.actions.T, strict=True)
+    columns = [*named, ("attempts", logs.attempts), ("errors", logs.errors)]
+    if absent := [name for name, column in columns if np.isnan(column).all()]:
+        return f"the labels have no {' and no '.join(absent)}"
+    return "" if _is_logged(logs).any() else "no clip's labels have all of the actions, attempts and errors"
+
+
+def _is_logged(logs: Logs) -> np.ndarray:
+    return np.isfinite(np.column_stack([logs.actions, logs.attempts, logs.errors])).all(1)
+
+
+def clip_contexts(data: Embeddings, priced: str | None = None) -> ClipContexts:
+    """What the clips show, by their labels; see `outcomes_of`."""
     whole = data.task or load_task(DEFAULT_TASK)
     if priced is not None:
         whole = _repriced(data, whole, priced)
@@ -33,16 +149,16 @@ def outcomes_of(data: Embeddings, priced: str | None = None) -> SimulatedOutcome
             code="labels-unknown-context",
         )
     task = whole.of_contexts(set(names.tolist()))
-    index = {name: k for k, name in enumerate(task.context_names)}
+    number = {name: k for k, name in enumerate(task.context_names)}
     is_labelled = logs is not None and (len(whole.contexts) == 1 or any(labels))
-    return SimulatedOutcomes(
+    return ClipContexts(
         task,
-        np.array([index[name] for name in names.tolist()]),
-        price_usd=None if logs is None else logs.price_usd,
-        damage_usd=None if logs is None else logs.damage_usd,
-        step_s=data.clips.end_s - data.clips.start_s,
-        is_labelled=is_labelled,
-        description=_describe(data, whole, labels, default, is_labelled),
+        np.array([number[name] for name in names.tolist()]),
+        None if logs is None else logs.price_usd,
+        None if logs is None else logs.damage_usd,
+        data.clips.end_s - data.clips.start_s,
+        is_labelled,
+        _describe(data, whole, labels, default, is_labelled),
     )
 
 
@@ -63,12 +179,12 @@ def _describe(data: Embeddings, task: Task, labels: list[str], default: str, is_
     name = task.name if data.task is not None else f"{task.name} (the data set names no task)"
     own = _describe_own_prices(data)
     if not is_labelled:
-        return f"simulator, {name}; the clips have no labels, so every one is treated as {default}{own}"
+        return f"{name}; the clips have no labels, so every one is treated as {default}{own}"
     if len(task.contexts) == 1:
-        return f"simulator, {name}{own}"
+        return f"{name}{own}"
     unlabelled = sum(not label for label in labels)
     missing = f" ({unlabelled} of {len(labels)} have none and are treated as {default})" if unlabelled else ""
-    return f"simulator, {name} with each clip's labelled context{missing}{own}"
+    return f"{name} with each clip's labelled context{missing}{own}"
 
 
 def _describe_own_prices(data: Embeddings) -> str:

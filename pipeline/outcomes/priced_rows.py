@@ -67,6 +67,9 @@ class PricedRows(OutcomeModel):
     def terms(self, rows: np.ndarray) -> Terms:
         return Terms(self._price[rows], self._damage[rows], self._step_s[rows])
 
+    def penalty(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return np.zeros(np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1]))
+
 
 def _own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:
     return usual if own is None else np.where(np.isnan(own), usual, own)

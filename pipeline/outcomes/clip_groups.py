@@ -1,0 +1,59 @@
+"""Groups of clips on which actions bring the like: contexts, or clusters of what clips look like where none is named."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.cluster.vq import kmeans2
+from scipy.spatial.distance import cdist
+
+from pipeline.outcomes.fitting import folds_of, held_out
+from pipeline.outcomes.logged import LoggedSteps
+from pipeline.outcomes.surfaces import Basis, Counts, Prior
+from pipeline.tasks import Task
+
+NUM_CLUSTERS = (2, 4, 8)
+WORTH_IT = 3.0  # nats of held-out likelihood that more clusters must gain
+PRIOR = Prior(3.0)
+
+
+def clip_groups(
+    task: Task, context: np.ndarray, embeddings: np.ndarray, steps: LoggedSteps, minutes: np.ndarray
+) -> np.ndarray:
+    """The group of every clip, [N] integers.
+
+    With several contexts these are the groups. In a task of a single one, clips are clustered by their embeddings
+    [N, 128], in as many clusters as foretell the outcomes of held-out videos best; one where none does. minutes: [n]
+    of each logged step.
+    """
+    if len(task.contexts) > 1:
+        return context
+    best = np.zeros(len(context), np.int64)
+    score = _score(task, best, steps, minutes)
+    for count in NUM_CLUSTERS:
+        clusters = _clusters(embeddings, steps.rows, count)
+        if (found := _score(task, clusters, steps, minutes)) > score + WORTH_IT:
+            best, score = clusters, found
+    return best
+
+
+def _clusters(embeddings: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    seen = embeddings[rows].astype(float)
+    centres, label = kmeans2(seen, min(count, len(seen)), minit="++", seed=np.random.default_rng(count))
+    used = centres[np.unique(label)]
+    return cdist(embeddings, used).argmin(1)
+
+
+def _score(task: Task, group: np.ndarray, steps: LoggedSteps, minutes: np.ndarray) -> float:
+    """Log likelihood of the outcomes of held-out videos."""
+    unit, folds, score = task.to_unit(steps.actions), folds_of(steps.video), 0.0
+    tried = steps.attempts > 0
+    for name, which, count, exposure in (
+        ("attempts", np.full(len(tried), True), steps.attempts, minutes),
+        ("errors", tried, steps.errors, steps.attempts),
+    ):
+        basis = Basis([getattr(action, name) for action in task.actions.values()])
+        counts = Counts(
+            basis(unit), group[steps.rows], int(group.max()) + 1, count, exposure, is_binomial=name == "errors"
+        ).take(which)
+        score += held_out(basis, counts, folds[which], PRIOR).sum()
+    return float(score)

@@ -1,0 +1,213 @@
+"""Outcomes learned from logs: expected attempts and errors of any action on a clip, and how sure they are."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from pipeline import econ
+from pipeline.errors import VtpError
+from pipeline.outcomes.fitting import bootstraps, fit_head
+from pipeline.outcomes.logged import LoggedSteps
+from pipeline.outcomes.model import Outcomes
+from pipeline.outcomes.priced_rows import PricedRows
+from pipeline.outcomes.surfaces import HIGHEST_PROBABILITY, Counts
+from pipeline.tasks import SECONDS_PER_HOUR, Task
+from pipeline.tasks.task import Direction
+
+SECONDS_PER_MINUTE = 60.0
+MEMBERS = 32
+REACH = 0.1  # of the unit box: how far a logged action tells of others
+ENOUGH = 10.0  # like logged steps, at which an action is as much known as not
+MOST_REMEMBERED = 500  # logged actions a group, by which support is computed
+AT_ONCE = 2_000_000  # numbers
+
+
+class Caution(NamedTuple):
+    """What a policy that learns from logs pays for leaving what they tell.
+
+    kappa: US dollars per dollar of the ensemble's standard deviation of profit. unsupported: share of the human wage,
+    for an action like which none was logged.
+    """
+
+    kappa: float = 0.0
+    unsupported: float = 0.0
+
+
+class LearnedOutcomes(PricedRows):
+    """Rows are the clips of a data set; what actions bring on them is fitted to logged steps.
+
+    An ensemble of M members, each fitted to a bootstrap of videos: attempts are Poisson with the step's duration as
+    exposure, or negative binomial where the logs vary more, and errors binomial given attempts. `expected` is the
+    ensemble's mean.
+
+    group: [N] of each clip, its context or a cluster of what it looks like; groups share what they have in common.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        context: np.ndarray,
+        group: np.ndarray,
+        steps: LoggedSteps,
+        *,
+        price_usd: np.ndarray | None = None,
+        damage_usd: np.ndarray | None = None,
+        step_s: np.ndarray | float,
+        is_labelled: bool = True,
+        description: str = "",
+        members: int = MEMBERS,
+        seed: int = 0,
+    ):
+        description = description or f"learned from {steps.num_steps} logged steps, {task}"
+        super().__init__(
+            task, context, price_usd=price_usd, damage_usd=damage_usd, step_s=step_s, is_labelled=is_labelled,
+            description=description,
+        )  # fmt: skip
+        if steps.num_videos < 2:
+            raise VtpError(
+                f"{steps.num_videos} logged videos cannot tell chance from cause, as the steps of one hang together; log "
+                "two at least",
+                code="logs-too-few-videos",
+            )
+        self.steps, self._group = steps, group
+        self.caution = Caution()
+        rng = np.random.default_rng([seed, steps.num_steps])
+        unit, num_groups = task.to_unit(steps.actions), int(group.max()) + 1
+        weights = bootstraps(steps.video, members, rng)
+        no_causes = np.empty((steps.num_steps, 0))
+        minutes = self._step_s[steps.rows] / SECONDS_PER_MINUTE
+        counts = Counts(no_causes, group[steps.rows], num_groups, steps.attempts, minutes)
+        self.attempts_head = fit_head("attempts", unit, counts, steps.video, self._directions("attempts"), weights, rng)
+        tried = steps.attempts > 0
+        counts = Counts(no_causes, counts.group, num_groups, steps.errors, steps.attempts, is_binomial=True).take(tried)
+        self.errors_head = fit_head(
+            "errors", unit[tried], counts, steps.video[tried], self._directions("errors"), weights[:, tried], rng
+        )
+        self._remembered, self._remembered_as = _remembered(unit, group[steps.rows], num_groups, rng)
+
+    def _directions(self, name: str) -> dict[str, Direction | None]:
+        return {action: getattr(about, name) for action, about in self._task.actions.items()}
+
+    def _alike(self) -> np.ndarray:
+        return np.column_stack([self._context, self._group])
+
+    @property
+    def num_members(self) -> int:
+        return len(self.attempts_head.surfaces)
+
+    @property
+    def contradicted(self) -> tuple[str, ...]:
+        """Directions that the task declares and the logs speak against."""
+        return self.attempts_head.contradicted + self.errors_head.contradicted
+
+    def of_members(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
+        """Expected attempts and errors of one step, by each member: [M, ...]."""
+        shape = np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1])
+        flat_rows = np.broadcast_to(rows, shape).reshape(-1)
+        unit = self._task.to_unit(
+            np.broadcast_to(actions, (*shape, self._task.num_actions)).reshape(len(flat_rows), -1)
+        )
+        unit, group = np.clip(unit, 0, 1), self._group[flat_rows]
+        attempts = self.attempts_head.rates(group, unit) * (self._step_s[flat_rows] / SECONDS_PER_MINUTE)
+        errors = attempts * np.minimum(self.errors_head.rates(group, unit), HIGHEST_PROBABILITY)
+        return Outcomes(attempts.reshape(-1, *shape), errors.reshape(-1, *shape))
+
+    def expected(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
+        attempts, errors = self.of_members(rows, actions)
+        return Outcomes(attempts.mean(0), errors.mean(0))
+
+    def profit_of_members(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Expected profit in $/h by each member, [M, ...]."""
+        terms, outcomes = self.terms(rows), self.of_members(rows, actions)
+        value = econ.step_value(outcomes.attempts, outcomes.errors, terms.price_usd, terms.damage_usd)
+        return value * (SECONDS_PER_HOUR / terms.step_s) - self._task.total_costs_usd_per_hour
+
+    def support(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """How many logged steps of the rows' groups had an action like these, each counted by its nearness."""
+        shape = np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1])
+        group = self._group[np.broadcast_to(rows, shape).reshape(-1)]
+        unit = self._task.to_unit(np.broadcast_to(actions, (*shape, self._task.num_actions)).reshape(len(group), -1))
+        support = np.zeros(len(group))
+        for one in np.unique(group):
+            which, logged = np.flatnonzero(group == one), self._remembered[one]
+            for part in np.array_split(which, max(1, len(which) * len(logged) // AT_ONCE)):
+                apart = (((unit[part, None] - logged) / REACH) ** 2).sum(-1)
+                support[part] = np.exp(-0.5 * apart).sum(1) * self._remembered_as[one]
+        return support.reshape(shape)
+
+    def penalty(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        penalty = np.zeros(np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1]))
+        if self.caution.kappa > 0:
+            penalty += self.caution.kappa * self.profit_of_members(rows, actions).std(0)
+        if self.caution.unsupported > 0:
+            unknown = ENOUGH / (ENOUGH + self.support(rows, actions))
+            penalty += self.caution.unsupported * self._task.human_wage_usd * unknown
+        return penalty
+
+    def sample(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> Outcomes:
+        attempts, errors = self.expected(rows, actions)
+        dispersion = self.attempts_head.dispersion
+        mean = attempts if dispersion == 0 else attempts * rng.gamma(1 / dispersion, dispersion, attempts.shape)
+        counted = rng.poisson(mean)
+        return Outcomes(counted, rng.binomial(counted, _share(errors, attempts)))
+
+    def sample_coupled(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, draws: int) -> Outcomes:
+        attempts, errors = self.expected(rows, actions)
+        dispersion = self.attempts_head.dispersion
+        uniform = rng.random((2, draws, *attempts.shape))
+        if dispersion == 0:
+            counted = scipy.stats.poisson.ppf(uniform[0], attempts)
+        else:
+            counted = scipy.stats.nbinom.ppf(uniform[0], 1 / dispersion, 1 / (1 + dispersion * attempts))
+        failed = scipy.stats.binom.ppf(uniform[1], counted, _share(errors, attempts))
+        return Outcomes(counted.astype(np.int64), np.maximum(failed, 0).astype(np.int64))
+
+    def with_caution(self, caution: Caution) -> LearnedOutcomes:
+        """The same outcomes, whose `penalty` is of this caution."""
+        other = copy.copy(self)
+        other.caution = caution
+        return other
+
+    def with_task(self, task: Task) -> LearnedOutcomes:
+        if task.context_names != self._task.context_names:
+            raise VtpError(
+                f"task {task} has other contexts than {self._task}; name one with the same", code="task-other-contexts"
+            )
+        return self._priced(task, self._own_price, self._own_damage)
+
+    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> LearnedOutcomes:
+        own_price, own_damage = (
+            None if own is None else factor * own
+            for own, factor in ((self._own_price, price), (self._own_damage, damage))
+        )
+        return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
+
+    def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> LearnedOutcomes:
+        other = copy.copy(self)
+        other.__dict__.pop("_kinds", None)
+        PricedRows.__init__(
+            other, task, self._context, price_usd=price_usd, damage_usd=damage_usd, step_s=self._step_s,
+            is_labelled=self._is_labelled, description=self._description,
+        )  # fmt: skip
+        return other
+
+
+def _share(errors: np.ndarray, attempts: np.ndarray) -> np.ndarray:
+    return np.clip(np.divide(errors, attempts, out=np.zeros_like(errors), where=attempts > 0), 0, 1)
+
+
+def _remembered(
+    unit: np.ndarray, group: np.ndarray, num_groups: int, rng: np.random.Generator
+) -> tuple[list[np.ndarray], list[float]]:
+    """Logged actions [n, A] of each group, not too many, and how many logged ones each stands for."""
+    actions, stand_for = [], []
+    for one in range(num_groups):
+        mine = unit[group == one]
+        kept = mine if len(mine) <= MOST_REMEMBERED else rng.choice(mine, MOST_REMEMBERED, replace=False)
+        actions.append(kept)
+        stand_for.append(len(mine) / max(len(kept), 1))
+    return actions, stand_for

@@ -1,0 +1,224 @@
+"""Rates over the box of actions, one surface a group of clips, fitted to counts with what the groups share.
+
+A rate is a sum of causes that cannot be negative: a background, and one for each cell of a grid, which is a product of
+one Bernstein polynomial per action. Where an action is declared to raise or to lower the rate, its polynomials are
+cumulated, so that every cause, and with them the rate, goes in that direction (Curtis and Ghosh 2011, 'A variable
+selection approach to monotonic regression with Bernstein polynomials'). A group's causes are drawn around what all
+groups share: gamma distributions, whose shape says how far groups differ. Fitted by expectation maximisation, as
+non-negative factorisations are (Lee and Seung 2001; Cemgil 2009 for the gamma priors).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.tasks.task import Direction
+
+# Degree of the polynomials of each action, by the number of actions; of more actions 1.
+MONOTONE_DEGREE = {1: 8, 2: 4, 3: 3, 4: 2}
+FREE_DEGREE = {1: 10, 2: 6, 3: 4, 4: 3}
+ROUNDS = 150  # of expectation maximisation
+MARGIN_PRIOR = 0.3  # counts that each polynomial's prior is worth
+LEVEL_PRIOR = 1.0  # counts that the prior of a group's level is worth
+BACKGROUND_PRIOR = 0.2  # counts
+PRIOR_SPREAD = 1.0  # of the logarithm of an ensemble member's own priors
+TINY = 1e-12
+HIGHEST_PROBABILITY = 1 - 1e-6
+
+
+class Basis:
+    """Causes at actions of the unit box: the background, then the cells.
+
+    directions: of each action, `rises`, `falls` or None where it is not declared.
+    """
+
+    def __init__(self, directions: Sequence[Direction | None]):
+        self.directions = tuple(directions)
+        count = len(self.directions)
+        self.shape = tuple(
+            1 + (FREE_DEGREE if direction is None else MONOTONE_DEGREE).get(count, 1) for direction in self.directions
+        )
+        self.cells = np.stack(np.unravel_index(np.arange(math.prod(self.shape)), self.shape))  # [A, B]
+
+    def __call__(self, unit: np.ndarray) -> np.ndarray:
+        """Actions [n, A] in the unit box → causes [n, 1 + B], in [0, 1]."""
+        causes = np.ones((len(unit), 1))
+        for index, direction in enumerate(self.directions):
+            factor = _polynomials(unit[:, index], self.shape[index] - 1, direction)
+            causes = (causes[:, :, None] * factor[:, None, :]).reshape(len(unit), -1)
+        return np.concatenate([np.ones((len(unit), 1)), causes], axis=1)
+
+
+def _polynomials(unit: np.ndarray, degree: int, direction: Direction | None) -> np.ndarray:
+    """Bernstein polynomials [n, degree + 1], summed up where they are to rise or to fall."""
+    powers = np.arange(degree + 1)
+    ways = np.array([math.comb(degree, k) for k in powers], float)
+    chance = ways * unit[:, None] ** powers * (1 - unit[:, None]) ** (degree - powers)
+    if direction == "rises":
+        return np.cumsum(chance[:, ::-1], axis=1)[:, ::-1]  # of at least k successes in `degree` trials
+    if direction == "falls":
+        return np.cumsum(chance, axis=1)
+    return chance
+
+
+class Prior(NamedTuple):
+    """How groups of clips hang together.
+
+    shape: of the gamma distributions that a group's causes are drawn from, in counts; the more, the more alike groups
+    are. is_product: the causes that all share are one product of the actions' effects, or else any mixture of cells.
+    """
+
+    shape: float
+    is_product: bool = True
+
+
+@dataclass(frozen=True)
+class Counts:
+    """N counts whose rates are to be found.
+
+    With is_binomial `count` is of `exposure` trials, and the rate a probability; else it is Poisson with the mean
+    exposure · rate, or, with a dispersion d above 0, negative binomial with the variance mean + d · mean².
+    """
+
+    causes: np.ndarray  # [N, 1 + B]
+    group: np.ndarray  # [N]
+    num_groups: int
+    count: np.ndarray  # [N]
+    exposure: np.ndarray  # [N]
+    is_binomial: bool = False
+    dispersion: float = 0.0
+
+    def take(self, which: np.ndarray) -> Counts:
+        return Counts(
+            self.causes[which], self.group[which], self.num_groups, self.count[which], self.exposure[which],
+            self.is_binomial, self.dispersion,
+        )  # fmt: skip
+
+    def rates(self, surfaces: np.ndarray) -> np.ndarray:
+        """The rates [..., N] of surfaces [..., G, 1 + B]."""
+        rates = np.empty((*surfaces.shape[:-2], len(self.group)))
+        for group, which in self.members():
+            rates[..., which] = surfaces[..., group, :] @ self.causes[which].T
+        return np.minimum(rates, HIGHEST_PROBABILITY) if self.is_binomial else rates
+
+    def members(self) -> list[tuple[int, np.ndarray]]:
+        """The groups that have counts, and which those are."""
+        return [(int(group), np.flatnonzero(self.group == group)) for group in np.unique(self.group)]
+
+    def log_likelihood(self, surfaces: np.ndarray) -> np.ndarray:
+        """Of each count [..., N], up to what does not depend on the surfaces."""
+        rate = np.maximum(self.rates(surfaces), TINY)
+        if self.is_binomial:
+            return self.count * np.log(rate) + (self.exposure - self.count) * np.log1p(-rate)
+        mean = self.exposure * rate
+        if self.dispersion == 0:
+            return self.count * np.log(mean) - mean
+        return self.count * np.log(mean) - (self.count + 1 / self.dispersion) * np.log1p(self.dispersion * mean)
+
+
+def fit(
+    basis: Basis, counts: Counts, weights: np.ndarray, prior: Prior, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Surfaces [M, G, 1 + B]: the causes' sizes in each group, for M sets of weights [M, N] of the counts.
+
+    With a generator, each is a member of an ensemble: it has priors of its own, so that members differ where counts
+    say nothing (Osband et al. 2018, 'Randomized prior functions'), and is drawn from what the counts leave open.
+    """
+    num_sets, num_causes = len(weights), counts.causes.shape[1]
+    groups = [
+        (group, counts.causes[which], weights[:, which], counts.count[which], counts.exposure[which])
+        for group, which in counts.members()
+    ]
+    shared = _Shared(basis, counts, weights, prior, rng)
+    mean = shared.mean()
+    surfaces = mean.copy()
+    found = exposed = np.zeros_like(mean)
+    for _ in range(ROUNDS):
+        found, exposed = np.zeros((2, num_sets, counts.num_groups, num_causes))
+        for group, causes, weight, count, exposure in groups:
+            rate = np.maximum(surfaces[:, group] @ causes.T, TINY)
+            if counts.is_binomial:
+                rate = np.minimum(rate, HIGHEST_PROBABILITY)
+                exposure = (exposure - count) / (1 - rate)
+            elif counts.dispersion > 0:
+                weight = weight / (1 + counts.dispersion * exposure * rate)  # as its variance exceeds Poisson's
+            found[:, group] = surfaces[:, group] * ((weight * count / rate) @ causes)
+            exposed[:, group] = (weight * exposure) @ causes
+        shared.update(found, exposed)
+        mean = shared.mean()
+        surfaces = (prior.shape + found) / (prior.shape / mean + exposed)
+    if rng is None:
+        return surfaces
+    known = np.maximum(found[:, :, 1:].sum(2), 0) + LEVEL_PRIOR
+    mean = mean * (rng.gamma(known) / known)[:, :, None]
+    return rng.gamma(prior.shape + found) / (prior.shape / np.maximum(mean, TINY) + exposed)
+
+
+class _Shared:
+    """What all groups share: the size of each cell and of the background, and each group's level, [M] of them."""
+
+    def __init__(
+        self, basis: Basis, counts: Counts, weights: np.ndarray, prior: Prior, rng: np.random.Generator | None
+    ):
+        self._basis, self._prior = basis, prior
+        num_sets, num_groups, num_cells = len(weights), counts.num_groups, counts.causes.shape[1] - 1
+        rate = ((weights * counts.count).sum(1) + 0.5) / (weights * counts.exposure).sum(1)
+        usual = counts.causes[:, 1:].mean()  # of a cell, so that cells and background begin with half the rate each
+
+        def own(*shape: int) -> np.ndarray:
+            return np.ones(shape) if rng is None else np.exp(PRIOR_SPREAD * rng.standard_normal(shape))
+
+        def margin(size: int) -> np.ndarray:
+            return np.full((num_sets, size), 1 / size) if rng is None else rng.dirichlet(np.ones(size), num_sets)
+
+        self._level = np.repeat((rate / (2 * usual))[:, None], num_groups, axis=1)  # [M, G]
+        self._own_level = own(num_sets, num_groups)
+        self._background = np.full(num_sets, usual)  # [M], as a multiple of the level
+        self._prior_background = usual * own(num_sets)
+        self._prior_margins = [margin(size) for size in (basis.shape if prior.is_product else (num_cells,))]
+        self._margins = [prior_margin.copy() for prior_margin in self._prior_margins]  # [M, n] of each action
+
+    def _cells(self, without: int | None = None) -> np.ndarray:
+        """The size of each cell [M, B] at level 1, without the effect of one of the actions."""
+        if not self._prior.is_product:
+            return self._margins[0] if without is None else np.ones_like(self._margins[0])
+        cells = np.ones((len(self._level), self._basis.cells.shape[1]))
+        for index, margin in enumerate(self._margins):
+            if index != without:
+                cells *= margin[:, self._basis.cells[index]]
+        return cells
+
+    def mean(self) -> np.ndarray:
+        """Prior means [M, G, 1 + B] of the groups' causes."""
+        sizes = np.concatenate([self._background[:, None], self._cells()], axis=1)
+        return np.maximum(self._level[:, :, None] * sizes[:, None], TINY)
+
+    def update(self, found: np.ndarray, exposed: np.ndarray) -> None:
+        """Move towards counts `found` of each cause and its exposure, both [M, G, 1 + B].
+
+        A group tells the less of what all share the more freely its causes vary around it.
+        """
+        mean = self.mean()
+        told = self._prior.shape / (self._prior.shape + mean * exposed)
+        found, exposed = found * told, exposed * told
+        usual = self._own_level * self._level.mean(axis=1, keepdims=True)
+        level = (found.sum(2) + LEVEL_PRIOR) / ((mean * exposed).sum(2) / self._level + LEVEL_PRIOR / usual)
+        self._background = (found[:, :, 0].sum(1) + BACKGROUND_PRIOR) / (
+            (self._level * exposed[:, :, 0]).sum(1) + BACKGROUND_PRIOR / self._prior_background
+        )
+        margins = []
+        for index, prior in enumerate(self._prior_margins):
+            expected = (self._level[:, :, None] * self._cells(without=index)[:, None] * exposed[:, :, 1:]).sum(1)
+            size = prior.shape[1]
+            cell = self._basis.cells[index] if self._prior.is_product else np.arange(size)
+            is_of = (cell[:, None] == np.arange(size)).astype(float)  # [B, n]
+            margin = (found[:, :, 1:].sum(1) @ is_of + MARGIN_PRIOR * prior * size) / (
+                expected @ is_of + MARGIN_PRIOR * size
+            )
+            margins.append(margin / margin.sum(1, keepdims=True))
+        self._level, self._margins = level, margins
