@@ -21,7 +21,7 @@ from pipeline.dataset.novelty_file import (
     write_novelty,
 )
 from pipeline.dataset.part_file import PART_SCHEMA_VERSION, Part, read_part, write_part
-from pipeline.dataset.splits import split_rows, video_of
+from pipeline.dataset.splits import split_rows, train_rows, video_of
 
 __all__ = [
     "BLOCK_BYTES",
@@ -45,6 +45,7 @@ __all__ = [
     "read_part",
     "read_rows",
     "split_rows",
+    "train_rows",
     "video_of",
     "write_embeddings",
     "write_measures",

@@ -42,6 +42,12 @@ def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     return train, rows, "the last fifth of each video (there are not both train and val videos)"
 
 
+def train_rows(data: Embeddings) -> np.ndarray:
+    """The rows [n] of the clips that training may see."""
+    videos, _, _ = split_rows(data)
+    return np.concatenate([np.arange(start, end) for start, end in videos])
+
+
 def video_of(data: Embeddings, rows: np.ndarray) -> np.ndarray:
     """The video [n] of each clip."""
     return np.searchsorted(data.offset, rows, side="right") - 1

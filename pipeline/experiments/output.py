@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path, make_folder, write_json
-from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, outcomes_of
-from pipeline.runs import RunDirectory, load_embeddings, load_metadata
+from pipeline.outcomes import OutcomeModel, SimulatedOutcomes
+from pipeline.runs import RunDirectory, load_metadata, load_outcomes
 from pipeline.tasks import task_from_text
 
 COLOURS = {
@@ -84,9 +84,8 @@ def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:
         task = task.priced_as(task_from_text(json.dumps(summary["task_definition"]), str(run.summary)))
     if validation in ("simulator", "closed loop from pixels"):
         model: OutcomeModel = SimulatedOutcomes(task)
-    elif validation == "held-out clips":
-        clips, _ = metadata.of_clips()
-        model = outcomes_of(load_embeddings(clips)).with_task(task)
+    elif validation in ("held-out clips", "held-out logs"):
+        model = load_outcomes(metadata).with_task(task)
     else:
         raise VtpError(
             f"{run.summary} is of validation {validation!r}, of which no outcomes are known; make it again with: "

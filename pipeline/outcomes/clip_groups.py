@@ -1,4 +1,4 @@
-"""Groups of clips on which actions bring the like: contexts, or clusters of what clips look like where none is named."""
+"""Groups of clips on which actions bring the like: contexts, or where none is named clusters of their embeddings."""
 
 from __future__ import annotations
 

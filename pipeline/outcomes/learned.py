@@ -69,8 +69,8 @@ class LearnedOutcomes(PricedRows):
         )  # fmt: skip
         if steps.num_videos < 2:
             raise VtpError(
-                f"{steps.num_videos} logged videos cannot tell chance from cause, as the steps of one hang together; log "
-                "two at least",
+                f"{steps.num_videos} logged videos cannot tell chance from cause, as the steps of one hang together; "
+                "log two at least",
                 code="logs-too-few-videos",
             )
         self.steps, self._group = steps, group

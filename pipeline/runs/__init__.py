@@ -8,6 +8,7 @@ from pipeline.runs.loading import (
     check_weights,
     load_embeddings,
     load_metadata,
+    load_outcomes,
     load_policy,
     observed,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "load_checkpoint",
     "load_embeddings",
     "load_metadata",
+    "load_outcomes",
     "load_policy",
     "observed",
     "save_checkpoint",

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import dataset, encoders
 from pipeline.errors import CorruptError, VtpError
+from pipeline.outcomes import LearnedOutcomes, SimulatedOutcomes, outcomes_of
 from pipeline.rl.envs import SimEnv
 from pipeline.rl.sac import Agent
 from pipeline.runs.checkpoint_file import load_checkpoint
@@ -140,6 +141,18 @@ def load_embeddings(clips: ClipInputs) -> dataset.Embeddings:
             code="embeddings-differ",
         )
     return data
+
+
+def load_outcomes(metadata: PolicyMetadata) -> LearnedOutcomes | SimulatedOutcomes:
+    """The outcome model that a policy was trained on; its rows are clips, or contexts of the simulator.
+
+    Where it was learned, it is learned again from the logs of the same clips, which gives the same model.
+    """
+    if metadata.source == "sim":
+        return SimulatedOutcomes(metadata.task)
+    clips, _ = metadata.of_clips()
+    data = load_embeddings(clips)
+    return outcomes_of(data, kind=metadata.outcomes, rows=dataset.train_rows(data)).with_task(metadata.task)
 
 
 def observed(data: dataset.Embeddings, centre: list[float] | None) -> np.ndarray:

@@ -15,6 +15,7 @@ from pipeline.tasks import Task
 
 METADATA_VERSION = 2  # version 1 was an untyped dictionary, with the built-in tasks by name
 SourceKind = Literal["sim", "embeddings", "video"]
+OutcomesKind = Literal["logged", "simulator"]
 
 
 class _Plain(BaseModel):
@@ -60,12 +61,16 @@ class _Described(_Plain):
     outcome_model: str
     is_labelled: bool
     provenance: dict[str, str | int | float]
+    outcomes: OutcomesKind = "simulator"  # of a checkpoint that does not say
     clips: ClipInputs | None = None
 
 
 @dataclass(frozen=True)
 class PolicyMetadata:
-    """The metadata of a checkpoint. clips and projector: of a policy on embeddings or video."""
+    """The metadata of a checkpoint. clips and projector: of a policy on embeddings or video.
+
+    outcomes: whether what actions bring was learned from the training clips' logs, or simulated.
+    """
 
     source: SourceKind
     task: Task
@@ -73,6 +78,7 @@ class PolicyMetadata:
     outcome_model: str
     is_labelled: bool
     provenance: dict[str, str | int | float]
+    outcomes: OutcomesKind = "simulator"
     clips: ClipInputs | None = None
     projector: Projector | None = None
 
@@ -81,7 +87,7 @@ class PolicyMetadata:
         described = _Described(
             version=METADATA_VERSION, source=self.source, task=self.task, seed=self.seed,
             outcome_model=self.outcome_model, is_labelled=self.is_labelled, provenance=self.provenance,
-            clips=self.clips,
+            outcomes=self.outcomes, clips=self.clips,
         )  # fmt: skip
         projector = None
         if self.projector is not None:
