@@ -27,6 +27,7 @@ MARGIN_PRIOR = 0.3  # counts that each polynomial's prior is worth
 LEVEL_PRIOR = 1.0  # counts that the prior of a group's level is worth
 BACKGROUND_PRIOR = 0.2  # counts
 PRIOR_SPREAD = 1.0  # of the logarithm of an ensemble member's own priors
+MOST_WEIGHT = 50.0  # of a trial that fails almost surely, as its variance vanishes
 TINY = 1e-12
 HIGHEST_PROBABILITY = 1 - 1e-6
 
@@ -143,8 +144,7 @@ def fit(
         for group, causes, weight, count, exposure in groups:
             rate = np.maximum(surfaces[:, group] @ causes.T, TINY)
             if counts.is_binomial:
-                rate = np.minimum(rate, HIGHEST_PROBABILITY)
-                exposure = (exposure - count) / (1 - rate)
+                weight = weight / np.maximum(1 - rate, 1 / MOST_WEIGHT)  # as its variance is below Poisson's
             elif counts.dispersion > 0:
                 weight = weight / (1 + counts.dispersion * exposure * rate)  # as its variance exceeds Poisson's
             found[:, group] = surfaces[:, group] * ((weight * count / rate) @ causes)
@@ -167,7 +167,8 @@ class _Shared:
     ):
         self._basis, self._prior = basis, prior
         num_sets, num_groups, num_cells = len(weights), counts.num_groups, counts.causes.shape[1] - 1
-        rate = ((weights * counts.count).sum(1) + 0.5) / (weights * counts.exposure).sum(1)
+        exposure = (weights * counts.exposure).sum(1)
+        rate = ((weights * counts.count).sum(1) + 0.5) / np.where(exposure > 0, exposure, counts.exposure.sum())
         usual = counts.causes[:, 1:].mean()  # of a cell, so that cells and background begin with half the rate each
 
         def own(*shape: int) -> np.ndarray:
@@ -206,19 +207,22 @@ class _Shared:
         mean = self.mean()
         told = self._prior.shape / (self._prior.shape + mean * exposed)
         found, exposed = found * told, exposed * told
-        usual = self._own_level * self._level.mean(axis=1, keepdims=True)
-        level = (found.sum(2) + LEVEL_PRIOR) / ((mean * exposed).sum(2) / self._level + LEVEL_PRIOR / usual)
+        expected = (mean * exposed).sum(2)  # [M, G]
+        # A group counts for the usual level as far as it is known: one without counts has no level but its prior.
+        known = np.maximum(expected / (expected + LEVEL_PRIOR), TINY)
+        usual = self._own_level * ((known * self._level).sum(1) / known.sum(1))[:, None]
+        level = (found.sum(2) + LEVEL_PRIOR) / (expected / self._level + LEVEL_PRIOR / usual)
         self._background = (found[:, :, 0].sum(1) + BACKGROUND_PRIOR) / (
             (self._level * exposed[:, :, 0]).sum(1) + BACKGROUND_PRIOR / self._prior_background
         )
         margins = []
         for index, prior in enumerate(self._prior_margins):
-            expected = (self._level[:, :, None] * self._cells(without=index)[:, None] * exposed[:, :, 1:]).sum(1)
+            others = (self._level[:, :, None] * self._cells(without=index)[:, None] * exposed[:, :, 1:]).sum(1)
             size = prior.shape[1]
             cell = self._basis.cells[index] if self._prior.is_product else np.arange(size)
             is_of = (cell[:, None] == np.arange(size)).astype(float)  # [B, n]
             margin = (found[:, :, 1:].sum(1) @ is_of + MARGIN_PRIOR * prior * size) / (
-                expected @ is_of + MARGIN_PRIOR * size
+                others @ is_of + MARGIN_PRIOR * size
             )
             margins.append(margin / margin.sum(1, keepdims=True))
         self._level, self._margins = level, margins
