@@ -22,11 +22,12 @@ COMMANDS = {
     "extract": config.ExtractConfig,
     "merge": config.MergeConfig,
     "doctor": config.DoctorConfig,
+    "logs": config.LogsConfig,
     "train": TRAIN,
     "evaluate": config.EvaluateConfig,
     "report": config.ReportConfig,
 }
-POSITIONAL = {"source": "extract", "out": "merge, doctor", "run": "evaluate, report"}
+POSITIONAL = {"source": "extract", "embeddings": "logs", "out": "merge, doctor", "run": "evaluate, report"}
 
 
 @pytest.fixture

@@ -44,6 +44,16 @@ CASES = {
             "next: vtp train",
         ),
     ),
+    "logs": Case(
+        "logs {data}",
+        (
+            r"error rate.*earned \$/h",
+            r"\d+ logged steps of 5 videos",
+            "◆ best action",
+            "What can be learned",
+            "What to log next",
+        ),
+    ),
     "train": Case(
         "train --source sim --episodes 4 --num-envs 4 --warmup-steps 100 --out new",
         (*SUMMARY, "next: vtp evaluate new"),

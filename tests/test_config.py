@@ -15,7 +15,10 @@ TRAIN = {
     "video": config.VideoTrainConfig,
 }
 STAGES = [model for model in MODELS if model is not config.Config]
-REQUIRED = {"source": "videos", "run": "runs/x", "runs": ["runs/x", "runs/y"], "to": "onnx", "policy": "runs/x"}
+REQUIRED = {
+    "source": "videos", "run": "runs/x", "runs": ["runs/x", "runs/y"], "to": "onnx", "policy": "runs/x",
+    "embeddings": "e.h5",
+}  # fmt: skip
 
 
 def build(model, /, **values):

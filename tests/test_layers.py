@@ -12,7 +12,7 @@ LAYERS = (  # a room imports from rooms above its own line only
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic"},
     {"extraction", "noise_gap", "outcomes"},
-    {"simulate", "extract", "novelty", "rl"},
+    {"simulate", "extract", "novelty", "rl", "survey"},
     {"runs", "doctor"},
     {"training", "evaluate", "policy"},
     {"train", "experiments"},

@@ -33,6 +33,7 @@ from pipeline.config import (
     DoctorConfig,
     EvaluateConfig,
     ExtractConfig,
+    LogsConfig,
     MergeConfig,
     NoveltyConfig,
     PolicyExportConfig,
@@ -140,6 +141,19 @@ def novelty(cfg: NoveltyConfig, *, as_json: bool) -> None:
     if "detection" in result:
         print_detection(result)
     print(f"next: vtp train --source embeddings --embeddings {cfg.embeddings}")
+
+
+@command(LogsConfig, argument="embeddings", as_json=True)
+def logs(cfg: LogsConfig, *, as_json: bool) -> None:
+    from pipeline import survey
+    from pipeline.cli.show_logs import print_survey
+
+    with progress("logs") as advance:
+        found = survey.run(cfg, progress=advance)
+    if as_json:
+        print_json(survey.as_json(found))
+    else:
+        print_survey(found)
 
 
 @command(TrainConfig, as_json=True)

@@ -1,4 +1,4 @@
-"""What a run is worth: experiments, pages, and the demo of all stages."""
+"""What logs hold, and what a run is worth: experiments, pages, and the demo of all stages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import MAX_SEED, Config
+
+
+class LogsConfig(Config):
+    """Show what the logs of a data set hold, what can be learned from them, and what to log next."""
+
+    embeddings: Path = Field(description="Embeddings file, with labels.")
+    task: str | None = Field(
+        None,
+        description="Task file or name whose prices, wage, costs and error target replace the recorded ones; "
+        "by default none.",
+    )
+    steps: int = Field(
+        100, ge=10, le=100_000, description="Steps that could be logged in one place next: what to log is ranked by it."
+    )
 
 
 class FrontierConfig(Config):

@@ -1,0 +1,152 @@
+"""A survey of a data set's logs: what they hold, what they teach, and what to log next, as numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import LogsConfig
+from pipeline.dataset import Embeddings, read_embeddings
+from pipeline.errors import VtpError
+from pipeline.outcomes import LoggedSteps, Terms, learned_from, logged_steps, what_logs_lack
+from pipeline.outcomes.of_dataset import ClipContexts, clip_contexts
+from pipeline.survey.best_actions import Learned, best_of_contexts, learned
+from pipeline.survey.holdings import Holdings, holdings
+from pipeline.survey.next_steps import Suggestion, suggestions
+from pipeline.survey.remarks import Remark, remarks
+
+CANNOT_LEARN = ("logs-too-few-videos", "logs-no-attempts")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class LogSurvey:
+    """What is known of a data set's logs; its fields are the keys of `vtp logs --json`.
+
+    embeddings: where the data set lies. actions: bounds of each. steps_by_split: logged steps by the split of their
+    video. all: of all contexts together. learned: None where nothing can be learned, which cannot_learn says why.
+    next: what to log next, the most valuable first.
+    """
+
+    embeddings: str
+    task: str
+    outcome_model: str
+    actions: dict[str, list[float]]
+    steps_by_split: dict[str, int]
+    has_propensity: bool
+    all: Holdings
+    contexts: dict[str, Holdings]
+    learned: Learned | None
+    cannot_learn: str
+    next: list[Suggestion]
+    remarks: list[Remark]
+
+
+def run(cfg: LogsConfig, progress: Progress = lambda done, total, text: None) -> LogSurvey:
+    """Survey the logs of an embeddings file; VtpError where its labels are no logs."""
+    progress(0, 1, f"reading {cfg.embeddings}")
+    data = read_embeddings(cfg.embeddings)
+    return survey(data, clip_contexts(data, cfg.task), cfg.embeddings, budget=cfg.steps, progress=progress)
+
+
+def survey(
+    data: Embeddings,
+    clips: ClipContexts,
+    where: Path,
+    *,
+    rows: np.ndarray | None = None,
+    budget: int = LogsConfig.model_fields["steps"].default,
+    progress: Progress = lambda done, total, text: None,
+) -> LogSurvey:
+    """Survey the logs of clips `rows` [n], default all. where: of the file. budget: steps that could be logged next.
+
+    VtpError with the code logs-missing where the labels lack what makes a log.
+    """
+    task = clips.task
+    if missing := what_logs_lack(data, task):
+        columns = ", ".join((*task.actions, "attempts", "errors"))
+        raise VtpError(
+            f"{where} has no logs: {missing}; say in the labels what was done and what came of it (columns {columns}, "
+            "see manifests/README.md), and extract again",
+            code="logs-missing",
+        )
+    steps = logged_steps(data, task, clips.context, rows)
+    if steps.num_steps == 0:
+        raise VtpError(f"{where} has no logs of these clips; log some of them", code="logs-missing")
+    contexts = _contexts(clips, steps, np.arange(data.num_clips) if rows is None else rows, _terms(data, clips))
+    everything = contexts.pop("")
+    progress(0, 1 + len(contexts), f"learning from {steps.num_steps:,} steps")
+    found, wanted, cannot, description = None, [], "", ""
+    try:
+        model = learned_from(data, clips, rows)
+    except VtpError as error:
+        if error.code not in CANNOT_LEARN:
+            raise
+        cannot = str(error)
+    else:
+        description = model.description
+        names = iter(range(1, len(task.contexts) + 1))
+        bests = best_of_contexts(model, lambda name: progress(next(names), 1 + len(contexts), f"best action of {name}"))
+        found, wanted = learned(model, bests), suggestions(model, bests, budget)
+    progress(1 + len(contexts), 1 + len(contexts), "")
+    absent = [name for name in (data.task or task).contexts if name not in contexts]
+    return LogSurvey(
+        embeddings=str(where),
+        task=str(task),
+        outcome_model=description,
+        actions={name: [action.low, action.high] for name, action in task.actions.items()},
+        steps_by_split=dict(Counter(np.array(data.videos.split)[steps.video].tolist())),
+        has_propensity=steps.propensity is not None,
+        all=everything,
+        contexts=contexts,
+        learned=found,
+        cannot_learn=cannot,
+        next=wanted,
+        remarks=remarks(task, everything, contexts, found, absent=absent),
+    )
+
+
+def _contexts(clips: ClipContexts, steps: LoggedSteps, rows: np.ndarray, terms: Terms) -> dict[str, Holdings]:
+    """What was logged of each context that the clips `rows` show, and under "" of all. terms: of every clip."""
+
+    def of(which: np.ndarray, num_clips: int) -> Holdings:
+        some = steps.take(which)
+        priced = Terms(*(values[some.rows] for values in terms))
+        return holdings(clips.task, some, priced, clips=num_clips, all_clips=len(rows))
+
+    found = {"": of(np.full(steps.num_steps, True), len(rows))}
+    for number, name in enumerate(clips.task.context_names):
+        if num_clips := int(np.count_nonzero(clips.context[rows] == number)):
+            found[name] = of(steps.context == number, num_clips)
+    return found
+
+
+def _terms(data: Embeddings, clips: ClipContexts) -> Terms:
+    """What steps on the clips [N] are priced by, as outcome models price them; here for logs that teach nothing too."""
+    task = clips.task
+
+    def own_or(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:
+        return usual if own is None else np.where(np.isnan(own), usual, own)
+
+    return Terms(
+        own_or(clips.price_usd, task.price_usd[clips.context]),
+        own_or(clips.damage_usd, task.damage_usd[clips.context]),
+        clips.step_s if task.step_s is None else np.full(data.num_clips, task.step_s),
+    )
+
+
+def as_json(value: Any) -> Any:
+    """A survey, or a part of it, as plain values: dictionaries, lists, texts and numbers."""
+    if is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {name: as_json(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(one) for one in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
