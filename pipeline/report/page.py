@@ -19,6 +19,7 @@ from pipeline.report.experiment_sections import Experiments, read_experiments, v
 from pipeline.report.figures import Bar, Chart, Download
 from pipeline.report.gallery import Gallery, read_gallery
 from pipeline.report.headline import Tile
+from pipeline.report.logs_section import LogsSection, read_logs
 from pipeline.report.run_files import FAILURES, Failure, Missing, RunFiles
 from pipeline.report.summary_figures import ContextFigures, finite, read_axes, read_contexts
 from pipeline.report.tables import Table
@@ -56,6 +57,7 @@ class Page:
     economics: Rows
     economics_download: Download | None
     experiments: Experiments
+    logs: LogsSection | None
     gallery: Gallery | None
     failures: list[Failure] | None
     failures_name: str
@@ -112,6 +114,9 @@ def build_page(files: RunFiles) -> Page:
     gallery = read_gallery(files.config, weights_from=None if novelty.startswith("none") else novelty or None)
     if isinstance(gallery, Missing):
         missing["gallery"], gallery = gallery, None
+    logs = read_logs(run, files.config)
+    if isinstance(logs, Missing):
+        missing["logs"], logs = logs, None
 
     learning, absent = learning_charts(files.metrics, files.validations, numbers, axes)
     if absent:
@@ -152,6 +157,7 @@ def build_page(files: RunFiles) -> Page:
         if economics
         else None,
         experiments=experiments,
+        logs=logs,
         gallery=gallery,
         failures=files.failures,
         failures_name=FAILURES,

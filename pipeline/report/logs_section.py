@@ -1,0 +1,239 @@
+"""The logs that a policy learned from: what they hold, what they teach, and what to log next, as a part of the page."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.dataset import train_rows
+from pipeline.errors import VtpError
+from pipeline.outcomes import clip_contexts
+from pipeline.report import figures
+from pipeline.report.figures import SIZE, Chart, Tick
+from pipeline.report.run_files import Missing
+from pipeline.report.summary_figures import SHOWN, ActionAxis, capitalised, title_of
+from pipeline.report.tables import Cell, Table, cell
+from pipeline.report.words import DASH, number, number_tick, percent, usd
+from pipeline.runs import RunDirectory, load_embeddings, load_metadata
+from pipeline.survey import CoverageMap, Holdings, Learnable, LogSurvey, plain_words, survey
+
+SHADES = 5
+MOST_MAPS = 6  # of a context
+
+
+@dataclass(frozen=True)
+class LogsSection:
+    """What the page says of the logs; `lists` are (heading, lines)."""
+
+    says: list[str]
+    table: Table
+    charts: list[Chart]
+    charts_say: str
+    lists: list[tuple[str, list[str]]]
+
+
+def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missing | None:
+    """The section of a run whose outcomes were learned from logs; None of any other run."""
+    if config.get("source") not in ("embeddings", "video"):
+        return None
+    try:
+        metadata = load_metadata(run.path)
+    except VtpError:
+        return None  # what it was trained on is not known, nor whether that were logs
+    if metadata.outcomes != "logged":
+        return None
+    clips, _ = metadata.of_clips()
+    try:
+        data = load_embeddings(clips)
+        contexts = clip_contexts(data)._replace(task=metadata.task)
+        return logs_section(survey(data, contexts, Path(clips.embeddings), rows=train_rows(data)))
+    except (VtpError, OSError) as error:
+        return Missing(
+            f"What the logs hold cannot be shown: {error}.", f"vtp logs {shlex.quote(str(clips.embeddings))}"
+        )
+
+
+def logs_section(found: LogSurvey) -> LogsSection:
+    """A survey as a part of the page."""
+    axes = {name: ActionAxis(name, *bounds) for name, bounds in found.actions.items()}
+    shown = sorted(found.contexts, key=lambda name: -found.contexts[name].share)[:SHOWN]
+    charts = [_chart(name, one, found, axes) for name in shown for one in found.contexts[name].coverage[:MOST_MAPS]]
+    says = [f"Learned from {plain_words.logged_in_words(found)}."]
+    lists = []
+    if found.learned is None:
+        says.append(f"Nothing can be learned from them: {found.cannot_learn}.")
+    else:
+        low, high = found.learned.gain_ci95
+        says.append(
+            f"By these logs, the best actions are expected to earn {usd(found.learned.gain_usd_per_hour)} an hour more "
+            f"than the logged ones (middle 95% of the ensemble: {usd(low)} to {usd(high)})."
+        )
+        says += [f"{capitalised(sentence)}." for sentence in plain_words.fit_in_words(found.learned)]
+        wanted = [plain_words.suggestion_in_words(one, usd) for one in found.next] or [plain_words.NOTHING_TO_LOG]
+        lists.append((plain_words.LOG_NEXT, [f"{capitalised(line)}." for line in wanted]))
+    if found.remarks:
+        lists.append(("To beware of", [f"{capitalised(remark.text)}." for remark in found.remarks]))
+    return LogsSection(says, _table(found, axes), charts, _charts_say(found, charts), lists)
+
+
+def _charts_say(found: LogSurvey, charts: list[Chart]) -> str:
+    pairs = len(found.actions) > 1 and len(next(iter(found.contexts.values())).coverage[0].actions) == 2
+    says = "The darker a cell, the more steps were logged there." if pairs else "A bar is the share of steps there."
+    if found.learned:
+        says += f" The {'ring' if pairs else 'line'} is the best action by the logs."
+    if found.next and pairs:
+        says += " Framed cells are what to log next."
+    if len(found.contexts) > SHOWN:
+        says += f" Of {len(found.contexts)} contexts the {SHOWN} with the largest share of the work are drawn."
+    return says if charts else ""
+
+
+def _chart(context: str, coverage: CoverageMap, found: LogSurvey, axes: dict[str, ActionAxis]) -> Chart:
+    title = title_of(context, found.contexts)
+    names = [axes[name].label for name in coverage.actions]
+    best = None
+    if found.learned is not None:
+        actions = found.learned.contexts[context].best_actions
+        best = [float(axes[name].at(actions[name])) for name in coverage.actions]
+    steps = found.contexts[context].steps
+    summary = f"{title}: {steps:,} logged steps by {' and '.join(names)}"
+    file = f"logs-{context}-{'-'.join(coverage.actions)}.csv"
+    download = figures.csv_download(file.replace("/", "-"), _coverage_table(coverage))
+    if len(coverage.actions) == 1:
+        axis = axes[coverage.actions[0]]
+        centres = 100 * (np.arange(len(coverage.counts)) + 0.5) / len(coverage.counts)
+        return figures.histogram(
+            title,
+            np.repeat(centres, coverage.counts),
+            [(100 * part, number_tick(axis.low + part * (axis.high - axis.low))) for part in (0.0, 0.5, 1.0)],
+            mark=None if best is None else best[0],
+            summary=f"{summary}.",
+            x_label=axis.label,
+            download=download,
+        )
+    frames = [
+        [axes[name].at(np.array(one.actions[name])) for name in coverage.actions]
+        for one in found.next
+        if one.context == context
+    ]
+    return heat_map(title, coverage, best=best, frames=frames, summary=f"{summary}.", download=download)
+
+
+def heat_map(
+    title: str,
+    coverage: CoverageMap,
+    *,
+    best: list[float] | None,
+    frames: list[list[np.ndarray]],
+    summary: str,
+    download: figures.Download,
+) -> Chart:
+    """Counts [n, n] as shaded cells. best: a place, and frames: ranges, in percent of the first and the second axis."""
+    counts = coverage.counts
+    level = np.ceil(counts / max(counts.max(), 1) * SHADES).astype(int)
+    width, height = SIZE / counts.shape[0], SIZE / counts.shape[1]
+    paths = []
+    for shade in range(1, SHADES + 1):
+        boxes = "".join(
+            _box(x * width, (x + 1) * width, SIZE - (y + 1) * height, SIZE - y * height)
+            for x, y in np.argwhere(level == shade)
+        )
+        if boxes:
+            paths.append((f"heat heat-{shade}", boxes))
+    for (left, right), (bottom, top) in frames:
+        paths.append(("wanted", _box(10 * left, 10 * right, SIZE - 10 * top, SIZE - 10 * bottom)))
+    if best is not None:
+        ring = figures.dots_path(np.array([10 * best[0]]), np.array([SIZE - 10 * best[1]]))
+        paths += [("ring", ring), ("ring-hole", ring)]
+    x_ticks, y_ticks = (
+        [(100 * part, number_tick(edges[0] + part * (edges[-1] - edges[0]))) for part in (0.0, 0.5, 1.0)]
+        for edges in coverage.edges
+    )
+    x, y = (name.replace("_", " ") for name in coverage.actions)
+    return Chart(
+        title,
+        "",
+        summary,
+        paths,
+        x_ticks=[Tick(at, label) for at, label in x_ticks],
+        y_ticks=[Tick(100 - at, label) for at, label in y_ticks],
+        labels=[],
+        x_label=f"{x} →, {y} ↑",
+        download=download,
+    )
+
+
+def _box(left: float, right: float, top: float, bottom: float) -> str:
+    return f"M{left:.0f} {top:.0f}H{right:.0f}V{bottom:.0f}H{left:.0f}Z"
+
+
+def _coverage_table(coverage: CoverageMap) -> pd.DataFrame:
+    """A row a cell: its bounds of each action, and its steps."""
+    cells = np.argwhere(coverage.counts >= 0)
+    columns: dict[str, np.ndarray] = {}
+    for index, (name, edges) in enumerate(zip(coverage.actions, coverage.edges, strict=True)):
+        columns[f"{name}_from"], columns[f"{name}_to"] = edges[cells[:, index]], edges[cells[:, index] + 1]
+    return pd.DataFrame(columns | {"steps": coverage.counts.ravel()})
+
+
+def _table(found: LogSurvey, axes: dict[str, ActionAxis]) -> Table:
+    heads = [
+        "Steps", "Videos", "Error rate", "Earned $/h", *(f"Best {axis.label}" for axis in axes.values()),
+        "Its profit $/h", "Gain $/h", "Steps like it",
+    ]  # fmt: skip
+    rows, records = [], []
+    for name, held in found.contexts.items():
+        learned = found.learned.contexts[name] if found.learned else None
+        rows.append([Cell(title_of(name, found.contexts), name), *_cells(held, learned, axes)])
+        records.append(_record(name, held, learned))
+    return Table(
+        "What was logged of each kind of work and what it earned; the best action by the logs, what it is expected to "
+        "earn and to gain over the logged actions, with the middle 95% of the ensemble; and how many logged steps are "
+        "like it.",
+        [("Context", "text"), *((head, "number") for head in heads)],
+        rows,
+        figures.csv_download("logs.csv", pd.DataFrame(records)),
+    )
+
+
+def _cells(held: Holdings, learned: Learnable | None, axes: dict[str, ActionAxis]) -> list[Cell]:
+    cells = [
+        cell(f"{held.steps:,}", held.steps), cell(f"{held.videos:,}", held.videos),
+        cell(percent(held.error_rate), held.error_rate), cell(usd(held.profit_usd_per_hour), held.profit_usd_per_hour),
+    ]  # fmt: skip
+    if learned is None:
+        return cells + [cell(DASH, None)] * (len(axes) + 3)
+    best = [cell(axis.text(learned.best_actions[name]), learned.best_actions[name]) for name, axis in axes.items()]
+    return [
+        *cells,
+        *best,
+        cell(f"{usd(learned.profit_usd_per_hour)} {_interval(learned.profit_ci95)}", learned.profit_usd_per_hour),
+        cell(f"{usd(learned.gain_usd_per_hour)} {_interval(learned.gain_ci95)}", learned.gain_usd_per_hour),
+        cell(number(learned.like_steps, 0), learned.like_steps),
+    ]
+
+
+def _interval(bounds: list[float] | None) -> str:
+    return "" if bounds is None else f"[{usd(bounds[0])}, {usd(bounds[1])}]"
+
+
+def _record(name: str, held: Holdings, learned: Learnable | None) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "context": name, "steps": held.steps, "videos": held.videos, "attempts": held.attempts, "errors": held.errors,
+        "profit_usd_per_hour": held.profit_usd_per_hour,
+    }  # fmt: skip
+    if learned is not None:
+        record |= {f"best_{action}": value for action, value in learned.best_actions.items()}
+        for key, value, bounds in (
+            ("best_profit", learned.profit_usd_per_hour, learned.profit_ci95),
+            ("gain", learned.gain_usd_per_hour, learned.gain_ci95),
+        ):
+            low, high = bounds or (None, None)
+            record |= {f"{key}_usd_per_hour": value, f"{key}_low": low, f"{key}_high": high}
+        record["like_steps"] = learned.like_steps
+    return record
