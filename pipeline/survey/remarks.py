@@ -32,18 +32,18 @@ def remarks(
     """absent: contexts of the task that no clip shows."""
     logged = {name: one for name, one in contexts.items() if one.steps}
     found = [
-        *_of(absent, "no-clips", lambda names: f"no clip shows {names}, so nothing is known of it"),
+        *_of(absent, "no-clips", lambda names: f"no clip shows {names}, so nothing is known there"),
         *_of(
             [name for name, one in contexts.items() if not one.steps],
             "no-logs",
-            lambda names: f"no step of {names} was logged; what is said of it is taken from other contexts",
+            lambda names: f"no step of {names} was logged; what is said there is taken from other contexts",
         ),
         *_of(
             [name for name, one in logged.items() if one.steps < FEW_STEPS or one.videos < FEW_VIDEOS],
             "few-logs",
             lambda names: (
                 f"few steps of {names} were logged (fewer than {FEW_STEPS} steps or {FEW_VIDEOS} videos), so "
-                "that most of what is said of it is taken from other contexts, or is a guess"
+                "that most of what is said there is taken from other contexts, or is a guess"
             ),
         ),
     ]
@@ -112,7 +112,7 @@ def _of_counts(everything: Holdings, logged: dict[str, Holdings]) -> list[Remark
         *_of(
             [name for name, one in tried.items() if one.errors == 0],
             "no-errors",
-            lambda names: f"no error of {names} was logged; its error rate is taken from other contexts",
+            lambda names: f"no error of {names} was logged; the error rate there is taken from other contexts",
         ),
         *_of(
             [name for name, one in tried.items() if one.errors == one.attempts],
@@ -137,7 +137,7 @@ def _of_learning(learned: Learned) -> list[Remark]:
         [name for name, one in learned.contexts.items() if one.like_steps < FEW_ALIKE],
         "best-action-hardly-logged",
         lambda names: (
-            f"the best action of {names} is one like which fewer than {FEW_ALIKE} steps were logged: take "
-            "its profit for a guess until some are"
+            f"fewer than {FEW_ALIKE} logged steps of {names} are like the best action there: treat its "
+            "profit as a guess until more are"
         ),
     )
