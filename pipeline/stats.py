@@ -19,6 +19,25 @@ def interval95(samples: np.ndarray) -> list[float] | None:
     return [float(np.mean(samples)) - half, float(np.mean(samples)) + half]
 
 
+def interval_of95(value: float, error: float, num_clusters: int) -> list[float]:
+    """95% Student interval of a value with this standard error, which that many independent clusters gave."""
+    half = float(scipy.stats.t.ppf(LEVELS[1], max(num_clusters - 1, 1)) * error)
+    return [value - half, value + half]
+
+
+def jackknife_error(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Standard error of a statistic of sums over clusters [V, S], by leaving out one cluster after the other.
+
+    statistic: takes sums over clusters [..., S] to [...]. Steps of a cluster may depend on each other in any way; with
+    few clusters it errs on the wide side, as a bootstrap does not (Efron and Stein 1981).
+    """
+    num_clusters = len(sums)
+    if num_clusters < 2:
+        return float("inf")
+    left = statistic(sums.sum(0) - sums)
+    return float(np.sqrt((num_clusters - 1) / num_clusters * ((left - left.mean()) ** 2).sum()))
+
+
 def ratio_interval95(numerator: np.ndarray, denominator: np.ndarray) -> list[float] | None:
     """95% interval of the ratio of two means over the same episodes [n], by linearisation (the delta method)."""
     ratio = numerator.mean() / denominator.mean()
