@@ -99,6 +99,11 @@ class LearnedOutcomes(PricedRows):
         return np.column_stack([self._context, self._group])
 
     @property
+    def group(self) -> np.ndarray:
+        """The group of every clip, [N] integers."""
+        return self._group
+
+    @property
     def num_members(self) -> int:
         return len(self.attempts_head.surfaces)
 
@@ -180,11 +185,12 @@ class LearnedOutcomes(PricedRows):
         other.caution = caution
         return other
 
-    def relearned(self, steps: LoggedSteps) -> LearnedOutcomes:
+    def relearned(self, steps: LoggedSteps, members: int | None = None) -> LearnedOutcomes:
         """What other logged steps teach of the same clips."""
         return LearnedOutcomes(
             self._task, self._context, self._group, steps, price_usd=self._own_price, damage_usd=self._own_damage,
-            step_s=self._step_s, is_labelled=self._is_labelled, members=self.num_members, seed=self._seed,
+            step_s=self._step_s, is_labelled=self._is_labelled, members=members or self.num_members,
+            seed=self._seed,
         )  # fmt: skip
 
     def with_task(self, task: Task) -> LearnedOutcomes:

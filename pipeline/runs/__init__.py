@@ -12,13 +12,14 @@ from pipeline.runs.loading import (
     load_policy,
     observed,
 )
-from pipeline.runs.metadata import ClipInputs, Encoding, PolicyMetadata
+from pipeline.runs.metadata import ClipInputs, Encoding, OutcomesKind, PolicyMetadata
 from pipeline.runs.run_directory import RunDirectory
 from pipeline.runs.summary import summarise, write_summary
 
 __all__ = [
     "ClipInputs",
     "Encoding",
+    "OutcomesKind",
     "PolicyMetadata",
     "RunDirectory",
     "agent_of",

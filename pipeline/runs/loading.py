@@ -152,7 +152,8 @@ def load_outcomes(metadata: PolicyMetadata) -> LearnedOutcomes | SimulatedOutcom
         return SimulatedOutcomes(metadata.task)
     clips, _ = metadata.of_clips()
     data = load_embeddings(clips)
-    return outcomes_of(data, kind=metadata.outcomes, rows=dataset.train_rows(data)).with_task(metadata.task)
+    model = outcomes_of(data, kind=metadata.outcomes, rows=dataset.train_rows(data)).with_task(metadata.task)
+    return model.with_caution(metadata.caution) if isinstance(model, LearnedOutcomes) else model
 
 
 def observed(data: dataset.Embeddings, centre: list[float] | None) -> np.ndarray:
