@@ -96,6 +96,11 @@ class LearnedOutcomes(PricedRows):
         return np.column_stack([self._context, self._group])
 
     @property
+    def group(self) -> np.ndarray:
+        """The group of every row, [N]."""
+        return self._group
+
+    @property
     def num_members(self) -> int:
         return len(self.attempts_head.surfaces)
 
@@ -172,6 +177,23 @@ class LearnedOutcomes(PricedRows):
         other.caution = caution
         return other
 
+    def on_clips(
+        self,
+        context: np.ndarray,
+        group: np.ndarray,
+        *,
+        price_usd: np.ndarray | None = None,
+        damage_usd: np.ndarray | None = None,
+        step_s: np.ndarray | float,
+    ) -> LearnedOutcomes:
+        """What the same logs say of other clips, which are its rows: of known contexts and groups, at these terms.
+
+        Steps keep their rows among the clips that they were logged on.
+        """
+        other = self._priced(self._task, price_usd, damage_usd, context=context, step_s=step_s)
+        other._group = group
+        return other
+
     def with_task(self, task: Task) -> LearnedOutcomes:
         if task.context_names != self._task.context_names:
             raise VtpError(
@@ -186,12 +208,21 @@ class LearnedOutcomes(PricedRows):
         )
         return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
 
-    def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> LearnedOutcomes:
+    def _priced(
+        self,
+        task: Task,
+        price_usd: np.ndarray | None,
+        damage_usd: np.ndarray | None,
+        *,
+        context: np.ndarray | None = None,
+        step_s: np.ndarray | float | None = None,
+    ) -> LearnedOutcomes:
         other = copy.copy(self)
         other.__dict__.pop("_kinds", None)
         PricedRows.__init__(
-            other, task, self._context, price_usd=price_usd, damage_usd=damage_usd, step_s=self._step_s,
-            is_labelled=self._is_labelled, description=self._description,
+            other, task, self._context if context is None else context, price_usd=price_usd, damage_usd=damage_usd,
+            step_s=self._step_s if step_s is None else step_s, is_labelled=self._is_labelled,
+            description=self._description,
         )  # fmt: skip
         return other
 
