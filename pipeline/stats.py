@@ -68,3 +68,16 @@ def bootstrap_weights(num_samples: int, num_bootstraps: int, rng: np.random.Gene
 def percentiles95(samples: np.ndarray) -> list[float]:
     """The bounds of the middle 95% of samples [n]."""
     return [float(bound) for bound in np.quantile(samples, LEVELS)]
+
+
+def weighted_percentiles95(samples: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The bounds [n, 2] of the middle 95% of samples [n, S] that have those weights, each row's summing to 1.
+
+    They are samples themselves, the nearest at or beyond the level: of few, the least and the greatest.
+    """
+    order = np.argsort(samples, axis=1)
+    ordered = np.take_along_axis(samples, order, axis=1)
+    total = np.cumsum(np.take_along_axis(weights, order, axis=1), axis=1)
+    low = (total >= LEVELS[0] - 1e-9).argmax(axis=1)
+    high = (total >= LEVELS[1] - 1e-9).argmax(axis=1)
+    return np.take_along_axis(ordered, np.stack([low, high], axis=1), axis=1)

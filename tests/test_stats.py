@@ -80,3 +80,21 @@ def test_intervals_move_and_stretch_with_their_samples(samples, shift, factor):
     expected = factor * np.array(stats.interval95(samples)) + shift
     size = max(1.0, np.abs(expected).max(), factor * np.abs(samples).max())
     np.testing.assert_allclose(stats.interval95(factor * samples + shift), expected, atol=1e-9 * size)
+
+
+def test_weighted_percentiles_by_hand():
+    """Samples themselves: those at which the weights of the lesser ones and their own first come to the level."""
+    samples = np.array([[3.0, 1.0, 2.0, 9.0], [3.0, 1.0, 2.0, 9.0]])
+    weights = np.array([[0.5, 0.02, 0.46, 0.02], [0.25, 0.25, 0.25, 0.25]])
+    assert stats.weighted_percentiles95(samples, weights).tolist() == [[2, 3], [1, 9]]
+    many = np.random.default_rng(0).normal(size=(1, 2001))
+    equal = stats.weighted_percentiles95(many, np.full(many.shape, 1 / 2001))
+    np.testing.assert_allclose(equal[0], stats.percentiles95(many[0]), atol=0.02)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.integers(0, 11))
+def test_a_sample_without_weight_does_not_count(samples, place):
+    weights = np.full(len(samples), 1 / len(samples))
+    with_it = np.insert(samples, min(place, len(samples)), 1e9)[None]
+    bounds = stats.weighted_percentiles95(with_it, np.insert(weights, min(place, len(samples)), 0)[None])
+    assert bounds.tolist() == stats.weighted_percentiles95(np.array(samples)[None], weights[None]).tolist()

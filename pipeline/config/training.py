@@ -255,7 +255,13 @@ class PolicyExportConfig(Config):
 
 
 class ActConfig(Config):
-    """Write the policy's action for each clip as CSV."""
+    """Write the policy's action for each clip as CSV, the profit expected of it, and how new the clip is.
+
+    profit_usd_per_hour, with its 95% interval from profit_low to profit_high: by the logs that the policy learned from,
+    or by the simulator for clips with labels, without an interval. novelty: share, in [0, 1], of the clips of unseen
+    videos that lie nearer to the training clips. Novelty, and profit by the logs, need the embeddings file that the
+    policy was trained on; if it is gone or changed, they are empty and the log says so.
+    """
 
     policy: Path = Field(description="Run directory, or a file that vtp policy export wrote.")
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, by the policy's own encoder.")

@@ -193,6 +193,23 @@ class LearnedOutcomes(PricedRows):
             seed=self._seed,
         )  # fmt: skip
 
+    def on_clips(
+        self,
+        context: np.ndarray,
+        group: np.ndarray,
+        *,
+        price_usd: np.ndarray | None = None,
+        damage_usd: np.ndarray | None = None,
+        step_s: np.ndarray | float,
+    ) -> LearnedOutcomes:
+        """What the same logs say of other clips, which are its rows: of known contexts and groups, at these terms.
+
+        Steps keep their rows among the clips that they were logged on.
+        """
+        other = self._priced(self._task, price_usd, damage_usd, context=context, step_s=step_s)
+        other._group = group
+        return other
+
     def with_task(self, task: Task) -> LearnedOutcomes:
         if task.context_names != self._task.context_names:
             raise VtpError(
@@ -207,12 +224,21 @@ class LearnedOutcomes(PricedRows):
         )
         return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
 
-    def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> LearnedOutcomes:
+    def _priced(
+        self,
+        task: Task,
+        price_usd: np.ndarray | None,
+        damage_usd: np.ndarray | None,
+        *,
+        context: np.ndarray | None = None,
+        step_s: np.ndarray | float | None = None,
+    ) -> LearnedOutcomes:
         other = copy.copy(self)
         other.__dict__.pop("_kinds", None)
         PricedRows.__init__(
-            other, task, self._context, price_usd=price_usd, damage_usd=damage_usd, step_s=self._step_s,
-            is_labelled=self._is_labelled, description=self._description,
+            other, task, self._context if context is None else context, price_usd=price_usd, damage_usd=damage_usd,
+            step_s=self._step_s if step_s is None else step_s, is_labelled=self._is_labelled,
+            description=self._description,
         )  # fmt: skip
         return other
 

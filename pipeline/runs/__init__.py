@@ -11,6 +11,7 @@ from pipeline.runs.loading import (
     load_outcomes,
     load_policy,
     observed,
+    outcomes_trained_on,
 )
 from pipeline.runs.metadata import ClipInputs, Encoding, OutcomesKind, PolicyMetadata
 from pipeline.runs.run_directory import RunDirectory
@@ -32,6 +33,7 @@ __all__ = [
     "load_outcomes",
     "load_policy",
     "observed",
+    "outcomes_trained_on",
     "save_checkpoint",
     "summarise",
     "write_summary",
