@@ -126,7 +126,7 @@ class _Logs(NamedTuple):
         return self.all_density[: self.num_steps]
 
 
-def estimate(
+def estimate_off_policy(
     task: Task,
     steps: LoggedSteps,
     value: np.ndarray,
@@ -280,8 +280,8 @@ def _estimate(
     logs: _Logs, sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], floor: float = 0.0
 ) -> Estimate:
     value = float(statistic(sums.sum(0)))
-    error = max(stats.jackknife_error(sums, statistic), floor)
-    return Estimate(value, *stats.interval_of95(value, error, len(sums)))
+    half = max(stats.jackknife_half95(sums, statistic), stats.NORMAL95 * floor)
+    return Estimate(value, value - half, value + half)
 
 
 def _change(logs: _Logs, policy: _Weighed, other: _Weighed | None) -> Estimate:
