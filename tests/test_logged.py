@@ -38,6 +38,12 @@ def test_every_action_is_there():
         steps_of(np.full((2, PARTS.num_actions + 1), 0.5)).check(PARTS)
 
 
+@pytest.mark.parametrize("context", [-1, 4])
+def test_a_context_is_one_of_the_task(context):
+    with raises("logs-unknown-context"):
+        steps_of([[0.5, 0.5]], context=np.array([context])).check(DISHES)
+
+
 def test_some_of_the_steps():
     steps = steps_of(np.full((4, 2), 0.5), propensity=np.arange(4) + 1.0, video=np.array([0, 0, 1, 2]))
     some = steps.take(steps.video > 0)

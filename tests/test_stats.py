@@ -80,3 +80,23 @@ def test_intervals_move_and_stretch_with_their_samples(samples, shift, factor):
     expected = factor * np.array(stats.interval95(samples)) + shift
     size = max(1.0, np.abs(expected).max(), factor * np.abs(samples).max())
     np.testing.assert_allclose(stats.interval95(factor * samples + shift), expected, atol=1e-9 * size)
+
+
+def test_leaving_out_one_cluster_after_the_other_by_hand():
+    """The mean of single samples: the jackknife is the usual Student interval."""
+    samples = np.array([1.0, 2.0, 3.0])
+    sums = np.stack([samples, np.ones(3)], 1)
+    half = stats.jackknife_half95(sums, lambda sums: sums[..., 0] / sums[..., 1])
+    low, high = stats.interval95(samples)
+    assert half == pytest.approx((high - low) / 2)
+    assert stats.jackknife_half95(sums[:1], lambda sums: sums[..., 0] / sums[..., 1]) == np.inf
+
+
+def test_the_jackknife_of_a_ratio_covers_it_for_six_clusters():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(1000):
+        weights = rng.gamma(4.0, 1.0, 6)
+        sums = np.stack([weights * rng.normal(0.7, 1.0, 6), weights], 1)
+        half = stats.jackknife_half95(sums, lambda sums: sums[..., 0] / sums[..., 1])
+        hits += abs(sums[:, 0].sum() / sums[:, 1].sum() - 0.7) <= half
+    assert hits / 1000 == pytest.approx(0.95, abs=0.025)
