@@ -9,6 +9,7 @@ import scipy.stats
 
 BOOTSTRAPS = 10_000
 LEVELS = (0.025, 0.975)
+NORMAL95 = float(scipy.stats.norm.ppf(LEVELS[1]))  # standard errors on either side, where these are known
 
 
 def interval95(samples: np.ndarray) -> list[float] | None:
@@ -19,23 +20,18 @@ def interval95(samples: np.ndarray) -> list[float] | None:
     return [float(np.mean(samples)) - half, float(np.mean(samples)) + half]
 
 
-def interval_of95(value: float, error: float, num_clusters: int) -> list[float]:
-    """95% Student interval of a value with this standard error, which that many independent clusters gave."""
-    half = float(scipy.stats.t.ppf(LEVELS[1], max(num_clusters - 1, 1)) * error)
-    return [value - half, value + half]
+def jackknife_half95(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Half of a 95% Student interval of a statistic of sums over clusters [V, S], by leaving out each in turn.
 
-
-def jackknife_error(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Standard error of a statistic of sums over clusters [V, S], by leaving out one cluster after the other.
-
-    statistic: takes sums over clusters [..., S] to [...]. Steps of a cluster may depend on each other in any way; with
-    few clusters it errs on the wide side, as a bootstrap does not (Efron and Stein 1981).
+    statistic: takes sums over clusters [..., S] to [...]. Steps of a cluster may depend on each other in any way. With
+    few clusters it errs on the wide side, where a bootstrap is too narrow (Efron and Stein 1981). Infinite for one.
     """
     num_clusters = len(sums)
     if num_clusters < 2:
         return float("inf")
     left = statistic(sums.sum(0) - sums)
-    return float(np.sqrt((num_clusters - 1) / num_clusters * ((left - left.mean()) ** 2).sum()))
+    error = np.sqrt((num_clusters - 1) / num_clusters * ((left - left.mean()) ** 2).sum())
+    return float(scipy.stats.t.ppf(LEVELS[1], num_clusters - 1) * error)
 
 
 def ratio_interval95(numerator: np.ndarray, denominator: np.ndarray) -> list[float] | None:

@@ -98,3 +98,21 @@ def test_a_sample_without_weight_does_not_count(samples, place):
     with_it = np.insert(samples, min(place, len(samples)), 1e9)[None]
     bounds = stats.weighted_percentiles95(with_it, np.insert(weights, min(place, len(samples)), 0)[None])
     assert bounds.tolist() == stats.weighted_percentiles95(np.array(samples)[None], weights[None]).tolist()
+def test_leaving_out_one_cluster_after_the_other_by_hand():
+    """The mean of single samples: the jackknife is the usual Student interval."""
+    samples = np.array([1.0, 2.0, 3.0])
+    sums = np.stack([samples, np.ones(3)], 1)
+    half = stats.jackknife_half95(sums, lambda sums: sums[..., 0] / sums[..., 1])
+    low, high = stats.interval95(samples)
+    assert half == pytest.approx((high - low) / 2)
+    assert stats.jackknife_half95(sums[:1], lambda sums: sums[..., 0] / sums[..., 1]) == np.inf
+
+
+def test_the_jackknife_of_a_ratio_covers_it_for_six_clusters():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(1000):
+        weights = rng.gamma(4.0, 1.0, 6)
+        sums = np.stack([weights * rng.normal(0.7, 1.0, 6), weights], 1)
+        half = stats.jackknife_half95(sums, lambda sums: sums[..., 0] / sums[..., 1])
+        hits += abs(sums[:, 0].sum() / sums[:, 1].sum() - 0.7) <= half
+    assert hits / 1000 == pytest.approx(0.95, abs=0.025)

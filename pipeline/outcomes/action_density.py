@@ -20,7 +20,7 @@ AT_ONCE = 1 << 22  # pairs of points that are compared together, which bounds me
 FACTORS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # bandwidths that are tried, in spreads of the action
 SHRINKAGE = (5.0, 20.0, 80.0, 320.0)  # steps that all contexts' density counts as in each, likewise
 UNIFORM_STEPS = 5.0  # steps that the uniform density counts as
-MOST_REFERENCES = 4000  # steps that a density is estimated from
+MOST_REFERENCES = 2000  # steps that a density is estimated from
 
 
 def atom_widths(unit: np.ndarray) -> np.ndarray:

@@ -117,8 +117,7 @@ def identify(
     task: Task,
     support: Support,
     *,
-    all_constant: bool,
-    moved: list[str],
+    never_varied: list[str],
     varying: list[str],
     num_videos: int,
     num_steps: int,
@@ -126,11 +125,11 @@ def identify(
 ) -> Finding | None:
     """Why the logs cannot tell what a policy brings; None where they can.
 
-    all_constant: whether no action varies within contexts. moved: actions that do not vary, but which the policy
-    chooses otherwise. varying: those that vary, which a gap's axis counts.
+    never_varied: actions that a policy's worth hangs on though logs do not vary them. varying: those that logs vary,
+    which the axis of a gap counts.
     """
-    if all_constant or moved:
-        names = ", ".join(moved or task.actions)
+    if never_varied:
+        names = ", ".join(never_varied)
         return Finding(
             "logs-deterministic",
             f"the logs never vary {names} within a context, so they cannot tell what another choice brings",

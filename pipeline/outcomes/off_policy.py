@@ -2,14 +2,18 @@
 
 Three estimates of a deterministic policy's mean worth: the outcome model's (direct), that of logged steps with like
 actions, weighted by kernel over propensity (self-normalised), and both together (doubly robust: the model's, corrected
-by what it mistakes on those logged steps; Dudík et al. 2011, with the kernel of Kallus and Zhou 2018, 'Policy
-evaluation and optimization with continuous treatments'). The headline is the doubly robust change over the logging
-policy on the same steps. Steps of a video hang together, so errors come from leaving out a video after the other.
+by what it mistakes on those logged steps; Dudík et al. 2011, with the kernel of Kallus and Zhou 2018, "Policy
+evaluation and optimization with continuous treatments"). The headline is the doubly robust change over the logging
+policy on the same steps.
+
+An interval holds three things. Steps of a video hang together, so the sampling error comes from leaving out one video
+after the other. It is at least what independent steps would give that are as noisy as their context's, because a few
+videos may miss rare expensive errors. And the kernel smooths: the change of the estimate at half the bandwidth is added
+in quadrature, so that a poor outcome model widens the interval rather than biasing it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -33,6 +37,7 @@ BANDWIDTH = 2.0  # spreads of the logged action, times n to the power −1 / (A 
 LEAST_SPREAD = 1e-3  # of an action in the unit box, within contexts; below it the action does not vary
 SAME = 0.01  # of the unit box, within which a policy keeps an action that does not vary
 CONTEXT_PRIOR = 10.0  # steps that all contexts' noise counts as in each
+MOST_TIMES = 100  # as many videos that advice puts a number on
 
 Verdict = Literal["better", "not distinguishable", "worse", "not identified"]
 
@@ -59,7 +64,7 @@ class Change(NamedTuple):
     verdict: Verdict
     cause: Cause | None  # why it is not identified
     reason: str
-    advice: str
+    advice: str  # what to log or film next; empty where nothing is needed
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ class OffPolicyEstimate:
     direct: Estimate
     weighted: Estimate
     doubly_robust: Estimate
-    half_bandwidth: Estimate  # of the change over the logging policy
+    half_bandwidth: Estimate  # of the change over the logging policy; sampling error alone
     double_bandwidth: Estimate
-    bandwidth: np.ndarray  # [A] in the task's units
+    bandwidth: np.ndarray  # [A] in the task's units; 0 for an action that the logs never vary
     effective_steps: float
     largest_weight: float  # of all weights' sum
     overlap: float  # share of hours whose target lies among like actions in the same context
@@ -87,11 +92,10 @@ class OffPolicyEstimate:
 
 
 class _Weighed(NamedTuple):
-    """A policy's weights: w [n], whose mean over hours is near 1 where logs overlap with it, and their diagnosis."""
+    """A policy and its weights [n] at some bandwidth, whose mean over hours is near 1 if logs overlap with it."""
 
     targets: Targets
     weights: np.ndarray
-    support: Support
 
 
 class _Logs(NamedTuple):
@@ -126,7 +130,7 @@ class _Logs(NamedTuple):
         return self.all_density[: self.num_steps]
 
 
-def estimate(
+def estimate_off_policy(
     task: Task,
     steps: LoggedSteps,
     value: np.ndarray,
@@ -147,24 +151,32 @@ def estimate(
     for one in [targets] if compared is None else [targets, compared]:
         _check_targets(task, steps, one)
     bandwidth = bandwidth_of(logs.spread, logs.num_steps)
-    policy = _weigh(logs, targets, bandwidth)
-    other = None if compared is None else _weigh(logs, compared, bandwidth)
-    half, double = (_change(logs, _weigh(logs, targets, factor * bandwidth), None) for factor in (0.5, 2.0))
+    policy, half, double = (_weigh(logs, targets, factor * bandwidth) for factor in (1.0, 0.5, 2.0))
+    logging = _Weighed(Targets(steps.actions, expected), np.ones(steps.num_steps))
+    support = _support(logs, policy, bandwidth)
+    finding = _identify(logs, targets, support)
+    of_half = _change(logs, half, logging)
+    over_compared = None
+    if compared is not None:
+        other, other_half = (_weigh(logs, compared, factor * bandwidth) for factor in (1.0, 0.5))
+        found = finding or _identify(logs, compared, _support(logs, other, bandwidth))
+        change = _smoothed(_change(logs, policy, other), _change(logs, half, other_half))
+        over_compared = _judge(change, found, "the policy that it is compared with")
     in_units = np.zeros(task.num_actions)
     in_units[logs.axes] = bandwidth * (task.high - task.low)[logs.axes]
     return OffPolicyEstimate(
-        change=_judge(logs, policy, None),
-        change_over_compared=None if other is None else _judge(logs, policy, other),
-        logged=_estimate(logs, _mean_sums(logs, logs.value), _mean),
-        direct=_estimate(logs, _mean_sums(logs, targets.expected), _mean),
-        weighted=_weighted(logs, policy),
-        doubly_robust=_doubly_robust(logs, policy),
-        half_bandwidth=half,
-        double_bandwidth=double,
+        change=_judge(_smoothed(_change(logs, policy, logging), of_half), finding, "the logging policy"),
+        change_over_compared=over_compared,
+        logged=_mean(logs, value),
+        direct=_mean(logs, targets.expected),
+        weighted=_smoothed(_weighted(logs, policy), _weighted(logs, half)),
+        doubly_robust=_smoothed(_doubly_robust(logs, policy), _doubly_robust(logs, half)),
+        half_bandwidth=of_half,
+        double_bandwidth=_change(logs, double, logging),
         bandwidth=in_units,
-        effective_steps=policy.support.effective_steps,
-        largest_weight=policy.support.largest_weight,
-        overlap=policy.support.overlap,
+        effective_steps=support.effective_steps,
+        largest_weight=support.largest_weight,
+        overlap=support.overlap,
         propensities="estimated" if steps.propensity is None else "logged",
         num_steps=logs.num_steps,
         num_videos=steps.num_videos,
@@ -239,72 +251,77 @@ def _check_targets(task: Task, steps: LoggedSteps, targets: Targets) -> None:
         )
 
 
+def _centres(logs: _Logs, targets: Targets) -> np.ndarray:
+    return np.clip(logs.task.to_unit(targets.actions), 0, 1)[:, logs.axes]
+
+
 def _weigh(logs: _Logs, targets: Targets, bandwidth: np.ndarray) -> _Weighed:
-    centres = np.clip(logs.task.to_unit(targets.actions), 0, 1)[:, logs.axes]
-    weights = kernel(logs.unit, centres, bandwidth, logs.widths) / logs.density
-    support = support_of(
-        weights, logs.hours, centres, logs.steps.context, logs.all_unit, logs.all_steps.context, logs.all_density,
-        num_own=logs.num_steps, bandwidth=bandwidth, widths=logs.widths,
+    return _Weighed(targets, kernel(logs.unit, _centres(logs, targets), bandwidth, logs.widths) / logs.density)
+
+
+def _support(logs: _Logs, policy: _Weighed, bandwidth: np.ndarray) -> Support:
+    return support_of(
+        policy.weights, logs.hours, _centres(logs, policy.targets), logs.steps.context, logs.all_unit,
+        logs.all_steps.context, logs.all_density, num_own=logs.num_steps, bandwidth=bandwidth, widths=logs.widths,
     )  # fmt: skip
-    return _Weighed(targets, weights, support)
 
 
 # Estimates: functions of sums over videos, so that each video can be left out.
 
 
-def _video_sums(logs: _Logs, columns: list[np.ndarray]) -> np.ndarray:
+def _video_sums(logs: _Logs, *columns: np.ndarray) -> np.ndarray:
     """Sums over the steps of each video, weighted by hours, [V, S]."""
     _, index = np.unique(logs.steps.video, return_inverse=True)
-    weighted = logs.hours[:, None] * np.stack(columns, 1)
     sums = np.zeros((index.max() + 1, len(columns)))
-    np.add.at(sums, index.reshape(-1), weighted)
+    np.add.at(sums, index.reshape(-1), logs.hours[:, None] * np.stack(columns, 1))
     return sums
 
 
-def _mean_sums(logs: _Logs, values: np.ndarray) -> np.ndarray:
-    return _video_sums(logs, [values, np.ones(logs.num_steps)])
+def _ratios(sums: np.ndarray) -> np.ndarray:
+    """Σ_k sums[2 k] / sums[2 k + 1]: the sum of several weighted means."""
+    return np.asarray(ratio(sums[..., 0::2], sums[..., 1::2])).sum(-1)
 
 
-def _mean(sums: np.ndarray) -> np.ndarray:
-    return np.asarray(ratio(sums[..., 0], sums[..., 1]))
+def _estimate(sums: np.ndarray, least_error: float = 0.0) -> Estimate:
+    value = float(_ratios(sums.sum(0)))
+    half = max(stats.jackknife_half95(sums, _ratios), stats.NORMAL95 * least_error)
+    return Estimate(value, value - half, value + half)
 
 
-def _corrected(sums: np.ndarray) -> np.ndarray:
-    """Model's mean plus the weighted mean of its residuals, less the same of another policy."""
-    value, hours, correction, weight, correction_other, weight_other = np.moveaxis(sums, -1, 0)
-    corrections = np.asarray(ratio(correction, weight)) - np.asarray(ratio(correction_other, weight_other))
-    return np.asarray(ratio(value, hours)) + corrections
-
-
-def _estimate(
-    logs: _Logs, sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], floor: float = 0.0
-) -> Estimate:
-    value = float(statistic(sums.sum(0)))
-    error = max(stats.jackknife_error(sums, statistic), floor)
-    return Estimate(value, *stats.interval_of95(value, error, len(sums)))
-
-
-def _change(logs: _Logs, policy: _Weighed, other: _Weighed | None) -> Estimate:
-    """m(t) + w (y − m(a)) − y, or less the other's; weights are normalised, so that w = 1 is the logging policy's."""
-    residual, ones = logs.value - logs.expected, np.ones(logs.num_steps)
-    expected, weights = (logs.expected, ones) if other is None else (other.targets.expected, other.weights)
-    columns = [policy.targets.expected - expected, ones, policy.weights * residual, policy.weights]
-    sums = _video_sums(logs, [*columns, weights * residual, weights])
-    floor = _noise(logs, residual, _shares(logs, policy.weights) - _shares(logs, weights))
-    return _estimate(logs, sums, _corrected, floor)
-
-
-def _doubly_robust(logs: _Logs, policy: _Weighed) -> Estimate:
-    residual, ones = logs.value - logs.expected, np.ones(logs.num_steps)
-    columns = [policy.targets.expected, ones, policy.weights * residual, policy.weights, 0 * ones, 0 * ones]
-    floor = _noise(logs, residual, _shares(logs, policy.weights))
-    return _estimate(logs, _video_sums(logs, columns), _corrected, floor)
+def _mean(logs: _Logs, values: np.ndarray) -> Estimate:
+    return _estimate(_video_sums(logs, values, np.ones(logs.num_steps)))
 
 
 def _weighted(logs: _Logs, policy: _Weighed) -> Estimate:
+    """Σ w y / Σ w."""
     shares = _shares(logs, policy.weights)
-    sums = _video_sums(logs, [policy.weights * logs.value, policy.weights])
-    return _estimate(logs, sums, _mean, _noise(logs, logs.value - shares @ logs.value, shares))
+    sums = _video_sums(logs, policy.weights * logs.value, policy.weights)
+    return _estimate(sums, _noise(logs, logs.value - shares @ logs.value, shares))
+
+
+def _doubly_robust(logs: _Logs, policy: _Weighed) -> Estimate:
+    """Mean of m(t), plus Σ w (y − m(a)) / Σ w."""
+    residual = logs.value - logs.expected
+    sums = _video_sums(
+        logs, policy.targets.expected, np.ones(logs.num_steps), policy.weights * residual, policy.weights
+    )
+    return _estimate(sums, _noise(logs, residual, _shares(logs, policy.weights)))
+
+
+def _change(logs: _Logs, policy: _Weighed, other: _Weighed) -> Estimate:
+    """The doubly robust estimate less the other's, paired; of the logging policy, t = a and w = 1, it is the mean y."""
+    residual = logs.value - logs.expected
+    sums = _video_sums(
+        logs, policy.targets.expected - other.targets.expected, np.ones(logs.num_steps),
+        policy.weights * residual, policy.weights, -other.weights * residual, other.weights,
+    )  # fmt: skip
+    return _estimate(sums, _noise(logs, residual, _shares(logs, policy.weights) - _shares(logs, other.weights)))
+
+
+def _smoothed(estimate: Estimate, at_half: Estimate) -> Estimate:
+    """The estimate, its interval widened by what half the bandwidth changes: what is left of the kernel's bias."""
+    half = float(np.hypot(estimate.high - estimate.value, at_half.value - estimate.value))
+    return Estimate(estimate.value, estimate.value - half, estimate.value + half)
 
 
 def _shares(logs: _Logs, weights: np.ndarray) -> np.ndarray:
@@ -326,32 +343,28 @@ def _noise(logs: _Logs, residual: np.ndarray, shares: np.ndarray) -> float:
     return float(np.sqrt(variance @ shares**2))
 
 
-def _judge(logs: _Logs, policy: _Weighed, other: _Weighed | None) -> Change:
-    change = _change(logs, policy, other)
-    for one in (policy, other):
-        if one is not None and (finding := _identify(logs, one)) is not None:
-            return Change(change, "not identified", *finding)
-    than = "the logging policy" if other is None else "the policy it is compared with"
+def _judge(change: Estimate, finding: Finding | None, than: str) -> Change:
+    if finding is not None:
+        return Change(change, "not identified", *finding)
     within = f"${change.value:+.2f}/h, 95% interval {change.low:+.2f} to {change.high:+.2f}"
     if change.low > 0:
         return Change(change, "better", None, f"better than {than}: {within}", "")
     if change.high < 0:
         return Change(change, "worse", None, f"worse than {than}: {within}", "")
-    half = (change.high - change.low) / 2
-    times = (half / change.value) ** 2 if change.value else float("inf")
-    advice = f"hold out about {times:.0f} times as many videos" if 1 < times < 1000 else "hold out many more videos"
-    reason = f"the interval holds 0: {within}"
-    return Change(change, "not distinguishable", None, reason, f"{advice} to tell a change of this size")
+    times = ((change.high - change.value) / change.value) ** 2 if change.value else np.inf
+    many = f"about {max(2, np.ceil(times)):.0f} times as" if times < MOST_TIMES else "very"
+    advice = f"hold out {many} many videos to tell a change of this size"
+    return Change(change, "not distinguishable", None, f"the interval holds 0: {within}", advice)
 
 
-def _identify(logs: _Logs, one: _Weighed) -> Finding | None:
-    unit = np.clip(logs.task.to_unit(one.targets.actions), 0, 1)
+def _identify(logs: _Logs, targets: Targets, support: Support) -> Finding | None:
+    unit = np.clip(logs.task.to_unit(targets.actions), 0, 1)
     logged = np.clip(logs.task.to_unit(logs.steps.actions), 0, 1)
-    constant = [k for k in range(logs.task.num_actions) if k not in logs.axes]
-    moved = [k for k in constant if np.abs(unit[:, k] - logged[:, k]).max() > SAME]
     names = list(logs.task.actions)
+    constant = [axis for axis in range(len(names)) if axis not in logs.axes]
+    moved = [names[axis] for axis in constant if np.abs(unit[:, axis] - logged[:, axis]).max() > SAME]
     return identify(
-        logs.task, one.support,
-        all_constant=len(logs.axes) == 0, moved=[names[k] for k in moved], num_videos=logs.steps.num_videos,
-        num_steps=logs.num_steps, density_ratio=logs.density_ratio, varying=[names[k] for k in logs.axes],
+        logs.task, support,
+        never_varied=names if len(logs.axes) == 0 else moved, varying=[names[axis] for axis in logs.axes],
+        num_videos=logs.steps.num_videos, num_steps=logs.num_steps, density_ratio=logs.density_ratio,
     )  # fmt: skip
