@@ -98,6 +98,8 @@ def test_a_sample_without_weight_does_not_count(samples, place):
     with_it = np.insert(samples, min(place, len(samples)), 1e9)[None]
     bounds = stats.weighted_percentiles95(with_it, np.insert(weights, min(place, len(samples)), 0)[None])
     assert bounds.tolist() == stats.weighted_percentiles95(np.array(samples)[None], weights[None]).tolist()
+
+
 def test_leaving_out_one_cluster_after_the_other_by_hand():
     """The mean of single samples: the jackknife is the usual Student interval."""
     samples = np.array([1.0, 2.0, 3.0])

@@ -12,7 +12,7 @@ from pipeline.outcomes import LearnedOutcomes, LoggedSteps, blind, logged_steps,
 from pipeline.outcomes.caution import greedy
 from pipeline.outcomes.learned import NO_CAUTION
 from pipeline.outcomes.model import Outcomes
-from pipeline.outcomes.off_policy import Change, Estimate, OffPolicyEstimate, Targets, estimate
+from pipeline.outcomes.off_policy import Change, Estimate, OffPolicyEstimate, Targets, estimate_off_policy
 from pipeline.rl.rollouts import actions_of
 
 LARGEST_ADVANTAGE = 3.0  # standard deviations, beyond which an advantage weighs no more
@@ -35,7 +35,7 @@ def on_logs(model: LearnedOutcomes, data: Embeddings, steps: pd.DataFrame) -> di
     value = step_worth(model, logged.rows, outcomes).profit
     targets = {name: Targets(chosen, _profit(model, logged.rows, chosen)) for name, chosen in policies.items()}
     found = {
-        name: estimate(
+        name: estimate_off_policy(
             model.task,
             logged,
             value,

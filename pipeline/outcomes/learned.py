@@ -70,12 +70,7 @@ class LearnedOutcomes(PricedRows):
             task, context, price_usd=price_usd, damage_usd=damage_usd, step_s=step_s, is_labelled=is_labelled,
             description=description,
         )  # fmt: skip
-        if steps.num_videos < 2:
-            raise VtpError(
-                f"{steps.num_videos} logged videos cannot tell chance from cause, as the steps of one hang together; "
-                "log two at least",
-                code="logs-too-few-videos",
-            )
+        steps.check_learnable()
         self.steps, self._group = steps, group
         self.caution, self._seed = NO_CAUTION, seed
         rng = np.random.default_rng([seed, steps.num_steps])

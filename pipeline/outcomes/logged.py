@@ -54,6 +54,21 @@ class LoggedSteps(NamedTuple):
         }
         return LoggedSteps(**columns)
 
+    def check_learnable(self) -> None:
+        """VtpError where these steps are too few to learn what actions bring."""
+        if self.num_videos < 2:
+            raise VtpError(
+                f"{self.num_videos} logged videos cannot tell chance from cause, as the steps of one hang together; "
+                "log two at least",
+                code="logs-too-few-videos",
+            )
+        if not (self.attempts > 0).any():
+            raise VtpError(
+                f"none of {self.num_steps:,} logged steps has an attempt, so nothing tells how often attempts are "
+                "errors; log steps with attempts",
+                code="logs-no-attempts",
+            )
+
     def check(self, task: Task) -> None:
         """VtpError where an action, a context or a propensity cannot be one of the task."""
         shape = (self.num_steps, task.num_actions)

@@ -28,6 +28,7 @@ LEVEL_PRIOR = 1.0  # counts that the prior of a group's level is worth
 FARTHEST_LEVEL = 30.0  # times the mean rate, or its inverse, that a group is believed to be at unseen
 BACKGROUND_PRIOR = 0.2  # counts
 PRIOR_SPREAD = 1.0  # of the logarithm of an ensemble member's own priors
+MOST_WEIGHT = 50.0  # of a trial that fails almost surely, as its variance vanishes
 TINY = 1e-12
 HIGHEST_PROBABILITY = 1 - 1e-6
 
@@ -144,8 +145,7 @@ def fit(
         for group, causes, weight, count, exposure in groups:
             rate = np.maximum(surfaces[:, group] @ causes.T, TINY)
             if counts.is_binomial:
-                rate = np.minimum(rate, HIGHEST_PROBABILITY)
-                exposure = (exposure - count) / (1 - rate)
+                weight = weight / np.maximum(1 - rate, 1 / MOST_WEIGHT)  # as its variance is below Poisson's
             elif counts.dispersion > 0:
                 weight = weight / (1 + counts.dispersion * exposure * rate)  # as its variance exceeds Poisson's
             found[:, group] = surfaces[:, group] * ((weight * count / rate) @ causes)
@@ -168,7 +168,8 @@ class _Shared:
     ):
         self._basis, self._prior = basis, prior
         num_sets, num_groups, num_cells = len(weights), counts.num_groups, counts.causes.shape[1] - 1
-        rate = ((weights * counts.count).sum(1) + 0.5) / (weights * counts.exposure).sum(1)
+        exposure = (weights * counts.exposure).sum(1)
+        rate = ((weights * counts.count).sum(1) + 0.5) / np.where(exposure > 0, exposure, counts.exposure.sum())
         usual = counts.causes[:, 1:].mean()  # of a cell, so that cells and background begin with half the rate each
 
         def own(*shape: int) -> np.ndarray:
@@ -216,12 +217,12 @@ class _Shared:
         )
         margins = []
         for index, prior in enumerate(self._prior_margins):
-            expected = (self._level[:, :, None] * self._cells(without=index)[:, None] * exposed[:, :, 1:]).sum(1)
+            others = (self._level[:, :, None] * self._cells(without=index)[:, None] * exposed[:, :, 1:]).sum(1)
             size = prior.shape[1]
             cell = self._basis.cells[index] if self._prior.is_product else np.arange(size)
             is_of = (cell[:, None] == np.arange(size)).astype(float)  # [B, n]
             margin = (found[:, :, 1:].sum(1) @ is_of + MARGIN_PRIOR * prior * size) / (
-                expected @ is_of + MARGIN_PRIOR * size
+                others @ is_of + MARGIN_PRIOR * size
             )
             margins.append(margin / margin.sum(1, keepdims=True))
         self._level, self._margins = level, margins

@@ -1,0 +1,75 @@
+"""Surfaces fitted to counts: rates of any height, and groups that have no counts."""
+
+import numpy as np
+import pytest
+from raising import raises
+from worlds import DISHES, PLATES
+
+from pipeline.outcomes import LearnedOutcomes, LoggedSteps
+from pipeline.outcomes.surfaces import Basis, Counts, Prior, fit
+
+
+def counts_of(basis, unit, count, exposure, *, group=None, num_groups=1, is_binomial=False):
+    group = np.zeros(len(unit), int) if group is None else group
+    return Counts(basis(unit), group, num_groups, count, exposure, is_binomial)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.7, 0.95, 1.0])
+def test_a_probability_of_any_height_is_found(share):
+    """A hundred trials at each of fifty actions, of which exactly this share fails."""
+    basis, unit = Basis([None]), np.linspace(0, 1, 50)[:, None]
+    trials = np.full(50, 100.0)
+    counts = counts_of(basis, unit, share * trials, trials, is_binomial=True)
+    found = fit(basis, counts, np.ones((1, 50)), Prior(1.0))
+    np.testing.assert_allclose(counts.rates(found)[0], share, atol=0.02)
+
+
+def test_a_probability_that_crosses_a_half_is_followed():
+    basis, unit = Basis(["rises"]), np.linspace(0, 1, 200)[:, None]
+    share, trials = 0.05 + 0.85 * unit[:, 0] ** 2, np.full(200, 50.0)
+    counts = counts_of(basis, unit, share * trials, trials, is_binomial=True)
+    found = fit(basis, counts, np.ones((1, 200)), Prior(1.0))
+    np.testing.assert_allclose(counts.rates(found)[0], share, atol=0.04)
+
+
+@pytest.mark.parametrize("is_binomial", [True, False])
+def test_a_group_without_counts_is_like_the_others(is_binomial):
+    """Whatever an ensemble member's own prior is; a thousandfold of the others' rate is no such prior."""
+    basis, unit = Basis([None]), np.random.default_rng(0).random((300, 1))
+    group, exposure = np.arange(300) % 3, np.full(300, 20.0)  # the fourth group has none
+    counts = counts_of(basis, unit, 0.2 * exposure, exposure, group=group, num_groups=4, is_binomial=is_binomial)
+    found = fit(basis, counts, np.ones((200, 300)), Prior(10.0), np.random.default_rng(1))
+    rates = found[:, 3] @ basis(np.array([[0.5]])).T
+    assert 0.05 < np.median(rates) < 0.8
+    assert rates.max() < 200
+
+
+def test_a_member_whose_bootstrap_has_no_trial_is_finite():
+    basis, unit = Basis([None]), np.full((4, 1), 0.5)
+    counts = counts_of(basis, unit, np.ones(4), np.full(4, 2.0), is_binomial=True)
+    weights = np.array([[1.0, 1, 1, 1], [0, 0, 0, 0]])
+    assert np.isfinite(fit(basis, counts, weights, Prior(1.0), np.random.default_rng(0))).all()
+
+
+def learned(task, attempts, errors, video, context=None):
+    num_steps = len(attempts)
+    context = np.zeros(num_steps, int) if context is None else context
+    actions = np.random.default_rng(0).random((num_steps, task.num_actions))
+    steps = LoggedSteps(np.arange(num_steps), context, actions, np.array(attempts), np.array(errors), np.array(video))
+    return LearnedOutcomes(task, context, context, steps, step_s=60.0)
+
+
+def test_one_video_and_no_attempt_teach_nothing():
+    with raises("logs-too-few-videos"):
+        learned(PLATES, [2.0, 3.0], [0.0, 1.0], [5, 5])
+    with raises("logs-no-attempts"):
+        learned(PLATES, [0.0, 0.0], [0.0, 0.0], [0, 1])
+
+
+@pytest.mark.parametrize("errors", [np.zeros(40), np.full(40, 3.0)])
+def test_logs_without_an_error_and_with_errors_alone(errors):
+    context, video = np.arange(40) % 4, np.arange(40) // 10
+    model = learned(DISHES, np.full(40, 3.0), errors, video, context)
+    attempts, failed = model.expected(np.arange(4), np.full(2, 0.5))
+    np.testing.assert_allclose(attempts, 3.0, rtol=0.4)
+    np.testing.assert_allclose(failed / attempts, errors[0] / 3, atol=0.15)
