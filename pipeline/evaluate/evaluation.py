@@ -16,7 +16,6 @@ from pipeline.config import EvaluateConfig
 from pipeline.dataset import rereading
 from pipeline.errors import VtpError
 from pipeline.evaluate.closed_loop import PIXEL_STREAM, PixelObserver, Progress, from_pixels
-from pipeline.evaluate.on_logs import on_logs
 from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.rl.rollouts import SIM_EPISODES, in_simulator, on_clips
 from pipeline.rl.sac import Agent
@@ -30,6 +29,7 @@ from pipeline.runs import (
     observed,
     write_summary,
 )
+from pipeline.runs.on_logs import on_logs
 from pipeline.tasks import Task, repriced
 
 logger = logging.getLogger(__name__)

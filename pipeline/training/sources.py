@@ -17,12 +17,12 @@ import torch
 from pipeline import __version__, dataset, encoders, runs
 from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, TrainConfig, VideoTrainConfig, train_config
 from pipeline.errors import VtpError
-from pipeline.evaluate.on_logs import on_logs
 from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.rl import rollouts
 from pipeline.rl.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.rl.sac import Agent
 from pipeline.runs import ClipInputs, Encoding, PolicyMetadata, RunDirectory
+from pipeline.runs.on_logs import on_logs
 from pipeline.tasks import EPISODE_STEPS, load_task
 from pipeline.training.frame_cache import FrameCache
 from pipeline.training.from_logs import LogsPlan, plan_on_logs
