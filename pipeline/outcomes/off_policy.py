@@ -346,7 +346,8 @@ def _noise(logs: _Logs, residual: np.ndarray, shares: np.ndarray) -> float:
 def _judge(change: Estimate, finding: Finding | None, than: str) -> Change:
     if finding is not None:
         return Change(change, "not identified", *finding)
-    within = f"${change.value:+.2f}/h, 95% interval {change.low:+.2f} to {change.high:+.2f}"
+    sign = "-" if change.value < 0 else "+"
+    within = f"{sign}${abs(change.value):.2f}/h, 95% interval {change.low:+.2f} to {change.high:+.2f}"
     if change.low > 0:
         return Change(change, "better", None, f"better than {than}: {within}", "")
     if change.high < 0:
