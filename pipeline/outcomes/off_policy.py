@@ -186,7 +186,7 @@ def estimate_off_policy(
 def bandwidth_of(spread: np.ndarray, num_steps: int) -> np.ndarray:
     """Bandwidth [A] of the kernel, from the logged actions' spread within contexts [A], in the unit box.
 
-    The exponent is that of the least mean squared error (Kallus and Zhou 2018, section 3, there for one action), the
+    The exponent is that of the least mean squared error (Kallus and Zhou 2018 have it for one action), the
     spread makes it narrow where the logger is; the factor is measured, see bench/off_policy.py.
     """
     return BANDWIDTH * spread * num_steps ** (-1 / (len(spread) + 4))
