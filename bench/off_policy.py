@@ -30,6 +30,7 @@ from pipeline.outcomes import (
     step_worth,
 )
 from pipeline.outcomes.model import Outcomes
+from pipeline.outcomes.off_policy import Change
 from pipeline.synthetic import dynamics
 from pipeline.tasks import load_task
 
@@ -48,12 +49,13 @@ Profit = Callable[[np.ndarray, np.ndarray], np.ndarray]  # in $/h, of contexts [
 
 
 class Pair(NamedTuple):
-    """Logs of held-out videos and of the others, a policy by context [K, A], and its true change in $/h."""
+    """Logs of held-out videos and of the others, a policy by context [K, A], and its true changes in $/h."""
 
     steps: LoggedSteps
     others: LoggedSteps
     actions: np.ndarray
-    truth: float
+    over_logger: float
+    over_blind: float
     profit: Profit
     num_steps: int
 
@@ -176,8 +178,11 @@ def pairs_of(logger: str, num_pairs: int, seed: int) -> Iterator[Pair]:
         is_held_out = logs.video < max(2, round(HELD_OUT * num_videos))
         profit = fit_outcomes(logs.take(~is_held_out))
         actions = choose_policy(kind, profit, logger, rng)
-        truth = float(expected_profit(CONTEXTS, actions).mean()) - of_logger
-        yield Pair(logs.take(is_held_out), logs.take(~is_held_out), actions, truth, profit, size)
+        of_policy, of_blind = (float(expected_profit(CONTEXTS, one).mean()) for one in (actions, BLIND))
+        yield Pair(
+            logs.take(is_held_out), logs.take(~is_held_out), actions, of_policy - of_logger, of_policy - of_blind,
+            profit, size,
+        )  # fmt: skip
 
 
 def judge(pair: Pair, *, constant: bool, logged: bool) -> OffPolicyEstimate:
@@ -187,33 +192,48 @@ def judge(pair: Pair, *, constant: bool, logged: bool) -> OffPolicyEstimate:
     def profit(context: np.ndarray, actions: np.ndarray) -> np.ndarray:
         return np.full(len(context), mean) if constant else pair.profit(context, actions)
 
-    targets = pair.actions[steps.context]
-    return estimate_off_policy(
-        TASK, steps, profit_of(steps), profit(steps.context, steps.actions),
-        Targets(targets, profit(steps.context, targets)), others=others,
-    )  # fmt: skip
+    policy, compared = (
+        Targets(actions[steps.context], profit(steps.context, actions[steps.context]))
+        for actions in (pair.actions, BLIND)
+    )
+    expected = profit(steps.context, steps.actions)
+    return estimate_off_policy(TASK, steps, profit_of(steps), expected, policy, compared=compared, others=others)
 
 
-def summarise(judged: list[tuple[Pair, OffPolicyEstimate]]) -> dict[str, Any]:
-    known = [(pair, found) for pair, found in judged if found.change.verdict != "not identified"]
-    truth = np.array([pair.truth for pair, _ in known])
-    value, low, high = np.array([found.change.usd_per_hour for _, found in known]).T
-    direct = np.array([found.direct.value - found.logged.value for _, found in known])
-    covers = (low <= truth) & (truth <= high)
-    sizes = np.array([pair.num_steps for pair, _ in known])
+def summarise(pairs: list[Pair], found: list[OffPolicyEstimate]) -> dict[str, Any]:
+    changes = [(one.change, pair.over_logger, pair.num_steps) for pair, one in zip(pairs, found, strict=True)]
+    over_blind = [
+        (one.change_over_compared, pair.over_blind, pair.num_steps)
+        for pair, one in zip(pairs, found, strict=True)
+        if pair.actions is not BLIND and one.change_over_compared is not None
+    ]
+    truth = np.array([pair.over_logger for pair in pairs])
+    direct = np.array([one.direct.value - one.logged.value for one in found])
     return {
-        "pairs": len(judged),
-        "not_identified": 1 - len(known) / len(judged),
+        "over_logger": _coverage(changes),
+        "over_blind": _coverage(over_blind),
+        "rmse_direct": float(np.sqrt(((direct - truth) ** 2).mean())),
+        "causes": Counter(one.change.cause for one in found if one.change.cause is not None),
+    }
+
+
+def _coverage(changes: list[tuple[Change, float, int]]) -> dict[str, Any]:
+    """How estimates and intervals of changes lie about the truth, where they are identified."""
+    known = [(*change.usd_per_hour, truth, steps) for change, truth, steps in changes if change.cause is None]
+    result: dict[str, Any] = {"pairs": len(changes), "not_identified": 1 - len(known) / len(changes)}
+    if len(known) < 3:
+        return result
+    value, low, high, truth, steps = np.array(known).T
+    covers = (low <= truth) & (truth <= high)
+    return result | {
         "coverage": float(covers.mean()),
-        "coverage_by_steps": {str(size): float(covers[sizes == size].mean()) for size in np.unique(sizes).tolist()},
-        "interval_above_truth": float((low > truth).mean()),
+        "coverage_by_steps": {f"{size:.0f}": float(covers[steps == size].mean()) for size in np.unique(steps)},
+        "above_truth": float((low > truth).mean()),
         "bias": float((value - truth).mean()),
         "rmse": float(np.sqrt(((value - truth) ** 2).mean())),
-        "rmse_direct": float(np.sqrt(((direct - truth) ** 2).mean())),
         "width": float((high - low).mean()),
         "rank_correlation": float(spearmanr(truth, value).statistic),
-        "verdicts": Counter(found.change.verdict for _, found in judged),
-        "causes": Counter(found.change.cause for _, found in judged if found.change.cause is not None),
+        "verdicts": Counter(change.verdict for change, _, _ in changes),
     }
 
 
@@ -231,8 +251,8 @@ def main() -> None:
                 name = (
                     f"{'constant' if constant else 'fitted'} model, {'logged' if logged else 'estimated'} propensities"
                 )
-                judged = [(pair, judge(pair, constant=constant, logged=logged)) for pair in pairs]
-                result.setdefault(logger, {})[name] = summarise(judged)
+                found = [judge(pair, constant=constant, logged=logged) for pair in pairs]
+                result.setdefault(logger, {})[name] = summarise(pairs, found)
     print(json.dumps(result | {"wall_s": time.perf_counter() - started}, indent=2))
 
 

@@ -53,7 +53,20 @@ def test_a_perfect_model_without_noise_gives_the_change_itself():
     assert result.change.usd_per_hour.value == pytest.approx(24 - value.mean())
     assert result.doubly_robust.value == pytest.approx(24)
     assert result.direct.value == pytest.approx(24)
-    assert result.change.verdict == "better"
+    assert result.change.verdict == "better" and "$" in result.change.reason and not result.change.advice
+
+
+def test_a_worse_policy_is_told_with_its_sign_before_the_dollar():
+    steps = logs_of(uniform)
+    change = estimate_off_policy(PLATES, steps, noisy(steps), surface(steps.actions), at(steps, 0.0, 0.0)).change
+    assert change.verdict == "worse" and "-$7." in change.reason
+
+
+def test_a_change_within_noise_is_not_distinguishable_and_asks_for_more_videos():
+    steps = logs_of(uniform)
+    value = noisy(steps, 50.0)
+    change = estimate_off_policy(PLATES, steps, value, surface(steps.actions), at(steps, 0.6, 0.5)).change
+    assert change.verdict == "not distinguishable" and "videos" in change.advice
 
 
 def test_a_perfect_model_is_exact_in_expectation():

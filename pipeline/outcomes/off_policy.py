@@ -186,7 +186,7 @@ def estimate_off_policy(
 def bandwidth_of(spread: np.ndarray, num_steps: int) -> np.ndarray:
     """Bandwidth [A] of the kernel, from the logged actions' spread within contexts [A], in the unit box.
 
-    The exponent is that of the least mean squared error (Kallus and Zhou 2018, section 3, there for one action), the
+    The exponent is that of the least mean squared error (Kallus and Zhou 2018 have it for one action), the
     spread makes it narrow where the logger is; the factor is measured, see bench/off_policy.py.
     """
     return BANDWIDTH * spread * num_steps ** (-1 / (len(spread) + 4))
@@ -346,7 +346,8 @@ def _noise(logs: _Logs, residual: np.ndarray, shares: np.ndarray) -> float:
 def _judge(change: Estimate, finding: Finding | None, than: str) -> Change:
     if finding is not None:
         return Change(change, "not identified", *finding)
-    within = f"${change.value:+.2f}/h, 95% interval {change.low:+.2f} to {change.high:+.2f}"
+    sign = "-" if change.value < 0 else "+"
+    within = f"{sign}${abs(change.value):.2f}/h, 95% interval {change.low:+.2f} to {change.high:+.2f}"
     if change.low > 0:
         return Change(change, "better", None, f"better than {than}: {within}", "")
     if change.high < 0:
