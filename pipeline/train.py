@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.config import TrainConfig
 from pipeline.errors import TryAgainError, VtpError
@@ -20,7 +21,8 @@ from pipeline.files import make_folder, save_config, write_json
 from pipeline.processes import interrupts_held
 from pipeline.rl.rollouts import sampled_profit
 from pipeline.runs import PolicyMetadata, RunDirectory, load_policy, save_checkpoint, write_summary
-from pipeline.training import Record, Trainer, check, newest, open_source, save, slim
+from pipeline.training import Record, Source, Trainer, check, newest, open_source, save, slim
+from pipeline.training.cloning import clone
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +40,10 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     started = time.monotonic()
     check(cfg)
     env_rng, rng, validation_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(cfg.seed).spawn(3))
-    source = open_source(cfg, env_rng)
+    tell = progress or _nothing_is_told
+    source = open_source(cfg, env_rng, progress=tell)
     run_directory, metadata = RunDirectory(cfg.out), source.metadata
     checkpoint = begin(cfg, metadata)
-    tell = progress or _nothing_is_told
     trainer = Trainer(cfg, source, rng=rng, progress=tell)
     best_profit, since_best, spent_s = -np.inf, 0, 0.0
     if checkpoint:
@@ -109,11 +111,15 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
         )
     if trainer.episode < cfg.episodes:
         logger.info("no better validation in %d: stopped after episode %d", cfg.patience, trainer.episode)
+    if source.plan is not None and not source.plan.is_proven:
+        _clone_logging_policy(trainer, source, cfg)
+        save_checkpoint(run_directory.best, policy())
     best, metadata = load_policy(cfg.out)
     summary = write_summary(
         run_directory,
         source.model,
         source.validate(best, validation_rng),
+        off_policy=source.evaluate_on_logs(best),
         metadata=metadata,
         validation=source.validation,
         evaluation={"seed": cfg.seed, "command": metadata.provenance["command"]},
@@ -123,6 +129,15 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     slim(run_directory, policy())
     shutil.rmtree(run_directory.frame_cache, ignore_errors=True)
     return summary
+
+
+def _clone_logging_policy(trainer: Trainer, source: Source, cfg: TrainConfig) -> None:
+    assert source.plan is not None
+    logged = source.plan.model.steps
+    clone(
+        trainer.agent, source.latents(trainer.agent, logged.rows), torch.from_numpy(logged.actions).float(),
+        noise=cfg.observation_noise, seed=cfg.seed,
+    )  # fmt: skip
 
 
 def begin(cfg: TrainConfig, metadata: PolicyMetadata) -> dict[str, Any] | None:

@@ -114,7 +114,8 @@ def test_an_exported_policy_acts_in_the_tasks_units(trained, task, to, tmp_path)
         policy.act(ActConfig(policy=source, embeddings=trained / "embeddings.h5", out=tmp_path / "actions.csv"))
         for source in (trained / "run", path)
     )
-    columns = ["video_id", "clip", "start_s", "end_s", *task.actions]
+    foreseen = ["profit_usd_per_hour", "profit_low", "profit_high", "novelty"]
+    columns = ["video_id", "clip", "start_s", "end_s", *task.actions, *foreseen]
     assert list(own) == list(exported) == list(pd.read_csv(tmp_path / "actions.csv")) == columns
     assert within_bounds(exported, task)
     for name, one in task.actions.items():

@@ -132,5 +132,5 @@ def test_an_unknown_label_and_a_task_without_simulator_are_errors():
     with raises("labels-unknown-context") as caught:
         outcomes_of(data_of(GRASPING, ["egg", "fork"]))
     assert "egg, nut" in str(caught.value)
-    with raises("task-no-simulator"):
+    with raises("outcomes-unknown"):
         outcomes_of(data_of(Task.model_validate(grasping(simulator=None)), ["egg", "nut"]))

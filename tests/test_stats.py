@@ -80,3 +80,41 @@ def test_intervals_move_and_stretch_with_their_samples(samples, shift, factor):
     expected = factor * np.array(stats.interval95(samples)) + shift
     size = max(1.0, np.abs(expected).max(), factor * np.abs(samples).max())
     np.testing.assert_allclose(stats.interval95(factor * samples + shift), expected, atol=1e-9 * size)
+
+
+def test_weighted_percentiles_by_hand():
+    """Samples themselves: those at which the weights of the lesser ones and their own first come to the level."""
+    samples = np.array([[3.0, 1.0, 2.0, 9.0], [3.0, 1.0, 2.0, 9.0]])
+    weights = np.array([[0.5, 0.02, 0.46, 0.02], [0.25, 0.25, 0.25, 0.25]])
+    assert stats.weighted_percentiles95(samples, weights).tolist() == [[2, 3], [1, 9]]
+    many = np.random.default_rng(0).normal(size=(1, 2001))
+    equal = stats.weighted_percentiles95(many, np.full(many.shape, 1 / 2001))
+    np.testing.assert_allclose(equal[0], stats.percentiles95(many[0]), atol=0.02)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.integers(0, 11))
+def test_a_sample_without_weight_does_not_count(samples, place):
+    weights = np.full(len(samples), 1 / len(samples))
+    with_it = np.insert(samples, min(place, len(samples)), 1e9)[None]
+    bounds = stats.weighted_percentiles95(with_it, np.insert(weights, min(place, len(samples)), 0)[None])
+    assert bounds.tolist() == stats.weighted_percentiles95(np.array(samples)[None], weights[None]).tolist()
+
+
+def test_leaving_out_one_cluster_after_the_other_by_hand():
+    """The mean of single samples: the jackknife is the usual Student interval."""
+    samples = np.array([1.0, 2.0, 3.0])
+    sums = np.stack([samples, np.ones(3)], 1)
+    half = stats.jackknife_half95(sums, lambda sums: sums[..., 0] / sums[..., 1])
+    low, high = stats.interval95(samples)
+    assert half == pytest.approx((high - low) / 2)
+    assert stats.jackknife_half95(sums[:1], lambda sums: sums[..., 0] / sums[..., 1]) == np.inf
+
+
+def test_the_jackknife_of_a_ratio_covers_it_for_six_clusters():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(1000):
+        weights = rng.gamma(4.0, 1.0, 6)
+        sums = np.stack([weights * rng.normal(0.7, 1.0, 6), weights], 1)
+        half = stats.jackknife_half95(sums, lambda sums: sums[..., 0] / sums[..., 1])
+        hits += abs(sums[:, 0].sum() / sums[:, 1].sum() - 0.7) <= half
+    assert hits / 1000 == pytest.approx(0.95, abs=0.025)

@@ -215,7 +215,7 @@ def act(cfg: ActConfig, *, as_json: bool) -> None:
     seeds.one_run(cfg.policy)
     table = policy.act(cfg)
     if as_json:
-        print_json(table.to_dict("records"))
+        print_json(table.astype(object).where(table.notna(), None).to_dict("records"))
     elif cfg.out is None:
         print(table.to_csv(index=False), end="")
     else:

@@ -129,11 +129,45 @@ class _ClipsTrainSettings(_TrainSettings):
     """Clips come as they were filmed, whatever is done."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file.")
-    novelty: Path | None = Field(
-        None, description="Novelty file; by default novelty.h5 beside the embeddings, if there is one."
+    novelty: Literal["off"] | Path | None = Field(
+        None,
+        description="Novelty file whose weights replay has, or off for none; by default novelty.h5 beside the "
+        "embeddings, if there is one.",
     )
+
+    @field_validator("novelty", mode="before")
+    @classmethod
+    def _off_is_no_file(cls, value: Any) -> Any:
+        return "off" if str(value) == "off" else value
+
     task: NewPrices = None
+    outcomes: Literal["auto", "logged", "simulator"] = Field(
+        "auto",
+        description="What actions bring: learned from the labels' logs, or the task's simulator; auto: logged if the "
+        "labels have the task's actions, attempts and errors, else simulator.",
+    )
+    kappa: float | None = Field(
+        None,
+        ge=0,
+        description="Dollars that rewards lose per dollar of the learned outcomes' standard deviation; by default "
+        "chosen on folds of the logs.",
+    )
+    unsupported: float | None = Field(
+        None,
+        ge=0,
+        description="Human wages that rewards lose for an action like which none was logged; by default chosen on "
+        "folds of the logs.",
+    )
     gamma: Gamma = 0.0
+
+    @model_validator(mode="after")
+    def _caution_needs_logs(self) -> _ClipsTrainSettings:
+        for name in ("kappa", "unsupported"):
+            if self.outcomes == "simulator" and getattr(self, name) is not None:
+                raise ValueError(f"--{name} has no effect with --outcomes simulator; leave it out")
+        if (self.kappa is None) != (self.unsupported is None):
+            raise ValueError("--kappa and --unsupported are chosen together; give both or neither")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -194,10 +228,11 @@ class EvaluateConfig(Config):
 
     run: Path = Field(description="Run directory.")
     task: NewPrices = None
-    validation: Literal["auto", "pixels", "clips"] = Field(
+    validation: Literal["auto", "pixels", "logs", "clips"] = Field(
         "auto",
-        description="pixels: rendered scenes; clips: held-out clips; auto: pixels if the clips have labels and the "
-        "task can be drawn, else clips.",
+        description="pixels: rendered scenes; logs: off-policy, on the held-out clips' logs; clips: held-out clips in "
+        "the simulator; auto: pixels if the clips have labels and the task can be drawn, else logs where outcomes were "
+        "learned from them, else clips.",
     )
     scenes: Literal["usual", "changed"] = Field(
         "usual",
@@ -220,7 +255,13 @@ class PolicyExportConfig(Config):
 
 
 class ActConfig(Config):
-    """Write the policy's action for each clip as CSV."""
+    """Write the policy's action for each clip as CSV, the profit expected of it, and how new the clip is.
+
+    profit_usd_per_hour, with its 95% interval from profit_low to profit_high: by the logs that the policy learned from,
+    or by the simulator for clips with labels, without an interval. novelty: share, in [0, 1], of the clips of unseen
+    videos that lie nearer to the training clips. Novelty, and profit by the logs, need the embeddings file that the
+    policy was trained on; if it is gone or changed, they are empty and the log says so.
+    """
 
     policy: Path = Field(description="Run directory, or a file that vtp policy export wrote.")
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, by the policy's own encoder.")

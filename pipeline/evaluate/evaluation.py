@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from pipeline import dataset, encoders, synthetic, video
 from pipeline.config import EvaluateConfig
 from pipeline.dataset import rereading
 from pipeline.errors import VtpError
 from pipeline.evaluate.closed_loop import PIXEL_STREAM, PixelObserver, Progress, from_pixels
-from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, outcomes_of
+from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.rl.rollouts import SIM_EPISODES, in_simulator, on_clips
 from pipeline.rl.sac import Agent
 from pipeline.runs import (
+    OutcomesKind,
     PolicyMetadata,
     RunDirectory,
     check_weights,
@@ -29,12 +29,13 @@ from pipeline.runs import (
     observed,
     write_summary,
 )
+from pipeline.runs.on_logs import on_logs
 from pipeline.tasks import Task, repriced
 
 logger = logging.getLogger(__name__)
 
 PIXEL_EPISODES = 8
-Validation = Literal["simulator", "closed loop from pixels", "held-out clips"]
+Validation = Literal["simulator", "closed loop from pixels", "held-out logs", "held-out clips"]
 
 
 def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -49,8 +50,13 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
     run_directory = RunDirectory(cfg.run)
     out = run_directory.changed if cfg.scenes == "changed" else run_directory
     model: OutcomeModel
-    if validation == "held-out clips":
-        model, steps = _on_held_out(cfg, agent, metadata, task)
+    off_policy = None
+    held_out = _HeldOut(cfg, agent, metadata, task) if _needs_held_out(validation, metadata) else None
+    if held_out is not None and isinstance(held_out.model, LearnedOutcomes):
+        off_policy = on_logs(held_out.model, held_out.data, held_out.steps)
+    if validation in ("held-out clips", "held-out logs"):
+        assert held_out is not None
+        model, steps = held_out.model, held_out.steps
     else:
         model = SimulatedOutcomes(task)
         if validation == "simulator":
@@ -65,6 +71,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
     return write_summary(
         run_directory, model, steps, out=out, metadata=metadata, validation=validation,
         evaluation=_settings(cfg, validation), stage="evaluate", wall_s=time.monotonic() - started,
+        off_policy=off_policy,
     )  # fmt: skip
 
 
@@ -84,6 +91,8 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
         chosen = "closed loop from pixels"
     elif cfg.validation == "auto" and metadata.is_labelled and _is_rendered(metadata.task):
         chosen = "closed loop from pixels"
+    elif cfg.validation == "logs" or (cfg.validation == "auto" and metadata.outcomes == "logged"):
+        chosen = "held-out logs"
     else:
         chosen = "held-out clips"
     if cfg.scenes == "changed" and chosen != "closed loop from pixels":
@@ -91,7 +100,7 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
             "--scenes changed needs a validation from pixels, which this run's is not; leave it out",
             code="setting-without-effect",
         )
-    if chosen == "held-out clips":
+    if chosen in ("held-out clips", "held-out logs"):
         for name in ("episodes", "steps"):
             if name in cfg.model_fields_set and getattr(cfg, name) is not None:
                 raise VtpError(
@@ -115,17 +124,32 @@ def _is_rendered(task: Task) -> bool:
     return True
 
 
-def _on_held_out(
-    cfg: EvaluateConfig, agent: Agent, metadata: PolicyMetadata, task: Task
-) -> tuple[OutcomeModel, pd.DataFrame]:
-    """The outcome model of the clips that the policy was trained on, and its steps on those held out."""
-    clips, _ = metadata.of_clips()
-    data = load_embeddings(clips)
-    _, rows, _ = dataset.split_rows(data)
-    model = outcomes_of(data).with_task(task)
-    embeddings = observed(data, clips.centre)[rows] if metadata.source == "embeddings" else _see(agent, data, rows)
-    rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
-    return model, on_clips(agent, model, embeddings, rows, video=dataset.video_of(data, rows), rng=rng)
+class _HeldOut:
+    """The clips that a policy's training held out, the outcome model of them all, and the policy's steps on them.
+
+    By --validation clips outcomes are simulated, by logs they are learned from the training clips' logs, and else they
+    are those that the policy was trained on.
+    """
+
+    def __init__(self, cfg: EvaluateConfig, agent: Agent, metadata: PolicyMetadata, task: Task):
+        clips, _ = metadata.of_clips()
+        self.data = load_embeddings(clips)
+        _, rows, _ = dataset.split_rows(self.data)
+        kinds: dict[str, OutcomesKind] = {"clips": "simulator", "logs": "logged"}
+        kind = kinds.get(cfg.validation, metadata.outcomes)
+        found = outcomes_of(self.data, kind=kind, rows=dataset.train_rows(self.data)).with_task(task)
+        if isinstance(found, LearnedOutcomes):
+            found = found.with_caution(metadata.caution)
+        self.model = found
+        see = (
+            observed(self.data, clips.centre)[rows] if metadata.source == "embeddings" else _see(agent, self.data, rows)
+        )
+        rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
+        self.steps = on_clips(agent, self.model, see, rows, video=dataset.video_of(self.data, rows), rng=rng)
+
+
+def _needs_held_out(validation: Validation, metadata: PolicyMetadata) -> bool:
+    return validation in ("held-out clips", "held-out logs") or metadata.outcomes == "logged"
 
 
 def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
@@ -142,7 +166,7 @@ def _settings(cfg: EvaluateConfig, validation: Validation) -> dict[str, Any]:
     The command names every flag, so that it repeats this validation whatever the defaults become.
     """
     settings: dict[str, Any] = {"seed": cfg.seed}
-    if validation != "held-out clips":
+    if validation not in ("held-out clips", "held-out logs"):
         default = SIM_EPISODES if validation == "simulator" else PIXEL_EPISODES
         settings |= {"episodes": cfg.episodes or default, "steps": cfg.steps}
     for name in ("validation", "scenes", "task"):

@@ -5,6 +5,7 @@ from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.logging_policy import LOGGERS, LoggingPolicy, logging_policy
 from pipeline.outcomes.model import OutcomeModel, Outcomes, Terms, expected_worth, step_value, step_worth
 from pipeline.outcomes.of_dataset import clip_contexts, learned_from, logged_steps, outcomes_of, what_logs_lack
+from pipeline.outcomes.off_policy import OffPolicyEstimate, Targets, estimate_off_policy
 from pipeline.outcomes.optimum import Reference, best_action, blind, oracle
 from pipeline.outcomes.simulated import SimulatedOutcomes
 from pipeline.outcomes.simulated_logs import SimulatedLogs, simulate_logs
@@ -15,15 +16,18 @@ __all__ = [
     "LearnedOutcomes",
     "LoggedSteps",
     "LoggingPolicy",
+    "OffPolicyEstimate",
     "OutcomeModel",
     "Outcomes",
     "Reference",
     "SimulatedLogs",
     "SimulatedOutcomes",
+    "Targets",
     "Terms",
     "best_action",
     "blind",
     "clip_contexts",
+    "estimate_off_policy",
     "expected_worth",
     "learned_from",
     "logged_steps",

@@ -70,11 +70,11 @@ def fit_head(
     return Head(basis, found, counts.dispersion, prior, contradicted)
 
 
-def folds_of(video: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-    """The fold [N] of each step: whole videos, in turn, or shuffled."""
+def folds_of(video: np.ndarray, rng: np.random.Generator | None = None, most: int = FOLDS) -> np.ndarray:
+    """The fold [N] of each step, of at most so many: whole videos, in turn, or shuffled."""
     names, index = np.unique(video, return_inverse=True)
     order = np.arange(len(names)) if rng is None else rng.permutation(len(names))
-    return (order % min(FOLDS, len(names)))[index]
+    return (order % max(min(most, len(names)), 1))[index]
 
 
 def held_out(basis: Basis, counts: Counts, folds: np.ndarray, prior: Prior) -> np.ndarray:

@@ -37,6 +37,9 @@ class Caution(NamedTuple):
     unsupported: float = 0.0
 
 
+NO_CAUTION = Caution()
+
+
 class LearnedOutcomes(PricedRows):
     """Rows are the clips of a data set; what actions bring on them is fitted to logged steps.
 
@@ -69,7 +72,7 @@ class LearnedOutcomes(PricedRows):
         )  # fmt: skip
         steps.check_learnable()
         self.steps, self._group = steps, group
-        self.caution = Caution()
+        self.caution, self._seed = NO_CAUTION, seed
         rng = np.random.default_rng([seed, steps.num_steps])
         unit, num_groups = task.to_unit(steps.actions), int(group.max()) + 1
         weights = bootstraps(steps.video, members, rng)
@@ -89,6 +92,11 @@ class LearnedOutcomes(PricedRows):
 
     def _alike(self) -> np.ndarray:
         return np.column_stack([self._context, self._group])
+
+    @property
+    def group(self) -> np.ndarray:
+        """The group of every clip, [N] integers."""
+        return self._group
 
     @property
     def num_members(self) -> int:
@@ -134,14 +142,19 @@ class LearnedOutcomes(PricedRows):
                 support[part] = np.exp(-0.5 * apart).sum(1) * self._remembered_as[one]
         return support.reshape(shape)
 
+    def unknown(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """How far the logs leave actions open: 1 where nothing like them was logged, towards 0 the more there is."""
+        return ENOUGH / (ENOUGH + self.support(rows, actions))
+
     def penalty(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        penalty = np.zeros(np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1]))
-        if self.caution.kappa > 0:
-            penalty += self.caution.kappa * self.profit_of_members(rows, actions).std(0)
-        if self.caution.unsupported > 0:
-            unknown = ENOUGH / (ENOUGH + self.support(rows, actions))
-            penalty += self.caution.unsupported * self._task.human_wage_usd * unknown
-        return penalty
+        if self.caution == NO_CAUTION:
+            return super().penalty(rows, actions)
+        deviation = self.profit_of_members(rows, actions).std(0)
+        return self.penalty_of(self.caution, deviation, self.unknown(rows, actions))
+
+    def penalty_of(self, caution: Caution, deviation: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+        """What the caution charges, in $/h, for the ensemble's deviation in $/h and what the logs leave open."""
+        return caution.kappa * deviation + caution.unsupported * self._task.human_wage_usd * unknown
 
     def sample(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> Outcomes:
         attempts, errors = self.expected(rows, actions)
@@ -167,6 +180,31 @@ class LearnedOutcomes(PricedRows):
         other.caution = caution
         return other
 
+    def relearned(self, steps: LoggedSteps, members: int | None = None) -> LearnedOutcomes:
+        """What other logged steps teach of the same clips."""
+        return LearnedOutcomes(
+            self._task, self._context, self._group, steps, price_usd=self._own_price, damage_usd=self._own_damage,
+            step_s=self._step_s, is_labelled=self._is_labelled, members=members or self.num_members,
+            seed=self._seed,
+        )  # fmt: skip
+
+    def on_clips(
+        self,
+        context: np.ndarray,
+        group: np.ndarray,
+        *,
+        price_usd: np.ndarray | None = None,
+        damage_usd: np.ndarray | None = None,
+        step_s: np.ndarray | float,
+    ) -> LearnedOutcomes:
+        """What the same logs say of other clips, which are its rows: of known contexts and groups, at these terms.
+
+        Steps keep their rows among the clips that they were logged on.
+        """
+        other = self._priced(self._task, price_usd, damage_usd, context=context, step_s=step_s)
+        other._group = group
+        return other
+
     def with_task(self, task: Task) -> LearnedOutcomes:
         if task.context_names != self._task.context_names:
             raise VtpError(
@@ -181,12 +219,21 @@ class LearnedOutcomes(PricedRows):
         )
         return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
 
-    def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> LearnedOutcomes:
+    def _priced(
+        self,
+        task: Task,
+        price_usd: np.ndarray | None,
+        damage_usd: np.ndarray | None,
+        *,
+        context: np.ndarray | None = None,
+        step_s: np.ndarray | float | None = None,
+    ) -> LearnedOutcomes:
         other = copy.copy(self)
         other.__dict__.pop("_kinds", None)
         PricedRows.__init__(
-            other, task, self._context, price_usd=price_usd, damage_usd=damage_usd, step_s=self._step_s,
-            is_labelled=self._is_labelled, description=self._description,
+            other, task, self._context if context is None else context, price_usd=price_usd, damage_usd=damage_usd,
+            step_s=self._step_s if step_s is None else step_s, is_labelled=self._is_labelled,
+            description=self._description,
         )  # fmt: skip
         return other
 

@@ -70,7 +70,7 @@ class LoggedSteps(NamedTuple):
             )
 
     def check(self, task: Task) -> None:
-        """VtpError where an action is outside the task's bounds, or a propensity is no density."""
+        """VtpError where an action, a context or a propensity cannot be one of the task."""
         shape = (self.num_steps, task.num_actions)
         if self.actions.shape != shape:
             raise VtpError(
@@ -86,6 +86,13 @@ class LoggedSteps(NamedTuple):
                 f"step {step} has {name} {self.actions[step, action]:g}, outside [{task.low[action]:g}, "
                 f"{task.high[action]:g}]; correct the logs or leave the step out",
                 code="logs-action-outside",
+            )
+        is_unknown = (self.context < 0) | (self.context >= len(task.contexts))
+        if is_unknown.any():
+            raise VtpError(
+                f"step {int(np.argmax(is_unknown))} has a context that is none of the {len(task.contexts)} of task "
+                f"{task.name}; leave out steps without one",
+                code="logs-unknown-context",
             )
         if self.propensity is not None:
             is_bad = ~(np.isfinite(self.propensity) & (self.propensity > 0))

@@ -62,7 +62,7 @@ def outcomes_of(
                 "task's file, see docs/tasks.md",
                 code="outcomes-unknown",
             )
-        why = f" ({missing})" if missing and kind == "auto" and data.logs is not None else ""
+        why = f" ({missing})" if missing and kind == "auto" and _has_some_logs(data) else ""
         return SimulatedOutcomes(
             clips.task,
             clips.context,
@@ -128,6 +128,11 @@ def what_logs_lack(data: Embeddings, task: Task) -> str:
     if absent := [name for name, column in columns if np.isnan(column).all()]:
         return f"the labels have no {' and no '.join(absent)}"
     return "" if _is_logged(logs).any() else "no clip's labels have all of the actions, attempts and errors"
+
+
+def _has_some_logs(data: Embeddings) -> bool:
+    logs = data.logs
+    return logs is not None and bool(np.isfinite(np.column_stack([logs.actions, logs.attempts, logs.errors])).any())
 
 
 def _is_logged(logs: Logs) -> np.ndarray:

@@ -110,7 +110,7 @@ def _search(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.n
     Their covariance follows ridges, and no gradient is asked for, so kinks and plateaus do no harm. Drawn from a
     generator of its own, so that the same question has the same answer.
     """
-    points, neighbours = _scattered(num_actions)
+    points, neighbours = scattered(num_actions)
     values = value(points)
     best, best_value = points[values.argmax()], values.max()
     is_peak = values >= values[neighbours].max(1)
@@ -152,7 +152,7 @@ def _one_by_one(value: Callable[[np.ndarray], np.ndarray], best: np.ndarray) -> 
 
 
 @functools.cache
-def _scattered(num_actions: int) -> tuple[np.ndarray, np.ndarray]:
+def scattered(num_actions: int) -> tuple[np.ndarray, np.ndarray]:
     """Points [P, A] all over the unit box, corners included, and for each the numbers of those next to it."""
     points = qmc.Sobol(num_actions, scramble=False).random_base2(SCATTERED)
     if num_actions <= MAX_CORNERS:

@@ -25,6 +25,7 @@ FREE_DEGREE = {1: 10, 2: 6, 3: 4, 4: 3}
 ROUNDS = 150  # of expectation maximisation
 MARGIN_PRIOR = 0.3  # counts that each polynomial's prior is worth
 LEVEL_PRIOR = 1.0  # counts that the prior of a group's level is worth
+FARTHEST_LEVEL = 30.0  # times the mean rate, or its inverse, that a group is believed to be at unseen
 BACKGROUND_PRIOR = 0.2  # counts
 PRIOR_SPREAD = 1.0  # of the logarithm of an ensemble member's own priors
 MOST_WEIGHT = 50.0  # of a trial that fails almost surely, as its variance vanishes
@@ -177,7 +178,8 @@ class _Shared:
         def margin(size: int) -> np.ndarray:
             return np.full((num_sets, size), 1 / size) if rng is None else rng.dirichlet(np.ones(size), num_sets)
 
-        self._level = np.repeat((rate / (2 * usual))[:, None], num_groups, axis=1)  # [M, G]
+        self._first_level = (rate / (2 * usual))[:, None]  # [M, 1]
+        self._level = np.repeat(self._first_level, num_groups, axis=1)  # [M, G]
         self._own_level = own(num_sets, num_groups)
         self._background = np.full(num_sets, usual)  # [M], as a multiple of the level
         self._prior_background = usual * own(num_sets)
@@ -207,11 +209,9 @@ class _Shared:
         mean = self.mean()
         told = self._prior.shape / (self._prior.shape + mean * exposed)
         found, exposed = found * told, exposed * told
-        expected = (mean * exposed).sum(2)  # [M, G]
-        # A group counts for the usual level as far as it is known: one without counts has no level but its prior.
-        known = np.maximum(expected / (expected + LEVEL_PRIOR), TINY)
-        usual = self._own_level * ((known * self._level).sum(1) / known.sum(1))[:, None]
-        level = (found.sum(2) + LEVEL_PRIOR) / (expected / self._level + LEVEL_PRIOR / usual)
+        usual = self._own_level * self._level.mean(axis=1, keepdims=True)
+        usual = np.clip(usual, self._first_level / FARTHEST_LEVEL, self._first_level * FARTHEST_LEVEL)
+        level = (found.sum(2) + LEVEL_PRIOR) / ((mean * exposed).sum(2) / self._level + LEVEL_PRIOR / usual)
         self._background = (found[:, :, 0].sum(1) + BACKGROUND_PRIOR) / (
             (self._level * exposed[:, :, 0]).sum(1) + BACKGROUND_PRIOR / self._prior_background
         )

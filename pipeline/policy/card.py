@@ -17,7 +17,7 @@ from pipeline.errors import CorruptError, UntrustedError, VtpError
 from pipeline.rl.envs import SimEnv
 from pipeline.rl.networks import to_unit
 from pipeline.rl.sac import Agent
-from pipeline.runs import Encoding, PolicyMetadata
+from pipeline.runs import Encoding, OutcomesKind, PolicyMetadata
 from pipeline.tasks import Task
 
 OBSERVATION_SIZES = {"embeddings": encoders.EMBEDDING_DIM, "sim": SimEnv.OBSERVATION_SIZE}
@@ -36,7 +36,9 @@ class Card(BaseModel):
     observation_size: int
     task: Task  # whose actions the policy chooses, in their order and units
     seed: int
-    outcome_model: str
+    outcome_model: str  # such as: learned from 1,920 logged steps of 96 videos
+    outcomes: OutcomesKind = "simulator"  # of a card that does not say
+    validation: str = ""  # how it was validated last, and what it earned there; empty where that is not known
     centre: list[float] | None  # the training clips' mean, where each embedding is observed from its video's mean
     encoding: Encoding | None  # None of a policy on the simulator's state
     projector_sha256: str | None
@@ -45,8 +47,11 @@ class Card(BaseModel):
 
 
 class Policy(NamedTuple):
+    """embeddings: where the file lay that the policy was trained on; None where that is not known."""
+
     card: Card
     act: Act
+    embeddings: Path | None = None
 
 
 class Network(nn.Module):
@@ -74,7 +79,7 @@ def act_of(network: nn.Module) -> Act:
     return act
 
 
-def card_of(metadata: PolicyMetadata) -> Card:
+def card_of(metadata: PolicyMetadata, validation: str = "") -> Card:
     """The card of a checkpoint with those metadata."""
     if metadata.source == "video":
         raise VtpError(
@@ -85,7 +90,8 @@ def card_of(metadata: PolicyMetadata) -> Card:
     return Card(
         card_version=3, vtp_version=__version__, source=metadata.source,
         observation_size=OBSERVATION_SIZES[metadata.source], task=metadata.task, seed=metadata.seed,
-        outcome_model=metadata.outcome_model, centre=None if clips is None else clips.centre,
+        outcome_model=metadata.outcome_model, outcomes=metadata.outcomes, validation=validation,
+        centre=None if clips is None else clips.centre,
         encoding=None if clips is None else clips.encoding,
         projector_sha256=None if metadata.projector is None else metadata.projector.sha256,
         provenance=metadata.provenance,

@@ -25,7 +25,7 @@ def export(cfg: PolicyExportConfig) -> Path:
             code="output-suffix",
         )
     agent, metadata = runs.load_policy(cfg.run)
-    content = FORMATS[cfg.to].write(Network(agent).eval(), card_of(metadata))
+    content = FORMATS[cfg.to].write(Network(agent).eval(), card_of(metadata, validation_of(runs.RunDirectory(cfg.run))))
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return path
@@ -35,7 +35,8 @@ def load(path: Path) -> Policy:
     """The policy of a run directory or of an exported file; CorruptError where it is damaged or not to be trusted."""
     if path.is_dir():
         agent, metadata = runs.load_policy(path)
-        return Policy(card_of(metadata), act_of(Network(agent)))
+        card = card_of(metadata, validation_of(runs.RunDirectory(path)))
+        return Policy(card, act_of(Network(agent)), None if metadata.clips is None else Path(metadata.clips.embeddings))
     known = {suffix: FORMATS[name] for name, suffix in SUFFIXES.items()}
     if path.suffix not in known or not path.is_file():
         raise VtpError(
@@ -43,4 +44,16 @@ def load(path: Path) -> Policy:
             "make one with: vtp policy export RUN",
             code="policy-missing",
         )
-    return known[path.suffix].read(path, path.read_bytes())
+    policy = known[path.suffix].read(path, path.read_bytes())
+    embeddings = policy.card.provenance.get("embeddings")
+    return policy._replace(embeddings=None if embeddings is None else Path(str(embeddings)))
+
+
+def validation_of(run: runs.RunDirectory) -> str:
+    """How a run was validated last and what its policy earned there; empty before that."""
+    if not run.is_finished:
+        return ""
+    summary = run.read_summary()
+    profit, bounds = summary.get("profit_mean"), summary.get("profit_ci95")
+    earned = "" if profit is None else f": profit {profit:.2f} $/h"
+    return f"{summary.get('validation', '')}{earned}" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")

@@ -74,7 +74,7 @@ class Workplace:
         self.value_usd += step_value(model, rows, self.outcomes)
         found = step_worth(model, rows, self.outcomes) if self.reward_window == "step" else self.worth()
         return econ.lagrangian_reward(
-            found.profit,
+            found.profit - model.penalty(rows, actions),
             found.err_rate,
             human_wage_usd=task.human_wage_usd,
             lambda_dual=self.lambda_dual,

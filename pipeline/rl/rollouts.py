@@ -75,18 +75,17 @@ def actions_of(steps: pd.DataFrame, task: Task) -> np.ndarray:
 
 
 def sampled_profit(model: OutcomeModel, steps: pd.DataFrame, rng: np.random.Generator) -> float:
-    """Profit in $/h of sampled outcomes of the steps' actions: what may choose a policy.
+    """Profit in $/h of sampled outcomes of the steps' actions, less what their model charges: what may choose a policy.
 
     Drawn anew, so that policies that are compared with equal generators meet the same luck.
     """
-    rows = steps["row"].to_numpy()
-    outcomes = model.sample_coupled(rows, actions_of(steps, model.task), rng, OUTCOMES_A_STEP)
+    rows, actions = steps["row"].to_numpy(), actions_of(steps, model.task)
+    outcomes = model.sample_coupled(rows, actions, rng, OUTCOMES_A_STEP)
     hours = OUTCOMES_A_STEP * model.terms(rows).step_s.sum() / SECONDS_PER_HOUR
     value_usd = step_value(model, rows, outcomes).sum()
     costs = model.task.total_costs_usd_per_hour
-    return float(
-        worth(outcomes.attempts.sum(), outcomes.errors.sum(), value_usd, 1 / hours, costs_usd_per_hour=costs).profit
-    )
+    found = worth(outcomes.attempts.sum(), outcomes.errors.sum(), value_usd, 1 / hours, costs_usd_per_hour=costs)
+    return float(found.profit - model.penalty(rows, actions).mean())
 
 
 def expected_profit(model: OutcomeModel, steps: pd.DataFrame) -> np.ndarray:

@@ -11,14 +11,16 @@ from pipeline.runs.loading import (
     load_outcomes,
     load_policy,
     observed,
+    outcomes_trained_on,
 )
-from pipeline.runs.metadata import ClipInputs, Encoding, PolicyMetadata
+from pipeline.runs.metadata import ClipInputs, Encoding, OutcomesKind, PolicyMetadata
 from pipeline.runs.run_directory import RunDirectory
 from pipeline.runs.summary import summarise, write_summary
 
 __all__ = [
     "ClipInputs",
     "Encoding",
+    "OutcomesKind",
     "PolicyMetadata",
     "RunDirectory",
     "agent_of",
@@ -31,6 +33,7 @@ __all__ = [
     "load_outcomes",
     "load_policy",
     "observed",
+    "outcomes_trained_on",
     "save_checkpoint",
     "summarise",
     "write_summary",

@@ -13,7 +13,7 @@ from pipeline.outcomes import LearnedOutcomes, SimulatedOutcomes, outcomes_of
 from pipeline.rl.envs import SimEnv
 from pipeline.rl.sac import Agent
 from pipeline.runs.checkpoint_file import load_checkpoint
-from pipeline.runs.metadata import ClipInputs, PolicyMetadata
+from pipeline.runs.metadata import ClipInputs, OutcomesKind, PolicyMetadata
 from pipeline.runs.run_directory import RunDirectory
 from pipeline.tasks import Task
 
@@ -151,8 +151,15 @@ def load_outcomes(metadata: PolicyMetadata) -> LearnedOutcomes | SimulatedOutcom
     if metadata.source == "sim":
         return SimulatedOutcomes(metadata.task)
     clips, _ = metadata.of_clips()
-    data = load_embeddings(clips)
-    return outcomes_of(data, kind=metadata.outcomes, rows=dataset.train_rows(data)).with_task(metadata.task)
+    model = outcomes_trained_on(load_embeddings(clips), metadata.outcomes, metadata.task)
+    return model.with_caution(metadata.caution) if isinstance(model, LearnedOutcomes) else model
+
+
+def outcomes_trained_on(
+    data: dataset.Embeddings, kind: OutcomesKind, task: Task
+) -> LearnedOutcomes | SimulatedOutcomes:
+    """The outcome model of a policy that was trained on those clips; its rows are all clips of the file."""
+    return outcomes_of(data, kind=kind, rows=dataset.train_rows(data)).with_task(task)
 
 
 def observed(data: dataset.Embeddings, centre: list[float] | None) -> np.ndarray:

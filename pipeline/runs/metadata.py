@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.encoders import EMBEDDING_DIM, Projector
 from pipeline.errors import CorruptError, VtpError
+from pipeline.outcomes import Caution
 from pipeline.tasks import Task
 
 METADATA_VERSION = 2  # version 1 was an untyped dictionary, with the built-in tasks by name
@@ -124,6 +125,11 @@ class PolicyMetadata:
             ) from error
         fields = {name: getattr(described, name) for name in _Described.model_fields if name != "version"}
         return cls(**fields, projector=projector)
+
+    @property
+    def caution(self) -> Caution:
+        """How far training kept to what the logs tell."""
+        return Caution(*(float(self.provenance.get(name, 0.0)) for name in Caution._fields))
 
     def of_clips(self) -> tuple[ClipInputs, Projector]:
         """Of a policy on embeddings or video: what it was trained on, and the projector that it sees through."""

@@ -17,6 +17,12 @@ from pipeline.runs.metadata import PolicyMetadata
 from pipeline.runs.run_directory import RunDirectory
 from pipeline.stats import interval95, ratio_interval95
 
+JUDGES = {  # who says what a policy is worth, by the validation
+    "simulator": "Simulated",
+    "held-out clips": "Simulated",
+    "held-out logs": "Estimated from your logs",
+    "closed loop from pixels": "Closed loop, simulated",
+}
 CUSTOMER_EPISODES = 100  # the last ones of training, whose mean share of the spread is the customer's
 
 
@@ -87,12 +93,14 @@ def write_summary(
     evaluation: dict[str, Any],
     stage: str,
     wall_s: float,
+    off_policy: dict[str, Any] | None = None,
     out: RunDirectory | None = None,
 ) -> dict[str, Any]:
     """Write `validation.csv` and `summary.json` into the run, or another folder `out`; returns the summary.
 
-    evaluation: settings of this validation. `wall_s` of the summary is that of all the run's stages so far; training
-    is the first, and a stage that is repeated counts once.
+    evaluation: settings of this validation. off_policy: what held-out logs say, as `evaluate.on_logs` gives it.
+    `wall_s` of the summary is that of all the run's stages so far; training is the first, and a stage that is repeated
+    counts once.
     """
     out = out or run
     names = np.array(model.task.context_names)
@@ -106,6 +114,9 @@ def write_summary(
         **summarise(model, steps, s_cust=_customer_share(run)),
         "estimator": run.read_estimator(),
         "validation": validation,
+        "judge": JUDGES[validation],
+        "deployed": metadata.provenance.get("deployed", "learned policy"),
+        "off_policy": off_policy,
         "outcome_model": model.description,
         "labelled": None if metadata.source == "sim" else metadata.is_labelled,
         "evaluation": evaluation,

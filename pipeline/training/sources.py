@@ -7,7 +7,8 @@ import logging
 import shlex
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,18 +17,21 @@ import torch
 from pipeline import __version__, dataset, encoders, runs
 from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, TrainConfig, VideoTrainConfig, train_config
 from pipeline.errors import VtpError
-from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, outcomes_of
+from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.rl import rollouts
 from pipeline.rl.envs import EmbeddingEnv, SimEnv, VectorEnv
 from pipeline.rl.sac import Agent
 from pipeline.runs import ClipInputs, Encoding, PolicyMetadata, RunDirectory
+from pipeline.runs.on_logs import on_logs
 from pipeline.tasks import EPISODE_STEPS, load_task
 from pipeline.training.frame_cache import FrameCache
+from pipeline.training.from_logs import LogsPlan, plan_on_logs
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
 
+Progress = Callable[[int, int, str], None]
 Judge = Callable[[Agent, OutcomeModel, int, np.random.Generator], pd.DataFrame]  # with draws a step → steps
 
 
@@ -46,6 +50,8 @@ class Source(NamedTuple):
     novelty: np.ndarray | None = None  # [N] weights
     clips: FrameCache | None = None  # of a run on video
     initial: Agent | None = None  # the trained policy to begin with
+    plan: LogsPlan | None = None  # where outcomes are learned from logs
+    evaluate_on_logs: Callable[[Agent], dict[str, Any] | None] = lambda agent: None
 
     def look_up(self, observations: np.ndarray) -> torch.Tensor:
         """Observations as the agent sees them: states [B, 4] as they are, rows [B] as embeddings [B, 128] or clips."""
@@ -53,6 +59,14 @@ class Source(NamedTuple):
             return self.clips.look_up(observations)
         found = torch.from_numpy(observations)
         return found if self.table is None else self.table[found]
+
+    def latents(self, agent: Agent, rows: np.ndarray) -> torch.Tensor:
+        """What the agent's encoder makes of clips [n]: [n, Z]."""
+        if self.clips is not None:
+            assert isinstance(agent.encoder, encoders.ClipEncoder)
+            return torch.from_numpy(self.clips.embeddings(agent.encoder, rows))
+        with torch.no_grad():
+            return agent.encoder(self.look_up(rows))
 
     def validate(self, agent: Agent, rng: np.random.Generator) -> pd.DataFrame:
         """Steps of a policy on what training holds out."""
@@ -78,13 +92,21 @@ def check(cfg: TrainConfig) -> None:
         )
 
 
-def open_source(cfg: TrainConfig, rng: np.random.Generator, model: OutcomeModel | None = None) -> Source:
+def open_source(
+    cfg: TrainConfig,
+    rng: np.random.Generator,
+    model: OutcomeModel | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> Source:
     """The env of that source, and how a policy on it is validated with sampled outcomes.
 
-    model: what actions bring, where it is not the source's own. VtpError where the policy that `init` names was trained
-    on what looks different.
+    model: what actions bring, where it is not the source's own. progress: told of what takes long.
+
+    VtpError where the policy that `init` names was trained on what looks different.
     """
-    source = _simulator(cfg, model, rng) if isinstance(cfg, SimTrainConfig) else _stored_clips(cfg, model, rng)
+    source = (
+        _simulator(cfg, model, rng) if isinstance(cfg, SimTrainConfig) else _stored_clips(cfg, model, rng, progress)
+    )
     if cfg.init is not None:
         initial, trained = runs.load_policy(cfg.init)
         runs.check_same_inputs(trained, source.metadata, cfg.init)
@@ -121,7 +143,10 @@ def _simulator(cfg: SimTrainConfig, model: OutcomeModel | None, rng: np.random.G
 
 
 def _stored_clips(
-    cfg: EmbeddingsTrainConfig | VideoTrainConfig, model: OutcomeModel | None, rng: np.random.Generator
+    cfg: EmbeddingsTrainConfig | VideoTrainConfig,
+    model: OutcomeModel | None,
+    rng: np.random.Generator,
+    progress: Progress,
 ) -> Source:
     data = dataset.read_embeddings(cfg.embeddings)
     if isinstance(cfg, VideoTrainConfig) and data.attrs["backbone"] != "r3d_18":
@@ -130,16 +155,18 @@ def _stored_clips(
             "extract with --backbone r3d_18, or use --source embeddings",
             code="backbone-not-trainable",
         )
-    model = outcomes_of(data, cfg.task) if model is None else model
-    if data.logs is not None and np.isfinite([data.logs.attempts, data.logs.errors]).any():
-        logger.info("logged attempts and errors are not used: what actions bring is simulated")
     videos, held_out, how = dataset.split_rows(data)
-    train_rows = np.concatenate([np.arange(start, end) for start, end in videos])
-    novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
-    novelty = None
-    if cfg.novelty or novelty_path.is_file():
-        novelty = dataset.read_novelty_weights(novelty_path, data.content_sha256)
-        logger.info("replay is weighted by novelty: %s", novelty_path)
+    train_rows = dataset.train_rows(data)
+    novelty_path = _novelty_path(cfg)
+    novelty = None if novelty_path is None else dataset.read_novelty_weights(novelty_path, data.content_sha256)
+    plan = None
+    if model is None:
+        progress(0, 1, "outcomes")
+        model = outcomes_of(data, cfg.task, cfg.outcomes, train_rows)
+        _say_where_outcomes_come_from(data, model)
+        if isinstance(model, LearnedOutcomes):
+            plan = plan_on_logs(cfg, model, data.offset, lambda done, total: progress(done, total, "folds of the logs"))
+            model = plan.model
     env = EmbeddingEnv(model, cfg.num_envs, videos=videos, reward_window=cfg.reward_window, rng=rng)
     clips = table = centre = None
     if isinstance(cfg, VideoTrainConfig):
@@ -159,6 +186,10 @@ def _stored_clips(
             assert clips is not None and isinstance(agent.encoder, encoders.ClipEncoder)
             embeddings = clips.embeddings(agent.encoder, held_out)
         return rollouts.on_clips(agent, model, embeddings, held_out, video=of_held_out, draws=draws, rng=rng)
+
+    def evaluate_on_logs(agent: Agent) -> dict[str, Any] | None:
+        assert isinstance(model, LearnedOutcomes)
+        return on_logs(model, data, judge(agent, model, 1, np.random.default_rng(cfg.seed)))
 
     encoding = Encoding(**{name: data.attrs[name] for name in Encoding.model_fields})
     inputs = ClipInputs(
@@ -184,7 +215,9 @@ def _stored_clips(
             "novelty": str(novelty_path) if novelty is not None else "none: every clip weighs 1",
             "num_train_clips": len(train_rows),
             "held_out": f"{how}; they also chose the checkpoint",
-        },
+        }
+        | ({} if plan is None else plan.described()),
+        outcomes="simulator" if plan is None else "logged",
         clips=inputs,
         projector=encoders.Projector(
             data.projector_mean, data.projector_components, float(data.projector_scale), encoding.projector,
@@ -193,9 +226,31 @@ def _stored_clips(
     )  # fmt: skip
     draws = max(1, VALIDATION_DRAWS // len(held_out))
     return Source(
-        env, model, judge, draws, "held-out clips", metadata, how, table=table, train_rows=train_rows, novelty=novelty,
-        clips=clips,
+        env, model, judge, draws, "held-out clips" if plan is None else "held-out logs", metadata, how, table=table,
+        train_rows=train_rows, novelty=novelty, clips=clips, plan=plan,
+        evaluate_on_logs=Source._field_defaults["evaluate_on_logs"] if plan is None else evaluate_on_logs,
     )  # fmt: skip
+
+
+def _novelty_path(cfg: EmbeddingsTrainConfig | VideoTrainConfig) -> Path | None:
+    """The novelty file that is used; the log says which, and why."""
+    if cfg.novelty == "off":
+        return None
+    beside = cfg.embeddings.with_name("novelty.h5")
+    if cfg.novelty is not None:
+        logger.info("replay is weighted by novelty: %s", cfg.novelty)
+        return cfg.novelty
+    if not beside.is_file():
+        return None
+    logger.info("replay is weighted by novelty: %s lies beside the embeddings; --novelty off ignores it", beside)
+    return beside
+
+
+def _say_where_outcomes_come_from(data: dataset.Embeddings, model: OutcomeModel) -> None:
+    logger.info("what actions bring: %s", model.description)
+    is_logged = data.logs is not None and np.isfinite([data.logs.attempts, data.logs.errors]).any()
+    if is_logged and not isinstance(model, LearnedOutcomes):
+        logger.warning("logged attempts and errors are not used: what actions bring is simulated")
 
 
 def _check_contexts_vary(cfg: EmbeddingsTrainConfig, data: dataset.Embeddings, model: OutcomeModel) -> None:

@@ -47,6 +47,8 @@ class Trainer:
             cfg.buffer_size, self._observations.shape[1:], self._observations.dtype,
             num_actions=self._task.num_actions, priority_exponent=cfg.priority_exponent,
         )  # fmt: skip
+        if source.plan is not None and source.plan.transitions is not None:
+            self._remember(source.plan.transitions)
         self.revenue_split = RevenueSplit(self._task)
         self._sums = EpisodeSums(cfg.num_envs, self._task.action_names)
         self._losses: dict[str, list[float]] = defaultdict(list)  # of the updates since the last episode ended
@@ -73,6 +75,14 @@ class Trainer:
         rows = self._close(truncated) if truncated.any() else []
         self._observations = env.reset(truncated) if truncated.any() else next_observations
         return rows
+
+    def _remember(self, logged: Batch) -> None:
+        """Put logged transitions into replay, the last ones where there are more than it holds."""
+        logged = Batch(*(column[-self.cfg.buffer_size :] for column in logged))
+        novelty = self.source.novelty
+        weights = np.ones(len(logged.rewards)) if novelty is None else novelty[logged.observations]
+        self._buffer.add(logged, weights)
+        self.agent.observe_rewards(logged.rewards)
 
     def _act(self, observations: np.ndarray) -> np.ndarray:
         num_envs = self.cfg.num_envs

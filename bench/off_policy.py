@@ -1,0 +1,260 @@
+"""Do off-policy intervals cover the truth? Simulated dishwashing by three loggers, judged on held-out videos, as JSON.
+
+A pair is logs and a policy: greedy on an outcome model fitted to the other videos, constant, between the logger's mean
+and the optimum, or blind. The truth is its expected profit less the logging policy's, over contexts as the simulator
+has them. The same pairs are judged with an outcome model that knows nothing, and with the loggers' true propensities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import norm, spearmanr
+
+from pipeline.outcomes import (
+    LoggedSteps,
+    OffPolicyEstimate,
+    SimulatedOutcomes,
+    Targets,
+    blind,
+    estimate_off_policy,
+    expected_worth,
+    oracle,
+    step_worth,
+)
+from pipeline.outcomes.model import Outcomes
+from pipeline.outcomes.off_policy import Change
+from pipeline.synthetic import dynamics
+from pipeline.tasks import load_task
+
+TASK = load_task("dishwashing").in_scenario("mixed")
+WORLD = SimulatedOutcomes(TASK)  # its rows are contexts
+CONTEXTS = np.arange(len(TASK.contexts))
+BEST, BLIND = oracle(WORLD, CONTEXTS).actions, blind(WORLD, CONTEXTS).actions
+SIZES, STEPS, HELD_OUT = (240, 480, 960, 1920), 20, 0.2  # steps in all, steps a video, share of videos
+HOLDS = 0.5  # probability that an action is held for another step; the expert's goes with the context
+KINDS = ("greedy", "constant", "between", "between", "blind")
+LOGGERS = ("uniform", "human", "expert")
+HUMAN_MEAN, SPREADS = np.array([0.55, 0.60]), {"human": 0.18, "expert": 0.15}
+GRID = np.stack(np.meshgrid(*[np.linspace(0, 1, 21)] * 2, indexing="ij"), -1).reshape(-1, 2)
+
+Profit = Callable[[np.ndarray, np.ndarray], np.ndarray]  # in $/h, of contexts [n] and actions [n, A]
+
+
+class Pair(NamedTuple):
+    """Logs of held-out videos and of the others, a policy by context [K, A], and its true changes in $/h."""
+
+    steps: LoggedSteps
+    others: LoggedSteps
+    actions: np.ndarray
+    over_logger: float
+    over_blind: float
+    profit: Profit
+    num_steps: int
+
+
+def means_of(logger: str, context: np.ndarray) -> np.ndarray:
+    return HUMAN_MEAN + 0 * BEST[context] if logger == "human" else BEST[context]
+
+
+def choose(logger: str, context: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Actions [n, A] of the logger, all in [0, 1]."""
+    if logger == "uniform":
+        return rng.random((len(context), TASK.num_actions))
+    raw = means_of(logger, context) + SPREADS[logger] * rng.standard_normal((len(context), TASK.num_actions))
+    return np.clip(raw, 0, 1)
+
+
+def propensity_of(logger: str, context: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    if logger == "uniform":
+        return np.ones(len(context))
+    z = (actions - means_of(logger, context)) / SPREADS[logger]
+    inside = norm.pdf(z) / SPREADS[logger]
+    return np.where(actions <= 0, norm.cdf(z), np.where(actions >= 1, norm.sf(z), inside)).prod(1)
+
+
+def log(logger: str, num_videos: int, rng: np.random.Generator) -> LoggedSteps:
+    """Videos of the simulator's chain of contexts, worked on by the logger."""
+    context = WORLD.initial_rows(num_videos, rng)
+    actions = choose(logger, context, rng)
+    contexts, chosen, outcomes = [], [], []
+    for _ in range(STEPS):
+        contexts.append(context)
+        chosen.append(actions)
+        outcomes.append(WORLD.sample(context, actions, rng))
+        context = dynamics.next_context(len(CONTEXTS), context, rng)
+        is_held = (rng.random(num_videos) < HOLDS) & (logger != "expert")
+        actions = np.where(is_held[:, None], actions, choose(logger, context, rng))
+    context, actions = np.concatenate(contexts), np.concatenate(chosen)
+    attempts, errors = (np.concatenate(columns).astype(float) for columns in zip(*outcomes, strict=True))
+    video = np.tile(np.arange(num_videos), STEPS)
+    propensity = propensity_of(logger, context, actions)
+    return LoggedSteps(np.arange(len(context)), context, actions, attempts, errors, video, propensity)
+
+
+def profit_of(steps: LoggedSteps) -> np.ndarray:
+    return step_worth(WORLD, steps.context, Outcomes(steps.attempts, steps.errors)).profit
+
+
+def expected_profit(context: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    return expected_worth(WORLD, context, actions).profit
+
+
+def logger_profit(logger: str, draws: int = 400_000) -> float:
+    context = np.arange(draws) % len(CONTEXTS)
+    return float(expected_profit(context, choose(logger, context, np.random.default_rng(0))).mean())
+
+
+# The outcome model: a stand-in, quadratic in the actions for each context
+
+
+def _features(context: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    u = actions - 0.5
+    shared = np.stack([np.ones(len(u)), u[:, 0], u[:, 1], u[:, 0] ** 2, u[:, 1] ** 2, u[:, 0] * u[:, 1]], 1)
+    own = (np.eye(len(CONTEXTS))[context][:, :, None] * shared[:, None]).reshape(len(u), -1)
+    return np.concatenate([shared, own], 1)
+
+
+def _fit_glm(x: np.ndarray, counts: np.ndarray, trials: np.ndarray | None, start: float) -> np.ndarray:
+    """Coefficients of a Poisson model, or of a binomial one of these trials, by Newton's method with ridges."""
+    num_shared = x.shape[1] // (len(CONTEXTS) + 1)
+    shared, own = np.full(num_shared, 0.3), np.full(num_shared, 4.0)
+    shared[0], own[0] = 0.01, 2.0
+    ridge = np.concatenate([shared, np.tile(own, len(CONTEXTS))])
+    origin = np.zeros(x.shape[1])
+    origin[0] = start
+    found = origin.copy()
+    for _ in range(25):
+        linear = np.clip(x @ found, -12, 8)
+        mean = np.exp(linear) if trials is None else trials * expit(linear)
+        curvature = mean if trials is None else mean * (1 - expit(linear))
+        gradient = x.T @ (counts - mean) - ridge * (found - origin)
+        step = np.linalg.solve((x * curvature[:, None]).T @ x + np.diag(ridge), gradient)
+        found = found + step * min(1, 4 / np.abs(step).max())
+    return found
+
+
+def fit_outcomes(steps: LoggedSteps) -> Profit:
+    """What a model fitted to these steps expects, in $/h."""
+    x = _features(steps.context, steps.actions)
+    rate = (steps.errors.sum() + 0.5) / (steps.attempts.sum() + 1)
+    of_attempts = _fit_glm(x, steps.attempts, None, np.log(steps.attempts.mean()))
+    of_errors = _fit_glm(x, steps.errors, steps.attempts, np.log(rate / (1 - rate)))
+
+    def profit(context: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        features = _features(context, actions)
+        attempts = np.exp(features @ of_attempts)
+        return step_worth(WORLD, context, Outcomes(attempts, attempts * expit(features @ of_errors))).profit
+
+    return profit
+
+
+def choose_policy(kind: str, profit: Profit, logger: str, rng: np.random.Generator) -> np.ndarray:
+    """Actions by context, [K, A]."""
+    if kind == "greedy":
+        return np.stack([GRID[profit(np.full(len(GRID), context), GRID).argmax()] for context in CONTEXTS])
+    if kind == "constant":
+        return np.tile(rng.random(TASK.num_actions), (len(CONTEXTS), 1))
+    if kind == "blind":
+        return BLIND
+    middle = np.stack([choose(logger, np.full(2000, context), rng).mean(0) for context in CONTEXTS])
+    return np.clip(middle + rng.random() * (BEST - middle) + 0.08 * rng.standard_normal(BEST.shape), 0, 1)
+
+
+def pairs_of(logger: str, num_pairs: int, seed: int) -> Iterator[Pair]:
+    of_logger = logger_profit(logger)
+    for number in range(num_pairs):
+        rng = np.random.default_rng([seed, LOGGERS.index(logger), number])
+        size, kind = SIZES[number % len(SIZES)], KINDS[number // len(SIZES) % len(KINDS)]
+        num_videos = size // STEPS
+        logs = log(logger, num_videos, rng)
+        is_held_out = logs.video < max(2, round(HELD_OUT * num_videos))
+        profit = fit_outcomes(logs.take(~is_held_out))
+        actions = choose_policy(kind, profit, logger, rng)
+        of_policy, of_blind = (float(expected_profit(CONTEXTS, one).mean()) for one in (actions, BLIND))
+        yield Pair(
+            logs.take(is_held_out), logs.take(~is_held_out), actions, of_policy - of_logger, of_policy - of_blind,
+            profit, size,
+        )  # fmt: skip
+
+
+def judge(pair: Pair, *, constant: bool, logged: bool) -> OffPolicyEstimate:
+    steps, others = (part if logged else part._replace(propensity=None) for part in (pair.steps, pair.others))
+    mean = profit_of(others).mean()
+
+    def profit(context: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return np.full(len(context), mean) if constant else pair.profit(context, actions)
+
+    policy, compared = (
+        Targets(actions[steps.context], profit(steps.context, actions[steps.context]))
+        for actions in (pair.actions, BLIND)
+    )
+    expected = profit(steps.context, steps.actions)
+    return estimate_off_policy(TASK, steps, profit_of(steps), expected, policy, compared=compared, others=others)
+
+
+def summarise(pairs: list[Pair], found: list[OffPolicyEstimate]) -> dict[str, Any]:
+    changes = [(one.change, pair.over_logger, pair.num_steps) for pair, one in zip(pairs, found, strict=True)]
+    over_blind = [
+        (one.change_over_compared, pair.over_blind, pair.num_steps)
+        for pair, one in zip(pairs, found, strict=True)
+        if pair.actions is not BLIND and one.change_over_compared is not None
+    ]
+    truth = np.array([pair.over_logger for pair in pairs])
+    direct = np.array([one.direct.value - one.logged.value for one in found])
+    return {
+        "over_logger": _coverage(changes),
+        "over_blind": _coverage(over_blind),
+        "rmse_direct": float(np.sqrt(((direct - truth) ** 2).mean())),
+        "causes": Counter(one.change.cause for one in found if one.change.cause is not None),
+    }
+
+
+def _coverage(changes: list[tuple[Change, float, int]]) -> dict[str, Any]:
+    """How estimates and intervals of changes lie about the truth, where they are identified."""
+    known = [(*change.usd_per_hour, truth, steps) for change, truth, steps in changes if change.cause is None]
+    result: dict[str, Any] = {"pairs": len(changes), "not_identified": 1 - len(known) / len(changes)}
+    if len(known) < 3:
+        return result
+    value, low, high, truth, steps = np.array(known).T
+    covers = (low <= truth) & (truth <= high)
+    return result | {
+        "coverage": float(covers.mean()),
+        "coverage_by_steps": {f"{size:.0f}": float(covers[steps == size].mean()) for size in np.unique(steps)},
+        "above_truth": float((low > truth).mean()),
+        "bias": float((value - truth).mean()),
+        "rmse": float(np.sqrt(((value - truth) ** 2).mean())),
+        "width": float((high - low).mean()),
+        "rank_correlation": float(spearmanr(truth, value).statistic),
+        "verdicts": Counter(change.verdict for change, _, _ in changes),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    started = time.perf_counter()
+    result: dict[str, Any] = {}
+    for logger in LOGGERS:
+        pairs = list(pairs_of(logger, args.pairs, args.seed))
+        for constant in (False, True):
+            for logged in (False, True):
+                name = (
+                    f"{'constant' if constant else 'fitted'} model, {'logged' if logged else 'estimated'} propensities"
+                )
+                found = [judge(pair, constant=constant, logged=logged) for pair in pairs]
+                result.setdefault(logger, {})[name] = summarise(pairs, found)
+    print(json.dumps(result | {"wall_s": time.perf_counter() - started}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""How cautious a policy that learns from logs should be: chosen on folds of the logs, by a lower bound on its gain."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from pipeline.outcomes.fitting import FOLDS, folds_of
+from pipeline.outcomes.learned import NO_CAUTION, Caution, LearnedOutcomes
+from pipeline.outcomes.optimum import scattered
+
+CAUTIONS = tuple(Caution(*pair) for pair in ((0, 0), (0.5, 0), (0.5, 0.15), (0.5, 0.3), (1, 0), (1, 0.3), (2, 0.6)))
+SURENESS = 0.75  # standard deviations that the bound lies below the mean
+ONE_SIDED = 0.95
+GRID_POINTS = {1: 201, 2: 21}
+MEMBERS = 16  # of the ensembles learned from folds
+MOST_KINDS = 300  # kinds of clips that a policy is compared on
+
+Progress = Callable[[int, int], None]
+
+
+class Candidate(NamedTuple):
+    """A caution, and the gain over the logging policy, in $/h, of the policy that it makes.
+
+    lower_bound: by what chooses among cautions. proven: a 95% lower bound of the gain by outcomes that had no part in
+    making the policy; −∞ where there are too few videos for any.
+    """
+
+    caution: Caution
+    gain: float
+    lower_bound: float
+    proven: float
+
+
+def choose_caution(
+    model: LearnedOutcomes,
+    rng: np.random.Generator,
+    progress: Progress = lambda done, total: None,
+    given: Caution | None = None,
+) -> list[Candidate]:
+    """The candidates, the best by its lower bound first; of a `given` caution, it alone.
+
+    In each fold of whole videos, outcomes learned from the others make a policy with every caution; its gain over the
+    logged actions of the fold is judged by them and by outcomes learned from the fold alone.
+    """
+    steps, cautions = model.steps, CAUTIONS if given is None else (given,)
+    folds = folds_of(steps.video, rng, most=min(FOLDS, steps.num_videos // 2))
+    num_folds = int(folds.max()) + 1
+    made, proof = np.full((2, num_folds, 2, len(cautions)), np.nan)  # mean and deviation of the gain, by each judge
+    for fold in range(num_folds if num_folds > 1 else 0):
+        progress(fold, num_folds)
+        inside = np.flatnonzero(folds == fold)
+        maker, judge = (model.relearned(steps.take(which), MEMBERS) for which in (folds != fold, inside))
+        if len(inside) > MOST_KINDS:
+            inside = rng.choice(inside, MOST_KINDS, replace=False)
+        rows = steps.rows[inside]
+        policies = greedy(maker, rows, cautions)
+        for found, by in ((made, maker), (proof, judge)):
+            before = by.profit_of_members(rows, steps.actions[inside])
+            gains = np.stack([(by.profit_of_members(rows, actions) - before).mean(1) for actions in policies])
+            found[fold, 0], found[fold, 1] = gains.mean(1), gains.std(1)
+    progress(num_folds, num_folds)
+    if num_folds < 2:
+        return [Candidate(NO_CAUTION if given is None else given, np.nan, -np.inf, -np.inf)]
+    mean, deviation = (made.mean(0) + proof.mean(0)) / 2
+    bound = mean - SURENESS * deviation
+    error = np.maximum(np.sqrt((proof[:, 1] ** 2).sum(0)), np.sqrt(num_folds) * proof[:, 0].std(0, ddof=1)) / num_folds
+    proven = proof[:, 0].mean(0) - scipy.stats.t.ppf(ONE_SIDED, num_folds - 1) * error
+    order = np.argsort(-bound, kind="stable")
+    return [Candidate(cautions[k], float(mean[k]), float(bound[k]), float(proven[k])) for k in order]
+
+
+def greedy(model: LearnedOutcomes, rows: np.ndarray, cautions: tuple[Caution, ...]) -> list[np.ndarray]:
+    """The best actions [n, A] on rows [n] by profit less penalty, for each caution; on a grid."""
+    kinds, first, back = np.unique(model.kind(rows), return_index=True, return_inverse=True)
+    points = model.task.from_unit(grid(model.task.num_actions))
+    best = np.empty((len(cautions), len(kinds)), np.int64)
+    for index, row in enumerate(rows[first]):
+        here = np.full(len(points), row)
+        profit = model.profit_of_members(here, points)
+        mean, deviation = profit.mean(0), profit.std(0)
+        unknown = model.unknown(here, points)
+        for number, caution in enumerate(cautions):
+            best[number, index] = (mean - model.penalty_of(caution, deviation, unknown)).argmax()
+    return [points[chosen[back.reshape(-1)]] for chosen in best]
+
+
+def grid(num_actions: int) -> np.ndarray:
+    """Points [P, A] all over the unit box, its corners included."""
+    if num_actions in GRID_POINTS:
+        axis = np.linspace(0, 1, GRID_POINTS[num_actions])
+        return np.array(list(itertools.product(axis, repeat=num_actions)))
+    return scattered(num_actions)[0]

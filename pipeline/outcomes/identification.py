@@ -1,0 +1,181 @@
+"""Can logs tell what a policy brings? Support of its actions in the logs, and why it does not suffice."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.outcomes.action_density import AT_ONCE, kernel
+from pipeline.tasks import Task
+
+FEWEST_VIDEOS, FEWEST_STEPS = 5, 40
+FEWEST_EFFECTIVE = 10.0  # steps, of all
+FEWEST_LIKE = 2.0  # effective steps around a target in its context, without which it has no overlap
+LEAST_MASS = 0.5  # of the kernel around a target that logs reach, likewise; 1 where they reach it all
+LEAST_OVERLAP = 0.9  # of hours
+LARGEST_WEIGHT = 0.25  # of all weights' sum
+DENSITY_RATIO = (1 / 3, 3.0)  # of estimated to logged propensities, on average 1 where these are right
+MOST_TARGETS = 512  # whose overlap is looked at
+MIDDLE = (0.05, 0.95)  # of logged actions, as a range that messages name
+
+Cause = Literal[
+    "logs-deterministic", "few-videos", "few-steps", "propensities-off", "no-overlap", "few-effective-steps"
+]
+
+
+class Finding(NamedTuple):
+    """Why a policy is not identified, in words, and what to log or film next."""
+
+    cause: Cause
+    reason: str
+    advice: str
+
+
+class Gap(NamedTuple):
+    """The context where logs miss the policy most, and the action they lack there, as points of the unit box."""
+
+    context: int
+    axis: int  # among the actions that vary
+    target: float
+    logged: tuple[float, float]  # the middle 90% of logged actions; NaN where the context has no step
+
+
+class Support(NamedTuple):
+    """How well logs support a policy."""
+
+    effective_steps: float  # (Σw)² / Σw² (Kish 1965)
+    largest_weight: float  # of their sum
+    overlap: float  # share of hours
+    gap: Gap | None  # where overlap lacks most
+
+
+def support_of(
+    weights: np.ndarray,
+    hours: np.ndarray,
+    centres: np.ndarray,
+    context: np.ndarray,
+    all_unit: np.ndarray,
+    all_context: np.ndarray,
+    all_density: np.ndarray,
+    *,
+    num_own: int,
+    bandwidth: np.ndarray,
+    widths: np.ndarray,
+) -> Support:
+    """Support of targets `centres` [n, A] by logged actions [N, A] in the unit box, whose first `num_own` are the own.
+
+    A target overlaps with the logs if logged actions of its context, of all N, lie where the mass of its kernel does,
+    and if own steps of the context are enough like it.
+    """
+    shares = hours * weights
+    total = shares.sum()
+    effective = total**2 / (shares**2).sum() if total > 0 else 0.0
+    looked_at = np.arange(len(centres))
+    if len(centres) > MOST_TARGETS:
+        looked_at = np.sort(np.random.default_rng(0).choice(len(centres), MOST_TARGETS, replace=False))
+    overlaps = np.zeros(len(looked_at), bool)
+    at_once = max(1, AT_ONCE // len(all_unit))
+    for start in range(0, len(looked_at), at_once):
+        part = looked_at[start : start + at_once]
+        pairs = kernel(all_unit[None], centres[part, None], bandwidth, widths) / all_density  # [P, N]
+        same = context[part, None] == all_context
+        pairs *= same
+        mass = pairs.sum(1) / np.maximum(same.sum(1), 1)
+        own = pairs[:, :num_own]
+        squares = (own**2).sum(1)
+        like = np.divide(own.sum(1) ** 2, squares, out=np.zeros(len(part)), where=squares > 0)
+        overlaps[start : start + at_once] = (mass >= LEAST_MASS) & (like >= FEWEST_LIKE)
+    weight = hours[looked_at] / hours[looked_at].sum()
+    gap = None
+    if not overlaps.all() and centres.shape[1]:
+        gap = _gap(centres[looked_at], context[looked_at], weight * ~overlaps, all_unit, all_context, bandwidth)
+    largest = float(shares.max() / total) if total > 0 else 1.0
+    return Support(float(effective), largest, float(weight @ overlaps), gap)
+
+
+def _gap(
+    centres: np.ndarray,
+    context: np.ndarray,
+    missed: np.ndarray,
+    all_unit: np.ndarray,
+    all_context: np.ndarray,
+    bandwidth: np.ndarray,
+) -> Gap:
+    """Of the context with most missed hours: the action whose target logs come near least."""
+    worst = int(np.argmax(np.bincount(context, weights=missed)))
+    targets = np.median(centres[(context == worst) & (missed > 0)], axis=0)
+    logged = all_unit[all_context == worst]
+    if not len(logged):
+        return Gap(worst, 0, float(targets[0]), (float("nan"), float("nan")))
+    axis = int(np.argmin((np.abs(logged - targets) < bandwidth).mean(0)))
+    low, high = np.quantile(logged[:, axis], MIDDLE).tolist()
+    return Gap(worst, axis, float(targets[axis]), (low, high))
+
+
+def identify(
+    task: Task,
+    support: Support,
+    *,
+    never_varied: list[str],
+    varying: list[str],
+    num_videos: int,
+    num_steps: int,
+    density_ratio: float | None,
+) -> Finding | None:
+    """Why the logs cannot tell what a policy brings; None where they can.
+
+    never_varied: actions that a policy's worth hangs on though logs do not vary them. varying: those that logs vary,
+    which the axis of a gap counts.
+    """
+    if never_varied:
+        names = ", ".join(never_varied)
+        return Finding(
+            "logs-deterministic",
+            f"the logs never vary {names} within a context, so they cannot tell what another choice brings",
+            f"vary {names} at random while logging, and log the propensity",
+        )
+    if num_videos < FEWEST_VIDEOS:
+        return Finding(
+            "few-videos",
+            f"{num_videos} videos hold the steps; an interval needs {FEWEST_VIDEOS}",
+            f"film or hold out {FEWEST_VIDEOS - num_videos} more videos",
+        )
+    if num_steps < FEWEST_STEPS:
+        return Finding(
+            "few-steps",
+            f"{num_steps} steps were logged; {FEWEST_STEPS} are needed",
+            f"log {FEWEST_STEPS - num_steps} more steps",
+        )
+    if density_ratio is not None and not DENSITY_RATIO[0] <= density_ratio <= DENSITY_RATIO[1]:
+        return Finding(
+            "propensities-off",
+            f"logged propensities are off by a factor of about {density_ratio:.3g} from how often actions were logged",
+            "log the density per unit of each action, or leave propensities out to have them estimated",
+        )
+    if support.overlap < LEAST_OVERLAP:
+        return Finding("no-overlap", *_no_overlap(task, support, varying))
+    if support.effective_steps < FEWEST_EFFECTIVE or support.largest_weight > LARGEST_WEIGHT:
+        return Finding(
+            "few-effective-steps",
+            f"only {support.effective_steps:.1f} effective steps have actions like the policy's, and the largest "
+            f"weight is {support.largest_weight:.0%} of all; {FEWEST_EFFECTIVE:g} steps and at most "
+            f"{LARGEST_WEIGHT:.0%} are needed",
+            "log more steps with actions near the policy's",
+        )
+    return None
+
+
+def _no_overlap(task: Task, support: Support, varying: list[str]) -> tuple[str, str]:
+    reason = (
+        f"logs hold actions like the policy's for {support.overlap:.0%} of the hours; {LEAST_OVERLAP:.0%} are needed"
+    )
+    if support.gap is None:
+        return reason, "log more steps with actions near the policy's"
+    gap = support.gap
+    name, where = varying[gap.axis], task.context_names[gap.context]
+    action = task.actions[name]
+    target, low, high = (action.low + part * (action.high - action.low) for part in (gap.target, *gap.logged))
+    logged = "no steps" if np.isnan(low) else f"mostly {low:.3g} to {high:.3g}"
+    what = f"log {where} steps with {name} near {target:.3g}"
+    return f"{reason}: in {where} the policy chooses {name} near {target:.3g}, logs hold {logged}", what
