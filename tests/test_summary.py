@@ -114,7 +114,7 @@ def test_each_context_counts_as_in_the_stationary_mix_however_often_it_was_met()
     shares = {name: (row["share"], row["share_of_steps"]) for name, row in found["contexts"].items()}
     assert shares == {"pan": (0.5, 0.75), "glass": (0.5, 0.25)}
     assert (found["context_mix"], found["contexts_not_met"]) == ("stationary", ["plate", "mug"])
-    # The glass was met once, so it adds no scatter; the pans of the first episode are as far below as the other's above.
+    # The glass was met once and adds no scatter; the pans of one episode lie as far below as the other's above.
     off = (profit[:2] - pan).sum() / 6
     episodes = (pan + glass) / 2 + 2 * np.array([off, -off])
     assert found["profit_ci95"] == pytest.approx(interval95(episodes))

@@ -13,16 +13,11 @@ from pipeline import econ
 from pipeline.files import atomic_path, write_json
 from pipeline.outcomes import OutcomeModel, blind, expected_worth, oracle
 from pipeline.rl.rollouts import actions_of, expected_profit
+from pipeline.runs.judgement import JUDGES
 from pipeline.runs.metadata import PolicyMetadata
 from pipeline.runs.run_directory import RunDirectory
 from pipeline.stats import interval95, linearised, ratio_interval95
 
-JUDGES = {  # who says what a policy is worth, by the validation
-    "simulator": "Simulated",
-    "held-out clips": "Simulated",
-    "held-out logs": "Estimated from your logs",
-    "closed loop from pixels": "Closed loop, simulated",
-}
 PLAYED_IN_A_CHAIN = ("simulator", "closed loop from pixels")  # validations whose contexts come by chance
 ContextMix = Literal["stationary", "as met"]
 CUSTOMER_EPISODES = 100  # the last ones of training, whose mean share of the spread is the customer's
