@@ -20,6 +20,20 @@ def interval95(samples: np.ndarray) -> list[float] | None:
     return [float(np.mean(samples)) - half, float(np.mean(samples)) + half]
 
 
+def linearised(values: np.ndarray, weights: np.ndarray, strata: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """A value for each cluster [C], whose mean is the weighted mean of values [n] and whose scatter is its error.
+
+    weights: [n], the same within a stratum and summing to 1: each stratum's share of the whole is fixed, however often
+    it was drawn, so only values about their stratum's mean add to the error (Särndal et al. 1992, section 5.7). Samples
+    of a cluster may depend on each other in any way.
+    """
+    _, stratum = np.unique(strata, return_inverse=True)
+    _, cluster = np.unique(clusters, return_inverse=True)
+    mean = (np.bincount(stratum, values) / np.bincount(stratum))[stratum]
+    totals = np.bincount(cluster, weights * (values - mean))
+    return np.asarray(weights @ values + len(totals) * totals)
+
+
 def jackknife_half95(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
     """Half of a 95% Student interval of a statistic of sums over clusters [V, S], by leaving out each in turn.
 

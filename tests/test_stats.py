@@ -33,6 +33,30 @@ def test_the_interval_of_a_ratio_is_that_of_its_linearisation():
     assert stats.ratio_interval95(numerator, denominator) == pytest.approx(expected)
 
 
+def test_clusters_scatter_about_the_means_of_strata_by_hand():
+    """Means of the strata are 2 and 5, weighed alike 3.5; the clusters lie 1/4 below and above, twice for two."""
+    values, strata, clusters = np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1]), np.array([7, 9, 9])
+    found = stats.linearised(values, np.array([0.25, 0.25, 0.5]), strata, clusters)
+    assert found == pytest.approx([3.0, 4.0])
+
+
+def test_with_one_stratum_and_clusters_of_equal_size_these_are_their_means():
+    values = np.random.default_rng(0).normal(size=12)
+    found = stats.linearised(values, np.full(12, 1 / 12), np.zeros(12, int), np.repeat([2, 0, 1], 4))
+    assert found == pytest.approx(values.reshape(3, 4).mean(1)[[1, 2, 0]])
+
+
+def test_intervals_of_fixed_strata_cover_the_truth():
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(1_000):
+        strata, clusters = rng.integers(2, size=160), np.repeat(np.arange(8), 20)
+        values = np.array([10.0, 50.0])[strata] + rng.normal(0, 1, 8)[clusters] + rng.normal(0, 1, 160)
+        weights = 0.5 / np.bincount(strata)[strata]
+        low, high = stats.interval95(stats.linearised(values, weights, strata, clusters))
+        covered += low <= 30 <= high
+    assert covered / 1_000 == pytest.approx(0.95, abs=0.025)
+
+
 def test_a_ratio_to_a_constant_is_the_mean_in_its_unit():
     samples = np.array([3.0, 5.0, 7.0, 8.0])
     expected = stats.interval95(samples / 4)

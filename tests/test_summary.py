@@ -96,6 +96,53 @@ def test_one_row_a_context_that_was_met_and_shares_that_sum_to_one():
     assert contexts["plate"]["oracle_profit"] == pytest.approx(28.374, abs=0.005)
 
 
+def test_each_context_counts_as_in_the_stationary_mix_however_often_it_was_met():
+    """Three pans to one glass, as luck had it: half and half where only these two were met."""
+    steps = validation([PAN, PAN, PAN, GLASS], [0.8, 0.9, 1.0, 0.6], 0.5, [0, 0, 1, 1])
+    found = summarise(dishes, steps, s_cust=0.0, context_mix="stationary")
+    actions = np.stack([[0.8, 0.9, 1.0, 0.6], np.full(4, 0.5)], 1)
+    worth = expected_worth(dishes, np.array([PAN, PAN, PAN, GLASS]), actions)
+    profit, best = worth.profit, oracle(dishes, np.arange(4)).profit
+    pan, glass = profit[:3].mean(), profit[3]
+    assert found["profit_mean"] == pytest.approx((pan + glass) / 2)
+    assert found["oracle_profit"] == pytest.approx((best[PAN] + best[GLASS]) / 2)
+    assert found["oracle_ratio"] == pytest.approx((pan + glass) / (best[PAN] + best[GLASS]))
+    assert found["blind_profit"] == pytest.approx(blind(dishes, np.array([PAN, GLASS])).profit.mean())
+    assert found["mp_mean"] == pytest.approx(worth.mp[:3].mean() / 2 + worth.mp[3] / 2)
+    weighed = worth.attempts * np.array([1, 1, 1, 3])
+    assert found["err_mean"] == pytest.approx((weighed * worth.err_rate).sum() / weighed.sum())
+    shares = {name: (row["share"], row["share_of_steps"]) for name, row in found["contexts"].items()}
+    assert shares == {"pan": (0.5, 0.75), "glass": (0.5, 0.25)}
+    assert (found["context_mix"], found["contexts_not_met"]) == ("stationary", ["plate", "mug"])
+    # The glass was met once and adds no scatter; the pans of one episode lie as far below as the other's above.
+    off = (profit[:2] - pan).sum() / 6
+    episodes = (pan + glass) / 2 + 2 * np.array([off, -off])
+    assert found["profit_ci95"] == pytest.approx(interval95(episodes))
+    assert found["oracle_ratio_ci95"] == pytest.approx(interval95(episodes / found["oracle_profit"]))
+
+
+def test_the_luck_of_contexts_is_no_scatter_and_moves_no_figure():
+    lucky, unlucky = (
+        summarise(
+            dishes, steps_of(np.full((4, 2), 0.7), context, episode=[0, 0, 0, 0, 1, 1, 1, 1]), s_cust=0.0,
+            context_mix="stationary",
+        )
+        for context in ([PAN, PAN, PAN, PAN, PLATE, MUG, GLASS, PAN], [GLASS, GLASS, PLATE, PAN, MUG, MUG, GLASS, MUG])
+    )  # fmt: skip
+    for name in ("profit_mean", "oracle_profit", "blind_profit", "oracle_ratio", "mp_mean", "err_mean", "spread"):
+        assert lucky[name] == pytest.approx(unlucky[name]), name
+    assert lucky["profit_ci95"] == pytest.approx([lucky["profit_mean"]] * 2)
+    assert lucky["contexts_not_met"] == []
+
+
+def test_clips_are_weighed_as_they_are_and_the_interval_is_about_their_mean():
+    """Episodes of 1 and 3 clips: the mean is that of clips, and so is the middle of its interval."""
+    summary = summarise(dishes, validation([PAN, GLASS, MUG, MUG], 0.7, 0.7, [0, 1, 1, 1]), s_cust=0.0)
+    assert sum(summary["profit_ci95"]) / 2 == pytest.approx(summary["profit_mean"])
+    assert sum(summary["oracle_ratio_ci95"]) / 2 == pytest.approx(summary["oracle_ratio"])
+    assert summary["context_mix"] == "as met"
+
+
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), unit, unit), min_size=1, max_size=12))
 def test_no_policy_scores_above_the_oracle(rows):

@@ -64,9 +64,19 @@ def title_of(summary: dict[str, Any]) -> str:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
+    """Who judged and the verdict first, then what stands behind it."""
+    from pipeline.report import verdict
+    from pipeline.runs.judgement import is_by_logs, judge_of
     from pipeline.training.revenue_split import skill_in_words
 
-    table = Table(title=escape(title_of(summary)), title_justify="left")
+    by_logs = is_by_logs(summary)
+    print(f"{judge_of(summary)}. {verdict.title(summary)}")
+    for line in verdict.text(summary):
+        print(line)
+    if summary.get("off_policy"):
+        _print_policies(summary)
+    title = f"{title_of(summary)}{': what the outcome model expects, which nobody measured' if by_logs else ''}"
+    table = Table(title=escape(title), title_justify="left")
     for column in ("", "policy", "oracle", "blind"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
@@ -74,6 +84,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary['oracle_profit']:.2f}", f"{summary['blind_profit']:.2f}",
     )  # fmt: skip
     table.add_row("ratio to", "", decimals(summary["oracle_ratio"], 3), decimals(summary["blind_ratio"], 3))
+    if by_logs:
+        table.add_row("error", f"{summary['err_mean']:.1%}", "", "")
+        table.add_row("wage parity", f"{summary['wage_parity']:.2f}", "", "")
     table.add_section()
     contexts = sorted(summary["contexts"].items(), key=lambda item: -item[1]["share"])[:CONTEXTS_SHOWN]
     for name, row in contexts:
@@ -83,14 +96,40 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"{left_out} more contexts, each a smaller share of the work, are in the run's summary and report")
     if reason := _why_no_ratio(summary):
         print(reason)
-    print(
-        f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   "
-        f"spread {usd(summary['spread'])}/h (rebate {usd(summary['rebate'])}, captured {usd(summary['captured'])})"
-    )
+    if not by_logs:
+        print(
+            f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   the spread would be "
+            f"{usd(summary['spread'])}/h (rebate {usd(summary['rebate'])}, captured {usd(summary['captured'])})"
+        )
     print(_costs(summary["costs_usd_per_hour"]))
-    if summary["estimator"]:
+    if summary["estimator"] and not by_logs:
         print(f"rebate: {skill_in_words(summary['estimator'])}")
     print(f"outcome model: {summary['outcome_model']}")
+
+
+def _print_policies(summary: dict[str, Any]) -> None:
+    """What the logs say of this policy and of others made from them."""
+    from pipeline.runs.judgement import read_comparison
+
+    found = summary["off_policy"]
+    table = Table(title="what the logs say: change over the logging policy, $/h, doubly robust", title_justify="left")
+    table.add_column("policy")
+    table.add_column("verdict")
+    table.add_column("change", justify="right")
+    for name, row in {"this policy": found, **found["policies"]}.items():
+        one = read_comparison(row)
+        if one is not None:
+            table.add_row(escape(name), one.verdict, "" if one.change is None else _estimate(one.change))
+    Console().print(table)
+    print(
+        f"{found['effective_steps']:.1f} effective steps, overlap {found['overlap']:.0%}, largest weight "
+        f"{found['largest_weight']:.1%}, propensities {found['propensities']}"
+    )
+
+
+def _estimate(change: tuple[float, float, float]) -> str:
+    value, low, high = change
+    return f"{value:+.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _listed_actions(actions: dict[str, float]) -> str:
@@ -101,7 +140,11 @@ def _why_no_ratio(summary: dict[str, Any]) -> str:
     """Which ratios there are not, since what they are to is not positive."""
     names = {"oracle": "the oracle, which sees everything,", "blind": "the best blind policy"}
     earn_nothing = [names[who] for who in names if summary[f"{who}_ratio"] is None]
-    return f"no ratio to {' and to '.join(earn_nothing)}: no more than $0.00/h is earned there" if earn_nothing else ""
+    return (
+        f"no ratio to {' and to '.join(earn_nothing)}: no more than $0.00/h would be earned there"
+        if earn_nothing
+        else ""
+    )
 
 
 def _costs(costs: dict[str, float]) -> str:
@@ -129,8 +172,15 @@ def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
+    from pipeline.runs.judgement import is_by_logs, judge_of
+
+    by_logs = is_by_logs(summary)
+    print(f"{judge_of(summary)}.")
+    if by_logs:
+        _print_verdicts(summary)
     seeds = len(summary["seeds"])
     title = f"{title_of(summary)}, {seeds} seed{'s' if seeds != 1 else ''}"
+    title += ": what the outcome model expects, which nobody measured" if by_logs else ""
     table = Table(title=escape(title), title_justify="left")
     for column in ("seed", "profit $/h", "of the oracle", "error"):
         table.add_column(column, justify="left" if column == "seed" else "right")
@@ -150,7 +200,20 @@ def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
         )
     Console().print(table)
     if any(row["oracle_ratio"] is None for row in (summary, *summary["by_seed"])):
-        print("no ratio to the oracle where it earns no more than $0.00/h")
+        print("no ratio to the oracle where it would earn no more than $0.00/h")
+
+
+def _print_verdicts(summary: dict[str, Any]) -> None:
+    """Which seeds' policies the logs can tell from the logging policy, and how."""
+    from pipeline.runs.judgement import BEYOND
+
+    verdicts: dict[str, list[str]] = {}
+    for row in summary["by_seed"]:
+        verdicts.setdefault(str(row.get("verdict") or "not identified"), []).append(str(row["seed"]))
+    for verdict, seeds in verdicts.items():
+        print(
+            f"{BEYOND.get(verdict, verdict)} the logging policy: seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+        )
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:

@@ -244,12 +244,17 @@ def compare(cfg: CompareConfig, *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
+    for line in compare.judges_say(rows):
+        print(line)
     table = Table()
-    for column in ("run", "profit $/h", "difference from the first run", "of the oracle", "error"):
+    for column in (
+        "run", "over the logging policy", "profit $/h", "difference from the first run", "of the oracle", "error"
+    ):  # fmt: skip
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
     for row in rows:
         table.add_row(
             escape(row["run"]),
+            ", ".join(filter(None, (row["verdict"], figure(row, "change", "change")))),
             *(figure(row, *columns) for columns in COMPARED),
             "" if row["err_mean"] is None else f"{row['err_mean']:.1%}",
         )

@@ -10,6 +10,7 @@ from pipeline.errors import VtpError
 from pipeline.files import atomic_path
 from pipeline.policy import onnx_format, safetensors_format, torchscript_format
 from pipeline.policy.card import Network, Policy, act_of, card_of
+from pipeline.runs.judgement import is_by_logs, judge_of, over_logging_policy
 
 FORMATS = {"torchscript": torchscript_format, "onnx": onnx_format, "safetensors": safetensors_format}
 SUFFIXES = {"torchscript": ".pt", "onnx": ".onnx", "safetensors": ".safetensors"}
@@ -50,10 +51,16 @@ def load(path: Path) -> Policy:
 
 
 def validation_of(run: runs.RunDirectory) -> str:
-    """How a run was validated last and what its policy earned there; empty before that."""
+    """How a run was validated last and what its policy would earn there; empty before that.
+
+    Where logs judge, it is their verdict, with the change over the logging policy only if they can tell.
+    """
     if not run.is_finished:
         return ""
     summary = run.read_summary()
+    if is_by_logs(summary) and (found := over_logging_policy(summary)) is not None:
+        change = "" if found.change is None or not found.is_known else f": {found.change[0]:+.2f} $/h"
+        return f"{judge_of(summary)}: {found.beyond('the logging policy')}{change}"
     profit, bounds = summary.get("profit_mean"), summary.get("profit_ci95")
     earned = "" if profit is None else f": profit {profit:.2f} $/h"
     return f"{summary.get('validation', '')}{earned}" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")

@@ -15,8 +15,9 @@ from pipeline.errors import VtpError
 from pipeline.report.figures import csv_download
 from pipeline.report.summary_figures import finite
 from pipeline.report.templates import render
-from pipeline.report.words import DASH, number, percent, usd
+from pipeline.report.words import DASH, listed, number, percent, usd
 from pipeline.runs import RunDirectory
+from pipeline.runs.judgement import LOGS, judge_of, over_logging_policy
 
 NUMBERS = (
     "profit_mean", "oracle_profit", "blind_profit", "oracle_ratio", "blind_ratio", "mp_mean", "err_mean", "wage_parity",
@@ -34,10 +35,34 @@ def run(cfg: CompareConfig) -> list[dict[str, Any]]:
     with files.atomic_path(path.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False)
     worlds = sorted({f"{row['task']} {row['scenario']}".strip() + f", {row['validation']}" for row in rows})
-    fields = {"heads": HEADS, "rows": [_cells(row) for row in rows], "worlds": worlds}
+    fields = {
+        "heads": HEADS, "rows": [_cells(row) for row in rows], "worlds": worlds, "judges": judges_say(rows),
+    }  # fmt: skip
     page = render("compare.html", fields | {"download": csv_download(path.with_suffix(".csv").name, table)})
     files.write_text(path, page)
     return rows
+
+
+def judges_say(rows: list[dict[str, Any]]) -> list[str]:
+    """Who judged the runs, first; that their judges differ; and whose dollars are an expectation."""
+    runs_of: dict[str, list[str]] = {}
+    for row in rows:
+        runs_of.setdefault(row["judge"] or "Not known who judged", []).append(row["run"])
+    if len(runs_of) == 1:
+        says = [f"{judge}." for judge in runs_of]
+    else:
+        by_judge = "; ".join(f"{judge}: {listed(runs)}" for judge, runs in runs_of.items())
+        says = [
+            f"The runs have different judges: {by_judge}. "
+            "What a simulator and what logs say are no figures to subtract, so there is no difference from the first "
+            "run where its judge is another."
+        ]
+    if LOGS in runs_of:
+        says.append(
+            "Where logs judge, the verdict is the change over the logging policy; profit, spread and shares of the "
+            "oracle are what the outcome model learned from the logs expects, which nobody measured or paid."
+        )
+    return says
 
 
 def read_row(path: Path) -> dict[str, Any]:
@@ -55,6 +80,8 @@ def read_row(path: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"run": str(path)} | {
         key: str(summary[key]) for key in ("source", "task", "scenario", "validation")
     }
+    row["judge"] = judge_of(summary)
+    row |= _over_logging_policy(summary)
     row |= {"episodes": summary["episodes"]} | {key: finite(summary.get(key)) for key in NUMBERS}
     for name, key in INTERVALS.items():
         bounds = summary.get(key)
@@ -63,10 +90,23 @@ def read_row(path: Path) -> dict[str, Any]:
     return row
 
 
+def _over_logging_policy(summary: dict[str, Any]) -> dict[str, Any]:
+    """The logs' verdict and change over the logging policy; None where logs were not asked, or cannot tell."""
+    found = over_logging_policy(summary)
+    change = None if found is None else found.change
+    value, low, high = (None, None, None) if change is None else map(finite, change)
+    return {
+        "verdict": None if found is None else found.verdict, "change": value, "change_low": low, "change_high": high,
+    }  # fmt: skip
+
+
 def difference(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float | None]:
-    """Profit beyond the first run's in $/h, its interval from both intervals as if the runs were independent."""
+    """Profit beyond the first run's in $/h, its interval from both intervals as if the runs were independent.
+
+    None where another judge speaks.
+    """
     names = ("profit_difference", "profit_difference_low", "profit_difference_high")
-    if row is first or row["profit_mean"] is None or first["profit_mean"] is None:
+    if row is first or row["judge"] != first["judge"] or row["profit_mean"] is None or first["profit_mean"] is None:
         return dict.fromkeys(names)
     value = row["profit_mean"] - first["profit_mean"]
     if None in (row["profit_low"], row["profit_high"], first["profit_low"], first["profit_high"]):
@@ -75,7 +115,7 @@ def difference(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float | 
     return dict(zip(names, (value, value - half, value + half), strict=True))
 
 
-HEADS = [("Run", "text"), ("Source", "text")] + [
+HEADS = [("Run", "text"), ("Judge", "text"), ("Over the logging policy", "text"), ("Source", "text")] + [
     (label, "number")
     for label in (
         "Episodes", "Profit $/h", "Beyond the first", "Of the oracle", "Over blind", "Errors", "Parity", "Spread $/h",
@@ -108,5 +148,14 @@ def _cells(row: dict[str, Any]) -> list[tuple[str, float | str]]:
         (number(row["wage_parity"]), row["wage_parity"]),
         *((usd(row[key]), row[key]) for key in ("spread", "rebate", "captured")),
     ]  # fmt: skip
-    cells = [(row["run"], row["run"]), (row["source"], row["source"]), (f"{row['episodes']:,}", row["episodes"])]
+    change = between(usd(row["change"], signed=True), row["change_low"], row["change_high"], usd)
+    cells = [
+        (row["run"], row["run"]), (row["judge"] or DASH, row["judge"]),
+        (
+            DASH if row["verdict"] is None
+            else row["verdict"] if row["change"] is None else f"{row['verdict']}, {change}",
+            "" if row["change"] is None else row["change"],
+        ),
+        (row["source"], row["source"]), (f"{row['episodes']:,}", row["episodes"]),
+    ]  # fmt: skip
     return cells + [(text, "" if key is None else key) for text, key in texts]

@@ -39,12 +39,17 @@ class Card:
     earned: str
 
 
-def read_cards(contexts: list[ContextFigures], frames: list[Frame], axes: list[ActionAxis]) -> list[Card]:
+def read_cards(
+    contexts: list[ContextFigures], frames: list[Frame], axes: list[ActionAxis], *, with_dollars: bool = True
+) -> list[Card]:
     """A card for each of the largest contexts; contexts that only pictures know come last."""
     known = {context.name for context in contexts}
     others = sorted({frame.context for frame in frames} - known)
     shown = largest(contexts) + [_of_frames(name, others, frames) for name in others[:SHOWN]]
-    return [_card(context, [f for f in frames if f.context == context.name], axes) for context in shown]
+    return [
+        _card(context, [f for f in frames if f.context == context.name], axes, with_dollars=with_dollars)
+        for context in shown
+    ]
 
 
 def _of_frames(name: str, names: list[str], frames: list[Frame]) -> ContextFigures:
@@ -64,14 +69,14 @@ def _means(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
     return {name: sum(values) / len(values) for name, values in known.items()}
 
 
-def _card(context: ContextFigures, frames: list[Frame], axes: list[ActionAxis]) -> Card:
+def _card(context: ContextFigures, frames: list[Frame], axes: list[ActionAxis], *, with_dollars: bool) -> Card:
     pictures = []
     for frame in frames:
         chosen = [f"{axis.label} {axis.text(frame.actions.get(axis.name))}" for axis in axes]
         answer = f"; it answered with {listed(chosen)}" if chosen else ""
         pictures.append((frame.uri, f"{context.title}, as the policy saw it{answer}"))
     earned = ""
-    if context.profit is not None:
+    if context.profit is not None and with_dollars:
         earned = f"{usd(context.profit)} an hour"
         if context.oracle_profit is not None:
             earned += f" of {usd(context.oracle_profit)} possible"
@@ -163,7 +168,7 @@ def context_table(contexts: list[ContextFigures], axes: list[ActionAxis]) -> Tab
     )
     of = count(len(contexts), "context") if len(contexts) > SHOWN else "each kind of work"
     return Table(
-        f"What the policy did and earned on {of}, beside the oracle and the best blind policy.",
+        f"What the policy did and would earn on {of}, beside the oracle and the best blind policy.",
         [("Context", "text")] + [(label, "number") for label, *_ in columns],
         rows,
         figures.csv_download("contexts.csv", table),

@@ -30,23 +30,27 @@ def economics_rows(summary: dict[str, Any], numbers: dict[str, float | None], es
         (
             "Implied wage",
             f"{usd(wage)} an hour",
-            "What an hour of this work is worth: price × (attempts − errors) − damage × errors.",
+            "What an hour of this work would be worth: price × (attempts − errors) − damage × errors.",
         ),
         *((f"Cost of {item}", f"{usd(cost)} an hour", "Whatever is done in the hour.") for item, cost in costs.items()),
         ("Profit", f"{usd(numbers['profit_mean'])} an hour", _less_costs(summary, costs)),
         ("Human wage", f"{usd(human)} an hour", "What a person is paid for an hour of the same work."),
-        ("Wage parity", number(parity), "Implied wage over human wage; at 1 the robot’s hour is worth a person’s."),
+        (
+            "Wage parity",
+            number(parity),
+            "Implied wage over human wage; at 1 the robot’s hour would be worth a person’s.",
+        ),
         (
             "Spread",
             f"{usd(numbers['spread'])} an hour",
-            f"Implied wage less human wage. Paid out only where parity is above 1 by more than {margin}.",
+            f"Implied wage less human wage. It would be paid out only where parity is above 1 by more than {margin}.",
         ),
         (
             "Rebate",
             f"{usd(numbers['rebate'])} an hour",
-            f"The part of the spread that goes to the customer whose data taught the policy.{rebate_note}",
+            f"The part of the spread that would go to the customer whose data taught the policy.{rebate_note}",
         ),
-        ("Captured", f"{usd(numbers['captured'])} an hour", "The part of the spread that the platform keeps."),
+        ("Captured", f"{usd(numbers['captured'])} an hour", "The part of the spread that the platform would keep."),
     ]
 
 

@@ -57,8 +57,8 @@ KINDS = {
         "Shaded are 95% intervals over validation episodes.",
     ),
     "spread": (
-        "Who got the spread",
-        "What training episodes earned above the human wage, and who was paid it.",
+        "Who would have got the spread",
+        "What training episodes would have earned above the human wage, and who would have been paid it.",
     ),
     "value": (
         "What each demonstration is worth",
@@ -182,9 +182,9 @@ def _retrained_says(result: dict[str, Any]) -> str:
 def _spread_says(result: dict[str, Any]) -> str:
     return (
         f"Over {count(result['episodes'], 'episode')} and {number(result['hours'], 0)} hours of training "
-        f"{usd(result['spread_usd'])} of spread was paid: {usd(result['rebate_usd'])} "
+        f"{usd(result['spread_usd'])} of spread would have been paid: {usd(result['rebate_usd'])} "
         f"({percent(result['customer_share'])}) to customers, {usd(result['captured_usd'])} to the platform. Customers "
-        f"paid {usd(result['customer_cost_usd'])} for work that would have cost them "
+        f"would have paid {usd(result['customer_cost_usd'])} for work that would have cost them "
         f"{usd(result['customer_cost_usd'] + result['consumer_surplus_usd'])} in flawless human hands."
     )
 
@@ -193,7 +193,7 @@ def _value_says(result: dict[str, Any]) -> str:
     return (
         f"Learned blind, {usd(result['profit_of_none'])} an hour; with all {result['demonstrations']} demonstrations "
         f"{usd(result['profit_of_all'])}. Of {result['demonstrations']}, {result['worth_more_than_nothing']} are worth "
-        f"more than nothing for certain; the intervals of the others hold zero. Together they are paid "
+        f"more than nothing for certain; the intervals of the others hold zero. Together they would be paid "
         f"{usd(result['paid_per_hour'])} for an hour of robot work, at most what they add and at most the spread of "
         f"{usd(result['spread_per_hour'])}. The budget was {result['orders']:,} orders of arrival, cut where within "
         f"{usd(result['tolerance'])} of what all data earns: {result['policies_learned']:,} policies."
@@ -213,10 +213,10 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
         ("Worth $/h", "implied_wage", usd),
         ("Human wage $/h", "human_wage", usd),
         ("Parity", "wage_parity", number),
-        ("Spread paid", "spread_value", usd),
+        ("Spread", "spread_value", usd),
         ("Rebate", "rebate", usd),
         ("Captured", "captured_spread", usd),
-        ("Customer paid", "customer_cost", usd),
+        ("Customer would pay", "customer_cost", usd),
         ("Customer’s surplus", "consumer_surplus", usd),
     )
     rows = [
@@ -227,7 +227,7 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
     return Table(
         "Training by periods: rates an hour, gains in them on the period before and on the mean of the last three, and "
         "dollars of the whole period. A customer’s surplus is what the good units would have cost in flawless human "
-        "hands, less what was paid for them.",
+        "hands, less what would have been paid for them. Nobody paid any of it.",
         [("To episode", "number first")] + [(label, "number") for label, _, _ in columns],
         rows,
         csv_download("spread-periods.csv", pd.DataFrame(result["periods"])),

@@ -20,10 +20,12 @@ from pipeline.report.figures import Bar, Chart, Download
 from pipeline.report.gallery import Gallery, read_gallery
 from pipeline.report.headline import Tile
 from pipeline.report.logs_section import LogsSection, read_logs
+from pipeline.report.off_policy_section import OffPolicySection, off_policy_section
 from pipeline.report.run_files import FAILURES, Failure, Missing, RunFiles
 from pipeline.report.summary_figures import ContextFigures, finite, read_axes, read_contexts
 from pipeline.report.tables import Table
 from pipeline.report.words import DASH, count
+from pipeline.runs.judgement import is_by_logs, judge_of
 
 SUMMARY_NUMBERS = (
     "profit_mean",
@@ -36,17 +38,20 @@ SUMMARY_NUMBERS = (
     "rebate",
     "captured",
 )
+EXPECTED = "Dollars here are what the outcome model learned from the logs expects; nobody measured or paid them."
 
 
 @dataclass(frozen=True)
 class Page:
     title: str
+    judge: str
     subject: list[str]
     headline: str
     lead: list[str]
     bars: list[Bar]
     bars_download: Download
     tiles: list[Tile]
+    off_policy: OffPolicySection | None
     cards: list[Card]
     cards_note: str
     contexts_note: str
@@ -55,6 +60,7 @@ class Page:
     learning: list[Chart]
     learning_note: str
     economics: Rows
+    economics_note: str
     economics_download: Download | None
     experiments: Experiments
     logs: LogsSection | None
@@ -89,7 +95,8 @@ def build_page(files: RunFiles) -> Page:
             f"Nothing is known by kind of work: {run.summary.name} has no contexts.", evaluate
         )
 
-    cards = read_cards(contexts, files.frames, axes)
+    judge, by_logs = judge_of(summary), is_by_logs(summary)
+    cards = read_cards(contexts, files.frames, axes, with_dollars=not by_logs)
     cards_note = "Each picture is a clip from validation." if files.frames else ""
     if files.frames_left_out:
         cards_note += f" {count(files.frames_left_out, 'more picture')} left out for size."
@@ -97,7 +104,7 @@ def build_page(files: RunFiles) -> Page:
         if summary.get("validation") == "simulator" or files.config.get("source") == "sim":
             del missing["frames"]
             cards_note = "There are no pictures: the policy sees the simulator’s state."
-        elif summary.get("validation") == "held-out clips":
+        elif summary.get("validation") in ("held-out clips", "held-out logs"):
             unlabelled = summary.get("labelled") is False
             missing["frames"] = Missing(
                 "There are no pictures: validation was on stored clips. Where those have labels, closed-loop "
@@ -136,21 +143,26 @@ def build_page(files: RunFiles) -> Page:
     economics = economics_rows(summary, numbers, experiments.estimator) if summary else []
     failures = files.failures or []
     return Page(
-        title=f"{title} · {run.path.name}",
+        title=" · ".join(part for part in (judge, title, run.path.name) if part),
+        judge=judge,
         subject=[part for part in (kind, str(run), str(_provenance(summary).get("created") or "")[:10]) if part],
         headline=title,
         lead=lead,
-        bars=headline.bars(numbers, profit_interval),
+        bars=[] if by_logs else headline.bars(numbers, profit_interval),
         bars_download=headline.bars_download(numbers, profit_interval),
-        tiles=headline.tiles(numbers, headline.interval_of(summary, "oracle_ratio_ci95")),
+        tiles=headline.tiles_of_logs(summary)
+        if by_logs
+        else headline.tiles(numbers, headline.interval_of(summary, "oracle_ratio_ci95")),
+        off_policy=off_policy_section(summary, files.config),
         cards=cards,
         cards_note=" ".join(part for part in (cards_note, cards_say(cards, contexts, axes)) if part),
-        contexts_note="There is one kind of work." if _is_one_kind(contexts) else where_most_is_lost(contexts),
+        contexts_note=_contexts_note(contexts, by_logs=by_logs),
         contexts=context_table(contexts, axes) if contexts and not _is_one_kind(contexts) else None,
         actions=actions,
         learning=learning,
-        learning_note=_learning_note(files.metrics),
+        learning_note=_learning_note(files.metrics, by_logs=by_logs),
         economics=economics,
+        economics_note=EXPECTED if by_logs else "",
         economics_download=figures.csv_download(
             "economics.csv", pd.DataFrame(economics, columns=["quantity", "value", "meaning"])
         )
@@ -186,14 +198,22 @@ def _times(summary: dict[str, Any]) -> dict[str, Any]:
     return times | ({"all stages, seconds": summary["wall_s"]} if "wall_s" in summary else {})
 
 
-def _learning_note(metrics: pd.DataFrame) -> str:
+def _contexts_note(contexts: list[ContextFigures], *, by_logs: bool) -> str:
+    if _is_one_kind(contexts):
+        return "There is one kind of work."
+    return EXPECTED if by_logs and contexts else where_most_is_lost(contexts)
+
+
+def _learning_note(metrics: pd.DataFrame, *, by_logs: bool) -> str:
     if metrics.empty:
         return ""
     window = rolling_window(len(metrics))
     lines = "Lines are single episodes."
     if window > 1:
         lines = f"Lines are the mean of the last {window} episodes, bands hold four in five of them."
-    return f"{lines} Training explores, so it mostly earns less than the same policy in validation."
+    return f"{lines} Training explores, so it would mostly earn less than the same policy in validation." + (
+        f" {EXPECTED}" if by_logs else ""
+    )
 
 
 def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -129,6 +129,6 @@ def _change(change: Change) -> dict[str, Any]:
     }
 
 
-def _interval(found: Estimate) -> list[float]:
-    """The value and its 95% interval's bounds, in $/h."""
-    return [found.value, found.low, found.high]
+def _interval(found: Estimate) -> list[float | None]:
+    """The value and its 95% interval's bounds, in $/h; None for a bound that a single video leaves open."""
+    return [x if np.isfinite(x) else None for x in (found.value, found.low, found.high)]

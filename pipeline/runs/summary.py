@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,41 +13,47 @@ from pipeline import econ
 from pipeline.files import atomic_path, write_json
 from pipeline.outcomes import OutcomeModel, blind, expected_worth, oracle
 from pipeline.rl.rollouts import actions_of, expected_profit
+from pipeline.runs.judgement import JUDGES
 from pipeline.runs.metadata import PolicyMetadata
 from pipeline.runs.run_directory import RunDirectory
-from pipeline.stats import interval95, ratio_interval95
+from pipeline.stats import interval95, linearised, ratio_interval95
 
-JUDGES = {  # who says what a policy is worth, by the validation
-    "simulator": "Simulated",
-    "held-out clips": "Simulated",
-    "held-out logs": "Estimated from your logs",
-    "closed loop from pixels": "Closed loop, simulated",
-}
+PLAYED_IN_A_CHAIN = ("simulator", "closed loop from pixels")  # validations whose contexts come by chance
+ContextMix = Literal["stationary", "as met"]
 CUSTOMER_EPISODES = 100  # the last ones of training, whose mean share of the spread is the customer's
 
 
-def summarise(model: OutcomeModel, steps: pd.DataFrame, *, s_cust: float) -> dict[str, Any]:
+def summarise(
+    model: OutcomeModel, steps: pd.DataFrame, *, s_cust: float, context_mix: ContextMix = "as met"
+) -> dict[str, Any]:
     """The figures of evaluation steps. Oracle and blind act on the very rows that the policy met.
 
-    s_cust: the customer's share of the spread, in [0, 1]. Ratios are None where what they are to is not positive.
+    s_cust: the customer's share of the spread, in [0, 1]. context_mix: how often each context counts. The stationary
+    mix is that of the simulator's chain, in which contexts are equally frequent; few steps meet another one by chance.
+    Contexts that were not met have no weight and are named. Ratios are None where what they are to is not positive.
     """
     task, rows = model.task, steps["row"].to_numpy()
     actions = actions_of(steps, task)
     found = expected_worth(model, rows, actions)
     best, constant = oracle(model, rows), blind(model, rows)
-    by_episode = (
-        pd.DataFrame({"profit": found.profit, "oracle": best.profit}).groupby(steps["episode"].to_numpy()).mean()
+    context, episode = model.context[rows], steps["episode"].to_numpy()
+    strata = context if context_mix == "stationary" else np.zeros_like(context)
+    weights = _equal_weights(strata)
+    profits, oracle_profits = (
+        linearised(values, weights, strata, episode) for values in (found.profit, best.profit)
+    )  # of each episode
+    profit, oracle_profit, blind_profit, mp = (
+        float(weights @ values) for values in (found.profit, best.profit, constant.profit, found.mp)
     )
-    profit, oracle_profit = float(found.profit.mean()), float(best.profit.mean())
-    blind_profit = float(constant.profit.mean())
+    attempts = weights * found.attempts
     implied_wage = profit + task.total_costs_usd_per_hour
     split = econ.allocate_spread(implied_wage, task.human_wage_usd, 1.0, delta_mpl_total=1.0, delta_mpl_cust=s_cust)
     contexts = {}
-    context = model.context[rows]
     for k in np.unique(context):
         here = context == k
         contexts[task.context_names[k]] = {
-            "share": float(here.mean()),
+            "share": float(weights[here].sum()),
+            "share_of_steps": float(here.mean()),
             "actions": dict(zip(task.action_names, actions[here].mean(0).tolist(), strict=True)),
             "oracle_actions": dict(zip(task.action_names, best.actions[here].mean(0).tolist(), strict=True)),
             "profit": float(found.profit[here].mean()),
@@ -61,18 +67,16 @@ def summarise(model: OutcomeModel, steps: pd.DataFrame, *, s_cust: float) -> dic
         "scenario": task.scenario,
         "task_definition": task.model_dump(mode="json"),
         "actions": {name: [action.low, action.high] for name, action in task.actions.items()},
-        "episodes": len(by_episode),
+        "episodes": len(profits),
         "profit_mean": profit,
-        "profit_ci95": interval95(by_episode["profit"].to_numpy()),
-        "mp_mean": float(found.mp.mean()),
-        "err_mean": float(econ.error_rate((found.attempts * found.err_rate).sum(), found.attempts.sum())),
+        "profit_ci95": interval95(profits),
+        "mp_mean": mp,
+        "err_mean": float(econ.error_rate((attempts * found.err_rate).sum(), attempts.sum())),
         "wage_parity": econ.wage_parity(implied_wage, task.human_wage_usd),
         "oracle_profit": oracle_profit,
         "blind_profit": blind_profit,
         "oracle_ratio": profit / oracle_profit if is_ratio else None,
-        "oracle_ratio_ci95": ratio_interval95(by_episode["profit"].to_numpy(), by_episode["oracle"].to_numpy())
-        if is_ratio
-        else None,
+        "oracle_ratio_ci95": ratio_interval95(profits, oracle_profits) if is_ratio else None,
         "blind_ratio": profit / blind_profit if blind_profit > 0 else None,
         "costs_usd_per_hour": dict(task.costs_usd_per_hour),
         "spread": split.spread,
@@ -80,7 +84,15 @@ def summarise(model: OutcomeModel, steps: pd.DataFrame, *, s_cust: float) -> dic
         "captured": split.captured_spread,
         "human_wage": task.human_wage_usd,
         "contexts": contexts,
+        "context_mix": context_mix,
+        "contexts_not_met": [name for name in task.context_names if name not in contexts],
     }
+
+
+def _equal_weights(strata: np.ndarray) -> np.ndarray:
+    """Weights [n] that sum to 1, the same for each stratum as a whole and for the samples within it."""
+    _, index, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    return np.asarray(1 / (len(counts) * counts[index]))
 
 
 def write_summary(
@@ -108,10 +120,11 @@ def write_summary(
     with atomic_path(out.validation) as temporary:
         table.to_csv(temporary, index=False)
     stages = ({} if stage == "train" else _stages_so_far(out.summary)) | {stage: wall_s}
+    mix: ContextMix = "stationary" if validation in PLAYED_IN_A_CHAIN else "as met"
     summary = {
         "source": metadata.source,
         "seeds": [metadata.seed],
-        **summarise(model, steps, s_cust=_customer_share(run)),
+        **summarise(model, steps, s_cust=_customer_share(run), context_mix=mix),
         "estimator": run.read_estimator(),
         "validation": validation,
         "judge": JUDGES[validation],

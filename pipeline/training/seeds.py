@@ -17,6 +17,7 @@ from pipeline.config import TrainConfig, alone, parse_seeds, train_config
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import make_folder, save_config, write_json
 from pipeline.runs import RunDirectory
+from pipeline.runs.judgement import judge_of, over_logging_policy
 from pipeline.stats import bootstrap95, interquartile_mean
 
 SAME = (  # or the seeds cannot be averaged
@@ -190,18 +191,27 @@ def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
         }
     return {
         **{name: first[name] for name in SAME},
+        "judge": judge_of(first),
         "seeds": list(seeds),
         "episodes": sum(one["episodes"] for one in summaries),
         **measured,
         **{name: None if np.isnan(figures[name]).any() else float(figures[name].mean()) for name in AVERAGED},
         "contexts": _average_contexts([one["contexts"] for one in summaries]),
+        "context_mix": first.get("context_mix"),
+        "contexts_not_met": list(dict.fromkeys(k for one in summaries for k in one.get("contexts_not_met", []))),
         "by_seed": [
-            {"seed": seed, **{name: one[name] for name in BY_SEED}}
+            {"seed": seed, **{name: one[name] for name in BY_SEED}, "verdict": _verdict(one)}
             for seed, one in zip(seeds, summaries, strict=True)
         ],
         "wall_s": float(figures["wall_s"].sum()),
         "provenance": first["provenance"],
     }  # fmt: skip
+
+
+def _verdict(summary: dict[str, Any]) -> str | None:
+    """What the logs say of a seed's policy against the one that made them; None where they were not asked."""
+    found = over_logging_policy(summary)
+    return None if found is None else found.verdict
 
 
 def _average_contexts(contexts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,133 @@
+"""The verdict on a policy in sentences, for the head of a page and of what commands print: who judged, then what.
+
+Nobody has paid the dollars of a validation, so they are what would be earned. Where logs judge, they stand in a
+headline only if the logs can tell the policy from the one that made them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pipeline.report.summary_figures import capitalised, finite
+from pipeline.report.words import count, listed, percent, usd
+from pipeline.runs.judgement import Comparison, is_by_logs, over_logging_policy, read_comparison
+
+LOGGING_POLICY, CONSTANT = "the logging policy", "the best constant action"
+CLONE = "clone of the logging policy"  # as `deployed` of a summary
+NOT_VALIDATED = "This policy has not been validated"
+NOTHING_BEATS = "Nothing learned beats the logging policy by its lower bound"
+
+
+def title(summary: dict[str, Any]) -> str:
+    """The headline: no dollars where logs judge and cannot tell."""
+    over, is_clone = over_logging_policy(summary), summary.get("deployed") == CLONE
+    profit = finite(summary.get("profit_mean"))
+    if not is_by_logs(summary):
+        if profit is None:
+            return NOT_VALIDATED
+        earns = f"{'earn' if profit >= 0 else 'lose'} {usd(abs(profit))} an hour"
+        return (
+            f"{NOTHING_BEATS}: acting as it does on average would {earns}" if is_clone else f"The policy would {earns}"
+        )
+    if is_clone:
+        return f"{NOTHING_BEATS}, so the deployed policy acts as it does on average"
+    assert over is not None
+    if over.verdict == "not identified":
+        return "The logs cannot tell what the policy would bring: not identified"
+    if over.change is None or not over.is_known:
+        return f"The policy is {over.beyond(LOGGING_POLICY)}"
+    more = "more" if over.verdict == "better" else "less"
+    return f"The policy would earn {usd(abs(over.change[0]))} an hour {more} than {LOGGING_POLICY}"
+
+
+def of_logs(summary: dict[str, Any]) -> list[str]:
+    """What the logs say, where they judge: the sentences below the headline."""
+    over, against = over_logging_policy(summary), against_constant(summary)
+    assert over is not None
+    lead = [f"The policy is {compared(over, LOGGING_POLICY)}."]
+    if against is not None:
+        same = against.verdict == "not identified" and against.reason == over.reason
+        ending = "likewise not identified" if same else compared(against, CONSTANT, with_dollars=over.is_known)
+        lead.append(f"Against {CONSTANT} it is {ending}." if same else f"It is {ending}.")
+    return lead + judged_on(summary)
+
+
+def beside(summary: dict[str, Any]) -> list[str]:
+    """What the logs say, where a simulator judges; nothing where they were not asked."""
+    over, against = over_logging_policy(summary), against_constant(summary)
+    if over is None:
+        return []
+    parts = [compared(over, LOGGING_POLICY)]
+    if against is not None and against.verdict != "not identified":
+        parts.append(compared(against, CONSTANT))
+    return [f"The logs say: {' and '.join(parts)}."]
+
+
+def judged_on(summary: dict[str, Any]) -> list[str]:
+    found = summary.get("off_policy")
+    found = found if isinstance(found, dict) else {}
+    steps, videos = found.get("num_steps"), found.get("num_videos")
+    if not isinstance(steps, int) or not isinstance(videos, int):
+        return []
+    on = f"Judged on {count(steps, 'logged step')} of {count(videos, 'video')}"
+    if found.get("same_videos"):
+        return [f"{on}. The held-out clips are of videos that the model has also seen, so this may flatter the policy."]
+    return [f"{on} held out from training."]
+
+
+def mix(summary: dict[str, Any]) -> list[str]:
+    """How often contexts count, where it is not as often as they were met."""
+    if summary.get("context_mix") != "stationary":
+        return []
+    contexts = summary.get("contexts")
+    contexts, missed = contexts if isinstance(contexts, dict) else {}, summary.get("contexts_not_met")
+    says = []
+    met = [
+        f"{name} {percent(share, 0)}"
+        for name, row in contexts.items()
+        if isinstance(row, dict) and (share := finite(row.get("share_of_steps"))) is not None
+    ]
+    if 1 < len(met) <= 6:
+        says.append(
+            "Each kind of work counts as often as in the long run, equally; of the steps validated it was "
+            f"{listed(met)}."
+        )
+    elif len(met) > 1:
+        says.append("Each kind of work counts as often as in the long run, equally.")
+    if isinstance(missed, list) and missed:
+        says.append(f"Validation never met {listed([str(name) for name in missed])}: no figure includes it.")
+    return says
+
+
+def against_constant(summary: dict[str, Any]) -> Comparison | None:
+    found = summary.get("off_policy")
+    return read_comparison(found.get("against_blind")) if isinstance(found, dict) else None
+
+
+def compared(found: Comparison, other: str, *, with_dollars: bool = True) -> str:
+    """A comparison after "is": better than …, with its change; or why nothing can be said, and what to do next."""
+    if found.verdict == "not identified":
+        return f"{_sentence(found.beyond(other), found.reason)}. {capitalised(found.advice)}".rstrip(". ")
+    if found.is_known:
+        return found.beyond(other) + (f", {change_in_words(found)}" if with_dollars else "")
+    return f"{found.beyond(other)}: the 95% interval of the change holds zero. {capitalised(found.advice)}".rstrip(". ")
+
+
+def change_in_words(found: Comparison) -> str:
+    if found.change is None:
+        return found.verdict
+    value, *bounds = found.change
+    low, high = (usd(bound, signed=True) if math.isfinite(bound) else "unbounded" for bound in bounds)
+    return f"{usd(value, signed=True)} an hour (95% interval {low} to {high})"
+
+
+def _sentence(text: str, why: str) -> str:
+    return f"{text}: {why}" if why else text
+
+
+def text(summary: dict[str, Any]) -> list[str]:
+    """The verdict as lines of text, below the line that names the judge and gives the title."""
+    if is_by_logs(summary):
+        return of_logs(summary)
+    return beside(summary) + mix(summary)

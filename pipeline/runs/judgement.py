@@ -1,0 +1,86 @@
+"""Who says what a policy is worth, and the verdict of logs as a summary keeps it, read tolerantly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+LOGS, SIMULATED, CLOSED_LOOP = "Estimated from your logs", "Simulated", "Closed loop, simulated"
+JUDGES = {  # by the validation
+    "simulator": SIMULATED,
+    "held-out clips": SIMULATED,
+    "held-out logs": LOGS,
+    "closed loop from pixels": CLOSED_LOOP,
+}
+BEYOND = {  # a verdict, said of a policy and another
+    "better": "better than",
+    "worse": "worse than",
+    "not distinguishable": "not distinguishable from",
+    "not identified": "not identified against",
+}
+KNOWN = ("better", "worse")  # verdicts that a headline may give in dollars
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A policy against another, by the logs. change: $/h and its 95% interval, None where it is not identified."""
+
+    verdict: str
+    change: tuple[float, float, float] | None = None
+    reason: str = ""
+    advice: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        return self.verdict in KNOWN and self.change is not None
+
+    def beyond(self, other: str) -> str:
+        return f"{BEYOND[self.verdict]} {other}"
+
+
+NONE_LOGGED = Comparison(
+    "not identified",
+    reason="no held-out clip has logs of what was done and what came of it",
+    advice="hold out videos that are logged",
+)
+
+
+def judge_of(summary: dict[str, Any]) -> str:
+    """The judge that a summary names; of an earlier version, that of its validation. Empty if neither is known."""
+    return str(summary.get("judge") or JUDGES.get(str(summary.get("validation")), ""))
+
+
+def is_by_logs(summary: dict[str, Any]) -> bool:
+    return judge_of(summary) == LOGS
+
+
+def over_logging_policy(summary: dict[str, Any]) -> Comparison | None:
+    """What logs say of the policy against the one that made them; None where they were not asked."""
+    found = read_comparison(summary.get("off_policy"))
+    return NONE_LOGGED if found is None and is_by_logs(summary) else found
+
+
+def read_comparison(value: Any) -> Comparison | None:
+    """A comparison as a summary keeps it; None where it is none."""
+    if not isinstance(value, dict) or value.get("verdict") not in BEYOND:
+        return None
+    change = read_estimate(value.get("change_usd_per_hour"))
+    return Comparison(
+        str(value["verdict"]), None if value["verdict"] == "not identified" else change,
+        str(value.get("reason") or ""), str(value.get("advice") or ""),
+    )  # fmt: skip
+
+
+def read_estimate(value: Any) -> tuple[float, float, float] | None:
+    """A value and its interval's bounds, infinite where there are none; None where it is no such thing."""
+    if not isinstance(value, list) or len(value) != 3 or (middle := _finite(value[0])) is None:
+        return None
+    low, high = (_finite(bound) for bound in value[1:])
+    return middle, -math.inf if low is None else low, math.inf if high is None else high
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
