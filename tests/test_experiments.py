@@ -119,7 +119,7 @@ def clip_run(tmp_path, task, contexts, price_usd=None, *, trained=None):
         projector="pca",
     )  # fmt: skip
     clips = ClipInputs(embeddings=str(path), content_sha256=sha256, novelty_sha256=None, encoding=encoding)
-    model = outcomes_of(dataset.read_embeddings(path))
+    model = outcomes_of(dataset.read_embeddings(path), kind="simulator")
     model = model.with_task(trained or model.task)
     projector = Projector(np.zeros(2), np.zeros((128, 2)), 1.0, "pca", None)
     return build_run(tmp_path / "run", task=model.task, model=model, clips=clips, projector=projector), model
