@@ -14,7 +14,7 @@ from pipeline.config import ElasticityConfig, FrontierConfig, SpreadConfig
 from pipeline.encoders import Projector
 from pipeline.experiments import elasticity, error_price, frontier, output, spread
 from pipeline.experiments.retrain import Retrainer
-from pipeline.outcomes import SimulatedOutcomes, blind, expected_worth, oracle
+from pipeline.outcomes import SimulatedOutcomes, blind, expected_worth, oracle, outcomes_of
 from pipeline.runs import (
     ClipInputs,
     Encoding,
@@ -30,10 +30,14 @@ WORLDS = {"plates": PLATES, "mixed": MIXED, "bricks": load_task("bricklaying").i
 FILES = ("csv", "svg", "png", "json")
 
 
-def build_run(path, *, task=MIXED, model=None, episodes=6, noise=0.05, training=300, clips=None, projector=None):
+def build_run(
+    path, *, task=MIXED, model=None, episodes=6, noise=0.05, training=300, clips=None, projector=None,
+    outcomes="simulator",
+):  # fmt: skip
     """A run directory with the validation of an oracle with a shaky hand, and the books of a made-up training.
 
-    model: of clips, where the run is judged on them; then `clips` are its inputs.
+    model: of clips, where the run is judged on them; then `clips` are its inputs, and `outcomes` says where they are
+    from.
     """
     files, rng = RunDirectory(path), np.random.default_rng(0)
     path.mkdir(parents=True)
@@ -53,7 +57,7 @@ def build_run(path, *, task=MIXED, model=None, episodes=6, noise=0.05, training=
     pd.DataFrame(lines).to_csv(files.metrics, index=False)
     metadata = PolicyMetadata(
         source="sim" if clips is None else "embeddings", task=task, seed=0, outcome_model=model.description,
-        is_labelled=True, provenance={}, clips=clips, projector=projector,
+        is_labelled=True, provenance={}, outcomes=outcomes, clips=clips, projector=projector,
     )  # fmt: skip
     save_checkpoint(files.best, {"agent": {}, "meta": metadata.to_state()})
     write_summary(
@@ -115,7 +119,7 @@ def clip_run(tmp_path, task, contexts, price_usd=None, *, trained=None):
         projector="pca",
     )  # fmt: skip
     clips = ClipInputs(embeddings=str(path), content_sha256=sha256, novelty_sha256=None, encoding=encoding)
-    model = output.outcomes_of(dataset.read_embeddings(path))
+    model = outcomes_of(dataset.read_embeddings(path), kind="simulator")
     model = model.with_task(trained or model.task)
     projector = Projector(np.zeros(2), np.zeros((128, 2)), 1.0, "pca", None)
     return build_run(tmp_path / "run", task=model.task, model=model, clips=clips, projector=projector), model

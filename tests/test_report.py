@@ -51,7 +51,7 @@ def test_nothing_is_missing_and_every_number_is_there(full):
         "1,828 of 2,500 actions meet 80 good units an hour and 6.0% errors by formula, 1,830 in 60,000,000 simulated",
         "profit answers to the price with 1.09 (95% interval 1.08 to 1.10) percent",
         "the spread answers to the human wage with not defined, for it is not positive",
-        "$9,000.00 of spread was paid: $900.00 (10.0%) to customers, $8,100.00 to the platform.",
+        "$9,000.00 of spread would have been paid: $900.00 (10.0%) to customers, $8,100.00 to the platform.",
         "Of 2, 1 are worth more than nothing for certain",
         "0023 20 $4.40 [$3.00, $5.80] $4.20 [$2.90, $5.50] $1.50",
         "paid $14,000.00 for work that would have cost them $15,500.00 in flawless human hands",

@@ -101,6 +101,11 @@ class ValueConfig(Config):
     """Value each demonstration: its Shapley value in profit on held-out videos, and its price."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
+    outcomes: Literal["auto", "logged", "simulator"] = Field(
+        "auto",
+        description="What demonstrations teach: the outcomes in their logs, or simulated ones; auto takes the logs if "
+        "labels have actions, attempts and errors.",
+    )
     task: str | None = Field(
         None,
         description="Task file or name whose prices, wage, costs and error target replace the recorded ones; "
@@ -109,12 +114,15 @@ class ValueConfig(Config):
     out: Path = Field(Path("runs/value"), description="Folder for the files; RUN/experiments puts them in its report.")
     by: Literal["video", "contributor"] = Field("video", description="Unit that is valued and paid.")
     rounds: int = Field(
-        12, ge=2, le=10_000, description="Budget: rounds of up to 32 random orders of the demonstrations."
+        12,
+        ge=2,
+        le=10_000,
+        description="Budget: rounds of up to 32 random orders of the demonstrations (8 if outcomes are logged).",
     )
     tolerance: float = Field(
         0.02, ge=0, description="Stop an order when its profit is within this of all data's, in $/h."
     )
-    draws: int = Field(200, ge=20, le=10_000, description="Sampled outcomes of random actions per clip.")
+    draws: int = Field(200, ge=20, le=10_000, description="Sampled outcomes of random actions per clip, if simulated.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 
@@ -122,6 +130,11 @@ class NoveltyExperimentConfig(Config):
     """Test whether novelty helps: as a learning weight, and to choose which demonstrations to keep."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
+    outcomes: Literal["auto", "logged", "simulator"] = Field(
+        "auto",
+        description="What demonstrations teach: the outcomes in their logs, or simulated ones; auto takes the logs if "
+        "labels have actions, attempts and errors.",
+    )
     novelty: Path | None = Field(None, description="Novelty file; by default novelty.h5 beside the embeddings.")
     task: str | None = Field(
         None,
@@ -131,8 +144,10 @@ class NoveltyExperimentConfig(Config):
     out: Path = Field(
         Path("runs/novelty"), description="Folder for the files; RUN/experiments puts them in its report."
     )
-    rounds: int = Field(20, ge=2, le=10_000, description="Draws of outcomes, each with its own policies.")
-    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions per clip.")
+    rounds: int = Field(
+        20, ge=2, le=10_000, description="Draws of outcomes, or of logged videos, each with its own policies."
+    )
+    draws: int = Field(200, ge=1, le=10_000, description="Sampled outcomes of random actions per clip, if simulated.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")
 
 

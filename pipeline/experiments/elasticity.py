@@ -1,7 +1,9 @@
 """Elasticities: profit to price and damage, the spread to the human wage, the price of errors to their target.
 
 The fixed policy does in every world what it did in validation; the oracle takes the best actions of that world, on the
-same rows. Everything is expected, given row and action; the intervals are those of the validation episodes.
+same rows. Everything is expected, given row and action; the intervals are those of the validation episodes. Where
+outcomes are learned from logs, the oracle is the best according to the logs, and the intervals of all are those of the
+ensemble. Prices never change what actions bring, so nothing is learned anew.
 
 On request the policy is also retrained at every point. Its price of errors is found the other way round: retrained
 where a unit of error rate costs λ, it reaches some error rate, and under that as a target λ is what errors cost it.
@@ -20,10 +22,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pipeline.config import ElasticityConfig
-from pipeline.experiments import error_price
-from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, run_outcomes, save
+from pipeline.experiments import by_members, error_price
+from pipeline.experiments.output import (
+    COLOURS,
+    in_style,
+    name_judge,
+    new_figure,
+    outcomes_from,
+    output_folder,
+    run_outcomes,
+    save,
+)
 from pipeline.experiments.retrain import Retrainer
-from pipeline.outcomes import OutcomeModel, expected_worth, oracle
+from pipeline.outcomes import LearnedOutcomes, OutcomeModel, expected_worth, oracle
 from pipeline.rl.rollouts import actions_of
 from pipeline.runs import RunDirectory
 from pipeline.stats import bootstrap_weights, interval95, percentiles95
@@ -68,7 +79,7 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
         steps, judged_on = numbered(model, table), "the stored validation"
     folder = output_folder(cfg.out, files)
     retrained_at = time.monotonic()
-    rng = np.random.default_rng(cfg.seed)
+    rng, learned = np.random.default_rng(cfg.seed), isinstance(model, LearnedOutcomes)
 
     lines, elasticities, over_range = [], {}, {}
     for curve in ("price", "damage", "human_wage"):
@@ -77,19 +88,20 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
         }
         points = [outcomes(model, steps, curve, m, policies[m]) for m in multipliers]
         lines += [
-            {"curve": curve, "x": m, "who": who} | _mean(values)
+            {"curve": curve, "x": m, "who": who} | _mean(values, learned)
             for m, point in zip(multipliers, points, strict=True)
             for who, values in point.items()
         ]
         below, above = (outcomes(model, steps, curve, m) for m in (1 - LOCAL, 1 + LOCAL))
-        elasticities[curve] = {who: elasticity(below[who], above[who], rng) for who in below}
+        elasticities[curve] = {who: elasticity(below[who], above[who], rng, of_members=learned) for who in below}
         over_range[curve] = {
-            who: range_elasticity(multipliers, np.stack([point[who] for point in points]), rng) for who in points[0]
+            who: range_elasticity(multipliers, np.stack([point[who] for point in points]), rng, of_members=learned)
+            for who in points[0]
         }
     choices = error_price.tradeoffs(model, steps.rows)
     knobs = error_price.knobs(model, steps.rows, steps.actions, steps.episode)
     for target in error_price.targets(model.task, choices, cfg.points):
-        for who, price in shadow_price(knobs, choices, target, rng).items():
+        for who, price in shadow_price(knobs, choices, target, rng, of_members=learned).items():
             lines.append({"curve": "error_target", "x": target, "who": who} | price)
     for (curve, paid), of_seeds in retrained.items():
         if curve == "error_target":
@@ -97,12 +109,14 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
     result = {
         "task": model.task.name,
         "scenario": model.task.scenario,
+        **outcomes_from(model),
+        "profit": _today(model, steps),
         "episodes": int(steps.episode.max()) + 1,
         "judged_on": judged_on,
         "elasticities": elasticities,
         "elasticities_over_range": over_range,
         "error_target": model.task.error_target.end,
-        "shadow_price": shadow_price(knobs, choices, model.task.error_target.end, rng),
+        "shadow_price": shadow_price(knobs, choices, model.task.error_target.end, rng, of_members=learned),
         "retrained": {
             "updates": cfg.retrain,
             "seeds": cfg.retrain_seeds,
@@ -114,7 +128,7 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
         "wall_s": time.monotonic() - started,
     }
     table = pd.DataFrame(lines)
-    save(folder, "elasticity", table, _draw(table), result)
+    save(folder, "elasticity", table, _draw(table, result), result)
     return result
 
 
@@ -160,11 +174,16 @@ def outcomes(
 ) -> dict[str, np.ndarray]:
     """The curve's quantity in $/h in the changed world, a mean for each episode [E], for policy and oracle.
 
-    For the policy retrained there too, where it is given: the mean over its seeds.
+    For the policy retrained there too, where it is given: the mean over its seeds. Where outcomes are learned, means
+    over all episodes by each member of the ensemble [M].
     """
     model = changed(model, curve, multiplier)
 
     def earned(steps: Steps) -> np.ndarray:
+        if isinstance(model, LearnedOutcomes):
+            profit = by_members.mean_profit(model, steps.rows, steps.actions)
+            above_wage = profit + model.task.total_costs_usd_per_hour - model.task.human_wage_usd
+            return above_wage if curve == "human_wage" else profit
         worth = expected_worth(model, steps.rows, steps.actions)
         spread = worth.implied_wage - model.task.human_wage_usd
         return episode_means(steps.episode, spread if curve == "human_wage" else worth.profit)
@@ -177,10 +196,14 @@ def outcomes(
 
 def reached(model: OutcomeModel, policies: Sequence[Steps]) -> dict[str, float | None]:
     """The error rate of retrained policies, mean over steps as in the reward, and seeds, as `x` with its interval."""
-    by_seed = [
-        episode_means(steps.episode, expected_worth(model, steps.rows, steps.actions).err_rate) for steps in policies
-    ]
-    mean = _mean(np.mean(by_seed, axis=0))
+    if isinstance(model, LearnedOutcomes):
+        by_seed = [by_members.mean_err_rate(model, steps.rows, steps.actions) for steps in policies]
+    else:
+        by_seed = [
+            episode_means(steps.episode, expected_worth(model, steps.rows, steps.actions).err_rate)
+            for steps in policies
+        ]
+    mean = _mean(np.mean(by_seed, axis=0), isinstance(model, LearnedOutcomes))
     return {"x": mean["value"], "x_low": mean["low"], "x_high": mean["high"]}
 
 
@@ -189,22 +212,27 @@ def episode_means(episode: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.bincount(episode, values) / np.bincount(episode)
 
 
-def elasticity(below: np.ndarray, above: np.ndarray, rng: np.random.Generator) -> dict[str, float | None]:
+def elasticity(
+    below: np.ndarray, above: np.ndarray, rng: np.random.Generator, *, of_members: bool = False
+) -> dict[str, float | None]:
     """Slope in logarithms between the values of E episodes at today less and plus 1%, with its bootstrap interval.
 
-    None where a value is not positive, which has no elasticity.
+    None where a value is not positive, which has no elasticity. of_members: values are those of members of an ensemble,
+    whose spread is the interval.
     """
     if min(below.mean(), above.mean()) <= 0:
         return {"value": None, "low": None, "high": None}
     span = np.log1p(LOCAL) - np.log1p(-LOCAL)
-    weights = bootstrap_weights(len(below), BOOTSTRAPS, rng)
+    weights = _weights(len(below), rng, of_members)
     below_means, above_means = weights @ below, weights @ above
     known = (below_means > 0) & (above_means > 0)
     slopes = np.log(above_means[known] / below_means[known]) / span
     return {"value": float(np.log(above.mean() / below.mean()) / span)} | _percentiles(slopes, len(below))
 
 
-def range_elasticity(multipliers: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> dict[str, float | None]:
+def range_elasticity(
+    multipliers: np.ndarray, values: np.ndarray, rng: np.random.Generator, *, of_members: bool = False
+) -> dict[str, float | None]:
     """Least-squares slope in logarithms over a whole curve, values [P, E] at P points, with its bootstrap interval.
 
     Where policies are retrained their luck drowns a change of 1%, and not one over the whole range. None where a mean
@@ -214,21 +242,26 @@ def range_elasticity(multipliers: np.ndarray, values: np.ndarray, rng: np.random
     if means.min() <= 0:
         return {"value": None, "low": None, "high": None}
     x = np.log(multipliers) - np.log(multipliers).mean()
-    resampled = values @ bootstrap_weights(values.shape[1], BOOTSTRAPS, rng).T  # [P, B]
+    resampled = values @ _weights(values.shape[1], rng, of_members).T  # [P, B]
     known = (resampled > 0).all(0)
     slopes = x @ np.log(resampled[:, known]) / (x @ x)
     return {"value": float(x @ np.log(means) / (x @ x))} | _percentiles(slopes, values.shape[1])
 
 
 def shadow_price(
-    knobs: list[error_price.Knob], choices: list[error_price.Tradeoff], err_target: float, rng: np.random.Generator
+    knobs: list[error_price.Knob],
+    choices: list[error_price.Tradeoff],
+    err_target: float,
+    rng: np.random.Generator,
+    *,
+    of_members: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """λ at which the error target just holds: human wages an hour that a unit of error rate is worth.
 
     0 where the target is slack, None where it cannot be met. `knob` says which action of the policy was moved where.
     """
     knob = error_price.best_knob(knobs, err_target)
-    weights = bootstrap_weights(len(knob.profit), BOOTSTRAPS, rng)
+    weights = _weights(len(knob.profit), rng, of_members)
     policy = error_price.knob_price(knob.profit.mean(0)[None], knob.err_rate.mean(0)[None], err_target)[0]
     resampled = error_price.knob_price(weights @ knob.profit, weights @ knob.err_rate, err_target)
     is_moved = np.isfinite(policy) and knob.err_rate[:, 0].mean() > err_target
@@ -240,6 +273,17 @@ def shadow_price(
     }
 
 
+def _weights(count: int, rng: np.random.Generator, of_members: bool) -> np.ndarray:
+    """Weights [B, count] of values in each of B samples of their mean: bootstraps of episodes, or one member each."""
+    return np.eye(count) if of_members else bootstrap_weights(count, BOOTSTRAPS, rng)
+
+
+def _today(model: OutcomeModel, steps: Steps) -> dict[str, dict[str, float | None]]:
+    """Profit in $/h at today's prices, with intervals."""
+    found = outcomes(model, steps, "price", 1.0)
+    return {who: _mean(values, isinstance(model, LearnedOutcomes)) for who, values in found.items()}
+
+
 def _percentiles(samples: np.ndarray, episodes: int) -> dict[str, float | None]:
     """The middle 95%; None for a single episode, or where the quantity is not always there."""
     if episodes < 2 or not len(samples) or not np.isfinite(samples).all():
@@ -248,8 +292,8 @@ def _percentiles(samples: np.ndarray, episodes: int) -> dict[str, float | None]:
     return {"low": low, "high": high}
 
 
-def _mean(values: np.ndarray) -> dict[str, float | None]:
-    low, high = interval95(values) or (None, None)
+def _mean(values: np.ndarray, of_members: bool) -> dict[str, float | None]:
+    low, high = percentiles95(values) if of_members else interval95(values) or (None, None)
     return {"value": float(values.mean()), "low": low, "high": high}
 
 
@@ -258,8 +302,9 @@ def _finite(value: float) -> float | None:
 
 
 @in_style
-def _draw(table: pd.DataFrame) -> Figure:
+def _draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
     figure, axes = new_figure(2, 2)
+    name_judge(figure, result)
     for ax, (curve, (title, x_label)) in zip(axes, CURVES.items(), strict=True):
         for who, style in (("oracle", "--"), ("policy", "-"), ("retrained", ":")):
             rows = table[(table["curve"] == curve) & (table["who"] == who)].sort_values("x")

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import qmc
 
-from pipeline.outcomes import OutcomeModel, expected_worth, oracle
+from pipeline.experiments import by_members
+from pipeline.outcomes import LearnedOutcomes, OutcomeModel, expected_worth, oracle
 from pipeline.tasks import Task
 
 TURNS = np.linspace(0, 1, 201)  # of a knob, in ranges of its action
@@ -30,7 +31,10 @@ TOLERANCE = 1e-4  # of a price
 
 
 class Knob(NamedTuple):
-    """One action moved towards a bound by TURNS [T]: profit in human wages and error rate of each episode, [E, T]."""
+    """One action moved towards a bound by TURNS [T]: profit in human wages and error rate of each episode, [E, T].
+
+    Where outcomes are learned they are means over all episodes, by each of M members of the ensemble, [M, T].
+    """
 
     action: str
     towards: str
@@ -56,14 +60,19 @@ def knobs(model: OutcomeModel, rows: np.ndarray, actions: np.ndarray, episode: n
     """Every action of the steps' [n, A] moved towards each of its bounds; rows [n], episode [n] counted from 0."""
     task, found = model.task, []
     steps_of = np.bincount(episode)
+    samples = model.num_members if isinstance(model, LearnedOutcomes) else len(steps_of)
     for index, name in enumerate(task.action_names):
         for towards, bound in (("high", task.high[index]), ("low", task.low[index])):
             reach = task.high[index] - task.low[index]
-            profit, err_rate = np.empty((2, len(steps_of), len(TURNS)))
+            profit, err_rate = np.empty((2, samples, len(TURNS)))
             for turn, part in enumerate(TURNS):
                 moved = actions.copy()
                 missing = bound - actions[:, index]
                 moved[:, index] += np.sign(missing) * np.minimum(part * reach, np.abs(missing))
+                if isinstance(model, LearnedOutcomes):
+                    profit[:, turn] = by_members.mean_profit(model, rows, moved) / task.human_wage_usd
+                    err_rate[:, turn] = by_members.mean_err_rate(model, rows, moved)
+                    continue
                 worth = expected_worth(model, rows, moved)
                 profit[:, turn] = np.bincount(episode, worth.profit / task.human_wage_usd) / steps_of
                 err_rate[:, turn] = np.bincount(episode, worth.err_rate) / steps_of

@@ -1,8 +1,11 @@
-"""The frontier: which actions meet the service level, by formula and by simulated episodes, and where the policy sits.
+"""The frontier: which actions meet the service level, as expected and in sampled episodes, and where the policy sits.
 
 The service level asks for an MP and an error rate. Each context has a frontier of its own; the scenario's is that of
 one action held over all contexts, each as often, which is what one can do who does not see them. At most two actions
 are varied, over their whole range; all others are held at the best constant action.
+
+What is expected is the simulator's formula, or what logs teach. By logs a context is all of its clips, and counts and
+profits have the interval of the ensemble.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,14 +24,16 @@ from pipeline import econ
 from pipeline.config import FrontierConfig
 from pipeline.errors import VtpError
 from pipeline.experiments.frontier_figure import draw
-from pipeline.experiments.output import output_folder, run_outcomes, save
-from pipeline.outcomes import OutcomeModel, SimulatedOutcomes, blind, expected_worth, oracle
+from pipeline.experiments.output import outcomes_from, output_folder, run_outcomes, save
+from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes, best_action, blind, expected_worth
 from pipeline.rl.rollouts import actions_of
 from pipeline.runs import RunDirectory
+from pipeline.stats import percentiles95
 from pipeline.tasks import EPISODE_STEPS, SECONDS_PER_HOUR, Task, load_task
 
 EPISODES_A_CHUNK = 10  # each with a random stream of its own: the result does not depend on the number of threads
 MAX_DRAWN = 1 << 22  # steps sampled at once by a thread, which bounds its memory
+MOST_KINDS = 64  # of rows in a context, as where every clip has a price of its own
 ALL = "all contexts"
 
 
@@ -57,6 +61,48 @@ class Grid:
         return tuple(len(points) for points in self.axes.values())
 
 
+class Work(NamedTuple):
+    """What contexts are made of: n rows, the context of each, and its share of that context's work.
+
+    There are K contexts, each as often.
+    """
+
+    rows: np.ndarray  # [n]
+    context: np.ndarray  # [n] in [0, K)
+    share: np.ndarray  # [n]
+    num_contexts: int
+
+    def of(self, context: int) -> Work:
+        here = self.context == context
+        return Work(self.rows[here], np.zeros(here.sum(), int), self.share[here], 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every context is one row."""
+        return len(self.rows) == self.num_contexts
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Means [K, ...] over each context's rows, of values [n, ...]."""
+        shares = np.zeros((self.num_contexts, len(self.rows)))
+        shares[self.context, np.arange(len(self.rows))] = self.share
+        return np.tensordot(shares, values, axes=1)
+
+
+def work_of(model: OutcomeModel) -> Work:
+    """The kinds of rows of each of the model's contexts, and how many rows are of each; of many kinds some rows."""
+    everything: list[tuple[np.ndarray, np.ndarray]] = []
+    for context in range(len(model.task.contexts)):
+        rows = np.flatnonzero(model.context == context)
+        rows = rows[np.argsort(model.kind(rows), kind="stable")]
+        if len(np.unique(model.kind(rows))) > MOST_KINDS:
+            rows = rows[np.linspace(0, len(rows) - 1, MOST_KINDS).round().astype(int)]
+        _, first, count = np.unique(model.kind(rows), return_index=True, return_counts=True)
+        everything.append((rows[first], count / len(rows)))
+    counts = [len(rows) for rows, _ in everything]
+    rows, share = (np.concatenate(column) for column in zip(*everything, strict=True))
+    return Work(rows, np.repeat(np.arange(len(counts)), counts), share, len(counts))
+
+
 def run(cfg: FrontierConfig) -> dict[str, Any]:
     """Count the points that meet the service level, write the files and return the key numbers.
 
@@ -65,48 +111,53 @@ def run(cfg: FrontierConfig) -> dict[str, Any]:
     files = None if cfg.run is None else RunDirectory(cfg.run)
     folder = output_folder(cfg.out, files)
     if files:
-        judged, steps = run_outcomes(files)
-        task, policy = judged.task, policy_actions(judged, steps)
+        model, steps = run_outcomes(files)
+        policy = policy_actions(model, steps)
+        if isinstance(model, SimulatedOutcomes) and model.task.step_s is not None:
+            model = SimulatedOutcomes(model.task)  # prices of single clips are not those of a context
     else:
-        task, policy = load_task(cfg.task).in_scenario(cfg.scenario), {}
-    model = SimulatedOutcomes(task)
-    contexts = np.arange(len(task.contexts))
-    best, constant = oracle(model, contexts).actions, blind(model, contexts).actions[0]
+        model, policy = SimulatedOutcomes(load_task(cfg.task).in_scenario(cfg.scenario)), {}
+    task, work = model.task, work_of(model)
+    constant = blind(model, work.rows[:1]).actions[0]
+    best = [best_held(model, work.of(k)) for k in range(len(task.contexts))]
     grid = grid_of(task, axes_of(task, cfg.axes), points=cfg.grid, held=constant)
     started = time.perf_counter()
     analytic = by_name(task, analytic_surface(model, grid.actions))
     sampled = by_name(task, sampled_surface(model, grid.actions, episodes=cfg.episodes, seed=cfg.seed))
-    counts = {
+    counts: dict[str, dict[str, Any]] = {
         name: {
             "analytic_count": count_feasible(analytic[name], min_mp=cfg.min_mp, max_err=cfg.max_err),
             "monte_carlo_count": count_feasible(sampled[name], min_mp=cfg.min_mp, max_err=cfg.max_err),
         }
         for name in analytic
     }
+    for name, bounds in count_ci95(model, grid.actions, min_mp=cfg.min_mp, max_err=cfg.max_err).items():
+        counts[name]["analytic_count_ci95"] = bounds
     wall_s = time.perf_counter() - started
 
     by_context = {
         name: counts[name]
         | {
-            "optimum": held_action(model, np.array([k]), best[k]),
-            "policy": held_action(model, np.array([k]), policy[k]) if k in policy else None,
+            "optimum": held_action(model, work.of(k), best[k]),
+            "policy": held_action(model, work.of(k), policy[k]) if k in policy else None,
         }
         for k, name in enumerate(task.context_names)
     }
     result = {
         "task": task.name,
         "scenario": task.scenario,
+        **outcomes_from(model),
         "actions": {name: [action.low, action.high] for name, action in task.actions.items()},
         "axes": list(grid.axes),
         "held": grid.held,
         "grid": cfg.grid,
         "points": len(grid.actions),
         "episodes": cfg.episodes,
-        "env_steps": len(grid.actions) * len(contexts) * cfg.episodes * EPISODE_STEPS,
+        "env_steps": len(grid.actions) * len(task.contexts) * cfg.episodes * EPISODE_STEPS,
         "min_mp": cfg.min_mp,
         "max_err": cfg.max_err,
         **next(iter(counts.values())),
-        "optimum": held_action(model, contexts, constant),
+        "optimum": held_action(model, work, constant),
         "contexts": by_context,
         "wall_s": wall_s,
     }
@@ -139,39 +190,70 @@ def grid_of(task: Task, names: list[str], *, points: int, held: np.ndarray) -> G
     return Grid(axes, others, actions)
 
 
-def analytic_surface(model: SimulatedOutcomes, actions: np.ndarray) -> Surface:
+def analytic_surface(model: OutcomeModel, actions: np.ndarray) -> Surface:
     """In expectation, for each context: [K, P] over actions [P, A]."""
-    contexts = np.arange(len(model.context))[:, None]
-    found = expected_worth(model, contexts, actions)
-    shape = (len(contexts), len(actions))
-    return Surface(*(np.broadcast_to(field, shape) for field in (found.attempts, found.mp, found.err_rate)))
+    work = work_of(model)
+    found = expected_worth(model, work.rows[:, None], actions)
+    shape = (len(work.rows), len(actions))
+    attempts, mp, err_rate = (np.broadcast_to(field, shape) for field in (found.attempts, found.mp, found.err_rate))
+    if work.is_plain:
+        return Surface(attempts, mp, err_rate)
+    mean = work.means(attempts)
+    return Surface(mean, work.means(mp), np.asarray(econ.ratio(work.means(attempts * err_rate), mean)))
 
 
-def sampled_surface(model: SimulatedOutcomes, actions: np.ndarray, *, episodes: int, seed: int) -> Surface:
-    """Means over simulated episodes for each context: [K, P] over actions [P, A]; every step of every one is drawn.
+def count_ci95(
+    model: OutcomeModel, actions: np.ndarray, *, min_mp: float, max_err: float
+) -> dict[str, list[float] | None]:
+    """95% intervals, by the ensemble, of how many actions meet the service level; None where nothing was learned."""
+    if not isinstance(model, LearnedOutcomes):
+        return dict.fromkeys(by_name(model.task, analytic_surface(model, actions[:1])))
+    work, surfaces = work_of(model), []
+    for context in range(work.num_contexts):
+        here = work.of(context)
+        per_hour = SECONDS_PER_HOUR / model.terms(here.rows).step_s
+        attempts, errors = (
+            sum(
+                share * rate * getattr(model.of_members(row, actions), name)
+                for row, share, rate in zip(here.rows, here.share, per_hour, strict=True)
+            )
+            for name in ("attempts", "errors")
+        )  # [M, P]
+        surfaces.append(Surface(attempts, attempts - errors, np.asarray(econ.ratio(errors, attempts))))
+    of_members = by_name(model.task, Surface(*(np.stack(field) for field in zip(*surfaces, strict=True))))
+    return {name: percentiles95(_feasible(surface, min_mp, max_err).sum(-1)) for name, surface in of_members.items()}
+
+
+def sampled_surface(model: OutcomeModel, actions: np.ndarray, *, episodes: int, seed: int) -> Surface:
+    """Means over sampled episodes for each context: [K, P] over actions [P, A]; every step of every one is drawn.
 
     NumPy's generators let go of the interpreter while they draw, so threads are enough to use all processors.
     """
     counts = [min(EPISODES_A_CHUNK, episodes - start) for start in range(0, episodes, EPISODES_A_CHUNK)]
     rngs = [np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(len(counts))]
-    hours = EPISODE_STEPS * model.terms(np.arange(len(model.context))).step_s / SECONDS_PER_HOUR
-    at_once = max(MAX_DRAWN // EPISODE_STEPS, 1)
+    work, at_once = work_of(model), max(MAX_DRAWN // EPISODE_STEPS, 1)
+    step_s = model.terms(work.rows).step_s
 
-    def parts() -> Iterator[tuple[int, slice]]:
-        for context in range(len(model.context)):
-            for start in range(0, len(actions), at_once):
-                yield context, slice(start, start + at_once)
+    def steps_of(context: int, rng: np.random.Generator) -> np.ndarray:
+        """How many of an episode's steps are on each row of the context, [n]."""
+        share = np.where(work.context == context, work.share, 0.0)
+        return EPISODE_STEPS * share.astype(int) if work.is_plain else rng.multinomial(EPISODE_STEPS, share)
 
     def sums(count: int, rng: np.random.Generator) -> np.ndarray:
-        total = np.zeros((3, len(model.context), len(actions)))
+        total = np.zeros((3, work.num_contexts, len(actions)))
         for _ in range(count):
-            for context, part in parts():
-                size = (EPISODE_STEPS, len(actions[part]))
-                outcomes = model.sample_many(np.array(context), actions[part], rng, size)
-                attempts, errors = outcomes.attempts.sum(0), outcomes.errors.sum(0)
-                mp = econ.marginal_product(attempts - errors, hours[context])
-                rates = attempts / hours[context], mp, econ.error_rate(errors, attempts)
-                total[:, context, part] += np.stack(rates)
+            for context in range(work.num_contexts):
+                steps = steps_of(context, rng)
+                hours = steps @ step_s / SECONDS_PER_HOUR
+                for start in range(0, len(actions), at_once):
+                    part = slice(start, start + at_once)
+                    attempts, errors = np.zeros((2, len(actions[part])), int)
+                    for row in np.flatnonzero(steps):
+                        size = (int(steps[row]), len(actions[part]))
+                        outcomes = model.sample_many(work.rows[row], actions[part], rng, size)
+                        attempts, errors = attempts + outcomes.attempts.sum(0), errors + outcomes.errors.sum(0)
+                    mp = econ.marginal_product(attempts - errors, hours)
+                    total[:, context, part] += np.stack([attempts / hours, mp, econ.error_rate(errors, attempts)])
         return total
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -204,16 +286,31 @@ def policy_actions(model: OutcomeModel, steps: pd.DataFrame) -> dict[int, np.nda
     return {int(k): actions[context == k].mean(0) for k in np.unique(context)}
 
 
-def held_action(model: SimulatedOutcomes, contexts: np.ndarray, action: np.ndarray) -> dict[str, Any]:
-    """What one action [A] brings in expectation over contexts [n], each as often; rates an hour, profit in $/h."""
-    found = expected_worth(model, contexts, action)
-    errors = np.sum(found.attempts * found.err_rate)
-    return {
+def best_held(model: OutcomeModel, work: Work) -> np.ndarray:
+    """The action [A] that earns most where it is held on all of one context's rows."""
+
+    def profit(actions: np.ndarray) -> np.ndarray:
+        earned = (expected_worth(model, row, actions).profit for row in work.rows)
+        return sum(share * values for share, values in zip(work.share, earned, strict=True))
+
+    return best_action(model.task, profit)
+
+
+def held_action(model: OutcomeModel, work: Work, action: np.ndarray) -> dict[str, Any]:
+    """What one action [A] brings in expectation, each context as often; rates an hour, profit in $/h."""
+    found = expected_worth(model, work.rows, action)
+    attempts, errors = work.means(found.attempts), work.means(found.attempts * found.err_rate)
+    held = {
         "actions": dict(zip(model.task.action_names, action.tolist(), strict=True)),
-        "mp": float(np.mean(found.mp)),
-        "err_rate": float(econ.ratio(errors, np.sum(found.attempts))),
-        "profit": float(np.mean(found.profit)),
+        "mp": float(np.mean(work.means(found.mp))),
+        "err_rate": float(econ.ratio(np.sum(errors), np.sum(attempts))),
+        "profit": float(np.mean(work.means(found.profit))),
+        "profit_ci95": None,
     }
+    if isinstance(model, LearnedOutcomes):
+        of_members = model.profit_of_members(work.rows, action).T  # [n, M]
+        held["profit_ci95"] = percentiles95(work.means(of_members).mean(0))
+    return held
 
 
 def _table(name: str, grid: Grid, analytic: Surface, sampled: Surface, cfg: FrontierConfig) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipeline.experiments.output import COLOURS, in_style, new_figure, plain
+from pipeline.experiments.output import COLOURS, LEARNED, in_style, name_judge, new_figure, plain
 
 MAX_PANELS = 9  # more contexts than these are in the table alone
 COLUMNS = 3
@@ -28,6 +28,7 @@ def draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
     names = list(table["context"].unique())
     drawn = names[:MAX_PANELS]
     figure, panels = new_figure(min(len(drawn), COLUMNS), -(-len(drawn) // COLUMNS))
+    name_judge(figure, result)
     for ax in panels[len(drawn) :]:
         ax.set_axis_off()
     is_surface = len(result["axes"]) == 2
@@ -47,7 +48,7 @@ def _heading(result: dict[str, Any], num_drawn: int, num_names: int) -> list[str
     """What is counted, at what the other actions are held, and what is left out; a line each."""
     lines = [
         f"Points with MP ≥ {result['min_mp']:g}/h and error ≤ {100 * result['max_err']:.3g}% of "
-        f"{result['points']:,}: analytic | Monte Carlo"
+        f"{result['points']:,}: {'expected by the logs' if result['outcomes'] == LEARNED else 'analytic'} | Monte Carlo"
     ]
     if result["held"]:
         held = ", ".join(f"{name} {_short(value, result['actions'][name])}" for name, value in result["held"].items())

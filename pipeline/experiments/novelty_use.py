@@ -2,14 +2,15 @@
 demonstrations to keep: the most novel, the longest, or any.
 
 It takes hundreds of policies, so they are learned by `ridge_learner`, and judged by expected profit on the held-out
-videos. Rounds differ in outcomes and in what is drawn; every comparison is within a round.
+videos. Rounds differ in outcomes and in what is drawn; every comparison is within a round. Where the labels have logs,
+policies are learned from these by `log_learner` and judged by the held-out ones; rounds differ in the logged videos.
 """
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,18 @@ from matplotlib.figure import Figure
 from pipeline import dataset
 from pipeline.config import NoveltyExperimentConfig
 from pipeline.errors import VtpError
-from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, save
+from pipeline.experiments.log_learner import LogLearner, learns_from_logs
+from pipeline.experiments.output import (
+    COLOURS,
+    in_style,
+    name_judge,
+    new_figure,
+    outcomes_from,
+    output_folder,
+    save,
+)
 from pipeline.experiments.ridge_learner import Learner, labelled_outcomes, tried_blindly, try_out
+from pipeline.outcomes import bootstraps
 from pipeline.stats import interval95
 
 SHARES = (0.1, 0.25, 0.5, 0.75)  # of the demonstrations, kept
@@ -56,20 +67,37 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
         raise VtpError(
             f"{novelty_path} has no score ({attrs['model_why']}); score more clips", code="novelty-without-scores"
         )
-    model = labelled_outcomes(data, cfg.embeddings, cfg.task, draws=cfg.draws)
     videos, held_rows, how = dataset.split_rows(data)
     if len(videos) < 4:
         raise VtpError(
             f"{len(videos)} demonstrations are too few to keep a share of; give at least 4", code="videos-too-few"
         )
+    by_source = _by_logs if learns_from_logs(data, cfg.task, cfg.outcomes) else _by_simulation
+    found, frame = by_source(data, cfg, columns["weight"].astype(float), np.nan_to_num(columns["score"]), progress)
+    result = conclude(frame) | found | {
+        "model": attrs["model"], "demonstrations": len(videos), "clips": int((videos[:, 1] - videos[:, 0]).sum()),
+        "rounds": cfg.rounds, "judged_on": how,
+        "videos_held_out": len(set(dataset.video_of(data, held_rows).tolist())),
+        "wall_s": time.monotonic() - started,
+    }  # fmt: skip
+    save(output_folder(cfg.out), "novelty", frame, _draw(frame, result), result)
+    return result
+
+
+def _by_simulation(
+    data: dataset.Embeddings, cfg: NoveltyExperimentConfig, weight: np.ndarray, score: np.ndarray, progress: Progress
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Policies learned from simulated outcomes on the clips; weight and score: [N] of every clip."""
+    model = labelled_outcomes(data, cfg.embeddings, cfg.task, draws=cfg.draws, kind=cfg.outcomes)
+    videos, held_rows, _ = dataset.split_rows(data)
     learner = Learner(data, videos, held_rows, model)
     rows = np.concatenate([np.arange(start, end) for start, end in videos])
     demonstrations = Demonstrations(
         rows=rows,
         video=np.repeat(np.arange(len(videos)), videos[:, 1] - videos[:, 0]),
         seen=learner.see(data.embeddings[rows]),
-        weight=columns["weight"][rows].astype(float),
-        score=np.nan_to_num(columns["score"][rows]),
+        weight=weight[rows],
+        score=score[rows],
     )
     table = []
     for number in range(cfg.rounds):
@@ -77,14 +105,56 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
             learner, demonstrations, draws=cfg.draws, rng=np.random.default_rng([cfg.seed, number]), number=number
         )
         progress(number + 1, cfg.rounds)
-    frame = pd.DataFrame(table)
-    result = conclude(frame) | {
-        "model": attrs["model"], "demonstrations": len(videos), "clips": len(rows), "rounds": cfg.rounds,
-        "judged_on": how, "videos_held_out": len(set(dataset.video_of(data, held_rows).tolist())),
-        "wall_s": time.monotonic() - started,
-    }  # fmt: skip
-    save(output_folder(cfg.out), "novelty", frame, _draw(frame), result)
-    return result
+    return outcomes_from(model), pd.DataFrame(table)
+
+
+def _by_logs(
+    data: dataset.Embeddings, cfg: NoveltyExperimentConfig, weight: np.ndarray, score: np.ndarray, progress: Progress
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Policies learned from the logged steps; weight and score: [N] of every clip."""
+    learner = LogLearner(data, cfg.task, seed=cfg.seed)
+    rows, (_, video) = learner.steps.rows, np.unique(learner.steps.video, return_inverse=True)
+    table = []
+    for number in range(cfg.rounds):
+        rng = np.random.default_rng([cfg.seed, number])
+        arms = list(arms_of(video, weight[rows], score[rows], rng))
+        drawn = bootstraps(video, 1, rng)
+        profit = learner.profit(np.stack([arm.weight for arm in arms]) * drawn).mean(1)
+        table += [
+            {"kind": arm.kind, "arm": arm.name, "share": arm.share, "profit": earned, "round": number}
+            for arm, earned in zip(arms, profit.tolist(), strict=True)
+        ]
+        progress(number + 1, cfg.rounds)
+    return outcomes_from(learner.judge) | {"judged_by": learner.judged_by}, pd.DataFrame(table)
+
+
+class Arm(NamedTuple):
+    """One way to learn: what each of n steps weighs."""
+
+    kind: str
+    name: str
+    share: float
+    weight: np.ndarray
+
+
+def arms_of(video: np.ndarray, weight: np.ndarray, score: np.ndarray, rng: np.random.Generator) -> Iterator[Arm]:
+    """Every arm, of steps [n] of videos numbered from 0, with their novelty as weight and score."""
+    for name, given in {"novelty": weight, "shuffled": rng.permutation(weight), "equal": np.ones(len(video))}.items():
+        yield Arm("weighting", name, 1.0, given)
+    for name, preference in _preferences(video, score).items():
+        order = np.lexsort([rng.random(len(preference)), -preference])
+        for share in SHARES:
+            yield Arm("keep", name, share, np.isin(video, _kept(order, share)).astype(float))
+
+
+def _preferences(video: np.ndarray, score: np.ndarray) -> dict[str, np.ndarray]:
+    """What demonstrations are kept by, [V], the highest first."""
+    length = np.bincount(video)
+    return {"novelty": np.bincount(video, score) / length, "random": np.zeros(len(length)), "length": length}
+
+
+def _kept(order: np.ndarray, share: float) -> np.ndarray:
+    return order[: max(1, round(share * len(order)))]
 
 
 def one_round(
@@ -98,17 +168,10 @@ def one_round(
         {"kind": "weighting", "arm": arm, "share": 1.0, "profit": learner.profit(clips.seen, differs, weight, blindly)}
         for arm, weight in weights.items()
     ]
-    num_videos = int(clips.video[-1]) + 1
-    length = np.bincount(clips.video)
-    preferred = {
-        "novelty": np.bincount(clips.video, clips.score) / length,
-        "random": np.zeros(num_videos),
-        "length": length,
-    }
-    for arm, preference in preferred.items():
-        order = np.lexsort([rng.random(num_videos), -preference])
+    for arm, preference in _preferences(clips.video, clips.score).items():
+        order = np.lexsort([rng.random(len(preference)), -preference])
         for share in SHARES:
-            kept = np.isin(clips.video, order[: max(1, round(share * num_videos))])
+            kept = np.isin(clips.video, _kept(order, share))
             profit = learner.profit(clips.seen[kept], differs[kept], np.ones(kept.sum()), blindly)
             rows.append({"kind": "keep", "arm": arm, "share": share, "profit": profit})
     return [row | {"round": number} for row in rows]
@@ -137,8 +200,9 @@ def _estimate(samples: pd.Series) -> dict[str, Any]:
 
 
 @in_style
-def _draw(table: pd.DataFrame) -> Figure:
+def _draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
     figure, (weighting, keep) = new_figure(2)
+    name_judge(figure, result)
     for position, arm in enumerate(WEIGHTINGS):
         profit = table[(table["kind"] == "weighting") & (table["arm"] == arm)]["profit"].to_numpy()
         low, high = interval95(profit) or (np.nan, np.nan)

@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path, make_folder, write_json
-from pipeline.outcomes import OutcomeModel, SimulatedOutcomes
+from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes
 from pipeline.runs import RunDirectory, load_metadata, load_outcomes
 from pipeline.tasks import task_from_text
+
+LEARNED, SIMULATED = "learned from logs", "simulator"  # where outcomes come from, in every result
 
 COLOURS = {
     "policy": "#0a6a72", "oracle": "#96600a", "second": "#7a4fb0", "retrained": "#7a4fb0", "human": "#9c3568",
@@ -67,9 +69,21 @@ def save(folder: Path, name: str, table: pd.DataFrame, figure: Figure, result: d
     write_json(folder / f"{name}.json", result)
 
 
+def name_judge(figure: Figure, result: dict[str, Any]) -> None:
+    """A line below the figure where outcomes were learned: money that the logs say would have been earned."""
+    if result["outcomes"] == LEARNED:
+        caption = "By outcomes learned from logs: what would have been earned, not what was."
+        figure.supxlabel(caption, fontsize=8, color=COLOURS["soft"], x=0.01, ha="left")
+
+
 def plain(text: str, *, width: int = 40) -> str:
     """Text of a user's own as a figure shows it: cut to `width`, its dollars no formulas."""
     return (text if len(text) <= width else text[: width - 1] + "…").replace("$", r"\$")
+
+
+def outcomes_from(model: OutcomeModel) -> dict[str, str]:
+    """Where outcomes come from: in a word, and in full."""
+    return {"outcomes": LEARNED if isinstance(model, LearnedOutcomes) else SIMULATED, "judge": model.description}
 
 
 def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:

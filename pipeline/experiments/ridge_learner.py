@@ -20,6 +20,7 @@ from scipy.stats import qmc
 from pipeline import dataset, econ
 from pipeline.errors import VtpError
 from pipeline.outcomes import OutcomeModel, expected_worth, outcomes_of, step_worth
+from pipeline.outcomes.of_dataset import Kind
 
 COMPONENTS = 64  # of the kernel, that the learner sees clips by
 WORK_CLIPS = 256  # of those held out, at most: what the learner takes the work to look like, and is judged on
@@ -75,12 +76,14 @@ class Learner:
         return judge(Evidence(weighted.T @ seen, weighted.T @ differs), blindly, self.work)
 
 
-def labelled_outcomes(data: dataset.Embeddings, path: Path, task: str | None, *, draws: int) -> OutcomeModel:
+def labelled_outcomes(
+    data: dataset.Embeddings, path: Path, task: str | None, *, draws: int, kind: Kind = "auto"
+) -> OutcomeModel:
     """What actions bring on each clip, at the prices of `task` where it is named.
 
     VtpError where no label says what a clip shows, or `draws` of actions are too few to tell them apart.
     """
-    model = outcomes_of(data, task)
+    model = outcomes_of(data, task, kind)
     if not model.is_labelled:
         raise VtpError(
             f"{path} has no labels: without contexts there is no outcome to learn from; "

@@ -1,4 +1,7 @@
-"""Spread: what a run's training episodes earned above the human wage, who got it, and what the customer has of it."""
+"""Spread: what a run's training episodes earned above the human wage, who got it, and what the customer has of it.
+
+Training works with sampled outcomes, of the simulator or of what logs teach: nobody paid any of this money.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,17 @@ from matplotlib.ticker import MaxNLocator
 from pipeline import econ
 from pipeline.config import SpreadConfig
 from pipeline.errors import VtpError
-from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, save
-from pipeline.runs import RunDirectory
+from pipeline.experiments.output import (
+    COLOURS,
+    LEARNED,
+    SIMULATED,
+    in_style,
+    name_judge,
+    new_figure,
+    output_folder,
+    save,
+)
+from pipeline.runs import RunDirectory, load_metadata
 
 COLUMNS = (
     "episode", "time_h", "completed", "mp_h", "w_hat_r", "w_h", "spread", "spread_value", "rebate", "captured_spread",
@@ -38,13 +50,25 @@ def run(cfg: SpreadConfig) -> dict[str, Any]:
             f"{files.metrics} has no episode without a gap in its numbers; {remedy}", code="metrics-all-gaps"
         )
     table = accumulate(known)
-    result = key_numbers(table) | {
-        "episodes_left_out": len(numbers) - len(known),
-        "periods": by_period(table, cfg),
-        "estimator": files.read_estimator(),
-    }
-    save(output_folder(cfg.out, files), "spread", table, _draw(table), result)
+    result = (
+        key_numbers(table)
+        | _outcomes_of(files)
+        | {
+            "episodes_left_out": len(numbers) - len(known),
+            "periods": by_period(table, cfg),
+            "estimator": files.read_estimator(),
+        }
+    )
+    save(output_folder(cfg.out, files), "spread", table, _draw(table, result), result)
     return result
+
+
+def _outcomes_of(files: RunDirectory) -> dict[str, str | None]:
+    """Where the training's outcomes came from; None where the run has no policy that says so."""
+    if not (files.best.is_file() or files.last.is_file()):
+        return {"outcomes": None, "judge": None}
+    metadata = load_metadata(files.path)
+    return {"outcomes": LEARNED if metadata.outcomes == "logged" else SIMULATED, "judge": metadata.outcome_model}
 
 
 def accumulate(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -117,8 +141,9 @@ def key_numbers(table: pd.DataFrame) -> dict[str, Any]:
 
 
 @in_style
-def _draw(table: pd.DataFrame) -> Figure:
+def _draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
     figure, (spread, dollars, share) = new_figure(3)
+    name_judge(figure, result)
     thin = table.iloc[:: -(-len(table) // DRAWN)]
     window = min(max(len(table) // 20, 1), 100)
     spread.plot(thin["episode"], table["spread"].rolling(window, min_periods=1).mean()[thin.index], c=COLOURS["policy"])
@@ -130,7 +155,7 @@ def _draw(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
     dollars.legend(loc="upper left", fontsize=7)
     top = 1.05 * max(table["spread_value_total"].iloc[-1], 1.0)
-    dollars.set(title="Paid to date, $", xlabel="training episode", ylim=(0, top))
+    dollars.set(title="Split to date, $", xlabel="training episode", ylim=(0, top))
     share.plot(thin["episode"], thin["customer_share_to_date"], c=COLOURS["second"])
     share.set(title="Customers' share to date", xlabel="training episode", ylim=(0, 1))
     for ax in (spread, dollars, share):

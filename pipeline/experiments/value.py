@@ -1,9 +1,12 @@
 """Data value: what each demonstration adds to the profit of a policy learned from it and others, and what it is paid.
 
 A demonstration's value is its Shapley value: what it adds to the expected profit on held-out videos, averaged over
-all orders in which demonstrations could arrive. That takes thousands of policies, so they are learned by ridge
-regression, whose evidence adds up over videos. It is a simpler learner than SAC, so values rank demonstrations rather
-than forecast what SAC will earn.
+all orders in which demonstrations could arrive. That takes thousands of policies, so their learner is simpler than SAC,
+and values rank demonstrations rather than forecast what SAC will earn.
+
+Where the labels have logs, a demonstration teaches what it logged, and held-out logs judge (`log_learner`,
+`log_value`). Else its contexts are played in the simulator, and policies are learned by ridge regression, whose
+evidence adds up over videos; the rest of this page is about that.
 
 Four things keep a value from depending on what it should not. Before the first demonstration the learner has tried
 things out without looking, and demonstrations add only what differs from that, each in the neighbourhood of what it
@@ -11,7 +14,7 @@ shows: one that looks like none of the work changes nothing. What the learner ta
 by what changes within videos, the same for all orders. The same clips bring the same outcomes: a copy is no new
 evidence. And a demonstration whose clips do not even predict each other's outcomes is not believed.
 
-Learning meets sampled outcomes only; the analytic profit judges.
+Learning meets sampled outcomes only; the simulator's analytic profit judges.
 """
 
 from __future__ import annotations
@@ -29,7 +32,19 @@ from matplotlib.figure import Figure
 from pipeline import dataset, econ
 from pipeline.config import ValueConfig
 from pipeline.errors import VtpError
-from pipeline.experiments.output import COLOURS, in_style, new_figure, output_folder, plain, save
+from pipeline.experiments.log_learner import LogLearner, learns_from_logs
+from pipeline.experiments.log_value import ROTATIONS as LOG_ROTATIONS
+from pipeline.experiments.log_value import LogWorth, intervals, shapley_round
+from pipeline.experiments.output import (
+    COLOURS,
+    in_style,
+    name_judge,
+    new_figure,
+    outcomes_from,
+    output_folder,
+    plain,
+    save,
+)
 from pipeline.experiments.ridge_learner import (
     Evidence,
     Learner,
@@ -39,7 +54,7 @@ from pipeline.experiments.ridge_learner import (
     tried_blindly,
 )
 from pipeline.outcomes import blind, oracle
-from pipeline.stats import interval95
+from pipeline.stats import interval95, percentiles95
 from pipeline.tasks import Task
 
 ROTATIONS = 32  # orders a round, at most
@@ -48,15 +63,24 @@ DRAWN = 40  # demonstrations in the figure, the first of the table
 Progress = Callable[[int, int], None]
 
 
-def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+def run(cfg: ValueConfig, *, progress: Progress = lambda done, total: None) -> dict[str, Any]:
     """Value every video or contributor of the training split; writes the table and the figure, returns key numbers."""
     started = time.monotonic()
     data = dataset.read_embeddings(cfg.embeddings)
-    model = labelled_outcomes(data, cfg.embeddings, cfg.task, draws=cfg.draws)
+    by_source = _by_logs if learns_from_logs(data, cfg.task, cfg.outcomes) else _by_simulation
+    result, table = by_source(data, cfg, progress)
+    result |= {"by": cfg.by, "tolerance": cfg.tolerance, "seed": cfg.seed, "wall_s": time.monotonic() - started}
+    save(output_folder(cfg.out), "value", table, _draw(table, result), result)
+    return result
+
+
+def _by_simulation(
+    data: dataset.Embeddings, cfg: ValueConfig, progress: Progress
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """By the simulator: what is learned are its outcomes on each demonstration's clips."""
+    model = labelled_outcomes(data, cfg.embeddings, cfg.task, draws=cfg.draws, kind=cfg.outcomes)
     videos, held_rows, how = dataset.split_rows(data)
     names, rows = players(data, videos, by=cfg.by)
-    if len(names) < 2:
-        raise VtpError(f"there is only one {cfg.by} to value ({names[0]}); give at least two", code="value-only-one")
     learner = Learner(data, videos, held_rows, model)
     seen = [learner.see(data.embeddings[r]) for r in rows]
     keys = [content_key(data.embeddings[r]) for r in rows]
@@ -73,23 +97,58 @@ def run(cfg: ValueConfig, *, progress: Progress | None = None) -> dict[str, Any]
         ]  # fmt: skip
         utility = partial(judge, blindly=blindly, work=learner.work)
         rounds.append(value_round(evidence, keys, utility, rng=rng, tolerance=cfg.tolerance))
-        if progress:
-            progress(number + 1, cfg.rounds)
-    result, table = conclude(names, [len(r) for r in rows], rounds, model.task)
-    result |= {
-        "task": model.task.name,
-        "scenario": model.task.scenario,
-        "by": cfg.by,
+        progress(number + 1, cfg.rounds)
+    values = np.stack([found.value for found in rounds])
+    estimate = Estimate(
+        values.mean(0),
+        np.array([interval95(column) for column in values.T]),
+        np.mean([found.leave_one_out for found in rounds], axis=0),
+        float(np.mean([found.nothing for found in rounds])),
+        float(np.mean([found.everything for found in rounds])),
+    )
+    result, table = conclude(names, [len(r) for r in rows], estimate, model.task)
+    return result | outcomes_from(model) | {
+        "rounds": cfg.rounds,
+        "orders": cfg.rounds * min(len(names), ROTATIONS),
+        "policies_learned": sum(found.policies for found in rounds),
         "held_out": how,
         "judged_on_clips": len(learner.held_rows),
         "oracle_profit": float(oracle(model, learner.held_rows).profit.mean()),
         "blind_profit": float(blind(model, learner.held_rows).profit.mean()),
-        "tolerance": cfg.tolerance,
-        "seed": cfg.seed,
-        "wall_s": time.monotonic() - started,
-    }
-    save(output_folder(cfg.out), "value", table, _draw(table), result)
-    return result
+    }, table  # fmt: skip
+
+
+def _by_logs(data: dataset.Embeddings, cfg: ValueConfig, progress: Progress) -> tuple[dict[str, Any], pd.DataFrame]:
+    """By what their own logs teach, judged by held-out logs."""
+    learner = LogLearner(data, cfg.task, seed=cfg.seed)
+    names, rows = players(data, learner.videos, by=cfg.by)
+    worth, everyone = LogWorth(learner, data, rows), np.ones((1, len(names)), bool)
+    nothing, everything = worth(~everyone)[0], worth(everyone)[0]  # [J]
+    leave_one_out = everything - worth(~np.eye(len(names), dtype=bool))  # [V, J]
+    values = []
+    for number in range(cfg.rounds):
+        rng = np.random.default_rng([cfg.seed, number])
+        values.append(worth.shared(shapley_round(len(names), worth, rng=rng, tolerance=cfg.tolerance)))
+        progress(number + 1, cfg.rounds)
+    estimate = Estimate(
+        np.mean(values, axis=(0, 1)),
+        intervals(np.stack(values), np.random.default_rng(cfg.seed)),
+        leave_one_out.mean(1),
+        float(nothing.mean()),
+        float(everything.mean()),
+    )
+    result, table = conclude(names, [len(r) for r in rows], estimate, learner.judge.task)
+    return result | outcomes_from(learner.judge) | {
+        "judged_by": learner.judged_by,
+        "profit_of_none_ci95": percentiles95(nothing),
+        "profit_of_all_ci95": percentiles95(everything),
+        "rounds": cfg.rounds,
+        "orders": cfg.rounds * min(len(names), LOG_ROTATIONS),
+        "policies_learned": worth.num_policies,
+        "held_out": learner.held_out,
+        "judged_on_clips": len(learner.held_rows),
+        **learner.references(),
+    }, table  # fmt: skip
 
 
 def players(data: dataset.Embeddings, videos: np.ndarray, *, by: str) -> tuple[list[str], list[np.ndarray]]:
@@ -105,6 +164,10 @@ def players(data: dataset.Embeddings, videos: np.ndarray, *, by: str) -> tuple[l
     rows: dict[str, list[np.ndarray]] = {}
     for video, (start, end) in zip(of_row, videos, strict=True):
         rows.setdefault(ids[video], []).append(np.arange(start, end))
+    if len(rows) < 2:
+        raise VtpError(
+            f"there is only one {by} to value ({next(iter(rows))}); give at least two", code="value-only-one"
+        )
     return list(rows), [np.concatenate(parts) for parts in rows.values()]
 
 
@@ -163,45 +226,51 @@ def value_round(
     return Round(value, leave_one_out, nothing, everything, policies)
 
 
-def conclude(
-    names: list[str], clips: list[int], rounds: list[Round], task: Task
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Means over rounds with Student's 95% intervals, and prices: at most the value, together at most the spread."""
-    values, left_out = (np.stack([getattr(r, name) for r in rounds]) for name in ("value", "leave_one_out"))
-    everything = float(np.mean([r.everything for r in rounds]))
-    implied_wage = everything + task.total_costs_usd_per_hour
+class Estimate(NamedTuple):
+    """Shapley values [V] in $/h with 95% intervals [V, 2], leave-one-out values [V], profit of no and of all data."""
+
+    value: np.ndarray
+    ci95: np.ndarray
+    leave_one_out: np.ndarray
+    nothing: float
+    everything: float
+
+
+def conclude(names: list[str], clips: list[int], found: Estimate, task: Task) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Values and prices: each at most the value, together at most the spread."""
+    implied_wage = found.everything + task.total_costs_usd_per_hour
     spread = econ.allocate_spread(
         implied_wage, task.human_wage_usd, 1.0, delta_mpl_total=1.0, delta_mpl_cust=1.0
     ).spread_value
-    value = values.mean(0)
+    value = found.value
     # What some take away is not paid for either: together no more than all of them add.
     price = econ.data_prices(value, min(spread, float(value.sum())))
     scale = econ.share(price.sum(), np.maximum(value, 0).sum())
-    low, high = np.array([interval95(column) for column in values.T]).T
+    low, high = found.ci95.T
     table = pd.DataFrame(
         {
-            "name": names, "clips": clips, "value": value, "low": low, "high": high, "leave_one_out": left_out.mean(0),
-            "price": price, "price_low": scale * np.maximum(low, 0), "price_high": scale * np.maximum(high, 0),
+            "name": names, "clips": clips, "value": value, "low": low, "high": high,
+            "leave_one_out": found.leave_one_out, "price": price, "price_low": scale * np.maximum(low, 0),
+            "price_high": scale * np.maximum(high, 0),
         }
     ).sort_values("value", ascending=False, kind="stable")  # fmt: skip
     result = {
+        "task": task.name,
+        "scenario": task.scenario,
         "demonstrations": len(names),
-        "profit_of_none": float(np.mean([r.nothing for r in rounds])),
-        "profit_of_all": everything,
+        "profit_of_none": found.nothing,
+        "profit_of_all": found.everything,
         "value_total": float(value.sum()),
         "spread_per_hour": spread,
         "paid_per_hour": float(price.sum()),
         "worth_more_than_nothing": int((low > 0).sum()),
-        "rounds": len(rounds),
-        "orders": len(rounds) * min(len(names), ROTATIONS),
-        "policies_learned": sum(r.policies for r in rounds),
         "most": table[["name", "value", "low", "high", "price"]].head(3).to_dict("records"),
-    }  # fmt: skip
+    }
     return result, table
 
 
 @in_style
-def _draw(table: pd.DataFrame) -> Figure:
+def _draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
     rows = table.head(DRAWN)[::-1]
     figure, (ax,) = new_figure(1, width=6.0, height=1.2 + 0.2 * len(rows))
     ax.errorbar(
@@ -211,4 +280,5 @@ def _draw(table: pd.DataFrame) -> Figure:
     ax.axvline(0, c=COLOURS["soft"], lw=0.8)
     ax.set_yticks(range(len(rows)), labels=[plain(str(name)) for name in rows["name"]], fontsize=7)
     ax.set(title="Value of each demonstration", xlabel="profit that it adds, $ an hour")
+    name_judge(figure, result)
     return figure

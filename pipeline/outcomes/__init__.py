@@ -1,5 +1,6 @@
 """What actions bring: the protocol, the simulator, what logs teach, and the best that can be done."""
 
+from pipeline.outcomes.fitting import bootstraps
 from pipeline.outcomes.learned import Caution, LearnedOutcomes
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.logging_policy import LOGGERS, LoggingPolicy, logging_policy
@@ -26,6 +27,7 @@ __all__ = [
     "Terms",
     "best_action",
     "blind",
+    "bootstraps",
     "clip_contexts",
     "estimate_off_policy",
     "expected_worth",

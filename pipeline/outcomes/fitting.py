@@ -25,7 +25,7 @@ class Head:
 
     surfaces: [M, G, 1 + B], of M members of the ensemble. dispersion: of negative binomial counts, 0 for Poisson ones.
     prior: the prior that held-out videos speak for most. contradicted: declared directions, as `errors falls with
-    care`, that held-out videos speak against.
+    care`, that held-out videos speak against. counts: what it was fitted to.
     """
 
     basis: Basis
@@ -33,6 +33,20 @@ class Head:
     dispersion: float
     prior: Prior
     contradicted: tuple[str, ...]
+    counts: Counts
+
+    def refitted(self, weights: np.ndarray, rng: np.random.Generator, rounds: int) -> Head:
+        """The same head with M other members, each fitted to the same counts at weights [M, N] of its own.
+
+        Its prior and dispersion stay those that all counts speak for, which is what makes it quick.
+        """
+        return replace(self, surfaces=surfaces.fit(self.basis, self.counts, weights, self.prior, rng, rounds))
+
+    def untaught(self, num_members: int, rng: np.random.Generator, rounds: int) -> Head:
+        """The same head with members of one group that know only the level of all counts, and declared directions."""
+        counts = self.counts.level()
+        found = surfaces.fit(self.basis, counts, np.ones((num_members, 1)), self.prior, rng, rounds)
+        return replace(self, surfaces=found, counts=counts)
 
     def rates(self, group: np.ndarray, unit: np.ndarray) -> np.ndarray:
         """Rates [M, n] at actions [n, A] of the unit box, in groups [n]."""
@@ -67,7 +81,7 @@ def fit_head(
     found = np.empty((len(weights), counts.num_groups, counts.causes.shape[1]))
     for one, which in _shares(scores, len(weights), rng):
         found[which] = surfaces.fit(basis, counts, weights[which], one, rng)
-    return Head(basis, found, counts.dispersion, prior, contradicted)
+    return Head(basis, found, counts.dispersion, prior, contradicted, counts)
 
 
 def folds_of(video: np.ndarray, rng: np.random.Generator | None = None, most: int = FOLDS) -> np.ndarray:

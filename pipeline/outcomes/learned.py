@@ -120,8 +120,13 @@ class LearnedOutcomes(PricedRows):
         return Outcomes(attempts.reshape(-1, *shape), errors.reshape(-1, *shape))
 
     def expected(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
-        attempts, errors = self.of_members(rows, actions)
-        return Outcomes(attempts.mean(0), errors.mean(0))
+        shape = np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1])
+        flat_rows = np.broadcast_to(rows, shape).reshape(-1)
+        flat_actions = np.broadcast_to(actions, (*shape, self._task.num_actions)).reshape(len(flat_rows), -1)
+        means = np.empty((2, len(flat_rows)))
+        for part in np.array_split(np.arange(len(flat_rows)), -(-len(flat_rows) * self.num_members // AT_ONCE) or 1):
+            means[:, part] = np.mean(self.of_members(flat_rows[part], flat_actions[part]), axis=1)
+        return Outcomes(*means.reshape(2, *shape))
 
     def profit_of_members(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Expected profit in $/h by each member, [M, ...]."""
@@ -157,10 +162,15 @@ class LearnedOutcomes(PricedRows):
         return caution.kappa * deviation + caution.unsupported * self._task.human_wage_usd * unknown
 
     def sample(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> Outcomes:
+        return self.sample_many(rows, actions, rng, np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1]))
+
+    def sample_many(
+        self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, size: tuple[int, ...]
+    ) -> Outcomes:
         attempts, errors = self.expected(rows, actions)
         dispersion = self.attempts_head.dispersion
-        mean = attempts if dispersion == 0 else attempts * rng.gamma(1 / dispersion, dispersion, attempts.shape)
-        counted = rng.poisson(mean)
+        mean = attempts if dispersion == 0 else attempts * rng.gamma(1 / dispersion, dispersion, size)
+        counted = rng.poisson(mean, size)
         return Outcomes(counted, rng.binomial(counted, _share(errors, attempts)))
 
     def sample_coupled(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, draws: int) -> Outcomes:
@@ -173,6 +183,27 @@ class LearnedOutcomes(PricedRows):
             counted = scipy.stats.nbinom.ppf(uniform[0], 1 / dispersion, 1 / (1 + dispersion * attempts))
         failed = scipy.stats.binom.ppf(uniform[1], counted, _share(errors, attempts))
         return Outcomes(counted.astype(np.int64), np.maximum(failed, 0).astype(np.int64))
+
+    def refitted(self, weights: np.ndarray, rng: np.random.Generator, *, rounds: int) -> LearnedOutcomes:
+        """What parts of the logs teach on their own: a member for each row of weights [M, n] of the logged steps.
+
+        Every member is one draw of what its steps leave open. Groups, priors and dispersion stay those of all logs, and
+        videos are not drawn anew: it is made for asking thousands of times. Each row needs a step with an attempt.
+        """
+        tried = self.steps.attempts > 0
+        other = copy.copy(self)
+        other.attempts_head = self.attempts_head.refitted(weights, rng, rounds)
+        other.errors_head = self.errors_head.refitted(weights[:, tried], rng, rounds)
+        return other
+
+    def untaught(self, num_members: int, rng: np.random.Generator, *, rounds: int) -> LearnedOutcomes:
+        """What is known without looking at what actions change: how much is usual, and what the task declares."""
+        other = copy.copy(self)
+        other.__dict__.pop("_kinds", None)
+        other._group = np.zeros_like(self._group)
+        other.attempts_head = self.attempts_head.untaught(num_members, rng, rounds)
+        other.errors_head = self.errors_head.untaught(num_members, rng, rounds)
+        return other
 
     def with_caution(self, caution: Caution) -> LearnedOutcomes:
         """The same outcomes, whose `penalty` is of this caution."""

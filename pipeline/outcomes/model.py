@@ -59,6 +59,11 @@ class OutcomeModel(Protocol):
     def sample(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> Outcomes:
         """Sampled attempts and errors of one step."""
 
+    def sample_many(
+        self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, size: tuple[int, ...]
+    ) -> Outcomes:
+        """Sampled attempts and errors of shape `size`, whose last axes are those of rows and actions."""
+
     def sample_coupled(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, draws: int) -> Outcomes:
         """`draws` samples [draws, n] of steps on rows [n]; with equal generators like actions meet like luck."""
 

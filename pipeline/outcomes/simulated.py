@@ -61,7 +61,6 @@ class SimulatedOutcomes(PricedRows):
     def sample_many(
         self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, size: tuple[int, ...]
     ) -> Outcomes:
-        """Sampled attempts and errors of shape `size`, whose last axes are those of rows and actions."""
         return Outcomes(*self._dynamics.sample(*self._rates(rows, actions), rng, size))
 
     def with_task(self, task: Task) -> SimulatedOutcomes:

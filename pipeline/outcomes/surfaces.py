@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -101,6 +101,14 @@ class Counts:
             self.is_binomial, self.dispersion,
         )  # fmt: skip
 
+    def level(self) -> Counts:
+        """All of these as one count of one group, which tells neither actions nor groups apart."""
+        exposed = self.exposure.sum()
+        return replace(
+            self, causes=(self.exposure @ self.causes / exposed)[None], group=np.zeros(1, int), num_groups=1,
+            count=self.count.sum(keepdims=True), exposure=np.array([exposed]),
+        )  # fmt: skip
+
     def rates(self, surfaces: np.ndarray) -> np.ndarray:
         """The rates [..., N] of surfaces [..., G, 1 + B]."""
         rates = np.empty((*surfaces.shape[:-2], len(self.group)))
@@ -124,7 +132,12 @@ class Counts:
 
 
 def fit(
-    basis: Basis, counts: Counts, weights: np.ndarray, prior: Prior, rng: np.random.Generator | None = None
+    basis: Basis,
+    counts: Counts,
+    weights: np.ndarray,
+    prior: Prior,
+    rng: np.random.Generator | None = None,
+    rounds: int = ROUNDS,
 ) -> np.ndarray:
     """Surfaces [M, G, 1 + B]: the causes' sizes in each group, for M sets of weights [M, N] of the counts.
 
@@ -140,7 +153,7 @@ def fit(
     mean = shared.mean()
     surfaces = mean.copy()
     found = exposed = np.zeros_like(mean)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         found, exposed = np.zeros((2, num_sets, counts.num_groups, num_causes))
         for group, causes, weight, count, exposure in groups:
             rate = np.maximum(surfaces[:, group] @ causes.T, TINY)

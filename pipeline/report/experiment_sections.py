@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import VtpError
+from pipeline.experiments.output import LEARNED
 from pipeline.report.figures import Download, csv_download
 from pipeline.report.run_files import Missing
 from pipeline.report.tables import Cell, Table, cell
@@ -54,7 +55,7 @@ KINDS = {
     "elasticity": (
         "If prices or wages change",
         "The policy as it is, the oracle, which adapts, and on request the policy retrained at every point. "
-        "Shaded are 95% intervals over validation episodes.",
+        "Shaded are 95% intervals: over validation episodes, or if outcomes are learned from logs, over the ensemble.",
     ),
     "spread": (
         "Who would have got the spread",
@@ -63,8 +64,9 @@ KINDS = {
     "value": (
         "What each demonstration is worth",
         "Profit that it adds to a policy learned from it and others, averaged over orders of arrival, judged on "
-        "held-out videos. Lines are 95% intervals of the luck of orders and outcomes, not of which videos were held "
-        "out. The learner is simpler than the one that trained this policy.",
+        "held-out videos. Lines are 95% intervals: of the luck of orders and outcomes, or if outcomes are learned from "
+        "logs, of that of orders and of the logged videos that judge. The learner is simpler than the one that trained "
+        "this policy.",
     ),
 }
 
@@ -124,7 +126,26 @@ def _read(folder: Path, name: str, title: str, shows: str) -> Experiment:
         raise ValueError(f"its figure has {len(image):,} bytes, more than {FIGURE_BYTES:,}")
     uri = data_uri(image, kind)
     drawn = TABLES[name](result, table) if name in TABLES else None
-    return Experiment(name, title, shows, SENTENCES[name](result), uri, csv_download(f"{name}.csv", table), drawn)
+    says = " ".join(filter(None, (SENTENCES[name](result).strip(), _judge_says(result))))
+    return Experiment(name, title, shows, says, uri, csv_download(f"{name}.csv", table), drawn)
+
+
+def _is_learned(result: dict[str, Any]) -> bool:
+    return result.get("outcomes") == LEARNED
+
+
+def _judge_says(result: dict[str, Any]) -> str:
+    """Where outcomes come from; nothing of a result of an earlier version, which does not say."""
+    if result.get("outcomes") is None:
+        return ""
+    if not _is_learned(result):
+        return "Outcomes are the simulator’s."
+    judged_by = f" Policies were judged by {result['judged_by']}." if "judged_by" in result else ""
+    return f"Outcomes were {str(result['judge']).rstrip('.')}.{judged_by} All money is what would have been."
+
+
+def _between(bounds: list[float] | None, show: Callable[[float], str]) -> str:
+    return "" if bounds is None else f" (95% interval {show(bounds[0])} to {show(bounds[1])})"
 
 
 def _frontier_says(result: dict[str, Any]) -> str:
@@ -132,11 +153,14 @@ def _frontier_says(result: dict[str, Any]) -> str:
     action = "action that is the same for all" if len(result["contexts"]) > 1 else "action"
     held = f" with {_actions(result['held'])}" if result["held"] else ""
     points = result["grid"] ** len(result["axes"])
+    by = "according to the logs" if _is_learned(result) else "by formula"
+    in_steps = "sampled" if _is_learned(result) else "simulated"
+    counted = _between(result.get("analytic_count_ci95"), lambda value: number(value, 0))
     return (
-        f"{result['analytic_count']:,} of {points:,} actions{held} meet {number(result['min_mp'], 0)} good units an "
-        f"hour and {percent(result['max_err'])} errors by formula, {result['monte_carlo_count']:,} in "
-        f"{result['env_steps']:,} simulated steps. The best {action} is {_actions(best['actions'])}: "
-        f"{usd(best['profit'])} an hour."
+        f"{result['analytic_count']:,} of {points:,} actions{held}{counted} meet {number(result['min_mp'], 0)} good "
+        f"units an hour and {percent(result['max_err'])} errors {by}, {result['monte_carlo_count']:,} in "
+        f"{result['env_steps']:,} {in_steps} steps. The best {action} is {_actions(best['actions'])}: "
+        f"{usd(best['profit'])} an hour{_between(best.get('profit_ci95'), usd)}."
     )
 
 
@@ -161,6 +185,18 @@ def _elasticity_says(result: dict[str, Any]) -> str:
         f"For each percent, profit answers to the price with {one('price')} percent and to the damage of an error with "
         f"{one('damage')}; the spread answers to the human wage with {one('human_wage')}. {slack}"
         + (_retrained_says(result) if result.get("retrained") else "")
+        + (_best_by_logs_says(result) if _is_learned(result) else "")
+    )
+
+
+def _best_by_logs_says(result: dict[str, Any]) -> str:
+    def one(who: str) -> str:
+        earned = result["profit"][who]
+        return f"{usd(earned['value'])}{_between([earned['low'], earned['high']], usd)}"
+
+    return (
+        f" At today’s prices the policy would have earned {one('policy')} an hour, and the oracle, which takes the "
+        f"best actions according to the logs, {one('oracle')}."
     )
 
 
@@ -190,10 +226,15 @@ def _spread_says(result: dict[str, Any]) -> str:
 
 
 def _value_says(result: dict[str, Any]) -> str:
+    none, everything = (
+        f"{usd(result[name])}{_between(result.get(f'{name}_ci95'), usd)}"
+        for name in ("profit_of_none", "profit_of_all")
+    )
+    learned = "Without a demonstration" if _is_learned(result) else "Learned blind"
     return (
-        f"Learned blind, {usd(result['profit_of_none'])} an hour; with all {result['demonstrations']} demonstrations "
-        f"{usd(result['profit_of_all'])}. Of {result['demonstrations']}, {result['worth_more_than_nothing']} are worth "
-        f"more than nothing for certain; the intervals of the others hold zero. Together they would be paid "
+        f"{learned}, {none} an hour; with all {result['demonstrations']} demonstrations "
+        f"{everything}. Of {result['demonstrations']}, {result['worth_more_than_nothing']} are worth "
+        f"more than nothing for certain; the intervals of the others hold zero. Together they would have been paid "
         f"{usd(result['paid_per_hour'])} for an hour of robot work, at most what they add and at most the spread of "
         f"{usd(result['spread_per_hour'])}. The budget was {result['orders']:,} orders of arrival, cut where within "
         f"{usd(result['tolerance'])} of what all data earns: {result['policies_learned']:,} policies."
