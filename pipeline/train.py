@@ -19,7 +19,7 @@ from pipeline.config import TrainConfig
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.files import make_folder, save_config, write_json
 from pipeline.processes import interrupts_held
-from pipeline.rl.rollouts import sampled_profit
+from pipeline.rl.rollouts import validation_profit
 from pipeline.runs import PolicyMetadata, RunDirectory, load_policy, save_checkpoint, write_summary
 from pipeline.training import Record, Source, Trainer, check, newest, open_source, save, slim
 from pipeline.training.cloning import clone
@@ -73,7 +73,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     def validate() -> None:
         nonlocal best_profit, since_best
         steps = source.validate(trainer.agent, np.random.default_rng(cfg.seed))
-        profit = sampled_profit(source.model, steps, np.random.default_rng(cfg.seed))
+        profit = validation_profit(source.model, steps, np.random.default_rng(cfg.seed))
         record.validation(trainer.episode, profit)
         since_best += 1
         if profit > best_profit:

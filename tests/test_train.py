@@ -12,7 +12,7 @@ from pipeline import dataset, train, training
 from pipeline.config import EmbeddingsTrainConfig, train_config
 from pipeline.outcomes import Outcomes, SimulatedOutcomes
 from pipeline.rl import rollouts
-from pipeline.rl.rollouts import sampled_profit
+from pipeline.rl.rollouts import validation_profit
 from pipeline.runs import load_checkpoint, load_metadata
 from pipeline.tasks import load_task, worth
 from pipeline.training.revenue_split import RevenueSplit
@@ -314,21 +314,21 @@ def test_prices_of_other_work_are_refused(tmp_path, pressing, changes, code):
 # Small parts
 
 
-def test_sampled_profit_of_the_seeds_result_row(monkeypatch):
+def test_validation_profit_of_the_seeds_result_row(monkeypatch):
     """111 attempts with 2 errors in an hour: 109 good ones at $0.30, 2 errors at $1.00, $0.10 of energy."""
     attempts, errors = np.array([2] * 51 + [1] * 9), np.array([1, 1] + [0] * 58)
     model = SimulatedOutcomes(load_task("dishwashing").in_scenario("plates"))
     drawn = [np.tile(counts, (rollouts.OUTCOMES_A_STEP, 1)) for counts in (attempts, errors)]
     monkeypatch.setattr(model, "sample_coupled", lambda *_: Outcomes(*drawn))
     steps = pd.DataFrame({"row": [0] * 60, "speed": 1.0, "care": 1.0})
-    assert sampled_profit(model, steps, np.random.default_rng(0)) == pytest.approx(109 * 0.30 - 2 - 0.10)
+    assert validation_profit(model, steps, np.random.default_rng(0)) == pytest.approx(109 * 0.30 - 2 - 0.10)
 
 
-def test_sampled_profit_ranks_policies_that_differ_by_a_third_of_a_percent():
+def test_validation_profit_ranks_policies_that_differ_by_a_third_of_a_percent():
     model, profits = SimulatedOutcomes(load_task("dishwashing").in_scenario("plates")), []
     for speed in (1.0, 0.99):
         steps = pd.DataFrame({"row": [0] * 12_000, "speed": speed, "care": 1.0})
-        profits.append([sampled_profit(model, steps, np.random.default_rng(k)) for k in range(20)])
+        profits.append([validation_profit(model, steps, np.random.default_rng(k)) for k in range(20)])
     better = np.subtract(*profits)
     assert better.mean() == pytest.approx(0.096, abs=0.005)  # of $28.3: the analytic difference
     assert (better > 0).all()

@@ -94,6 +94,10 @@ class LearnedOutcomes(PricedRows):
         return np.column_stack([self._context, self._group])
 
     @property
+    def is_estimate(self) -> bool:
+        return True
+
+    @property
     def group(self) -> np.ndarray:
         """The group of every clip, [N] integers."""
         return self._group

@@ -44,6 +44,10 @@ class OutcomeModel(Protocol):
         """Whether the rows' contexts are known."""
 
     @property
+    def is_estimate(self) -> bool:
+        """Whether what is expected is an estimate, which training may know, and not the truth, which only judges may."""
+
+    @property
     def context(self) -> np.ndarray:
         """The context of every row, an index into the task's, [N]."""
 

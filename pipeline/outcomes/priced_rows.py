@@ -49,6 +49,10 @@ class PricedRows(OutcomeModel):
         return self._is_labelled
 
     @property
+    def is_estimate(self) -> bool:
+        return False
+
+    @property
     def context(self) -> np.ndarray:
         return self._context
 

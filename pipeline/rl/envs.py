@@ -62,7 +62,7 @@ class Workplace:
         """One step in each environment: rows [N] of the outcome model, actions [N, A] → rewards [N].
 
         With reward_window `step`, the rates in the reward are the step's own; with `episode`, those of the episode to
-        date.
+        date. A step's own are those that are expected where outcomes are estimates: luck that they draw teaches nothing.
         """
         model, task = self.model, self.model.task
         actions = self._within_bounds(actions)
@@ -72,7 +72,11 @@ class Workplace:
         self.attempts += self.outcomes.attempts
         self.errors += self.outcomes.errors
         self.value_usd += step_value(model, rows, self.outcomes)
-        found = step_worth(model, rows, self.outcomes) if self.reward_window == "step" else self.worth()
+        if self.reward_window == "episode":
+            found = self.worth()
+        else:
+            outcomes = model.expected(rows, actions) if model.is_estimate else self.outcomes
+            found = step_worth(model, rows, outcomes)
         return econ.lagrangian_reward(
             found.profit - model.penalty(rows, actions),
             found.err_rate,

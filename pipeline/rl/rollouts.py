@@ -74,12 +74,19 @@ def actions_of(steps: pd.DataFrame, task: Task) -> np.ndarray:
     return steps[list(task.action_names)].to_numpy(float)
 
 
-def sampled_profit(model: OutcomeModel, steps: pd.DataFrame, rng: np.random.Generator) -> float:
-    """Profit in $/h of sampled outcomes of the steps' actions, less what their model charges: what may choose a policy.
+def validation_profit(model: OutcomeModel, steps: pd.DataFrame, rng: np.random.Generator) -> float:
+    """Profit in $/h of the steps' actions, less what their model charges: what may choose a policy.
+
+    Where outcomes are estimates, it is what they let expect; else it is that of sampled outcomes.
 
     Drawn anew, so that policies that are compared with equal generators meet the same luck.
     """
     rows, actions = steps["row"].to_numpy(), actions_of(steps, model.task)
+    if model.is_estimate:
+        hours = model.terms(rows).step_s
+        return float(
+            np.average(expected_worth(model, rows, actions).profit - model.penalty(rows, actions), weights=hours)
+        )
     outcomes = model.sample_coupled(rows, actions, rng, OUTCOMES_A_STEP)
     hours = OUTCOMES_A_STEP * model.terms(rows).step_s.sum() / SECONDS_PER_HOUR
     value_usd = step_value(model, rows, outcomes).sum()
