@@ -1,7 +1,8 @@
 """Whether it helps to log what `vtp logs` asks for, as JSON.
 
 Simulated logs of the logger `human`, then about as many steps again as `vtp logs` asks for: more of the same, uniform
-ones, or those that it asks for. What the best actions by the logs really earn, over what the optimum does.
+ones, or those that it asks for. `of_optimum`: what the best actions by the logs earn over what the optimum does.
+`while_logging`: what the added steps are expected to earn, in $/h.
 """
 
 from __future__ import annotations
@@ -72,12 +73,28 @@ def of_optimum(task: Task, steps: LoggedSteps) -> float:
     return float(earned / oracle(truth, contexts).profit.mean())
 
 
-def one_seed(task: Task, seed: int, videos: int, steps: int) -> list[float]:
+def while_logging(task: Task, steps: LoggedSteps) -> float:
+    """What steps like these are expected to earn, in $/h."""
+    return float(expected_worth(SimulatedOutcomes(task), steps.context, steps.actions).profit.mean())
+
+
+def one_seed(task: Task, seed: int, videos: int, steps: int) -> tuple[list[float], list[float]]:
+    """For each arm, what its best actions earn over the optimum; for each but the first, what its added steps earn."""
     rng = np.random.default_rng(seed)
     first = logged(task, "human", videos, steps, rng)
     asked = asked_for(task, first, steps, rng)
-    more = [logged(task, logger, asked.num_videos, steps, rng) for logger in ("human", "uniform")]
-    return [of_optimum(task, first)] + [of_optimum(task, joined(first, one)) for one in (*more, asked)]
+    more = [*(logged(task, logger, asked.num_videos, steps, rng) for logger in ("human", "uniform")), asked]
+    ratios = [of_optimum(task, first)] + [of_optimum(task, joined(first, one)) for one in more]
+    return ratios, [while_logging(task, one) for one in more]
+
+
+def summary(names: tuple[str, ...], values: np.ndarray) -> dict[str, dict[str, float]]:
+    """Mean and standard error of values [seeds, arms]."""
+    error = values.std(0, ddof=1) / np.sqrt(len(values))
+    return {
+        name: {"mean": round(float(values[:, k].mean()), 3), "standard_error": round(float(error[k]), 3)}
+        for k, name in enumerate(names)
+    }
 
 
 def main() -> None:
@@ -87,16 +104,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     seeds = parse_seeds(args.seeds)
+    if len(seeds) < 2:
+        parser.error("give two seeds at least, for a standard error")
     found = {}
     for name, scenario in TASKS.items():
         task = load_task(name).in_scenario(scenario)
-        ratios = np.array([one_seed(task, seed, args.videos, args.steps) for seed in seeds])
-        error = ratios.std(0, ddof=1) / np.sqrt(len(ratios)) if len(ratios) > 1 else np.full(len(ARMS), np.nan)
-        found[name] = {
-            arm: {"mean": round(float(ratios[:, k].mean()), 3), "standard_error": round(float(error[k]), 3)}
-            for k, arm in enumerate(ARMS)
-        }
-    print(json.dumps({"seeds": len(seeds), "of_optimum": found}, indent=2))
+        ratios, earned = map(
+            np.array, zip(*(one_seed(task, seed, args.videos, args.steps) for seed in seeds), strict=True)
+        )
+        found[name] = {"of_optimum": summary(ARMS, ratios), "while_logging": summary(ARMS[1:], earned)}
+    print(json.dumps({"seeds": len(seeds), "tasks": found}, indent=2))
 
 
 if __name__ == "__main__":

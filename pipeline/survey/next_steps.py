@@ -8,7 +8,7 @@ its covariance Σ of profits in cells i and c, and the noise λ of one step, n s
     Σ_ic / √(Σ_cc + λ / n) · Z,    Z a standard normal number,
 
 so that what the ensemble is unsure of in all cells alike, which changes no choice, counts for nothing. Only cells that
-could be best are asked for: elsewhere steps may tell something too, by breaking glasses for it.
+could be best are asked for. What steps cost while they are logged is shown beside their value, not weighed against it.
 """
 
 from __future__ import annotations
