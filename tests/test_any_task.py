@@ -134,16 +134,12 @@ def test_report_and_experiments_go_through(trained, task):
 
     bent = elasticity.run(ElasticityConfig(run=run.path, points=2))
     assert (bent["task"], bent["judged_on"]) == (task.name, "the stored validation")
-    if task.step_s is None:
-        with raises("task-no-step-s"):
-            frontier.run(FrontierConfig(run=run.path, grid=5, episodes=1))
-    else:
-        counted = frontier.run(FrontierConfig(run=run.path, grid=5, episodes=1))
-        assert counted["axes"] == list(task.actions)[:2]
-        assert set(counted["held"]) == set(list(task.actions)[2:])
-        assert counted["points"] == 5 ** min(task.num_actions, 2)
-        assert set(counted["contexts"]) == set(task.contexts)
-        assert within_bounds(counted["optimum"]["actions"], task)
+    counted = frontier.run(FrontierConfig(run=run.path, grid=5, episodes=1))
+    assert counted["axes"] == list(task.actions)[:2]
+    assert set(counted["held"]) == set(list(task.actions)[2:])
+    assert counted["points"] == 5 ** min(task.num_actions, 2)
+    assert set(counted["contexts"]) == set(task.contexts)
+    assert within_bounds(counted["optimum"]["actions"], task)
 
     worth = value.run(ValueConfig(embeddings=trained / "embeddings.h5", out=out, rounds=2, draws=20))
     assert worth["demonstrations"] == len(pd.read_csv(out / "value.csv")) == 9
@@ -159,7 +155,7 @@ def test_report_and_experiments_go_through(trained, task):
     for item in task.costs_usd_per_hour:
         assert item in page
     missing = set(re.findall(r"experiments/(\w+)\.json", page))
-    assert missing == (set() if task.step_s else {"frontier"}), "every experiment that there is is shown"
+    assert missing == set(), "every experiment that there is is shown"
 
 
 def test_a_policy_of_one_action_is_retrained(tmp_path):
