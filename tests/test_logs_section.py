@@ -4,6 +4,9 @@ import re
 
 import pytest
 from runs_by_hand import BETTER, LIKE, UNKNOWN, build_run, edit_summary, judged_by_logs, logs_say, report
+from small_runs import embeddings_config, write_embeddings
+
+from pipeline import train
 
 
 def page_of(folder, off_policy, **changes):
@@ -82,3 +85,14 @@ def test_logs_that_hold_no_step_are_said_without_a_section(tmp_path):
     page = page_of(tmp_path, None)
     assert "no held-out clip has logs of what was done and what came of it" in page.text
     assert "What the logs say" not in page.text and "would earn $" not in page.text
+
+
+def test_a_run_on_three_logged_videos_says_what_is_lacking(tmp_path):
+    """One held-out video leaves intervals open, two to learn from leave none for a fold to prove anything on."""
+    summary = train.run(embeddings_config(tmp_path, write_embeddings(tmp_path / "e.h5", videos=3)))
+    assert summary["judge"] == "Estimated from your logs" and summary["off_policy"]["verdict"] == "not identified"
+    assert summary["off_policy"]["direct"][1:] == [None, None]
+    page = report(tmp_path / "run")
+    assert "Nothing learned beats the logging policy by its lower bound" in head_of(page) and "$" not in head_of(page)
+    assert "Next: film or hold out 4 more videos" in head_of(page)
+    assert "This policy, direct: the outcome model’s expectation" in page.text and "unbounded" in page.text
