@@ -200,6 +200,40 @@ def edit_summary(path, *, without=(), **changes):
     write_json(path / "summary.json", {key: value for key, value in summary.items() if key not in without})
 
 
+def said_by_logs(verdict, change=None, *, reason="", advice=""):
+    """A comparison as a summary keeps it; change: $/h and its interval."""
+    return dict(verdict=verdict, change_usd_per_hour=change, reason=reason, advice=advice)
+
+
+BETTER = said_by_logs("better", [2.35, 1.10, 3.60])
+WORSE = said_by_logs("worse", [-1.2, -2.0, -0.4])
+LIKE = said_by_logs("not distinguishable", [0.4, -1.0, 1.8], advice="hold out about 12 times as many videos")
+UNKNOWN = said_by_logs(
+    "not identified", reason="logs hold actions like the policy's for 60% of the hours; 90% are needed",
+    advice="log pan steps with speed near 0.98",
+)  # fmt: skip
+
+
+def logs_say(over, against=LIKE, **changes):
+    """`off_policy` of a summary."""
+    return over | dict(
+        against_blind=against, logging_policy=[20.1, 19.0, 21.2], direct=[23.0, 22.5, 23.5],
+        weighted=[22.1, 20.0, 24.2], doubly_robust=[22.45, 21.0, 23.9], change_at_half_bandwidth=[2.2, 0.9, 3.5],
+        change_at_double_bandwidth=[2.0, 1.2, None], effective_steps=212.4, largest_weight=0.012, overlap=0.97,
+        propensities="estimated", num_steps=480, num_videos=24, same_videos=False,
+        policies={"clone of the logging policy": LIKE, "best constant": BETTER, "greedy": WORSE, "bold": UNKNOWN},
+    ) | changes  # fmt: skip
+
+
+def judged_by_logs(path, off_policy, **changes):
+    """Let the summary of a run be that of an evaluation on logs."""
+    learned = dict(kappa=0.5, unsupported=0.3, fold_gain_usd_per_hour=1.9, fold_gain_lower_bound=0.4)
+    edit_summary(
+        path, judge="Estimated from your logs", validation="held-out logs", off_policy=off_policy, provenance=learned,
+        **({"deployed": "learned policy", "estimator": None} | changes),
+    )  # fmt: skip
+
+
 class Page(HTMLParser):
     """A parsed page: elements as (tag, attributes), text outside style and script, and whether tags balance."""
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from browser import needs_browser, visit
 from raising import raises
+from runs_by_hand import BETTER, UNKNOWN
 
 from pipeline import files
 from pipeline.config import CompareConfig
@@ -51,6 +52,27 @@ def test_runs_of_different_worlds_are_compared_with_a_warning_and_names_are_esca
     assert "<b>" not in page and "&lt;b&gt;" in page
 
 
+def test_runs_of_different_judges_are_said_and_not_subtracted(tmp_path, vtp):
+    runs = [
+        build_run(tmp_path / "a"),
+        build_run(tmp_path / "b", validation="held-out logs", judge="Estimated from your logs", off_policy=BETTER),
+        build_run(tmp_path / "c", validation="held-out logs", judge="Estimated from your logs", off_policy=UNKNOWN),
+    ]
+    code, out, err = vtp("compare", *runs, "--out", tmp_path)
+    assert code == 0, err
+    said = f"The runs have different judges: Simulated: {runs[0]}; Estimated from your logs: {runs[1]} and {runs[2]}."
+    assert said in out
+    page = (tmp_path / "compare.html").read_text()
+    assert said in page and "better, +$2.35 [$1.10, $3.60]" in page and ">not identified<" in page
+    assert "what the outcome model learned from the logs expects" in page
+    table = pd.read_csv(tmp_path / "compare.csv")
+    assert table.judge.tolist() == ["Simulated", *["Estimated from your logs"] * 2]
+    assert table.profit_difference.isna().all() and table.change.fillna(0).tolist() == [0, 2.35, 0]
+    rows = compare.run(CompareConfig(runs=runs[1:], out=tmp_path))
+    assert rows[1]["profit_difference"] == 0.0
+    assert compare.judges_say(rows)[0] == "Estimated from your logs."
+
+
 @pytest.mark.parametrize(
     ("content", "code"),
     [
@@ -81,7 +103,7 @@ def test_a_task_without_scenarios_and_an_oracle_that_earns_nothing_are_compared(
 def test_the_page_sorts_logs_nothing_and_asks_nobody_in_a_browser(tmp_path):
     runs = [build_run(tmp_path / name, profit_mean=p) for name, p in (("a", 36.0), ("b", 9.0), ("c", 110.0))]
     compare.run(CompareConfig(runs=runs, out=tmp_path))
-    script = """(document.querySelectorAll("th button")[3].click(),
+    script = """(document.querySelectorAll("th button")[5].click(),
       [...document.querySelectorAll("th[scope=row]")].map((head) => head.dataset.key.at(-1)))"""
     order, console, asked = visit(tmp_path / "browser", (tmp_path / "compare.html").read_text(), script)
     assert (order, console, asked) == (["b", "a", "c"], [], [])

@@ -38,7 +38,7 @@ def test_nothing_is_missing_and_every_number_is_there(full):
     summary = json.loads((path / "summary.json").read_text())
     profit = summary["profit_mean"]
     for text in (
-        f"The policy earns ${profit:.2f} an hour",
+        f"The policy would earn ${profit:.2f} an hour",
         f"95% interval ${profit - 0.9:.2f} to ${profit + 0.9:.2f}.",
         f"{100 * profit / 39.90:.1f}% of the oracle",
         f"−${31.85 - profit:.2f} an hour against blind",
@@ -54,7 +54,7 @@ def test_nothing_is_missing_and_every_number_is_there(full):
         "$9,000.00 of spread would have been paid: $900.00 (10.0%) to customers, $8,100.00 to the platform.",
         "Of 2, 1 are worth more than nothing for certain",
         "0023 20 $4.40 [$3.00, $5.80] $4.20 [$2.90, $5.50] $1.50",
-        "paid $14,000.00 for work that would have cost them $15,500.00 in flawless human hands",
+        "would have paid $14,000.00 for work that would have cost them $15,500.00 in flawless human hands",
         "250 101.5 2.0 −3.0 $28.00 $18.50 1.51 $2,375.00 $475.00 $1,900.00 $6,525.00 $1,087.50",
         "384 orders of arrival, cut where within $0.02 of what all data earns: 740 policies",
         "taught the policy. It is zero here: no gain in output was attributed to the customer. The estimator of",
@@ -140,9 +140,9 @@ def test_a_summary_as_validation_writes_it(tmp_path, validation, measured):
     )  # fmt: skip
     page = report(path)
     for text in (
-        f"The policy earns ${summary['profit_mean']:.2f} an hour",
+        f"The policy would earn ${summary['profit_mean']:.2f} an hour",
         f"Measured over {measured}. Outcomes come from: simulator.",
-        f"${summary['rebate']:.2f} an hour The part of the spread that goes to the customer",
+        f"${summary['rebate']:.2f} an hour The part of the spread that would go to the customer",
         "made this run vtp train",
         *(f"{name} 25% of the work" for name in DISHES["best"]),
     ):
@@ -193,7 +193,7 @@ def test_only_metrics(tmp_path):
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     page = report(path)
     assert "This policy has not been validated" in page.text
-    assert "In its last 5 training episodes it earned $" in page.text
+    assert "In its last 5 training episodes it would have earned $" in page.text
     assert len(page.attributes("id")) >= len(SECTIONS)
 
 
@@ -211,7 +211,7 @@ def test_changed_scenes_are_said_beside_the_usual_ones(tmp_path):
     changed.parent.mkdir()
     changed.write_text(json.dumps({"profit_mean": 22.5, "oracle_ratio": 0.571}))
     text = report(tmp_path / "run").text
-    assert "a background and sizes that no demonstration shows it is $22.50, 57.1% of the oracle" in text
+    assert "a background and sizes that no demonstration shows it would be $22.50, 57.1% of the oracle" in text
     changed.write_text("{")
     assert "changed/summary.json cannot be read" in report(tmp_path / "run").text
 
@@ -389,7 +389,7 @@ def test_losing_policy_and_one_context(tmp_path):
     edit_summary(path, profit_mean=-3.21, profit_ci95=[-4.0, -2.4], oracle_profit=28.43, blind_profit=28.43)
     edit_summary(path, oracle_ratio=-0.113, oracle_ratio_ci95=[-0.141, -0.084])
     page = report(path)
-    assert "The policy loses $3.21 an hour" in page.text
+    assert "The policy would lose $3.21 an hour" in page.text
     assert "95% interval −$4.00 to −$2.40." in page.text
     assert "−11.3% of the oracle" in page.text and "95% interval −14.1% to −8.4%." in page.text
     assert "−$31.64 an hour against blind" in page.text

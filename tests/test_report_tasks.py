@@ -108,7 +108,7 @@ def test_three_actions_and_forty_contexts(pages):
         "Of 3 actions, these are the task’s first two, belt speed and tilt; each chart’s data have all.",
         "Tilt Mean action of each episode, from −30 to 30.",
         "Implied wage; the task has no costs by the hour.",
-        "What the policy did and earned on 40 contexts",
+        "What the policy did and would earn on 40 contexts",
         "Nothing: every part of this page had its data.",
     ):
         assert text in page.text, text
@@ -150,7 +150,10 @@ def test_an_oracle_that_earns_nothing_has_no_share(tmp_path):
         profit_mean=-2.0, profit_ci95=[-2.5, -1.5],
     )  # fmt: skip
     page = report(path)
-    assert "– of the oracle There is no share of it to speak of: even the oracle earns no more than −$0.50" in page.text
+    assert (
+        "– of the oracle There is no share of it to speak of: even the oracle would earn no more than −$0.50"
+        in page.text
+    )
     assert "Nothing: every part of this page had its data." in page.text
 
 

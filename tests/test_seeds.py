@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 from raising import raises
+from runs_by_hand import BETTER, UNKNOWN
 
 from pipeline import train
 from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, parse_seeds, train_config
@@ -211,3 +212,12 @@ def test_a_folder_without_seeds_is_one_line(tmp_path):
     save_config(tmp_path / "config.yaml", SimTrainConfig())
     with raises("run-of-one-seed"):
         seeds.merge(tmp_path)
+
+
+def test_seeds_keep_their_judge_and_each_ones_verdict():
+    logged = {"validation": "held-out logs", "judge": "Estimated from your logs", "contexts_not_met": ["mug"]}
+    judged = [summary(30.0, off_policy=found, **logged) for found in (BETTER, UNKNOWN, None)]
+    merged = seeds.average(judged, [0, 1, 2])
+    assert (merged["judge"], merged["contexts_not_met"]) == ("Estimated from your logs", ["mug"])
+    assert [row["verdict"] for row in merged["by_seed"]] == ["better", "not identified", "not identified"]
+    assert seeds.average([summary(30.0)], [0])["by_seed"][0]["verdict"] is None

@@ -14,7 +14,7 @@ from pipeline.outcomes.learned import NO_CAUTION, Caution, LearnedOutcomes
 from pipeline.outcomes.optimum import scattered
 
 CAUTIONS = tuple(Caution(*pair) for pair in ((0, 0), (0.5, 0), (0.5, 0.15), (0.5, 0.3), (1, 0), (1, 0.3), (2, 0.6)))
-SURENESS = 0.75  # standard deviations that the bound lies below the mean
+SURENESS = 0.5  # standard deviations that the bound lies below the mean
 ONE_SIDED = 0.95
 GRID_POINTS = {1: 201, 2: 21}
 MEMBERS = 16  # of the ensembles learned from folds

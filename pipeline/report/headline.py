@@ -105,7 +105,7 @@ def tiles_of_logs(summary: dict[str, Any]) -> list[Tile]:
     over, against = over_logging_policy(summary), verdict.against_constant(summary)
     is_known = over is not None and over.is_known
     tiles = [
-        _verdict_tile(found, other, with_dollars=is_known)
+        _verdict_tile(found, other, over, with_dollars=is_known)
         for found, other in ((over, verdict.LOGGING_POLICY), (against, verdict.CONSTANT))
         if found is not None
     ]
@@ -120,11 +120,12 @@ def tiles_of_logs(summary: dict[str, Any]) -> list[Tile]:
     return tiles
 
 
-def _verdict_tile(found: Comparison, other: str, *, with_dollars: bool) -> Tile:
+def _verdict_tile(found: Comparison, other: str, over: Comparison | None, *, with_dollars: bool) -> Tile:
     if with_dollars and found.is_known and found.change is not None:
         note = f"{capitalised(found.beyond(other))}: {verdict.change_in_words(found)}."
         return Tile(usd(found.change[0], signed=True), f"an hour against {other}", note)
-    notes = {"not identified": found.reason, "not distinguishable": "the 95% interval of the change holds zero"}
+    reason = found.reason if found is over or over is None or found.reason != over.reason else "for the same reason"
+    notes = {"not identified": reason, "not distinguishable": "the 95% interval of the change holds zero"}
     note = notes.get(found.verdict, "by how much is in the table below")
     return Tile(capitalised(found.verdict), f"against {other}", f"{capitalised(note).rstrip('.')}.")
 

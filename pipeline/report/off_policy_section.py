@@ -14,7 +14,7 @@ from pipeline.report.figures import csv_download
 from pipeline.report.summary_figures import capitalised, finite, finite_values
 from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.words import DASH, number, percent, usd
-from pipeline.runs.judgement import Comparison, over_logging_policy, read_comparison, read_estimate
+from pipeline.runs.judgement import Comparison, is_by_logs, over_logging_policy, read_comparison, read_estimate
 
 ESTIMATES = (  # label, key of a summary's off_policy
     ("The logging policy: mean of what was logged", "logging_policy"),
@@ -31,7 +31,7 @@ INTERVAL_HEADS = [("Estimate", "text"), ("$ an hour", "number"), ("95% interval"
 
 @dataclass(frozen=True)
 class OffPolicySection:
-    says: list[str]
+    says: list[str]  # nothing where the head of the page has said it
     estimates: Table
     support: list[tuple[str, str, str]]  # quantity, value, meaning
     policies: Table
@@ -44,7 +44,7 @@ def off_policy_section(summary: dict[str, Any], config: dict[str, Any]) -> OffPo
     if not isinstance(found, dict) or over is None:
         return None
     return OffPolicySection(
-        [f"This policy is {verdict.compared(over, verdict.LOGGING_POLICY)}.", *verdict.judged_on(summary)],
+        [] if is_by_logs(summary) else verdict.of_logs(summary),
         _estimates(found, over, verdict.against_constant(summary)),
         _support(found),
         _policies(found, over),
@@ -65,7 +65,10 @@ def _estimates(found: dict[str, Any], over: Comparison, against: Comparison | No
     if over.verdict == "not identified":
         caption += " The change is not identified, so none of these figures can be relied on."
     table = pd.DataFrame([{"estimate": label, **_columns(estimate)} for label, estimate, _ in rows])
-    cells = [[Cell(label, label), *_cells(estimate, instead)] for label, estimate, instead in rows]
+    cells = [
+        [Cell(label, label), *_cells(estimate, instead, signed=label.startswith("Change"))]
+        for label, estimate, instead in rows
+    ]
     return Table(caption, INTERVAL_HEADS, cells, csv_download("estimates.csv", table))
 
 
@@ -77,10 +80,17 @@ def _policies(found: dict[str, Any], over: Comparison) -> Table:
         if (other := read_comparison(value)) is not None
     }
     table = pd.DataFrame(
-        [{"policy": name, "verdict": one.verdict, **_columns(one.change)} for name, one in named.items()]
+        [
+            {"policy": name, "verdict": one.verdict, **_columns(one.change), "reason": one.reason}
+            for name, one in named.items()
+        ]
     )
     rows = [
-        [Cell(capitalised(name), name), Cell(capitalised(one.verdict), one.verdict), *_cells(one.change, "")]
+        [
+            Cell(capitalised(name), name),
+            Cell(capitalised(one.verdict), one.verdict),
+            *_cells(one.change, "", signed=True),
+        ]
         for name, one in named.items()
     ]
     return Table(
@@ -97,13 +107,13 @@ def _columns(estimate: tuple[float, float, float] | None) -> dict[str, float | N
     return dict(zip(("usd_per_hour", "low", "high"), values, strict=True))
 
 
-def _cells(estimate: tuple[float, float, float] | None, instead: str) -> list[Cell]:
+def _cells(estimate: tuple[float, float, float] | None, instead: str, *, signed: bool) -> list[Cell]:
     if estimate is None:
         return [cell(instead or DASH, None), cell(DASH, None)]
     value, low, high = estimate
     known = math.isfinite(low) and math.isfinite(high)
-    between = f"{usd(low)} to {usd(high)}" if known else "unbounded"
-    return [cell(usd(value), value), cell(between, high - low if known else None)]
+    between = f"{usd(low, signed=signed)} to {usd(high, signed=signed)}" if known else "unbounded"
+    return [cell(usd(value, signed=signed), value), cell(between, high - low if known else None)]
 
 
 def _support(found: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.report.summary_figures import capitalised, finite
+from pipeline.report.summary_figures import finite
 from pipeline.report.words import count, listed, percent, usd
 from pipeline.runs.judgement import Comparison, is_by_logs, over_logging_policy, read_comparison
 
@@ -61,7 +61,7 @@ def beside(summary: dict[str, Any]) -> list[str]:
     parts = [compared(over, LOGGING_POLICY)]
     if against is not None and against.verdict != "not identified":
         parts.append(compared(against, CONSTANT))
-    return [f"The logs say: {' and '.join(parts)}."]
+    return [f"The logs say: {'; '.join(parts)}."]
 
 
 def judged_on(summary: dict[str, Any]) -> list[str]:
@@ -108,10 +108,11 @@ def against_constant(summary: dict[str, Any]) -> Comparison | None:
 def compared(found: Comparison, other: str, *, with_dollars: bool = True) -> str:
     """A comparison after "is": better than …, with its change; or why nothing can be said, and what to do next."""
     if found.verdict == "not identified":
-        return f"{_sentence(found.beyond(other), found.reason)}. {capitalised(found.advice)}".rstrip(". ")
+        why = f": {found.reason}" if found.reason else ""
+        return f"{found.beyond(other)}{why}{_next(found)}"
     if found.is_known:
         return found.beyond(other) + (f", {change_in_words(found)}" if with_dollars else "")
-    return f"{found.beyond(other)}: the 95% interval of the change holds zero. {capitalised(found.advice)}".rstrip(". ")
+    return f"{found.beyond(other)}: the 95% interval of the change holds zero{_next(found)}"
 
 
 def change_in_words(found: Comparison) -> str:
@@ -122,8 +123,8 @@ def change_in_words(found: Comparison) -> str:
     return f"{usd(value, signed=True)} an hour (95% interval {low} to {high})"
 
 
-def _sentence(text: str, why: str) -> str:
-    return f"{text}: {why}" if why else text
+def _next(found: Comparison) -> str:
+    return f". Next: {found.advice}" if found.advice else ""
 
 
 def text(summary: dict[str, Any]) -> list[str]:

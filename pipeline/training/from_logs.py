@@ -37,14 +37,14 @@ class LogsPlan:
     def deployed(self) -> str:
         return LEARNED if self.is_proven else CLONE
 
-    def described(self) -> dict[str, str | int | float | None]:
-        """For a policy's provenance; None for a gain that too few videos leave open."""
+    def described(self) -> dict[str, str | int | float]:
+        """For a policy's provenance, without a gain that too few videos leave open."""
         best = self._chosen
+        gains = {"fold_gain_usd_per_hour": best.gain, "fold_gain_lower_bound": best.proven}
         return {
             "kappa": best.caution.kappa,
             "unsupported": best.caution.unsupported,
-            "fold_gain_usd_per_hour": _rounded(best.gain),
-            "fold_gain_lower_bound": _rounded(best.proven),
+            **{name: round(gain, 4) for name, gain in gains.items() if np.isfinite(gain)},
             "logged_transitions": 0 if self.transitions is None else len(self.transitions.rewards),
             "deployed": self.deployed,
         }
@@ -52,10 +52,6 @@ class LogsPlan:
     @property
     def _chosen(self) -> Candidate:
         return next(one for one in self.candidates if one.caution == self.model.caution)
-
-
-def _rounded(value: float) -> float | None:
-    return round(value, 4) if np.isfinite(value) else None
 
 
 def plan_on_logs(
