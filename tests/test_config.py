@@ -170,8 +170,18 @@ def test_the_source_chooses_the_model_and_is_asked_for():
 
 OWN = {
     "sim": {"scenario"},
-    "embeddings": {"embeddings", "novelty", "centre"},
-    "video": {"embeddings", "novelty", "frame_size", "unfreeze_after", "encoder_layers", "encoder_lr"},
+    "embeddings": {"embeddings", "novelty", "outcomes", "kappa", "unsupported", "centre"},
+    "video": {
+        "embeddings",
+        "novelty",
+        "outcomes",
+        "kappa",
+        "unsupported",
+        "frame_size",
+        "unfreeze_after",
+        "encoder_layers",
+        "encoder_lr",
+    },
 }
 
 

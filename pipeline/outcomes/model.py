@@ -45,7 +45,7 @@ class OutcomeModel(Protocol):
 
     @property
     def is_estimate(self) -> bool:
-        """Whether what is expected is an estimate, which training may know, and not the truth, which only judges may."""
+        """Whether what is expected is an estimate, which training may know, and not the truth that only judges may."""
 
     @property
     def context(self) -> np.ndarray:

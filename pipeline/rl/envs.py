@@ -62,7 +62,7 @@ class Workplace:
         """One step in each environment: rows [N] of the outcome model, actions [N, A] → rewards [N].
 
         With reward_window `step`, the rates in the reward are the step's own; with `episode`, those of the episode to
-        date. A step's own are those that are expected where outcomes are estimates: luck that they draw teaches nothing.
+        date. A step's own are those expected where outcomes are estimates: luck that they draw teaches nothing.
         """
         model, task = self.model, self.model.task
         actions = self._within_bounds(actions)
