@@ -120,6 +120,7 @@ def judge(data: dataset.Embeddings, logger: str, seed: int) -> dict[str, Any]:
         "chosen_caution": ratios[chosen.caution],
         "best_caution_in_hindsight": max(ratios.values()),
         "caution": list(chosen.caution),
+        "fold_gain_usd_per_hour": [chosen.gain, chosen.proven],
         "is_learned_policy_deployed": is_proven,
         "deployed": ratios[chosen.caution] if is_proven else clone,
         "clone": clone,

@@ -15,7 +15,7 @@ from pipeline.outcomes.optimum import scattered
 
 CAUTIONS = tuple(Caution(*pair) for pair in ((0, 0), (0.5, 0), (0.5, 0.15), (0.5, 0.3), (1, 0), (1, 0.3), (2, 0.6)))
 SURENESS = 0.5  # standard deviations that the bound lies below the mean
-ONE_SIDED = 0.95
+PROVEN = 0.8  # one-sided confidence of the bound that says whether to deploy what was learned
 GRID_POINTS = {1: 201, 2: 21}
 MEMBERS = 16  # of the ensembles learned from folds
 MOST_KINDS = 300  # kinds of clips that a policy is compared on
@@ -26,8 +26,8 @@ Progress = Callable[[int, int], None]
 class Candidate(NamedTuple):
     """A caution, and the gain over the logging policy, in $/h, of the policy that it makes.
 
-    lower_bound: by what chooses among cautions. proven: a 95% lower bound of the gain by outcomes that had no part in
-    making the policy; −∞ where there are too few videos for any.
+    lower_bound: by what chooses among cautions. proven: a lower bound of the gain, of 80% confidence, by outcomes that had no
+    part in making the policy; −∞ where there are too few videos for any.
     """
 
     caution: Caution
@@ -69,7 +69,7 @@ def choose_caution(
     mean, deviation = (made.mean(0) + proof.mean(0)) / 2
     bound = mean - SURENESS * deviation
     error = np.maximum(np.sqrt((proof[:, 1] ** 2).sum(0)), np.sqrt(num_folds) * proof[:, 0].std(0, ddof=1)) / num_folds
-    proven = proof[:, 0].mean(0) - scipy.stats.t.ppf(ONE_SIDED, num_folds - 1) * error
+    proven = proof[:, 0].mean(0) - scipy.stats.t.ppf(PROVEN, num_folds - 1) * error
     order = np.argsort(-bound, kind="stable")
     return [Candidate(cautions[k], float(mean[k]), float(bound[k]), float(proven[k])) for k in order]
 
