@@ -61,6 +61,7 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
             embeddings=embeddings,
             episodes=size["train_episodes"],
             centre=size["centre"],
+            outcomes="simulator",
             seed=cfg.seed,
             overwrite=True,
         ),
@@ -86,5 +87,6 @@ def run_experiments(cfg: DemoConfig, embeddings: Path, *, progress: Callable[[in
     elasticity.run(ElasticityConfig(run=cfg.out))
     spread.run(SpreadConfig(run=cfg.out))
     value.run(
-        ValueConfig(embeddings=embeddings, out=RunDirectory(cfg.out).experiments, seed=cfg.seed), progress=progress
+        ValueConfig(embeddings=embeddings, out=RunDirectory(cfg.out).experiments, seed=cfg.seed, outcomes="simulator"),
+        progress=progress,
     )

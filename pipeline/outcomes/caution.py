@@ -26,8 +26,8 @@ Progress = Callable[[int, int], None]
 class Candidate(NamedTuple):
     """A caution, and the gain over the logging policy, in $/h, of the policy that it makes.
 
-    lower_bound: by what chooses among cautions. proven: a lower bound of the gain, of 80% confidence, by outcomes that had no
-    part in making the policy; −∞ where there are too few videos for any.
+    lower_bound: by what chooses among cautions. proven: a lower bound of the gain, of 80% confidence, by outcomes that
+    had no part in making the policy; −∞ where there are too few videos for any.
     """
 
     caution: Caution
