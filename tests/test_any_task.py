@@ -40,7 +40,7 @@ def trained(request, tmp_path_factory):
     data = dataset.read_embeddings(path)
     score = np.random.default_rng(0).random(data.num_clips)
     write_novelty(folder / "novelty.h5", 0.5 + score, data.content_sha256, score=score)
-    train.run(embeddings_config(folder, path, episodes=48))
+    train.run(embeddings_config(folder, path, episodes=48, outcomes="simulator"))
     return folder
 
 
@@ -161,7 +161,7 @@ def test_report_and_experiments_go_through(trained, task):
 def test_a_policy_of_one_action_is_retrained(tmp_path):
     task = write_task(tmp_path, "pressing")
     path = write_embeddings(tmp_path / "embeddings.h5", task=task)
-    train.run(embeddings_config(tmp_path, path))
+    train.run(embeddings_config(tmp_path, path, outcomes="simulator"))
     bent = elasticity.run(ElasticityConfig(run=tmp_path / "run", points=2, retrain=8))
     assert bent["retrained"]["policies"] == 2 * 2 + 2
     assert "val split" in bent["judged_on"]
@@ -207,7 +207,7 @@ def test_one_action_is_learned(tmp_path):
     """Blind, the best pressure loses money: what the clips show decides."""
     path = write_embeddings(tmp_path / "embeddings.h5", task=write_task(tmp_path, "pressing"))
     settings = {"episodes": 1500, "num_envs": 64, "batch_size": 64, "updates_per_episode": 4, "evaluations": 2}
-    summary = train.run(embeddings_config(tmp_path, path, **settings))
+    summary = train.run(embeddings_config(tmp_path, path, outcomes="simulator", **settings))
     assert summary["oracle_ratio"] >= 0.9
     assert summary["blind_profit"] < 0 and summary["blind_ratio"] is None
     pressure = {name: row["actions"]["pressure"] for name, row in summary["contexts"].items()}
@@ -218,7 +218,7 @@ def test_experiments_price_work_as_the_evaluation_did(tmp_path):
     """The latest evaluation had other prices than training: what is read of it has them too."""
     task = write_task(tmp_path, "pressing")
     path = write_embeddings(tmp_path / "embeddings.h5", task=task)
-    train.run(embeddings_config(tmp_path, path, episodes=16))
+    train.run(embeddings_config(tmp_path, path, episodes=16, outcomes="simulator"))
     values = yaml.safe_load(task.read_text())
     for context in values["contexts"].values():
         context["price_usd"] = 3 * context["price_usd"]

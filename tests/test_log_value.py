@@ -44,7 +44,7 @@ def test_copies_share_what_they_copy(tmp_path, seed):
     _, alone = values_of(tmp_path, planted(seed))
     result, pair = values_of(tmp_path, planted(seed, with_copy=True), name="pair.h5")
     assert pair.value["unique"] == pytest.approx(pair.value["copy"])
-    assert pair.value[["unique", "copy"]].sum() < 1.5 * alone.value["unique"]
+    assert pair.value[["unique", "copy"]].sum() < 1.75 * alone.value["unique"], "2 if counted twice"
     assert pair.leave_one_out["unique"] == 0, "nobody misses one of them"
     assert result["outcomes"] == "learned from logs" and "held-out logs" in result["judged_by"]
     assert result["judge"].startswith("learned from 360 logged steps of 12 videos")

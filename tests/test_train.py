@@ -162,7 +162,7 @@ def test_it_learns_the_seed_scenario(tmp_path):
 @pytest.mark.slow
 def test_it_learns_what_embeddings_show(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5")
-    settings = {"episodes": 4000, "num_envs": 256, "batch_size": 128}
+    settings = {"episodes": 4000, "num_envs": 256, "batch_size": 128, "outcomes": "simulator"}
     summary = train.run(embeddings_config(tmp_path, path, **settings))
     assert summary["validation"] == "held-out clips"
     assert summary["blind_ratio"] > 1.05, "it earns more than the best policy that cannot see"

@@ -253,7 +253,7 @@ def test_the_policy_is_validated_with_its_own_encoder(config, embeddings, tmp_pa
     manifest = embeddings.parent / "demos" / "manifest.csv"
     whole = tmp_path / "embeddings.h5"  # of clips as long as those that are rendered
     extract.run(ExtractConfig(source=str(manifest), out=whole, weights="random:0"))
-    cfg = config(embeddings=whole, encoder_lr=1e-2)
+    cfg = config(embeddings=whole, encoder_lr=1e-2, outcomes="simulator")
     trained = train.run(cfg)
     assert (trained["source"], trained["validation"], trained["labelled"]) == ("video", "held-out clips", True)
     again = evaluate.run(EvaluateConfig(run=cfg.out, validation="clips"))
