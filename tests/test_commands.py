@@ -22,7 +22,8 @@ class Case(NamedTuple):
 
 
 SUMMARY = (
-    "dishwashing", r"policy +.*oracle +.*blind", rf"profit \$/h.* {MONEY}", rf"spread would be \${MONEY}/h", "outcome model:"
+    "dishwashing", r"policy +.*oracle +.*blind", rf"profit \$/h.* {MONEY}", rf"spread would be \${MONEY}/h",
+    "outcome model:",
 )  # fmt: skip
 CASES = {
     "demo": Case("demo --quick --out {run}", (*SUMMARY, r"\d+ s; open .*report\.html")),
