@@ -44,11 +44,19 @@ NUMBERS = 4_000_000  # at once
 FEWEST_VIDEOS = 2  # that a judge can be learned from
 
 
-def learns_from_logs(data: dataset.Embeddings, priced: str | None, kind: Kind) -> bool:
-    """Whether outcomes are those of the logs, and not of a simulator; VtpError where they should be and cannot."""
+def learns_from_logs(data: dataset.Embeddings, priced: str | None, kind: Kind, *, draws_given: bool = False) -> bool:
+    """Whether outcomes are those of the logs, and not of a simulator; VtpError where they should be and cannot.
+
+    draws_given: whether sampled outcomes were asked for, which logs have no use for.
+    """
     if kind == "simulator":
         return False
     if not what_logs_lack(data, clip_contexts(data, priced).task):
+        if draws_given:
+            raise VtpError(
+                "--draws has no effect on outcomes in logs; leave it out, or add --outcomes simulator",
+                code="setting-without-effect",
+            )
         return True
     if kind == "logged":
         outcomes_of(data, priced, kind)  # which says what is missing
@@ -65,7 +73,7 @@ class LogLearner:
     def __init__(self, data: dataset.Embeddings, priced: str | None, *, seed: int):
         clips = clip_contexts(data, priced)
         self.videos, held_rows, self.held_out = dataset.split_rows(data)
-        training = np.concatenate([np.arange(start, end) for start, end in self.videos])
+        training = dataset.train_rows(data)
         if len(logged_steps(data, clips.task, clips.context, training).rows) == 0:
             raise VtpError(
                 "no training clip has all of the actions, attempts and errors in its labels; log some, or use "
@@ -93,7 +101,7 @@ class LogLearner:
         self._judged = np.concatenate(self._profits(self.judge, self._fallback), axis=-1)  # [J, K, P + 1]
 
     def _usual_on(self, row: int) -> np.ndarray:
-        """The mean action [A] logged on clips like this one, or where there are none on any."""
+        """The mean logged action [A] of the clips that are like this one; of all clips if none is."""
         like = self.outcomes.group[self.steps.rows] == self.outcomes.group[row]
         return self.steps.actions[like if like.any() else slice(None)].mean(0)
 

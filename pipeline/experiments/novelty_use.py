@@ -72,7 +72,8 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
         raise VtpError(
             f"{len(videos)} demonstrations are too few to keep a share of; give at least 4", code="videos-too-few"
         )
-    by_source = _by_logs if learns_from_logs(data, cfg.task, cfg.outcomes) else _by_simulation
+    from_logs = learns_from_logs(data, cfg.task, cfg.outcomes, draws_given="draws" in cfg.model_fields_set)
+    by_source = _by_logs if from_logs else _by_simulation
     found, frame = by_source(data, cfg, columns["weight"].astype(float), np.nan_to_num(columns["score"]), progress)
     result = conclude(frame) | found | {
         "model": attrs["model"], "demonstrations": len(videos), "clips": int((videos[:, 1] - videos[:, 0]).sum()),

@@ -67,7 +67,8 @@ def run(cfg: ValueConfig, *, progress: Progress = lambda done, total: None) -> d
     """Value every video or contributor of the training split; writes the table and the figure, returns key numbers."""
     started = time.monotonic()
     data = dataset.read_embeddings(cfg.embeddings)
-    by_source = _by_logs if learns_from_logs(data, cfg.task, cfg.outcomes) else _by_simulation
+    from_logs = learns_from_logs(data, cfg.task, cfg.outcomes, draws_given="draws" in cfg.model_fields_set)
+    by_source = _by_logs if from_logs else _by_simulation
     result, table = by_source(data, cfg, progress)
     result |= {"by": cfg.by, "tolerance": cfg.tolerance, "seed": cfg.seed, "wall_s": time.monotonic() - started}
     save(output_folder(cfg.out), "value", table, _draw(table, result), result)

@@ -9,7 +9,6 @@ import numpy as np
 import scipy.stats
 
 from pipeline import econ
-from pipeline.errors import VtpError
 from pipeline.outcomes.fitting import bootstraps, fit_head
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.model import Outcomes
@@ -239,20 +238,6 @@ class LearnedOutcomes(PricedRows):
         other = self._priced(self._task, price_usd, damage_usd, context=context, step_s=step_s)
         other._group = group
         return other
-
-    def with_task(self, task: Task) -> LearnedOutcomes:
-        if task.context_names != self._task.context_names:
-            raise VtpError(
-                f"task {task} has other contexts than {self._task}; name one with the same", code="task-other-contexts"
-            )
-        return self._priced(task, self._own_price, self._own_damage)
-
-    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> LearnedOutcomes:
-        own_price, own_damage = (
-            None if own is None else factor * own
-            for own, factor in ((self._own_price, price), (self._own_damage, damage))
-        )
-        return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
 
     def _priced(
         self,

@@ -59,7 +59,7 @@ class LoggedSteps(NamedTuple):
         if self.num_videos < 2:
             raise VtpError(
                 f"{self.num_videos} logged videos cannot tell chance from cause, as the steps of one hang together; "
-                "log two at least",
+                "log two at least, or use --outcomes simulator if the task has one",
                 code="logs-too-few-videos",
             )
         if not (self.attempts > 0).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from pipeline.outcomes.learned import SECONDS_PER_MINUTE, LearnedOutcomes
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.simulated import SimulatedOutcomes
 from pipeline.tasks import Task, load_task, repriced
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["auto", "logged", "simulator"]
 
@@ -105,7 +108,11 @@ def logged_steps(data: Embeddings, task: Task, context: np.ndarray, rows: np.nda
     rows = np.arange(data.num_clips) if rows is None else np.asarray(rows)
     rows = rows[_is_logged(logs)[rows]]
     propensity = None if logs.propensity is None else logs.propensity[rows]
-    if propensity is not None and np.isnan(propensity).any():
+    if propensity is not None and (unknown := int(np.isnan(propensity).sum())):
+        if unknown < len(rows):
+            logger.warning(
+                "%d of %d logged steps have no propensity, so all are estimated; log every one", unknown, len(rows)
+            )
         propensity = None
     return LoggedSteps(
         rows,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.errors import VtpError
 from pipeline.outcomes.model import OutcomeModel, Terms
 from pipeline.tasks import Task
 
 STEP_DIGITS = 3  # of seconds: clips of one length differ by rounding, as their ends are times in the video
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PricedRows(OutcomeModel):
@@ -73,6 +78,24 @@ class PricedRows(OutcomeModel):
 
     def penalty(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
         return np.zeros(np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1]))
+
+    def with_task(self, task: Task) -> Self:
+        if task.context_names != self._task.context_names:
+            raise VtpError(
+                f"task {task} has other contexts than {self._task}; name one with the same", code="task-other-contexts"
+            )
+        return self._priced(task, self._own_price, self._own_damage)
+
+    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> Self:
+        own_price, own_damage = (
+            None if own is None else factor * own
+            for own, factor in ((self._own_price, price), (self._own_damage, damage))
+        )
+        return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
+
+    def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> Self:
+        """The same rows and outcomes at the task's prices, or rows' own."""
+        raise NotImplementedError
 
 
 def _own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:

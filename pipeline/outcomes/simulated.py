@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.errors import VtpError
 from pipeline.outcomes.model import Outcomes
 from pipeline.outcomes.optimum import MAX_CORNERS
 from pipeline.outcomes.priced_rows import PricedRows
@@ -62,20 +61,6 @@ class SimulatedOutcomes(PricedRows):
         self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, size: tuple[int, ...]
     ) -> Outcomes:
         return Outcomes(*self._dynamics.sample(*self._rates(rows, actions), rng, size))
-
-    def with_task(self, task: Task) -> SimulatedOutcomes:
-        if task.context_names != self._task.context_names:
-            raise VtpError(
-                f"task {task} has other contexts than {self._task}; name one with the same", code="task-other-contexts"
-            )
-        return self._priced(task, self._own_price, self._own_damage)
-
-    def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> SimulatedOutcomes:
-        own_price, own_damage = (
-            None if own is None else factor * own
-            for own, factor in ((self._own_price, price), (self._own_damage, damage))
-        )
-        return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
 
     def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> SimulatedOutcomes:
         return SimulatedOutcomes(

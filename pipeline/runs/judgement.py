@@ -73,7 +73,7 @@ def read_comparison(value: Any) -> Comparison | None:
 
 
 def read_estimate(value: Any) -> tuple[float, float, float] | None:
-    """A value and its interval's bounds, infinite where there are none; None where it is no such thing."""
+    """A value with the bounds of its interval, which are infinite if it has none; None if `value` is something else."""
     if not isinstance(value, list) or len(value) != 3 or (middle := _finite(value[0])) is None:
         return None
     low, high = (_finite(bound) for bound in value[1:])

@@ -87,7 +87,11 @@ def plan_on_logs(
             "that is deployed clones the logging policy"
         )
     cautious = model.with_caution(caution)
-    transitions = _transitions(cautious, offset) if cfg.reward_window == "step" else None
+    transitions = None
+    if cfg.reward_window == "step":
+        transitions = _transitions(cautious, offset)
+    else:
+        logger.info("logged transitions stay out of replay: --reward-window %s looks back", cfg.reward_window)
     return LogsPlan(cautious, candidates, is_proven, transitions)
 
 
