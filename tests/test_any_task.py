@@ -141,10 +141,12 @@ def test_report_and_experiments_go_through(trained, task):
     assert set(counted["contexts"]) == set(task.contexts)
     assert within_bounds(counted["optimum"]["actions"], task)
 
-    worth = value.run(ValueConfig(embeddings=trained / "embeddings.h5", out=out, rounds=2, draws=20))
+    worth = value.run(
+        ValueConfig(embeddings=trained / "embeddings.h5", out=out, rounds=2, draws=20, outcomes="simulator")
+    )
     assert worth["demonstrations"] == len(pd.read_csv(out / "value.csv")) == 9
     learned = novelty_use.run(
-        NoveltyExperimentConfig(embeddings=trained / "embeddings.h5", out=out, rounds=2, draws=20)
+        NoveltyExperimentConfig(embeddings=trained / "embeddings.h5", out=out, rounds=2, draws=20, outcomes="simulator")
     )
     assert learned["clips"] == 9 * 12
 

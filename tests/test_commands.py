@@ -74,9 +74,9 @@ CASES = {
         "experiment elasticity {run} --out . --points 2", ("elasticities:", "price:", "policy:", rf"value: {MONEY}")
     ),
     "experiment spread": Case("experiment spread {run} --out . --periods 2", (MONEY,)),
-    "experiment value": Case("experiment value --embeddings {data} --out . --rounds 2 --draws 20", ("video", MONEY)),
+    "experiment value": Case("experiment value --embeddings {data} --out . --rounds 2", ("video", MONEY)),
     "experiment novelty": Case(
-        "experiment novelty --embeddings {data} --novelty {novelty} --out . --rounds 2 --draws 20",
+        "experiment novelty --embeddings {data} --novelty {novelty} --out . --rounds 2",
         ("weighting:", r"\d\.\d"),
     ),
 }

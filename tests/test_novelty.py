@@ -190,7 +190,9 @@ def test_clips_of_long_videos_are_visited_as_training_plays_them(embeddings):
 
 
 def test_the_experiment_compares_within_rounds_and_says_which_way_it_falls(embeddings, scored, tmp_path):
-    result = experiment.run(NoveltyExperimentConfig(embeddings=embeddings, out=tmp_path, rounds=3, draws=20))
+    result = experiment.run(
+        NoveltyExperimentConfig(embeddings=embeddings, out=tmp_path, rounds=3, draws=20, outcomes="simulator")
+    )
     assert result["answer"].startswith("weighting by novelty ")
     table = pd.read_csv(tmp_path / "novelty.csv")
     assert len(table) == 3 * (3 + 3 * 4)
