@@ -1,6 +1,6 @@
 """Do off-policy intervals cover the truth? Simulated dishwashing by three loggers, judged on held-out videos, as JSON.
 
-A pair is logs and a policy: greedy on an outcome model fitted to the other videos, constant, between the logger's mean
+A pair is logs and a policy: greedy on outcomes learned from the other videos, constant, between the logger's mean
 and the optimum, or blind. The truth is its expected profit less the logging policy's, over contexts as the simulator
 has them. The same pairs are judged with an outcome model that knows nothing, and with the loggers' true propensities.
 """
@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import expit
-from scipy.stats import norm, spearmanr
+from scipy.stats import spearmanr
 
 from pipeline.outcomes import (
+    LOGGERS,
+    LearnedOutcomes,
     LoggedSteps,
     OffPolicyEstimate,
     SimulatedOutcomes,
@@ -26,12 +27,13 @@ from pipeline.outcomes import (
     blind,
     estimate_off_policy,
     expected_worth,
+    logging_policy,
     oracle,
+    simulate_logs,
     step_worth,
 )
 from pipeline.outcomes.model import Outcomes
 from pipeline.outcomes.off_policy import Change
-from pipeline.synthetic import dynamics
 from pipeline.tasks import load_task
 
 TASK = load_task("dishwashing").in_scenario("mixed")
@@ -39,10 +41,7 @@ WORLD = SimulatedOutcomes(TASK)  # its rows are contexts
 CONTEXTS = np.arange(len(TASK.contexts))
 BEST, BLIND = oracle(WORLD, CONTEXTS).actions, blind(WORLD, CONTEXTS).actions
 SIZES, STEPS, HELD_OUT = (240, 480, 960, 1920), 20, 0.2  # steps in all, steps a video, share of videos
-HOLDS = 0.5  # probability that an action is held for another step; the expert's goes with the context
 KINDS = ("greedy", "constant", "between", "between", "blind")
-LOGGERS = ("uniform", "human", "expert")
-HUMAN_MEAN, SPREADS = np.array([0.55, 0.60]), {"human": 0.18, "expert": 0.15}
 GRID = np.stack(np.meshgrid(*[np.linspace(0, 1, 21)] * 2, indexing="ij"), -1).reshape(-1, 2)
 
 Profit = Callable[[np.ndarray, np.ndarray], np.ndarray]  # in $/h, of contexts [n] and actions [n, A]
@@ -60,45 +59,6 @@ class Pair(NamedTuple):
     num_steps: int
 
 
-def means_of(logger: str, context: np.ndarray) -> np.ndarray:
-    return HUMAN_MEAN + 0 * BEST[context] if logger == "human" else BEST[context]
-
-
-def choose(logger: str, context: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Actions [n, A] of the logger, all in [0, 1]."""
-    if logger == "uniform":
-        return rng.random((len(context), TASK.num_actions))
-    raw = means_of(logger, context) + SPREADS[logger] * rng.standard_normal((len(context), TASK.num_actions))
-    return np.clip(raw, 0, 1)
-
-
-def propensity_of(logger: str, context: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    if logger == "uniform":
-        return np.ones(len(context))
-    z = (actions - means_of(logger, context)) / SPREADS[logger]
-    inside = norm.pdf(z) / SPREADS[logger]
-    return np.where(actions <= 0, norm.cdf(z), np.where(actions >= 1, norm.sf(z), inside)).prod(1)
-
-
-def log(logger: str, num_videos: int, rng: np.random.Generator) -> LoggedSteps:
-    """Videos of the simulator's chain of contexts, worked on by the logger."""
-    context = WORLD.initial_rows(num_videos, rng)
-    actions = choose(logger, context, rng)
-    contexts, chosen, outcomes = [], [], []
-    for _ in range(STEPS):
-        contexts.append(context)
-        chosen.append(actions)
-        outcomes.append(WORLD.sample(context, actions, rng))
-        context = dynamics.next_context(len(CONTEXTS), context, rng)
-        is_held = (rng.random(num_videos) < HOLDS) & (logger != "expert")
-        actions = np.where(is_held[:, None], actions, choose(logger, context, rng))
-    context, actions = np.concatenate(contexts), np.concatenate(chosen)
-    attempts, errors = (np.concatenate(columns).astype(float) for columns in zip(*outcomes, strict=True))
-    video = np.tile(np.arange(num_videos), STEPS)
-    propensity = propensity_of(logger, context, actions)
-    return LoggedSteps(np.arange(len(context)), context, actions, attempts, errors, video, propensity)
-
-
 def profit_of(steps: LoggedSteps) -> np.ndarray:
     return step_worth(WORLD, steps.context, Outcomes(steps.attempts, steps.errors)).profit
 
@@ -109,51 +69,14 @@ def expected_profit(context: np.ndarray, actions: np.ndarray) -> np.ndarray:
 
 def logger_profit(logger: str, draws: int = 400_000) -> float:
     context = np.arange(draws) % len(CONTEXTS)
-    return float(expected_profit(context, choose(logger, context, np.random.default_rng(0))).mean())
-
-
-# The outcome model: a stand-in, quadratic in the actions for each context
-
-
-def _features(context: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    u = actions - 0.5
-    shared = np.stack([np.ones(len(u)), u[:, 0], u[:, 1], u[:, 0] ** 2, u[:, 1] ** 2, u[:, 0] * u[:, 1]], 1)
-    own = (np.eye(len(CONTEXTS))[context][:, :, None] * shared[:, None]).reshape(len(u), -1)
-    return np.concatenate([shared, own], 1)
-
-
-def _fit_glm(x: np.ndarray, counts: np.ndarray, trials: np.ndarray | None, start: float) -> np.ndarray:
-    """Coefficients of a Poisson model, or of a binomial one of these trials, by Newton's method with ridges."""
-    num_shared = x.shape[1] // (len(CONTEXTS) + 1)
-    shared, own = np.full(num_shared, 0.3), np.full(num_shared, 4.0)
-    shared[0], own[0] = 0.01, 2.0
-    ridge = np.concatenate([shared, np.tile(own, len(CONTEXTS))])
-    origin = np.zeros(x.shape[1])
-    origin[0] = start
-    found = origin.copy()
-    for _ in range(25):
-        linear = np.clip(x @ found, -12, 8)
-        mean = np.exp(linear) if trials is None else trials * expit(linear)
-        curvature = mean if trials is None else mean * (1 - expit(linear))
-        gradient = x.T @ (counts - mean) - ridge * (found - origin)
-        step = np.linalg.solve((x * curvature[:, None]).T @ x + np.diag(ridge), gradient)
-        found = found + step * min(1, 4 / np.abs(step).max())
-    return found
+    return float(expected_profit(context, logging_policy(logger, TASK).draw(context, np.random.default_rng(0))).mean())
 
 
 def fit_outcomes(steps: LoggedSteps) -> Profit:
-    """What a model fitted to these steps expects, in $/h."""
-    x = _features(steps.context, steps.actions)
-    rate = (steps.errors.sum() + 0.5) / (steps.attempts.sum() + 1)
-    of_attempts = _fit_glm(x, steps.attempts, None, np.log(steps.attempts.mean()))
-    of_errors = _fit_glm(x, steps.errors, steps.attempts, np.log(rate / (1 - rate)))
-
-    def profit(context: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        features = _features(context, actions)
-        attempts = np.exp(features @ of_attempts)
-        return step_worth(WORLD, context, Outcomes(attempts, attempts * expit(features @ of_errors))).profit
-
-    return profit
+    """What outcomes learned from these steps let expect, in $/h."""
+    steps = steps._replace(rows=steps.context)  # of a model whose rows are contexts, too
+    learned = LearnedOutcomes(TASK, CONTEXTS, CONTEXTS, steps, step_s=WORLD.terms(CONTEXTS).step_s)
+    return lambda context, actions: expected_worth(learned, context, actions).profit
 
 
 def choose_policy(kind: str, profit: Profit, logger: str, rng: np.random.Generator) -> np.ndarray:
@@ -164,7 +87,8 @@ def choose_policy(kind: str, profit: Profit, logger: str, rng: np.random.Generat
         return np.tile(rng.random(TASK.num_actions), (len(CONTEXTS), 1))
     if kind == "blind":
         return BLIND
-    middle = np.stack([choose(logger, np.full(2000, context), rng).mean(0) for context in CONTEXTS])
+    policy = logging_policy(logger, TASK)
+    middle = np.stack([policy.draw(np.full(2000, context), rng).mean(0) for context in CONTEXTS])
     return np.clip(middle + rng.random() * (BEST - middle) + 0.08 * rng.standard_normal(BEST.shape), 0, 1)
 
 
@@ -174,7 +98,7 @@ def pairs_of(logger: str, num_pairs: int, seed: int) -> Iterator[Pair]:
         rng = np.random.default_rng([seed, LOGGERS.index(logger), number])
         size, kind = SIZES[number % len(SIZES)], KINDS[number // len(SIZES) % len(KINDS)]
         num_videos = size // STEPS
-        logs = log(logger, num_videos, rng)
+        logs = simulate_logs(TASK, logging_policy(logger, TASK), videos=num_videos, steps=STEPS, rng=rng).to_steps()
         is_held_out = logs.video < max(2, round(HELD_OUT * num_videos))
         profit = fit_outcomes(logs.take(~is_held_out))
         actions = choose_policy(kind, profit, logger, rng)

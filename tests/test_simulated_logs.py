@@ -99,3 +99,13 @@ def test_what_cannot_be_simulated(lacks, code):
     task = Task.model_validate({**PARTS.model_dump(), lacks: None})
     with raises(code):
         logs_of(task, "uniform")
+
+
+def test_steps_follow_video_by_video():
+    logs = simulate_logs(DISHES, logging_policy("human", DISHES), videos=3, steps=2, rng=np.random.default_rng(0))
+    steps = logs.to_steps()
+    assert steps.rows.tolist() == [0, 1, 2, 3, 4, 5] and steps.video.tolist() == [0, 0, 1, 1, 2, 2]
+    np.testing.assert_array_equal(steps.actions[3], logs.actions[1, 1])
+    assert (steps.context[4], steps.attempts[4], steps.errors[4], steps.propensity[4]) == (
+        logs.context[2, 0], logs.attempts[2, 0], logs.errors[2, 0], logs.propensity[2, 0],
+    )  # fmt: skip

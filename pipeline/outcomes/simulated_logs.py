@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.logging_policy import LoggingPolicy
 from pipeline.outcomes.simulated import SimulatedOutcomes
 from pipeline.tasks import Task
@@ -19,6 +20,20 @@ class SimulatedLogs(NamedTuple):
     attempts: np.ndarray  # [V, S] int64
     errors: np.ndarray  # [V, S] int64
     propensity: np.ndarray  # [V, S] float64, as `LoggingPolicy.propensity`
+
+    def to_steps(self) -> LoggedSteps:
+        """All V · S steps, video by video; their rows count them."""
+        videos, steps = self.context.shape
+        count = videos * steps
+        return LoggedSteps(
+            rows=np.arange(count),
+            context=self.context.reshape(count),
+            actions=self.actions.reshape(count, -1),
+            attempts=self.attempts.reshape(count).astype(float),
+            errors=self.errors.reshape(count).astype(float),
+            video=np.repeat(np.arange(videos), steps),
+            propensity=self.propensity.reshape(count),
+        )
 
 
 def simulate_logs(
