@@ -14,8 +14,9 @@ from pipeline.outcomes.learned import NO_CAUTION, Caution, LearnedOutcomes
 from pipeline.outcomes.optimum import scattered
 
 CAUTIONS = tuple(Caution(*pair) for pair in ((0, 0), (0.5, 0), (0.5, 0.15), (0.5, 0.3), (1, 0), (1, 0.3), (2, 0.6)))
+ROUNDS = 2  # of folds, each with videos dealt anew
 SURENESS = 0.5  # standard deviations that the bound lies below the mean
-PROVEN = 0.8  # one-sided confidence of the bound that says whether to deploy what was learned
+PROVEN = 0.85  # one-sided confidence of the bound that says whether to deploy what was learned
 GRID_POINTS = {1: 201, 2: 21}
 MEMBERS = 16  # of the ensembles learned from folds
 MOST_KINDS = 300  # kinds of clips that a policy is compared on
@@ -26,7 +27,7 @@ Progress = Callable[[int, int], None]
 class Candidate(NamedTuple):
     """A caution, and the gain over the logging policy, in $/h, of the policy that it makes.
 
-    lower_bound: by what chooses among cautions. proven: a lower bound of the gain, of 80% confidence, by outcomes that
+    lower_bound: by what chooses among cautions. proven: a lower bound of the gain, of 85% confidence, by outcomes that
     had no part in making the policy; −∞ where there are too few videos for any.
     """
 
@@ -48,13 +49,16 @@ def choose_caution(
     logged actions of the fold is judged by them and by outcomes learned from the fold alone.
     """
     steps, cautions = model.steps, CAUTIONS if given is None else (given,)
-    folds = folds_of(steps.video, rng, most=min(FOLDS, steps.num_videos // 2))
-    num_folds = int(folds.max()) + 1
-    made, proof = np.full((2, num_folds, 2, len(cautions)), np.nan)  # mean and deviation of the gain, by each judge
-    for fold in range(num_folds if num_folds > 1 else 0):
-        progress(fold, num_folds)
-        inside = np.flatnonzero(folds == fold)
-        maker, judge = (model.relearned(steps.take(which), MEMBERS) for which in (folds != fold, inside))
+    num_folds = min(FOLDS, steps.num_videos // 2)
+    if num_folds < 2:
+        return [Candidate(NO_CAUTION if given is None else given, np.nan, -np.inf, -np.inf)]
+    rounds = [folds_of(steps.video, rng, num_folds) for _ in range(ROUNDS)]
+    dealt = [folds == fold for folds in rounds for fold in range(num_folds)]
+    made, proof = np.empty((2, len(dealt), 2, len(cautions)))  # mean and deviation of the gain, by each judge
+    for fold, is_inside in enumerate(dealt):
+        progress(fold, len(dealt))
+        inside = np.flatnonzero(is_inside)
+        maker, judge = (model.relearned(steps.take(which), MEMBERS) for which in (~is_inside, inside))
         if len(inside) > MOST_KINDS:
             inside = rng.choice(inside, MOST_KINDS, replace=False)
         rows = steps.rows[inside]
@@ -63,12 +67,10 @@ def choose_caution(
             before = by.profit_of_members(rows, steps.actions[inside])
             gains = np.stack([(by.profit_of_members(rows, actions) - before).mean(1) for actions in policies])
             found[fold, 0], found[fold, 1] = gains.mean(1), gains.std(1)
-    progress(num_folds, num_folds)
-    if num_folds < 2:
-        return [Candidate(NO_CAUTION if given is None else given, np.nan, -np.inf, -np.inf)]
+    progress(len(dealt), len(dealt))
     mean, deviation = (made.mean(0) + proof.mean(0)) / 2
     bound = mean - SURENESS * deviation
-    error = np.maximum(np.sqrt((proof[:, 1] ** 2).sum(0)), np.sqrt(num_folds) * proof[:, 0].std(0, ddof=1)) / num_folds
+    error = np.maximum(np.sqrt((proof[:, 1] ** 2).mean(0)), proof[:, 0].std(0, ddof=1)) / np.sqrt(num_folds)
     proven = proof[:, 0].mean(0) - scipy.stats.t.ppf(PROVEN, num_folds - 1) * error
     order = np.argsort(-bound, kind="stable")
     return [Candidate(cautions[k], float(mean[k]), float(bound[k]), float(proven[k])) for k in order]
