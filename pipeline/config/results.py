@@ -119,8 +119,11 @@ class ValueConfig(Config):
         le=10_000,
         description="Budget: rounds of up to 32 random orders of the demonstrations (8 if outcomes are logged).",
     )
-    tolerance: float = Field(
-        0.02, ge=0, description="Stop an order when its profit is within this of all data's, in $/h."
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="Stop an order when its profit is within this of all data's, in $/h; by default 0.02, or if "
+        "outcomes are logged a tenth of the standard deviation with which held-out logs know what all data adds.",
     )
     draws: int = Field(200, ge=20, le=10_000, description="Sampled outcomes of random actions per clip, if simulated.")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")

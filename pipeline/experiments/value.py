@@ -58,6 +58,8 @@ from pipeline.stats import interval95, percentiles95
 from pipeline.tasks import Task
 
 ROTATIONS = 32  # orders a round, at most
+TOLERANCE = 0.02  # $/h
+TOLERANCE_OF_JUDGE = 0.1  # of the standard deviation of what a judge that has learned makes of all data's worth
 DRAWN = 40  # demonstrations in the figure, the first of the table
 
 Progress = Callable[[int, int], None]
@@ -70,7 +72,7 @@ def run(cfg: ValueConfig, *, progress: Progress = lambda done, total: None) -> d
     from_logs = learns_from_logs(data, cfg.task, cfg.outcomes, draws_given="draws" in cfg.model_fields_set)
     by_source = _by_logs if from_logs else _by_simulation
     result, table = by_source(data, cfg, progress)
-    result |= {"by": cfg.by, "tolerance": cfg.tolerance, "seed": cfg.seed, "wall_s": time.monotonic() - started}
+    result |= {"by": cfg.by, "seed": cfg.seed, "wall_s": time.monotonic() - started}
     save(output_folder(cfg.out), "value", table, _draw(table, result), result)
     return result
 
@@ -85,6 +87,7 @@ def _by_simulation(
     learner = Learner(data, videos, held_rows, model)
     seen = [learner.see(data.embeddings[r]) for r in rows]
     keys = [content_key(data.embeddings[r]) for r in rows]
+    tolerance = TOLERANCE if cfg.tolerance is None else cfg.tolerance
     rounds = []
     for number in range(cfg.rounds):
         rng = np.random.default_rng([cfg.seed, number])
@@ -97,7 +100,7 @@ def _by_simulation(
             for i, r in enumerate(rows)
         ]  # fmt: skip
         utility = partial(judge, blindly=blindly, work=learner.work)
-        rounds.append(value_round(evidence, keys, utility, rng=rng, tolerance=cfg.tolerance))
+        rounds.append(value_round(evidence, keys, utility, rng=rng, tolerance=tolerance))
         progress(number + 1, cfg.rounds)
     values = np.stack([found.value for found in rounds])
     estimate = Estimate(
@@ -110,6 +113,7 @@ def _by_simulation(
     result, table = conclude(names, [len(r) for r in rows], estimate, model.task)
     return result | outcomes_from(model) | {
         "rounds": cfg.rounds,
+        "tolerance": tolerance,
         "orders": cfg.rounds * min(len(names), ROTATIONS),
         "policies_learned": sum(found.policies for found in rounds),
         "held_out": how,
@@ -126,10 +130,13 @@ def _by_logs(data: dataset.Embeddings, cfg: ValueConfig, progress: Progress) -> 
     worth, everyone = LogWorth(learner, data, rows), np.ones((1, len(names)), bool)
     nothing, everything = worth(~everyone)[0], worth(everyone)[0]  # [J]
     leave_one_out = everything - worth(~np.eye(len(names), dtype=bool))  # [V, J]
+    tolerance = cfg.tolerance
+    if tolerance is None:
+        tolerance = TOLERANCE_OF_JUDGE * float((everything - nothing).std())
     values = []
     for number in range(cfg.rounds):
         rng = np.random.default_rng([cfg.seed, number])
-        values.append(worth.shared(shapley_round(len(names), worth, rng=rng, tolerance=cfg.tolerance)))
+        values.append(worth.shared(shapley_round(len(names), worth, rng=rng, tolerance=tolerance)))
         progress(number + 1, cfg.rounds)
     estimate = Estimate(
         np.mean(values, axis=(0, 1)),
@@ -144,6 +151,7 @@ def _by_logs(data: dataset.Embeddings, cfg: ValueConfig, progress: Progress) -> 
         "profit_of_none_ci95": percentiles95(nothing),
         "profit_of_all_ci95": percentiles95(everything),
         "rounds": cfg.rounds,
+        "tolerance": tolerance,
         "orders": cfg.rounds * min(len(names), LOG_ROTATIONS),
         "policies_learned": worth.num_policies,
         "held_out": learner.held_out,
