@@ -12,8 +12,9 @@ from raising import raises
 from worlds import DISHES, PARTS, PLATES, grasping
 
 from pipeline.outcomes import Outcomes, SimulatedOutcomes, Terms, clip_contexts, oracle
-from pipeline.survey import as_json, survey
+from pipeline.survey import as_json, plain_words, survey
 from pipeline.survey.action_cells import Cells, cells_of, coverage_maps
+from pipeline.survey.best_actions import Fitted, Learned
 from pipeline.survey.next_steps import expected_maximum, step_variance
 from pipeline.tasks import Task
 
@@ -284,6 +285,15 @@ def test_a_best_action_that_was_hardly_logged_is_told():
     data = simulated_data(DISHES, "uniform", videos=60)
     slow = with_logs(data, attempts=np.where(data.logs.actions[:, 0] > 0.5, np.nan, data.logs.attempts))
     assert "best-action-hardly-logged" in codes(surveyed(slow))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_said"), [(-3.0, 9.0, True), (0.0, 9.0, True), (0.5, 9.0, False), (-9.0, -1.0, False)]
+)
+def test_a_gain_that_may_be_none_is_said(low, high, is_said):
+    fitted = Fitted(1.0, True, 0.0)
+    found = plain_words.doubt_in_words(Learned(32, fitted, fitted, [], 3.0, [low, high], {}))
+    assert [text.startswith("the interval holds 0") for text in found] == [True] * is_said
 
 
 # As JSON

@@ -73,7 +73,8 @@ def logs_section(found: LogSurvey) -> LogsSection:
             f"By these logs, the best actions are expected to earn {usd(found.learned.gain_usd_per_hour)} an hour more "
             f"than the logged ones (middle 95% of the ensemble: {usd(low)} to {usd(high)})."
         )
-        says += [f"{capitalised(sentence)}." for sentence in plain_words.fit_in_words(found.learned)]
+        sentences = plain_words.doubt_in_words(found.learned) + plain_words.fit_in_words(found.learned)
+        says += [f"{capitalised(sentence)}." for sentence in sentences]
         wanted = [plain_words.suggestion_in_words(one, usd) for one in found.next] or [plain_words.NOTHING_TO_LOG]
         lists.append((plain_words.LOG_NEXT, [f"{capitalised(line)}." for line in wanted]))
     if found.remarks:

@@ -20,7 +20,7 @@ from pipeline.survey.holdings import Holdings, holdings
 from pipeline.survey.next_steps import Suggestion, suggestions
 from pipeline.survey.remarks import Remark, remarks
 
-CANNOT_LEARN = ("logs-too-few-videos", "logs-no-attempts")
+CANNOT_LEARN = ("logs-too-few-videos", "logs-no-attempts", "logs-all-errors", "logs-constant-outcomes")
 
 Progress = Callable[[int, int, str], None]
 
