@@ -39,6 +39,7 @@ SUMMARY_NUMBERS = (
     "captured",
 )
 EXPECTED = "Dollars here are what the outcome model learned from the logs expects; nobody measured or paid them."
+CAUTIOUS = "The oracle and the best blind policy are chosen by it as cautiously as the policy was."
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _times(summary: dict[str, Any]) -> dict[str, Any]:
 def _contexts_note(contexts: list[ContextFigures], *, by_logs: bool) -> str:
     if _is_one_kind(contexts):
         return "There is one kind of work."
-    return EXPECTED if by_logs and contexts else where_most_is_lost(contexts)
+    return f"{EXPECTED} {CAUTIOUS}" if by_logs and contexts else where_most_is_lost(contexts)
 
 
 def _learning_note(metrics: pd.DataFrame, *, by_logs: bool) -> str:
