@@ -51,7 +51,8 @@ def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missin
     try:
         data = load_embeddings(clips)
         contexts = clip_contexts(data)._replace(task=metadata.task)
-        return logs_section(survey(data, contexts, Path(clips.embeddings), rows=train_rows(data)))
+        rows = train_rows(data)
+        return logs_section(survey(data, contexts, Path(clips.embeddings), rows=rows, caution=metadata.caution))
     except (VtpError, OSError) as error:
         return Missing(
             f"What the logs hold cannot be shown: {error}.", f"vtp logs {shlex.quote(str(clips.embeddings))}"

@@ -105,6 +105,9 @@ def build_page(files: RunFiles) -> Page:
         if summary.get("validation") == "simulator" or files.config.get("source") == "sim":
             del missing["frames"]
             cards_note = "There are no pictures: the policy sees the simulator’s state."
+        elif not _can_be_drawn(summary):
+            del missing["frames"]
+            cards_note = "There are no pictures: nothing draws this task."
         elif summary.get("validation") in ("held-out clips", "held-out logs"):
             unlabelled = summary.get("labelled") is False
             missing["frames"] = Missing(
@@ -197,6 +200,12 @@ def _times(summary: dict[str, Any]) -> dict[str, Any]:
     stages = summary.get("stages_wall_s")
     times = {f"{stage}, seconds": time for stage, time in stages.items()} if isinstance(stages, dict) else {}
     return times | ({"all stages, seconds": summary["wall_s"]} if "wall_s" in summary else {})
+
+
+def _can_be_drawn(summary: dict[str, Any]) -> bool:
+    """Whether the task has a renderer; of a summary that does not say, it may."""
+    task = summary.get("task_definition")
+    return not isinstance(task, dict) or bool((task.get("simulator") or {}).get("renderer"))
 
 
 def _contexts_note(contexts: list[ContextFigures], *, by_logs: bool) -> str:
