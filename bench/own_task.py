@@ -237,7 +237,6 @@ def logged(
     seed: int,
     *,
     labelled: bool,
-    absurd: bool,
 ) -> World:
     """An embeddings file of so many videos, whose labels have outcomes of this seed; the last fifth is held out."""
     footage = cache / "footage"
