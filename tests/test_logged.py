@@ -57,3 +57,25 @@ def test_propensities_are_kept_if_all_steps_have_them():
     both = one.with_others(other)
     assert both.num_steps == 5 and both.propensity is None
     assert one.with_others(other._replace(propensity=np.ones(3))).propensity is not None
+
+
+def test_errors_alone_tell_nothing_of_what_avoids_them():
+    steps = steps_of(np.zeros((2, 2)), attempts=np.array([9.0, 4.0]), errors=np.array([9.0, 4.0]))
+    with raises("logs-all-errors") as caught:
+        steps.check_telling()
+    assert "all 13 logged attempts are errors" in str(caught.value)
+    steps._replace(errors=np.array([9.0, 3.0])).check_telling()
+
+
+def test_the_same_counts_in_every_step_of_a_context_tell_nothing():
+    steps = steps_of(
+        np.zeros((4, 2)),
+        context=np.array([0, 1, 0, 1]),
+        attempts=np.array([9.0, 5, 9, 5]),
+        errors=np.array([3.0, 0, 3, 0]),
+    )
+    with raises("logs-constant-outcomes") as caught:
+        steps.check_telling()
+    assert "such as 9 and 3" in str(caught.value)
+    steps._replace(attempts=np.array([9.0, 5, 9, 6])).check_telling()
+    steps._replace(context=np.arange(4)).check_telling()  # one step a context

@@ -139,6 +139,16 @@ def test_a_change_over_another_policy_is_paired():
     assert over_other.high - over_other.low < 0.3 * (over_logs.high - over_logs.low), "alike policies share their luck"
 
 
+def test_who_is_not_identified_is_named():
+    steps = logs_of(lambda rng, n: np.stack([0.3 * rng.random(n), rng.random(n)], 1))
+    policy, other = at(steps, 0.15, 0.5), at(steps, 1.0, 0.5)
+    result = estimate_off_policy(PLATES, steps, noisy(steps), surface(steps.actions), policy, compared=other)
+    assert result.change.cause is None
+    assert "the other policy chooses speed near 1," in result.change_over_compared.reason
+    back = estimate_off_policy(PLATES, steps, noisy(steps), surface(steps.actions), other, compared=policy)
+    assert "the policy chooses speed near 1," in back.change.reason == back.change_over_compared.reason
+
+
 def test_a_policy_compared_with_itself_changes_nothing():
     steps = logs_of(uniform)
     policy = at(steps, 0.5, 0.5)

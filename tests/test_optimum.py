@@ -98,6 +98,20 @@ def test_many_kinds_are_priced_a_part_at_a_time(monkeypatch):
     np.testing.assert_allclose(blind(model, np.arange(30)).actions, at_once.actions, atol=1e-4)
 
 
+def test_actions_that_are_hardly_known_are_no_optimum():
+    """With a hundred dollars off above half speed the best of plates is at half speed; profits are said in full."""
+
+    class Doubtful(SimulatedOutcomes):
+        def penalty(self, rows, actions):
+            return np.broadcast_to(100.0 * (actions[..., 0] > 0.5), np.broadcast_shapes(rows.shape, actions.shape[:-1]))
+
+    model = Doubtful(PLATES)
+    for found in best_of(model):
+        assert found.actions[0, 0] == pytest.approx(0.5, abs=1e-4)
+        assert found.profit[0] == expected_worth(plates, np.array([0]), found.actions).profit[0] < 28
+    assert oracle(model, np.array([0]), lambda worth: worth.profit).actions[0, 0] == 1
+
+
 def test_another_objective_than_profit_can_be_maximised():
     slow = oracle(dishes, np.arange(4), lambda worth: -worth.err_rate)
     np.testing.assert_allclose(expected_worth(dishes, np.arange(4), slow.actions).err_rate, [0.001, 0.02, 0.02, 0.005])

@@ -263,6 +263,11 @@ def test_no_pictures_where_validation_renders_none(tmp_path):
     page = report(path)
     assert "There are no pictures: validation was on stored clips." in page.text
     assert f"vtp evaluate {path}" in page.text
+    for simulator in (None, {"renderer": None}):
+        edit_summary(path, task_definition={"name": "sorting", "simulator": simulator})
+        page = report(path)
+        assert "There are no pictures: nothing draws this task." in page.text
+        assert "Nothing: every part of this page had its data." in page.text
 
 
 @pytest.mark.parametrize("row", ['{"video_id": "a.mp4", "reason": "empty"}', "[]", "not JSON"])

@@ -5,7 +5,7 @@ import pytest
 from raising import raises
 from worlds import DISHES, PLATES
 
-from pipeline.outcomes import LearnedOutcomes, LoggedSteps
+from pipeline.outcomes import Caution, LearnedOutcomes, LoggedSteps
 from pipeline.outcomes.surfaces import Basis, Counts, Prior, fit
 
 
@@ -73,3 +73,15 @@ def test_logs_without_an_error_and_with_errors_alone(errors):
     attempts, failed = model.expected(np.arange(4), np.full(2, 0.5))
     np.testing.assert_allclose(attempts, 3.0, rtol=0.4)
     np.testing.assert_allclose(failed / attempts, errors[0] / 3, atol=0.15)
+
+
+def test_penalties_are_the_same_a_part_at_a_time(monkeypatch):
+    errors = np.random.default_rng(1).binomial(3, 0.3, 40).astype(float)
+    context, video = np.arange(40) % 4, np.arange(40) // 10
+    model = learned(DISHES, np.full(40, 3.0), errors, video, context).with_caution(Caution(1.0, 0.3))
+    rows, actions = np.arange(4)[:, None], np.random.default_rng(2).random((1, 5, 2))
+    penalty = model.penalty(rows, actions)
+    deviation = model.profit_of_members(rows, actions).std(0)
+    np.testing.assert_allclose(penalty, deviation + 0.3 * DISHES.human_wage_usd * model.unknown(rows, actions))
+    monkeypatch.setattr("pipeline.outcomes.learned.AT_ONCE", 70)
+    np.testing.assert_allclose(model.penalty(rows, actions), penalty)

@@ -11,9 +11,10 @@ from logged_data import data_set, simulated_data
 from raising import raises
 from worlds import DISHES, PARTS, PLATES, grasping
 
-from pipeline.outcomes import Outcomes, SimulatedOutcomes, Terms, clip_contexts, oracle
-from pipeline.survey import as_json, survey
+from pipeline.outcomes import Caution, Outcomes, SimulatedOutcomes, Terms, clip_contexts, oracle
+from pipeline.survey import as_json, plain_words, survey
 from pipeline.survey.action_cells import Cells, cells_of, coverage_maps
+from pipeline.survey.best_actions import Fitted, Learned
 from pipeline.survey.next_steps import expected_maximum, step_variance
 from pipeline.tasks import Task
 
@@ -280,10 +281,29 @@ def test_actions_that_never_vary_are_told():
     assert texts["constant-action-in-context"].startswith("care is the same in every logged step of mug")
 
 
+def test_with_caution_best_actions_are_where_steps_were_logged():
+    """All steps are slow, so that full speed is a guess, which caution leaves; what to log next does not change."""
+    data = simulated_data(DISHES, "uniform", videos=60)
+    slow = with_logs(data, attempts=np.where(data.logs.actions[:, 0] > 0.5, np.nan, data.logs.attempts))
+    bold, cautious = surveyed(slow), surveyed(slow, caution=Caution(2.0, 0.6))
+    for name, one in cautious.learned.contexts.items():
+        assert one.like_steps > bold.learned.contexts[name].like_steps
+    assert cautious.next == bold.next
+
+
 def test_a_best_action_that_was_hardly_logged_is_told():
     data = simulated_data(DISHES, "uniform", videos=60)
     slow = with_logs(data, attempts=np.where(data.logs.actions[:, 0] > 0.5, np.nan, data.logs.attempts))
     assert "best-action-hardly-logged" in codes(surveyed(slow))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_said"), [(-3.0, 9.0, True), (0.0, 9.0, True), (0.5, 9.0, False), (-9.0, -1.0, False)]
+)
+def test_a_gain_that_may_be_none_is_said(low, high, is_said):
+    fitted = Fitted(1.0, True, 0.0)
+    found = plain_words.doubt_in_words(Learned(32, fitted, fitted, [], 3.0, [low, high], {}))
+    assert [text.startswith("the interval holds 0") for text in found] == [True] * is_said
 
 
 # As JSON

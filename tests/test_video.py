@@ -460,6 +460,19 @@ def test_a_dying_child_fails_one_video(plain):
         assert len(list(decoder.clips(plain))) == 2
 
 
+def test_a_video_that_fails_late_leaves_the_next_one_whole(tmp_path, plain):
+    path = write_video(tmp_path / "damaged.mkv", 120, options={"g": "10"})
+    damage(path, 0.7, 200)
+    with Decoder(decoder="pyav") as decoder:
+        stream = decoder.clips(path, clip_stride=1)
+        next(stream)
+        process = decoder._process
+        with raises("damaged", VideoError):
+            list(stream)  # it has emptied slots that the child no longer asks for
+        assert len(list(decoder.clips(plain))) == 2
+        assert decoder._process is process
+
+
 def test_the_next_video_ends_the_one_before(plain):
     with Decoder() as decoder:
         first = decoder.clips(plain, clip_stride=1)

@@ -45,7 +45,7 @@ def print_survey(survey: LogSurvey) -> None:
             f"the best actions by the logs are expected to earn {usd(gain.gain_usd_per_hour)}/h"
             f"{interval(gain.gain_ci95)} more than the logged ones"
         )
-        for sentence in plain_words.fit_in_words(survey.learned):
+        for sentence in plain_words.doubt_in_words(survey.learned) + plain_words.fit_in_words(survey.learned):
             print(sentence)
         print(f"\n{plain_words.LOG_NEXT}")
         for one in survey.next:

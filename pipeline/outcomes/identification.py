@@ -122,8 +122,9 @@ def identify(
     num_videos: int,
     num_steps: int,
     density_ratio: float | None,
+    policy: str,
 ) -> Finding | None:
-    """Why the logs cannot tell what a policy brings; None where they can.
+    """Why the logs cannot tell what a policy brings; None where they can. policy: what messages call it.
 
     never_varied: actions that a policy's worth hangs on though logs do not vary them. varying: those that logs vary,
     which the axis of a gap counts.
@@ -154,28 +155,26 @@ def identify(
             "log the density per unit of each action, or leave propensities out to have them estimated",
         )
     if support.overlap < LEAST_OVERLAP:
-        return Finding("no-overlap", *_no_overlap(task, support, varying))
+        return Finding("no-overlap", *_no_overlap(task, support, varying, policy))
     if support.effective_steps < FEWEST_EFFECTIVE or support.largest_weight > LARGEST_WEIGHT:
         return Finding(
             "few-effective-steps",
-            f"only {support.effective_steps:.1f} effective steps have actions like the policy's, and the largest "
+            f"only {support.effective_steps:.1f} effective steps have actions like {policy}'s, and the largest "
             f"weight is {support.largest_weight:.0%} of all; {FEWEST_EFFECTIVE:g} steps and at most "
             f"{LARGEST_WEIGHT:.0%} are needed",
-            "log more steps with actions near the policy's",
+            f"log more steps with actions near {policy}'s",
         )
     return None
 
 
-def _no_overlap(task: Task, support: Support, varying: list[str]) -> tuple[str, str]:
-    reason = (
-        f"logs hold actions like the policy's for {support.overlap:.0%} of the hours; {LEAST_OVERLAP:.0%} are needed"
-    )
+def _no_overlap(task: Task, support: Support, varying: list[str], policy: str) -> tuple[str, str]:
+    reason = f"logs hold actions like {policy}'s for {support.overlap:.0%} of the hours; {LEAST_OVERLAP:.0%} are needed"
     if support.gap is None:
-        return reason, "log more steps with actions near the policy's"
+        return reason, f"log more steps with actions near {policy}'s"
     gap = support.gap
     name, where = varying[gap.axis], task.context_names[gap.context]
     action = task.actions[name]
     target, low, high = (action.low + part * (action.high - action.low) for part in (gap.target, *gap.logged))
     logged = "no steps" if np.isnan(low) else f"mostly {low:.3g} to {high:.3g}"
     what = f"log {where} steps with {name} near {target:.3g}"
-    return f"{reason}: in {where} the policy chooses {name} near {target:.3g}, logs hold {logged}", what
+    return f"{reason}: in {where} {policy} chooses {name} near {target:.3g}, logs hold {logged}", what

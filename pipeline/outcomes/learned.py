@@ -112,24 +112,28 @@ class LearnedOutcomes(PricedRows):
 
     def of_members(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
         """Expected attempts and errors of one step, by each member: [M, ...]."""
-        shape = np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1])
-        flat_rows = np.broadcast_to(rows, shape).reshape(-1)
-        unit = self._task.to_unit(
-            np.broadcast_to(actions, (*shape, self._task.num_actions)).reshape(len(flat_rows), -1)
-        )
-        unit, group = np.clip(unit, 0, 1), self._group[flat_rows]
+        shape, flat_rows, flat_actions = self._flat(rows, actions)
+        unit, group = np.clip(self._task.to_unit(flat_actions), 0, 1), self._group[flat_rows]
         attempts = self.attempts_head.rates(group, unit) * (self._step_s[flat_rows] / SECONDS_PER_MINUTE)
         errors = attempts * np.minimum(self.errors_head.rates(group, unit), HIGHEST_PROBABILITY)
         return Outcomes(attempts.reshape(-1, *shape), errors.reshape(-1, *shape))
 
     def expected(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
-        shape = np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1])
-        flat_rows = np.broadcast_to(rows, shape).reshape(-1)
-        flat_actions = np.broadcast_to(actions, (*shape, self._task.num_actions)).reshape(len(flat_rows), -1)
+        shape, flat_rows, flat_actions = self._flat(rows, actions)
         means = np.empty((2, len(flat_rows)))
-        for part in np.array_split(np.arange(len(flat_rows)), -(-len(flat_rows) * self.num_members // AT_ONCE) or 1):
+        for part in self._parts(len(flat_rows)):
             means[:, part] = np.mean(self.of_members(flat_rows[part], flat_actions[part]), axis=1)
         return Outcomes(*means.reshape(2, *shape))
+
+    def _flat(self, rows: np.ndarray, actions: np.ndarray) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+        """The shape that rows and actions have together, then both of them [n] and [n, A]."""
+        shape = np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1])
+        flat_rows = np.broadcast_to(rows, shape).reshape(-1)
+        return shape, flat_rows, np.broadcast_to(actions, (*shape, self._task.num_actions)).reshape(len(flat_rows), -1)
+
+    def _parts(self, count: int) -> list[np.ndarray]:
+        """So many numbers in parts, of which all members have a value at once."""
+        return np.array_split(np.arange(count), -(-count * self.num_members // AT_ONCE) or 1)
 
     def profit_of_members(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Expected profit in $/h by each member, [M, ...]."""
@@ -139,9 +143,8 @@ class LearnedOutcomes(PricedRows):
 
     def support(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """How many logged steps of the rows' groups had an action like these, each counted by its nearness."""
-        shape = np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1])
-        group = self._group[np.broadcast_to(rows, shape).reshape(-1)]
-        unit = self._task.to_unit(np.broadcast_to(actions, (*shape, self._task.num_actions)).reshape(len(group), -1))
+        shape, flat_rows, flat_actions = self._flat(rows, actions)
+        group, unit = self._group[flat_rows], self._task.to_unit(flat_actions)
         support = np.zeros(len(group))
         for one in np.unique(group):
             which, logged = np.flatnonzero(group == one), self._remembered[one]
@@ -157,8 +160,11 @@ class LearnedOutcomes(PricedRows):
     def penalty(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
         if self.caution == NO_CAUTION:
             return super().penalty(rows, actions)
-        deviation = self.profit_of_members(rows, actions).std(0)
-        return self.penalty_of(self.caution, deviation, self.unknown(rows, actions))
+        shape, flat_rows, flat_actions = self._flat(rows, actions)
+        deviation = np.empty(len(flat_rows))
+        for part in self._parts(len(flat_rows)):
+            deviation[part] = self.profit_of_members(flat_rows[part], flat_actions[part]).std(0)
+        return self.penalty_of(self.caution, deviation, self.unknown(flat_rows, flat_actions)).reshape(shape)
 
     def penalty_of(self, caution: Caution, deviation: np.ndarray, unknown: np.ndarray) -> np.ndarray:
         """What the caution charges, in $/h, for the ensemble's deviation in $/h and what the logs leave open."""

@@ -154,12 +154,12 @@ def estimate_off_policy(
     policy, half, double = (_weigh(logs, targets, factor * bandwidth) for factor in (1.0, 0.5, 2.0))
     logging = _Weighed(Targets(steps.actions, expected), np.ones(steps.num_steps))
     support = _support(logs, policy, bandwidth)
-    finding = _identify(logs, targets, support)
+    finding = _identify(logs, targets, support, "the policy")
     of_half = _change(logs, half, logging)
     over_compared = None
     if compared is not None:
         other, other_half = (_weigh(logs, compared, factor * bandwidth) for factor in (1.0, 0.5))
-        found = finding or _identify(logs, compared, _support(logs, other, bandwidth))
+        found = finding or _identify(logs, compared, _support(logs, other, bandwidth), "the other policy")
         change = _smoothed(_change(logs, policy, other), _change(logs, half, other_half))
         over_compared = _judge(change, found, "the policy that it is compared with")
     in_units = np.zeros(task.num_actions)
@@ -358,7 +358,7 @@ def _judge(change: Estimate, finding: Finding | None, than: str) -> Change:
     return Change(change, "not distinguishable", None, f"the interval holds 0: {within}", advice)
 
 
-def _identify(logs: _Logs, targets: Targets, support: Support) -> Finding | None:
+def _identify(logs: _Logs, targets: Targets, support: Support, policy: str) -> Finding | None:
     unit = np.clip(logs.task.to_unit(targets.actions), 0, 1)
     logged = np.clip(logs.task.to_unit(logs.steps.actions), 0, 1)
     names = list(logs.task.actions)
@@ -368,4 +368,5 @@ def _identify(logs: _Logs, targets: Targets, support: Support) -> Finding | None
         logs.task, support,
         never_varied=names if len(logs.axes) == 0 else moved, varying=[names[axis] for axis in logs.axes],
         num_videos=logs.steps.num_videos, num_steps=logs.num_steps, density_ratio=logs.density_ratio,
+        policy=policy,
     )  # fmt: skip

@@ -42,39 +42,38 @@ class Reference(NamedTuple):
 def oracle(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = None) -> Reference:
     """The best action on each of the rows [n], for one who sees what is on it.
 
-    objective: what is maximised, of expected worth; by default profit.
+    objective: what is maximised, of expected worth; by default profit, less what an estimate's caution takes off where
+    its outcomes are not well known. Without that the best of many guesses would be the luckiest one.
     """
-    value = objective or _profit
     rows = np.asarray(rows)
     kinds, first, back = np.unique(model.kind(rows), return_index=True, return_inverse=True)
     best = np.empty((len(kinds), model.task.num_actions))
     for number, row in enumerate(rows[first]):
-        best[number] = best_action(model.task, functools.partial(_value_on, model, row, value))
+        best[number] = best_action(model.task, functools.partial(_value_on, model, row, objective))
     actions = best[back.reshape(-1)]
     return Reference(actions, expected_worth(model, rows, actions).profit)
 
 
-def _value_on(model: OutcomeModel, row: np.ndarray, value: Objective, actions: np.ndarray) -> np.ndarray:
-    return value(expected_worth(model, row, actions))
+def _value_on(model: OutcomeModel, rows: np.ndarray, objective: Objective | None, actions: np.ndarray) -> np.ndarray:
+    worth = expected_worth(model, rows, actions)
+    return worth.profit - model.penalty(rows, actions) if objective is None else objective(worth)
 
 
 def blind(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = None) -> Reference:
-    """The best constant action, each kind of row as often, judged on the rows [n]: for one who sees nothing."""
-    value = objective or _profit
+    """The best constant action, each kind of row as often, judged on the rows [n]: for one who sees nothing.
+
+    objective: as of the oracle.
+    """
     everywhere = np.arange(len(model.context))
     _, first = np.unique(model.kind(everywhere), return_index=True)
     kinds = everywhere[first]
 
     def mean_value(actions: np.ndarray) -> np.ndarray:
         parts = np.array_split(kinds, -(-len(kinds) * len(actions) // AT_ONCE))
-        return sum(value(expected_worth(model, part[:, None], actions[None])).sum(0) for part in parts) / len(kinds)
+        return sum(_value_on(model, part[:, None], objective, actions[None]).sum(0) for part in parts) / len(kinds)
 
     actions = np.tile(best_action(model.task, mean_value), (len(rows), 1))
     return Reference(actions, expected_worth(model, np.asarray(rows), actions).profit)
-
-
-def _profit(worth: Worth) -> np.ndarray:
-    return worth.profit
 
 
 def best_action(task: Task, value: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -51,7 +51,8 @@ def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missin
     try:
         data = load_embeddings(clips)
         contexts = clip_contexts(data)._replace(task=metadata.task)
-        return logs_section(survey(data, contexts, Path(clips.embeddings), rows=train_rows(data)))
+        rows = train_rows(data)
+        return logs_section(survey(data, contexts, Path(clips.embeddings), rows=rows, caution=metadata.caution))
     except (VtpError, OSError) as error:
         return Missing(
             f"What the logs hold cannot be shown: {error}.", f"vtp logs {shlex.quote(str(clips.embeddings))}"
@@ -73,7 +74,8 @@ def logs_section(found: LogSurvey) -> LogsSection:
             f"By these logs, the best actions are expected to earn {usd(found.learned.gain_usd_per_hour)} an hour more "
             f"than the logged ones (middle 95% of the ensemble: {usd(low)} to {usd(high)})."
         )
-        says += [f"{capitalised(sentence)}." for sentence in plain_words.fit_in_words(found.learned)]
+        sentences = plain_words.doubt_in_words(found.learned) + plain_words.fit_in_words(found.learned)
+        says += [f"{capitalised(sentence)}." for sentence in sentences]
         wanted = [plain_words.suggestion_in_words(one, usd) for one in found.next] or [plain_words.NOTHING_TO_LOG]
         lists.append((plain_words.LOG_NEXT, [f"{capitalised(line)}." for line in wanted]))
     if found.remarks:

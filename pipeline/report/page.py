@@ -39,6 +39,7 @@ SUMMARY_NUMBERS = (
     "captured",
 )
 EXPECTED = "Dollars here are what the outcome model learned from the logs expects; nobody measured or paid them."
+CAUTIOUS = "The oracle and the best blind policy are chosen by it as cautiously as the policy was."
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ def build_page(files: RunFiles) -> Page:
         if summary.get("validation") == "simulator" or files.config.get("source") == "sim":
             del missing["frames"]
             cards_note = "There are no pictures: the policy sees the simulator’s state."
+        elif not _can_be_drawn(summary):
+            del missing["frames"]
+            cards_note = "There are no pictures: nothing draws this task."
         elif summary.get("validation") in ("held-out clips", "held-out logs"):
             unlabelled = summary.get("labelled") is False
             missing["frames"] = Missing(
@@ -198,10 +202,16 @@ def _times(summary: dict[str, Any]) -> dict[str, Any]:
     return times | ({"all stages, seconds": summary["wall_s"]} if "wall_s" in summary else {})
 
 
+def _can_be_drawn(summary: dict[str, Any]) -> bool:
+    """Whether the task has a renderer; of a summary that does not say, it may."""
+    task = summary.get("task_definition")
+    return not isinstance(task, dict) or bool((task.get("simulator") or {}).get("renderer"))
+
+
 def _contexts_note(contexts: list[ContextFigures], *, by_logs: bool) -> str:
     if _is_one_kind(contexts):
         return "There is one kind of work."
-    return EXPECTED if by_logs and contexts else where_most_is_lost(contexts)
+    return f"{EXPECTED} {CAUTIOUS}" if by_logs and contexts else where_most_is_lost(contexts)
 
 
 def _learning_note(metrics: pd.DataFrame, *, by_logs: bool) -> str:

@@ -13,14 +13,15 @@ import numpy as np
 from pipeline.config import LogsConfig
 from pipeline.dataset import Embeddings, read_embeddings
 from pipeline.errors import VtpError
-from pipeline.outcomes import LoggedSteps, Terms, learned_from, logged_steps, what_logs_lack
+from pipeline.outcomes import Caution, LoggedSteps, Terms, learned_from, logged_steps, what_logs_lack
+from pipeline.outcomes.learned import NO_CAUTION
 from pipeline.outcomes.of_dataset import ClipContexts, clip_contexts
 from pipeline.survey.best_actions import Learned, best_of_contexts, learned
 from pipeline.survey.holdings import Holdings, holdings
 from pipeline.survey.next_steps import Suggestion, suggestions
 from pipeline.survey.remarks import Remark, remarks
 
-CANNOT_LEARN = ("logs-too-few-videos", "logs-no-attempts")
+CANNOT_LEARN = ("logs-too-few-videos", "logs-no-attempts", "logs-all-errors", "logs-constant-outcomes")
 
 Progress = Callable[[int, int, str], None]
 
@@ -61,10 +62,12 @@ def survey(
     where: Path,
     *,
     rows: np.ndarray | None = None,
+    caution: Caution = NO_CAUTION,
     budget: int = LogsConfig.model_fields["steps"].default,
     progress: Progress = lambda done, total, text: None,
 ) -> LogSurvey:
     """Survey the logs of clips `rows` [n], default all. where: of the file. budget: steps that could be logged next.
+    caution: of choosing best actions; what to log next is asked for without any.
 
     VtpError with the code logs-missing where the labels lack what makes a log.
     """
@@ -93,7 +96,11 @@ def survey(
         description = model.description
         names = iter(range(1, len(task.contexts) + 1))
         bests = best_of_contexts(model, lambda name: progress(next(names), 1 + len(contexts), f"best action of {name}"))
-        found, wanted = learned(model, bests), suggestions(model, bests, budget)
+        wanted = suggestions(model, bests, budget)
+        if caution != NO_CAUTION:
+            model = model.with_caution(caution)
+            bests = best_of_contexts(model, lambda name: None)
+        found = learned(model, bests)
     progress(1 + len(contexts), 1 + len(contexts), "")
     absent = [name for name in (data.task or task).contexts if name not in contexts]
     return LogSurvey(

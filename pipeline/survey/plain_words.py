@@ -32,6 +32,14 @@ LOG_NEXT = "What to log next, and what that is expected to add to the profit of 
 NOTHING_TO_LOG = "nowhere are more steps expected to improve the best actions by a cent an hour"
 
 
+def doubt_in_words(learned: Learned) -> list[str]:
+    """That the gain of the best actions may be none, if the ensemble says so."""
+    low, high = learned.gain_ci95
+    return (
+        ["the interval holds 0, so these logs do not show that the best actions earn more"] if low <= 0 <= high else []
+    )
+
+
 def fit_in_words(learned: Learned) -> list[str]:
     """How attempts and errors were fitted, a sentence each."""
     return [_fitted("attempts", learned.attempts), _fitted("errors", learned.errors)]

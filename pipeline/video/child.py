@@ -42,6 +42,8 @@ def main() -> None:
     while True:
         try:
             request = json.loads(connection.recv_bytes())
+            if "emptied" in request:  # of a video that failed before it needed the slot
+                continue
             send(connection, serve(connection, slots_fd, request))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
