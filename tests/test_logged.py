@@ -61,10 +61,8 @@ def test_propensities_are_kept_if_all_steps_have_them():
 
 def test_errors_alone_tell_nothing_of_what_avoids_them():
     steps = steps_of(np.zeros((2, 2)), attempts=np.array([9.0, 4.0]), errors=np.array([9.0, 4.0]))
-    with raises("logs-all-errors") as caught:
-        steps.check_telling()
-    assert "all 13 logged attempts are errors" in str(caught.value)
-    steps._replace(errors=np.array([9.0, 3.0])).check_telling()
+    assert "all 13 logged attempts are errors" in str(steps.tells_nothing())
+    assert steps._replace(errors=np.array([9.0, 3.0])).tells_nothing() is None
 
 
 def test_the_same_counts_in_every_step_of_a_context_tell_nothing():
@@ -74,8 +72,6 @@ def test_the_same_counts_in_every_step_of_a_context_tell_nothing():
         attempts=np.array([9.0, 5, 9, 5]),
         errors=np.array([3.0, 0, 3, 0]),
     )
-    with raises("logs-constant-outcomes") as caught:
-        steps.check_telling()
-    assert "such as 9 and 3" in str(caught.value)
-    steps._replace(attempts=np.array([9.0, 5, 9, 6])).check_telling()
-    steps._replace(context=np.arange(4)).check_telling()  # one step a context
+    assert "such as 9 and 3" in str(steps.tells_nothing())
+    assert steps._replace(attempts=np.array([9.0, 5, 9, 6])).tells_nothing() is None
+    assert steps._replace(context=np.arange(4)).tells_nothing() is None  # one step a context

@@ -18,7 +18,7 @@ def logs_of(draw, *, videos=VIDEOS, task=PLATES, seed=0, propensity=None):
     context = rng.integers(len(task.contexts), size=n)
     zeros = np.zeros(n)
     return LoggedSteps(
-        np.arange(n), context, task.from_unit(unit), zeros + 1, zeros, np.repeat(np.arange(videos), STEPS),
+        np.arange(n), context, task.from_unit(unit), 1.0 + np.arange(n) % 5, zeros, np.repeat(np.arange(videos), STEPS),
         None if propensity is None else np.full(n, propensity),
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ class Candidate(NamedTuple):
     """A caution, and the gain over the logging policy, in $/h, of the policy that it makes.
 
     lower_bound: by what chooses among cautions. proven: a lower bound of the gain, of 85% confidence, by outcomes that
-    had no part in making the policy; −∞ where there are too few videos for any.
+    had no part in making the policy; −∞ where there are too few videos for any, or nothing in them tells.
     """
 
     caution: Caution
@@ -50,7 +50,7 @@ def choose_caution(
     """
     steps, cautions = model.steps, CAUTIONS if given is None else (given,)
     num_folds = min(FOLDS, steps.num_videos // 2)
-    if num_folds < 2:
+    if num_folds < 2 or steps.tells_nothing():
         return [Candidate(NO_CAUTION if given is None else given, np.nan, -np.inf, -np.inf)]
     rounds = [folds_of(steps.video, rng, num_folds) for _ in range(ROUNDS)]
     dealt = [folds == fold for folds in rounds for fold in range(num_folds)]

@@ -19,8 +19,16 @@ DENSITY_RATIO = (1 / 3, 3.0)  # of estimated to logged propensities, on average 
 MOST_TARGETS = 512  # whose overlap is looked at
 MIDDLE = (0.05, 0.95)  # of logged actions, as a range that messages name
 
+LOG_OWN_COUNTS = "log each step's own attempts, good ones included, and errors"
+
 Cause = Literal[
-    "logs-deterministic", "few-videos", "few-steps", "propensities-off", "no-overlap", "few-effective-steps"
+    "outcomes-tell-nothing",
+    "logs-deterministic",
+    "few-videos",
+    "few-steps",
+    "propensities-off",
+    "no-overlap",
+    "few-effective-steps",
 ]
 
 
@@ -122,13 +130,16 @@ def identify(
     num_videos: int,
     num_steps: int,
     density_ratio: float | None,
+    tells_nothing: str | None,
     policy: str,
 ) -> Finding | None:
     """Why the logs cannot tell what a policy brings; None where they can. policy: what messages call it.
 
-    never_varied: actions that a policy's worth hangs on though logs do not vary them. varying: those that logs vary,
+    tells_nothing: why outcomes do not. never_varied: actions that a policy's worth hangs on though logs do not vary them. varying: those that logs vary,
     which the axis of a gap counts.
     """
+    if tells_nothing:
+        return Finding("outcomes-tell-nothing", tells_nothing, LOG_OWN_COUNTS)
     if never_varied:
         names = ", ".join(never_varied)
         return Finding(

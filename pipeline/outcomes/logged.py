@@ -69,22 +69,17 @@ class LoggedSteps(NamedTuple):
                 code="logs-no-attempts",
             )
 
-    def check_telling(self) -> None:
-        """VtpError where what came of these steps cannot tell one action from another."""
+    def tells_nothing(self) -> str | None:
+        """Why what came of these steps cannot tell one action from another, for messages; None where it can."""
         if (self.errors == self.attempts).all():
-            raise VtpError(
-                f"all {self.attempts.sum():,.0f} logged attempts are errors, so nothing tells what avoids them; check "
-                "that attempts counts good units too, or use --outcomes simulator if the task has one",
-                code="logs-all-errors",
-            )
+            return f"all {self.attempts.sum():,.0f} logged attempts are errors, so nothing tells what avoids them"
         brought = np.column_stack([self.context, self.attempts, self.errors])
         if len(np.unique(brought, axis=0)) == len(np.unique(self.context)) < self.num_steps:
-            raise VtpError(
+            return (
                 f"every logged step of a context has the same attempts and errors (such as {self.attempts[0]:g} and "
-                f"{self.errors[0]:g}), so nothing tells what actions change; log each step's own counts, or use "
-                "--outcomes simulator if the task has one",
-                code="logs-constant-outcomes",
+                f"{self.errors[0]:g}), so nothing tells what actions change"
             )
+        return None
 
     def check(self, task: Task) -> None:
         """VtpError where an action, a context or a propensity cannot be one of the task."""

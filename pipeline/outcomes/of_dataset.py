@@ -79,10 +79,9 @@ def outcomes_of(
 
 
 def learned_from(data: Embeddings, clips: ClipContexts, rows: np.ndarray | None = None) -> LearnedOutcomes:
-    """Outcomes learned from the logs of clips `rows` [n], default all; VtpError where these teach nothing."""
+    """Outcomes learned from the logs of clips `rows` [n], default all; VtpError where none can be learned."""
     steps = logged_steps(data, clips.task, clips.context, rows)
     steps.check_learnable()
-    steps.check_telling()
     step_s = clips.step_s if clips.task.step_s is None else np.full(data.num_clips, clips.task.step_s)
     minutes = step_s[steps.rows] / SECONDS_PER_MINUTE
     group = clip_groups(clips.task, clips.context, data.embeddings, steps, minutes)

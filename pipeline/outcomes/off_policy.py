@@ -368,5 +368,5 @@ def _identify(logs: _Logs, targets: Targets, support: Support, policy: str) -> F
         logs.task, support,
         never_varied=names if len(logs.axes) == 0 else moved, varying=[names[axis] for axis in logs.axes],
         num_videos=logs.steps.num_videos, num_steps=logs.num_steps, density_ratio=logs.density_ratio,
-        policy=policy,
+        tells_nothing=logs.steps.tells_nothing(), policy=policy,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from pipeline.config import LogsConfig
 from pipeline.dataset import Embeddings, read_embeddings
 from pipeline.errors import VtpError
 from pipeline.outcomes import Caution, LoggedSteps, Terms, learned_from, logged_steps, what_logs_lack
+from pipeline.outcomes.identification import LOG_OWN_COUNTS
 from pipeline.outcomes.learned import NO_CAUTION
 from pipeline.outcomes.of_dataset import ClipContexts, clip_contexts
 from pipeline.survey.best_actions import Learned, best_of_contexts, learned
@@ -21,7 +22,7 @@ from pipeline.survey.holdings import Holdings, holdings
 from pipeline.survey.next_steps import Suggestion, suggestions
 from pipeline.survey.remarks import Remark, remarks
 
-CANNOT_LEARN = ("logs-too-few-videos", "logs-no-attempts", "logs-all-errors", "logs-constant-outcomes")
+CANNOT_LEARN = ("logs-too-few-videos", "logs-no-attempts")
 
 Progress = Callable[[int, int, str], None]
 
@@ -88,11 +89,12 @@ def survey(
     found, wanted, cannot, description = None, [], "", ""
     try:
         model = learned_from(data, clips, rows)
+        cannot = f"{reason}; {LOG_OWN_COUNTS}" if (reason := steps.tells_nothing()) else ""
     except VtpError as error:
         if error.code not in CANNOT_LEARN:
             raise
         cannot = str(error)
-    else:
+    if not cannot:
         description = model.description
         names = iter(range(1, len(task.contexts) + 1))
         bests = best_of_contexts(model, lambda name: progress(next(names), 1 + len(contexts), f"best action of {name}"))

@@ -81,6 +81,8 @@ def plan_on_logs(
         "" if given is None else " as given", caution.kappa, caution.unsupported, chosen.gain, chosen.proven,
     )  # fmt: skip
     is_proven = chosen.proven > 0
+    if reason := model.steps.tells_nothing():
+        logger.warning("%s", reason)
     if not is_proven:
         logger.warning(
             "nothing that was learned beats the logging policy on folds of the logs by its lower bound: the policy "
