@@ -9,8 +9,8 @@ from pipeline.config import DemoConfig
 
 @pytest.mark.slow
 def test_the_whole_pipeline_in_small(tmp_path, monkeypatch):
-    sizes = {"videos": 4, "steps": 3, "train_episodes": 64, "centre": "corpus", "episodes": 2, "eval_steps": 2}
-    monkeypatch.setattr(demo, "QUICK", sizes)
+    sizes = {"videos": 4, "steps": 3, "logs_episodes": 64, "simulator_episodes": 32, "episodes": 2, "eval_steps": 2}
+    monkeypatch.setattr(demo, "QUICK", demo.QUICK | sizes)
     stages = []
 
     def stage(label):
@@ -19,11 +19,13 @@ def test_the_whole_pipeline_in_small(tmp_path, monkeypatch):
 
     for _ in range(2):  # the same command again goes through, and decodes nothing that it has
         summary = demo.run(DemoConfig(out=tmp_path / "demo", quick=True), stage=stage)
-    assert stages == ["simulate", "extract", "train", "evaluate", "experiments", "report"] * 2
+    assert stages == ["simulate", "extract", *["train", "evaluate"] * 2, "experiments", "report"] * 2
     written = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert written == summary
     assert summary["validation"] == "closed loop from pixels"
     assert summary["scenario"] == "mixed"
+    assert summary["off_policy"]["verdict"] == "not identified", "by the logs of a single held-out video"
+    assert set(summary["simulator_path"]) == {"profit_mean", "oracle_ratio", "oracle_ratio_ci95"}
     page = (tmp_path / "demo" / "report.html").read_text()
     assert f"{summary['profit_mean']:.2f}" in page
     assert not re.search(r"experiments/\w+\.json is missing", page), "every experiment is there"

@@ -75,6 +75,14 @@ def test_a_simulators_number_has_the_logs_beside_it():
     assert verdict.text(summary | {"off_policy": None}) == []
 
 
+def test_a_demo_says_what_its_demonstrations_give_without_their_logs():
+    found = {"simulator_path": {"oracle_ratio": 0.9404, "oracle_ratio_ci95": [0.9, 0.98], "profit_mean": 37.4}}
+    assert verdict.without_logs(found) == [
+        "Trained on simulated outcomes instead of the logs, the policy reaches 0.940 of the oracle."
+    ]
+    assert verdict.without_logs({}) == []
+
+
 def test_an_interval_that_one_video_leaves_open_is_unbounded():
     summary = by_logs(BETTER | {"change_usd_per_hour": [2.0, None, None]})
     assert "+$2.00 an hour (95% interval unbounded to unbounded)" in verdict.text(summary)[0]

@@ -135,11 +135,9 @@ def identify(
 ) -> Finding | None:
     """Why the logs cannot tell what a policy brings; None where they can. policy: what messages call it.
 
-    tells_nothing: why outcomes do not. never_varied: actions that a policy's worth hangs on though logs do not vary them. varying: those that logs vary,
-    which the axis of a gap counts.
+    tells_nothing: why outcomes do not tell one action from another. never_varied: actions that a policy's worth hangs
+    on though logs do not vary them. varying: those that logs vary, which the axis of a gap counts.
     """
-    if tells_nothing:
-        return Finding("outcomes-tell-nothing", tells_nothing, LOG_OWN_COUNTS)
     if never_varied:
         names = ", ".join(never_varied)
         return Finding(
@@ -159,6 +157,8 @@ def identify(
             f"{num_steps} steps were logged; {FEWEST_STEPS} are needed",
             f"log {FEWEST_STEPS - num_steps} more steps",
         )
+    if tells_nothing:
+        return Finding("outcomes-tell-nothing", tells_nothing, LOG_OWN_COUNTS)
     if density_ratio is not None and not DENSITY_RATIO[0] <= density_ratio <= DENSITY_RATIO[1]:
         return Finding(
             "propensities-off",

@@ -71,6 +71,7 @@ def headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, li
         if bounds
         else "There is no interval: that takes at least two validation episodes.",
         *verdict.beside(files.summary),
+        *verdict.without_logs(files.summary),
     ]
     measured = str(files.summary.get("validation") or "")
     if measured:

@@ -64,6 +64,15 @@ def beside(summary: dict[str, Any]) -> list[str]:
     return [f"The logs say: {'; '.join(parts)}."]
 
 
+def without_logs(summary: dict[str, Any]) -> list[str]:
+    """What the demonstrations of `vtp demo` give where their logs are left out."""
+    found = summary.get("simulator_path")
+    ratio = finite(found.get("oracle_ratio")) if isinstance(found, dict) else None
+    if ratio is None:
+        return []
+    return [f"Trained on simulated outcomes instead of the logs, the policy reaches {ratio:.3f} of the oracle."]
+
+
 def judged_on(summary: dict[str, Any]) -> list[str]:
     found = summary.get("off_policy")
     found = found if isinstance(found, dict) else {}
@@ -131,4 +140,4 @@ def text(summary: dict[str, Any]) -> list[str]:
     """The verdict as lines of text, below the line that names the judge and gives the title."""
     if is_by_logs(summary):
         return of_logs(summary)
-    return beside(summary) + mix(summary)
+    return beside(summary) + without_logs(summary) + mix(summary)
