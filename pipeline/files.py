@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,11 @@ def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
         raise TryAgainError(
             f"no space left{where}; free some space and run the same command again", code="disk-full"
         ) from error
+
+
+def full_disk_in_threads_is_quiet() -> None:
+    """Print no traceback of a thread that a full disk ended: TensorBoard raises the error again in ours."""
+    threading.excepthook = lambda args: None if _is_out_of_space(args.exc_value) else threading.__excepthook__(args)
 
 
 def _is_out_of_space(error: BaseException | None) -> bool:
@@ -119,6 +125,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         with out_of_space_is_try_again(path):
             temporary.mkdir()
             yield temporary
+            for inner in [*temporary.rglob("*"), temporary]:
+                fsync_path(inner)
             with contextlib.suppress(FileNotFoundError):
                 path.rename(earlier)
             temporary.rename(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CGROUP = Path("/sys/fs/cgroup")
+SAFE_PATH = "PYTHONSAFEPATH"  # keeps the working folder off the path of modules
 
 
 def num_processors() -> int:
@@ -110,12 +111,19 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def no_ctrl_c() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block; processes started in it never see one."""
+def starting_workers() -> Iterator[None]:
+    """Processes started in the block never see Ctrl-C, which is their parent's to handle, and import nothing from the
+    working folder (Python 3.10 still looks there for its own modules)."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    set_by_user = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
     try:
         yield
     finally:
+        if set_by_user is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = set_by_user
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -63,7 +64,7 @@ class WriterLock:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def check(self) -> None:
-        """TryAgainError where the lock is not this process's any more: it stood still too long, or someone removed it."""
+        """TryAgainError where this process does not hold the lock any more."""
         found = _read(self._path)
         if not self._is_mine(found):
             now = "is gone" if found is None else f"is held by {found}"
@@ -92,9 +93,10 @@ class WriterLock:
 def one_writer(path: Path, output: Path, *, settings: str | None = None, wait: bool = False) -> Iterator[WriterLock]:
     """Hold the lock file `path`, whose name ends in .lock, while `output` is written in the block.
 
-    VtpError names the process that holds it, or waits for that to end. settings: those that all who hold locks in the
-    same folder must share, such as the shards of one output. A folder made for the lock alone goes with it.
+    VtpError names the process that holds it; `wait` waits for that to end. settings: those that all who hold locks in
+    the same folder must share, such as the shards of one output. A folder made for the lock alone goes with it.
     """
+    settings = settings and hashlib.sha256(settings.encode()).hexdigest()
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     token = secrets.token_hex(8)
     _acquire(path, output, token, settings, wait)
