@@ -118,6 +118,8 @@ def _acquire(path: Path, output: Path, token: str, settings: str | None = None, 
         if found is None:
             continue
         if not _is_alive(path, found, output):
+            if _read(path) != found:  # it was released meanwhile
+                continue
             logger.warning("%s: its writer has ended without finishing (%s); taking over", output, found)
             _clear(path, output, found)
         elif wait:

@@ -49,9 +49,9 @@ def prepare(cfg: TrainConfig) -> list[TrainConfig]:
     save_config(run.config, cfg.model_copy(update={"overwrite": False, "no_wait": False}))
     run.summary.unlink(missing_ok=True)
     if cfg.overwrite:
-        for one in map(RunDirectory, [one.out for one in configs]):
-            with one_writer(one.lock, one.path):
-                one.forget()
+        for seed_run in [RunDirectory(one.out) for one in configs]:
+            with one_writer(seed_run.lock, seed_run.path):
+                seed_run.forget()
     return [one for one in configs if not RunDirectory(one.out).is_finished]
 
 
