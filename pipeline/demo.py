@@ -27,6 +27,7 @@ from pipeline.errors import VtpError
 from pipeline.experiments import elasticity, frontier, spread, value
 from pipeline.files import write_json
 from pipeline.runs import RunDirectory
+from pipeline.writer_lock import one_writer
 
 # Many scenes rather than long ones: a policy has to meet kitchens that it has never seen. The quick one has too
 # few for the means of videos, which want many mixtures of dishes. Simulated outcomes are drawn, those that logs lead to
@@ -48,9 +49,14 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
 
     stage: announces a stage by name and returns its progress callback.
     """
+    with one_writer(cfg.out / ".demo.lock", cfg.out):
+        return _run(cfg, stage)
+
+
+def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[str, Any]:
     started = time.monotonic()
     run = RunDirectory(cfg.out)
-    if run.is_finished and not (cfg.out / "demos").is_dir():
+    if run.config.exists() and not (cfg.out / "demos").is_dir():
         raise VtpError(f"{cfg.out} holds a run that is no demo; choose another --out", code="run-is-no-demo")
     size = QUICK if cfg.quick else FULL
     embeddings = cfg.out / "embeddings.h5"
@@ -95,7 +101,8 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
     summary["stages_wall_s"] |= {"the simulator path": without_logs["wall_s"]}
     summary["stages_wall_s"] |= {"simulate, extract, experiments": wall_s - sum(summary["stages_wall_s"].values())}
     summary["wall_s"] = wall_s
-    write_json(run.summary, summary)
+    for place in (run.evaluation, run):
+        write_json(place.summary, summary)
     stage("report")
     report.run(ReportConfig(run=cfg.out))
     return summary

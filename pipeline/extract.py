@@ -36,9 +36,10 @@ from pipeline.extraction.parts import (
     steps_differ,
 )
 from pipeline.extraction.shards import Done, Failed, Ledger, Stamp, parts_folder
-from pipeline.files import file_sha256, make_folder, remove_leftovers, save_config, write_text
+from pipeline.files import file_sha256, remove_leftovers, save_config, write_text
 from pipeline.tasks import BUILT_IN
 from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
+from pipeline.writer_lock import one_writer
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder, Projector
@@ -78,23 +79,25 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
 
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
     given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # refused now, not after the work
-    folder = parts_folder(cfg.out)
-    parts = finished_contents(folder, feature_settings(cfg, encoder))
-    make_folder(folder)
-    remove_leftovers(folder)
-    for name in (cfg.out.name, cfg.out.with_suffix(".yaml").name, "failures.jsonl"):
-        remove_leftovers(cfg.out.parent, name)
-    save_config(folder / "config.yaml", portable(cfg))
+    folder, settings = parts_folder(cfg.out), feature_settings(cfg, encoder)
+    shared = json.dumps([[entry.video_id for entry in inputs.entries], cfg.shards, settings])  # by all shards
+    with one_writer(shards.lock_path(folder, cfg.shards, shard), cfg.out, settings=shared) as lock:
+        parts = finished_contents(folder, settings)
+        remove_leftovers(folder)
+        for name in (cfg.out.name, cfg.out.with_suffix(".yaml").name, "failures.jsonl"):
+            remove_leftovers(cfg.out.parent, name)
+        save_config(folder / "config.yaml", portable(cfg))
 
-    mine = shards.share(inputs.entries, cfg.shards, shard)
-    ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
-    num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress, inputs.logs)
-    logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
-    if cfg.shards > 1:
-        failures = [asdict(row) for row in ledger.failures]
-        return ExtractResult(None, 0, len(mine) - len(failures), num_decoded, failures, ledger.path)
-    progress(len(mine), len(mine), "putting together")
-    return write_merged(cfg, inputs, num_decoded=num_decoded)
+        mine = shards.share(inputs.entries, cfg.shards, shard)
+        ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
+        num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress, inputs.logs)
+        logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
+        if cfg.shards > 1:
+            failures = [asdict(row) for row in ledger.failures]
+            return ExtractResult(None, 0, len(mine) - len(failures), num_decoded, failures, ledger.path)
+        progress(len(mine), len(mine), "putting together")
+        lock.check()
+        return write_merged(cfg, inputs, num_decoded=num_decoded)
 
 
 def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:

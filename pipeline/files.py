@@ -7,7 +7,10 @@ import errno
 import hashlib
 import json
 import os
-import socket
+import re
+import secrets
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ import yaml
 
 from pipeline.config import Config
 from pipeline.errors import TryAgainError, VtpError
+from pipeline.processes import ProcessIdentity, this_process
 
 
 def fsync_path(path: Path) -> None:
@@ -29,8 +33,13 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
-_HOST = socket.gethostname().replace("/", "_")
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, the quota, the process
+OUT_OF_SPACE_TEXT = re.compile(  # of libraries that lose the number: safetensors, HDF5, numpy's tofile
+    "|".join(map(os.strerror, OUT_OF_SPACE)) + rf"|err(?:no =|or) ({'|'.join(map(str, OUT_OF_SPACE))})\b"
+    r"|\d+ requested and \d+ written"
+)
+NAME_CHARS = 50  # of a file's name in that of its temporary, which may not be longer than 255 bytes
+DAY_S = 86_400
 
 
 @contextmanager
@@ -38,10 +47,10 @@ def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
     """Turn a full disk or quota into a TryAgainError that names `path` and how much is free beside it."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in OUT_OF_SPACE:
+    except Exception as error:
+        if isinstance(error, VtpError) or not _is_out_of_space(error):
             raise
-        name = path or error.filename
+        name = path or getattr(error, "filename", None)
         where = f" to write {name}" if name else ""
         if path is not None:
             existing = next(folder for folder in path.absolute().parents if folder.is_dir())
@@ -50,6 +59,22 @@ def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
         raise TryAgainError(
             f"no space left{where}; free some space and run the same command again", code="disk-full"
         ) from error
+
+
+def full_disk_in_threads_is_quiet() -> None:
+    """Print no traceback of a thread that a full disk ended: TensorBoard raises the error again in ours."""
+    threading.excepthook = lambda args: None if _is_out_of_space(args.exc_value) else threading.__excepthook__(args)
+
+
+def _is_out_of_space(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came of, is that of a full disk."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if getattr(error, "errno", None) in OUT_OF_SPACE or OUT_OF_SPACE_TEXT.search(str(error)):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def make_folder(path: Path) -> None:
@@ -80,7 +105,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise VtpError(f"{path} is a folder; name a file in it", code="output-is-folder")
     if not os.access(path.parent, os.W_OK):
         raise VtpError(f"{path} cannot be written: its folder is read-only; name another", code="folder-unwritable")
-    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with out_of_space_is_try_again(path):
             yield temporary
@@ -91,27 +116,44 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove temporaries of `atomic_path` that killed processes left: this machine's dead ones', and day-old ones.
-
-    folder: one that is ours alone, or else the `name` of the file that was being written.
-    """
-    for path in folder.glob(f".{name}.*.tmp"):
-        host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
-        is_ours = host.endswith(f".{_HOST}") and pid.isdigit()
-        with contextlib.suppress(FileNotFoundError):  # another process does the same
-            if (is_ours and not _is_alive(int(pid))) or time.time() - path.stat().st_mtime > 86_400:
-                path.unlink()
-
-
-def _is_alive(pid: int) -> bool:
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder to fill; on success it takes the place of `path`, on any error it is removed."""
+    make_folder(path.parent)
+    temporary, earlier = _temporary(path), _temporary(path)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        with out_of_space_is_try_again(path):
+            temporary.mkdir()
+            yield temporary
+            for inner in [*temporary.rglob("*"), temporary]:
+                fsync_path(inner)
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(earlier)
+            temporary.rename(path)
+            fsync_path(path.parent)
+    finally:
+        for folder in (temporary, earlier):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A sibling's name that no other process and no other call takes, and that says whose it is."""
+    return path.with_name(f".{path.name[:NAME_CHARS]}.{this_process()}-{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporaries that killed processes left: of those known to have ended at once, of any other after a day.
+
+    folder: one that is ours alone, or else the `name` of what was being written.
+    """
+    start = "." if name is None else f".{name[:NAME_CHARS]}."
+    for path in folder.glob(".*.tmp"):
+        if not path.name.startswith(start):
+            continue
+        writer = ProcessIdentity.parse(path.name.removesuffix(".tmp").rpartition(".")[2].rpartition("-")[0])
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            if (writer is not None and writer.has_ended) or time.time() - path.lstat().st_mtime > DAY_S:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,15 +21,17 @@ from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, VtpError
-from pipeline.extraction.shards import parts_folder, shard_number, split_by_cost
-from pipeline.files import make_folder, save_config, write_json
+from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
+from pipeline.files import atomic_folder, remove_leftovers, save_config, write_json
 from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
 from pipeline.tasks import EPISODE_STEPS
 from pipeline.video import FRAME_SIZE
+from pipeline.writer_lock import WriterLock, one_writer
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
+SHARED = {"shards", "reference", "model", "draws", "resolution", "updates", "seed"}  # settings of all shards alike
 MAX_FIT_CLIPS = 2048
 THUMBNAIL = (8, 8)
 CORPUS_FRAMES = 8
@@ -71,6 +72,18 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
             f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}", code="output-is-folder"
         )
     corpus = find_corpus(cfg)
+    folder = parts_folder(out)
+    shared = json.dumps([corpus.sha256, cfg.model_dump(mode="json", include=SHARED)])
+    with one_writer(lock_path(folder, cfg.shards, shard), out, settings=shared) as lock:
+        for place, name in ((folder, None), *((out.parent, path.name) for path in written(out))):
+            remove_leftovers(place, name)
+        return _run(cfg, corpus, shard, out, lock, progress, started_s)
+
+
+def _run(
+    cfg: NoveltyConfig, corpus: Corpus, shard: int, out: Path, lock: WriterLock, progress: Progress, started_s: float
+) -> dict[str, Any]:
+    """Measure this shard's blocks, and write `out` if no other block is missing."""
     num_known = int(corpus.reference.sum())
     if num_known < noise_gap.MIN_FOR_SCORES:
         logger.warning(
@@ -78,7 +91,6 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
             num_known, noise_gap.MIN_FOR_SCORES,
         )  # fmt: skip
         return write_ones(cfg, corpus, out, started_s)
-    make_folder(parts_folder(out))
     scorer = choose_scorer(cfg, corpus, out, progress)
     logger.info("model %s: %s", scorer.name, scorer.why)
 
@@ -91,6 +103,7 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     mine = [block for block, owner in zip(blocks, owners, strict=True) if owner == shard]
     missing = [block for block in mine if read_block(out, block, settings) is None]
     measure_blocks(cfg, corpus, scorer, missing, out, settings, progress)
+    lock.check()
     parts = [part for block in blocks if (part := read_block(out, block, settings)) is not None]
     if len(parts) < len(blocks):
         logger.info("%d of %d blocks are measured; the shard that measures the last one writes %s",
@@ -197,20 +210,23 @@ def corpus_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, why: str, progr
             code="clips-short",
         )
     what = {"corpus": corpus.sha256, "height": height, "frames": num_frames, "updates": cfg.updates, "seed": cfg.seed}
-    folder = out.with_name(f"{out.stem}.model")
-    if not _fits(folder, what):
-        partial = folder.with_name(f".{folder.name}.{time.time_ns()}.tmp")
-        make_folder(partial)
-        try:
-            fit_folds(cfg, corpus, height, num_frames, partial, progress)
-            write_json(partial / "corpus.json", what)
-            if not _fits(folder, what):  # another shard may have been quicker: all must use the same
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    folder = model_folder(out)
+    with one_writer(folder.with_name(f".{folder.name}.lock"), folder, wait=True):  # all shards use the same
+        if not _fits(folder, what):
+            with atomic_folder(folder) as temporary:
+                fit_folds(cfg, corpus, height, num_frames, temporary, progress)
+                write_json(temporary / "corpus.json", what)
     backends = tuple(noise_gap.load_corpus(folder / f"fold-{fold}") for fold in (0, 1))
     return Scorer("corpus", why, noise_gap.folder_sha256(folder), (height, height), backends)
+
+
+def model_folder(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.model")
+
+
+def written(out: Path) -> tuple[Path, ...]:
+    """What lies beside the blocks in the end: weights, settings and the corpus model."""
+    return out, out.with_suffix(".yaml"), model_folder(out)
 
 
 def _fits(folder: Path, what: dict[str, Any]) -> bool:

@@ -1,7 +1,9 @@
-"""Worker processes: how many there may be, and that they end when their parent does, however it ends."""
+"""Processes: how many workers there may be, that they end with their parent, and whether another has ended."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -9,8 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 CGROUP = Path("/sys/fs/cgroup")
+SAFE_PATH = "PYTHONSAFEPATH"  # keeps the working folder off the path of modules
 
 
 def num_processors() -> int:
@@ -32,6 +36,68 @@ def available_memory() -> int | None:
     return min(available, max(limit - used, 0))
 
 
+class ProcessIdentity(NamedTuple):
+    """One process of one machine, which no later process with the same number is taken for.
+
+    machine: a boot and a space of process numbers, such as a container's; empty where the system tells neither.
+    started: clock ticks since the boot.
+    """
+
+    machine: str
+    pid: int
+    started: int
+
+    def __str__(self) -> str:
+        return f"{self.machine}-{self.pid}-{self.started}"
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessIdentity | None:
+        """The reverse of `str`; None where it is no identity."""
+        machine, _, rest = text.partition("-")
+        pid, _, started = rest.partition("-")
+        return cls(machine, int(pid), int(started)) if pid.isdecimal() and started.isdecimal() else None
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        return self.machine != "" and self.machine == _machine()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is certain that the process has ended, which only its own machine can tell."""
+        if not self.is_of_this_machine:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        state, started = _state(self.pid)
+        return state in "ZX" or started != self.started if state else False
+
+
+def this_process() -> ProcessIdentity:
+    return ProcessIdentity(_machine(), os.getpid(), _state(os.getpid())[1])
+
+
+@functools.cache
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    except OSError:
+        return ""
+
+
+def _state(pid: int) -> tuple[str, int]:
+    """A process' state, such as Z for one that only waits to be collected, and its start; ("", 0) if not visible."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # after its name, which may be odd
+        return fields[0], int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return "", 0
+
+
 def end_with_parent() -> None:
     """In a worker of multiprocessing: end when the parent does."""
     parent = multiprocessing.parent_process()
@@ -45,12 +111,19 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def no_ctrl_c() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block; processes started in it never see one."""
+def starting_workers() -> Iterator[None]:
+    """Processes started in the block never see Ctrl-C, which is their parent's to handle, and import nothing from the
+    working folder (Python 3.10 still looks there for its own modules)."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    set_by_user = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
     try:
         yield
     finally:
+        if set_by_user is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = set_by_user
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

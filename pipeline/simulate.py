@@ -15,9 +15,10 @@ import pandas as pd
 
 from pipeline import processes, synthetic
 from pipeline.config import SimulateConfig
-from pipeline.files import atomic_path, make_folder, save_config
+from pipeline.files import atomic_path, remove_leftovers, save_config
 from pipeline.outcomes import LoggingPolicy, SimulatedOutcomes, logging_policy, simulate_logs
 from pipeline.tasks import BUILT_IN, Task, load_task
+from pipeline.writer_lock import one_writer
 
 logger = logging.getLogger(__name__)
 
@@ -37,29 +38,31 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     """
     task = simulated_task(cfg)
     task_text = None if cfg.task in BUILT_IN else Path(cfg.task).read_bytes()
-    make_folder(cfg.out)
-    save_config(cfg.out / "config.yaml", cfg)
     num_val = max(round(cfg.videos * cfg.val_fraction), 1) if cfg.val_fraction > 0 else 0
     num_val = min(num_val, cfg.videos - 1)  # something is left to learn from
     _say_what_has_no_effect(cfg, num_val)
-    (cfg.out / "manifest.csv").unlink(missing_ok=True)  # it lists what is complete
-    make_videos(cfg, task, progress or (lambda done, total: None))
-    if task_text is not None:
-        with atomic_path(cfg.out / TASK_FILE) as temporary:
-            temporary.write_bytes(task_text)
-    rows = [
-        {
-            "video_id": f"{index:04d}",
-            "path": f"videos/{index:04d}.mp4",
-            "split": "val" if index >= cfg.videos - num_val else "train",
-            "task": cfg.task if task_text is None else TASK_FILE,
-            "labels": f"labels/{index:04d}.csv",
-        }
-        for index in range(cfg.videos)
-    ]
-    manifest = cfg.out / "manifest.csv"
-    _write_csv(manifest, pd.DataFrame(rows))
-    return manifest
+    with one_writer(cfg.out / ".lock", cfg.out):
+        for folder in (cfg.out, cfg.out / "videos", cfg.out / "labels"):
+            remove_leftovers(folder)
+        save_config(cfg.out / "config.yaml", cfg)
+        (cfg.out / "manifest.csv").unlink(missing_ok=True)  # it lists what is complete
+        make_videos(cfg, task, progress or (lambda done, total: None))
+        if task_text is not None:
+            with atomic_path(cfg.out / TASK_FILE) as temporary:
+                temporary.write_bytes(task_text)
+        rows = [
+            {
+                "video_id": f"{index:04d}",
+                "path": f"videos/{index:04d}.mp4",
+                "split": "val" if index >= cfg.videos - num_val else "train",
+                "task": cfg.task if task_text is None else TASK_FILE,
+                "labels": f"labels/{index:04d}.csv",
+            }
+            for index in range(cfg.videos)
+        ]
+        manifest = cfg.out / "manifest.csv"
+        _write_csv(manifest, pd.DataFrame(rows))
+        return manifest
 
 
 def simulated_task(cfg: SimulateConfig) -> Task:
@@ -92,10 +95,11 @@ def make_videos(cfg: SimulateConfig, task: Task, progress: Progress) -> None:
             progress(index + 1, cfg.videos)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads or a progress bar's can hang
-    stop = spawn.Event()
+    with processes.starting_workers():  # an event has a process that clears up after it
+        stop = spawn.Event()
     with ProcessPoolExecutor(num_workers, spawn, _start_worker, (stop,)) as pool:
         try:
-            with processes.no_ctrl_c():  # the workers start here and inherit this: Ctrl-C is the parent's to handle
+            with processes.starting_workers():
                 videos = [
                     pool.submit(make_video, cfg, task, policy, index, stream) for index, stream in enumerate(streams)
                 ]

@@ -6,6 +6,7 @@ nothing had happened.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import time
@@ -17,16 +18,19 @@ import torch
 
 from pipeline.config import TrainConfig
 from pipeline.errors import TryAgainError, VtpError
-from pipeline.files import make_folder, save_config, write_json
+from pipeline.files import make_folder, remove_leftovers, save_config, write_json
 from pipeline.processes import interrupts_held
 from pipeline.rl.rollouts import validation_profit
 from pipeline.runs import PolicyMetadata, RunDirectory, load_policy, save_checkpoint, write_summary
-from pipeline.training import Record, Source, Trainer, check, newest, open_source, save, slim
+from pipeline.training import Record, Source, Trainer, check, newest, open_source, refuse_other_settings, save, slim
+from pipeline.training.checkpoints import remove_previous
 from pipeline.training.cloning import clone
+from pipeline.writer_lock import WriterLock, one_writer
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_S = 60.0  # at most that much work is done again after a kill
+PLACES = ("command", "embeddings", "novelty")  # of the provenance: they name files, which may be moved
 
 Progress = Callable[[int, int, dict[str, float] | str], None]  # an episode's row, or what is made ready before
 
@@ -37,19 +41,27 @@ def _nothing_is_told(done: int, total: int, news: dict[str, float] | str) -> Non
 
 def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train, validate and write the run directory; returns its summary."""
-    started = time.monotonic()
     check(cfg)
+    with one_writer(RunDirectory(cfg.out).lock, cfg.out) as lock:
+        return _run(cfg, progress or _nothing_is_told, lock)
+
+
+def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
+    started = time.monotonic()
     env_rng, rng, validation_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(cfg.seed).spawn(3))
-    tell = progress or _nothing_is_told
     source = open_source(cfg, env_rng, progress=tell)
     run_directory, metadata = RunDirectory(cfg.out), source.metadata
     checkpoint = begin(cfg, metadata)
+    if checkpoint and "trainer" not in checkpoint:  # it was stopped after its last write but one
+        return finish(run_directory, checkpoint["episode"])
     trainer = Trainer(cfg, source, rng=rng, progress=tell)
     best_profit, since_best, spent_s = -np.inf, 0, 0.0
     if checkpoint:
         trainer.load_state_dict(checkpoint["trainer"], checkpoint["agent"], checkpoint["episode"])
         best_profit, since_best, spent_s = (checkpoint["run"][name] for name in ("best_profit", "since_best", "wall_s"))
-        metadata = PolicyMetadata.from_state(checkpoint["meta"], str(run_directory.last))
+        begun = PolicyMetadata.from_state(checkpoint["meta"], str(run_directory.last))
+        where_it_is_now = {name: metadata.provenance[name] for name in PLACES if name in metadata.provenance}
+        metadata = dataclasses.replace(metadata, provenance=begun.provenance | where_it_is_now)
         logger.info("going on after episode %d", trainer.episode)
     record = Record(run_directory, source.model.task, checkpoint and checkpoint["record"])
     logger.info("outcome model: %s; validation: %s", source.model.description, source.validation)
@@ -58,6 +70,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
         return {"agent": trainer.agent.state_dict(), "meta": metadata.to_state(), "episode": trainer.episode}
 
     def keep() -> None:
+        lock.check()
         save(
             run_directory,
             policy() | {
@@ -72,6 +85,7 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
 
     def validate() -> None:
         nonlocal best_profit, since_best
+        lock.check()
         steps = source.validate(trainer.agent, np.random.default_rng(cfg.seed))
         profit = validation_profit(source.model, steps, np.random.default_rng(cfg.seed))
         record.validation(trainer.episode, profit)
@@ -115,7 +129,9 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
         _clone_logging_policy(trainer, source, cfg)
         save_checkpoint(run_directory.best, policy())
     best, metadata = load_policy(cfg.out)
-    summary = write_summary(
+    lock.check()
+    _remove_evaluations(run_directory)
+    write_summary(
         run_directory,
         source.model,
         source.validate(best, validation_rng),
@@ -127,7 +143,23 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
         wall_s=spent_s + time.monotonic() - started,
     )
     slim(run_directory, policy())
-    shutil.rmtree(run_directory.frame_cache, ignore_errors=True)
+    return finish(run_directory, trainer.episode)
+
+
+def _remove_evaluations(run: RunDirectory) -> None:
+    """Those of a run that was not finished yet: they were of another policy."""
+    for folder in (run.evaluation.path, run.changed.path):
+        if folder.exists():
+            logger.warning("%s is of the policy before training was finished; it is removed", folder)
+            shutil.rmtree(folder)
+
+
+def finish(run: RunDirectory, episode: int) -> dict[str, Any]:
+    """Clear up after a training that has written all else, and mark the run finished; returns its summary."""
+    summary = run.read_summary()
+    remove_previous(run)
+    shutil.rmtree(run.frame_cache, ignore_errors=True)
+    write_json(run.finished, {"episode": episode})
     return summary
 
 
@@ -143,20 +175,24 @@ def _clone_logging_policy(trainer: Trainer, source: Source, cfg: TrainConfig) ->
 def begin(cfg: TrainConfig, metadata: PolicyMetadata) -> dict[str, Any] | None:
     """Make the run directory; returns the checkpoint that an unfinished run in it goes on from, None for a new one.
 
-    VtpError where it holds a finished run or one of other settings or data, unless `overwrite`, which removes any.
+    The checkpoint of a run whose training is complete has no trainer. VtpError where the directory holds a finished run
+    or one of other settings or data, unless `overwrite`, which removes any.
     """
     make_folder(cfg.out)
     run = RunDirectory(cfg.out)
     if run.has_seeds:
         raise VtpError(f"{run} holds several seeds; choose another --out, or go on with --seeds", code="run-has-seeds")
+    for folder in (run.path, run.frames, run.frame_cache):
+        remove_leftovers(folder)
     settings = cfg.model_copy(update={"overwrite": False})
     if not cfg.overwrite:
-        if run.is_finished:
+        checkpoint = None if run.is_finished else newest(run)
+        if checkpoint is None and (run.is_finished or run.summary.exists()):
             raise VtpError(f"{run} holds a run already; choose another --out, or add --overwrite", code="run-finished")
-        checkpoint = newest(run)
-        if checkpoint and "trainer" in checkpoint:
-            _refuse_other_settings(run, settings)
+        if checkpoint:
+            refuse_other_settings(run, settings)
             _refuse_other_data(run, PolicyMetadata.from_state(checkpoint["meta"], str(run.last)), metadata)
+            save_config(run.config, settings)
             return checkpoint
     if run.forget():
         logger.warning("%s: the earlier run in it is replaced", run)
@@ -164,22 +200,11 @@ def begin(cfg: TrainConfig, metadata: PolicyMetadata) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_other_settings(run: RunDirectory, settings: TrainConfig) -> None:
-    begun, wanted = run.read_settings(), settings.model_dump(mode="json")
-    for name in wanted:
-        if begun.get(name) != wanted[name]:
-            raise VtpError(
-                f"{run} was started with {name}={begun.get(name)}, now {name}={wanted[name]}; choose another --out, "
-                "or add --overwrite",
-                code="run-other-settings",
-            )
-
-
 def _refuse_other_data(run: RunDirectory, begun: PolicyMetadata, wanted: PolicyMetadata) -> None:
     if begun.task != wanted.task:
         raise VtpError(
-            f"{run} was started on task {begun.task}, which has changed since; restore its file, choose another --out, "
-            "or add --overwrite",
+            f"{run} was started on task {begun.task}, now it is {wanted.task}, or its file has changed since; restore "
+            "it, choose another --out, or add --overwrite",
             code="run-other-data",
         )
     for name, what in (("content_sha256", "embeddings"), ("novelty_sha256", "novelty weights")):

@@ -133,6 +133,7 @@ def test_a_kill_at_every_write(cfg, whole):
 def test_two_processes_on_one_shard(cfg, whole):
     expected, _ = whole
     processes = [in_child(cfg), in_child(cfg)]
-    assert [exit_code(process) for process in processes] == [0, 0]
+    codes = sorted(exit_code(process) for process in processes)
+    assert codes in ([0, 1], [0, 0]), "the second is refused, unless the first has finished before it begins"
     assert cfg.out.read_bytes() == expected
     assert len(set(finished(cfg))) == 4

@@ -65,14 +65,14 @@ def test_closed_loop_from_pixels(rendered):
     summary = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=2))
     assert summary["validation"] == "closed loop from pixels"
     assert summary["episodes"] == 2
-    steps = pd.read_csv(rendered / "run" / "validation.csv")
+    steps = pd.read_csv(rendered / "run" / "evaluation" / "validation.csv")
     assert steps.groupby("episode").size().tolist() == [2, 2]
     by_context = steps.groupby("context")["profit_usd_per_hour"].mean()  # each counts as in the long run
     assert summary["profit_mean"] == pytest.approx(by_context.mean())
-    frames = json.loads((rendered / "run" / "frames" / "frames.json").read_text())
+    frames = json.loads((rendered / "run" / "evaluation" / "frames" / "frames.json").read_text())
     assert {row["context"] for row in frames} == set(steps["context"])
-    assert all((rendered / "run" / "frames" / row["file"]).is_file() for row in frames)
-    assert json.loads((rendered / "run" / "summary.json").read_text()) == summary
+    assert all((rendered / "run" / "evaluation" / "frames" / row["file"]).is_file() for row in frames)
+    assert json.loads((rendered / "run" / "evaluation" / "summary.json").read_text()) == summary
 
 
 @pytest.mark.slow
@@ -187,10 +187,10 @@ def test_the_clips_of_a_video_are_one_episode_however_often_they_are_drawn():
 def test_changed_scenes_are_summed_up_beside_the_usual_ones(rendered):
     usual = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=1))
     changed = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=1, scenes="changed"))
-    assert json.loads((rendered / "run" / "summary.json").read_text()) == usual
+    assert json.loads((rendered / "run" / "evaluation" / "summary.json").read_text()) == usual
     assert json.loads((rendered / "run" / "changed" / "summary.json").read_text()) == changed
     assert "--scenes changed" in changed["evaluation"]["command"] and "scenes" not in usual["evaluation"]
-    shown = [(rendered / "run" / name / "frames").glob("*.webp") for name in ("", "changed")]
+    shown = [(rendered / "run" / name / "frames").glob("*.webp") for name in ("evaluation", "changed")]
     usual_bytes, changed_bytes = ({path.name: path.read_bytes() for path in paths} for paths in shown)
     assert changed_bytes and all(usual_bytes[name] != image for name, image in changed_bytes.items())
 
@@ -284,9 +284,9 @@ def test_other_prices_change_what_the_same_steps_are_worth(on_embeddings, tmp_pa
     free = {name: {"price_usd": one.price_usd} for name, one in load_task("dishwashing").contexts.items()}
     path = repriced(tmp_path, "forgiven", contexts=free, costs_usd_per_hour={"energy": 0.1, "water": 2.0})
     usual = evaluate.run(EvaluateConfig(run=run, validation="clips"))
-    steps = pd.read_csv(run / "validation.csv")
+    steps = pd.read_csv(run / "evaluation" / "validation.csv")
     summary = evaluate.run(EvaluateConfig(run=run, validation="clips", task=str(path)))
-    priced = pd.read_csv(run / "validation.csv")
+    priced = pd.read_csv(run / "evaluation" / "validation.csv")
     pd.testing.assert_frame_equal(steps.drop(columns="profit_usd_per_hour"), priced.drop(columns="profit_usd_per_hour"))
     assert (summary["task"], summary["costs_usd_per_hour"]) == ("forgiven", {"energy": 0.1, "water": 2.0})
     assert summary["evaluation"]["task"] == str(path) and f"--task {path}" in summary["evaluation"]["command"]

@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from raising import raises
 
 from pipeline import config, files
 from pipeline.errors import TryAgainError
+from pipeline.processes import ProcessIdentity, this_process
 
 
 def leftovers(folder):
@@ -139,19 +139,105 @@ def test_sha256_of_a_file_is_hashlibs(tmp_path):
     assert files.file_sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
 
 
+# A full disk, as libraries tell it
+
+
+def too_large(write):
+    """The exception of a child that may write files of 100 kB at most, as text: kind and code."""
+    child = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from pathlib import Path
+import numpy as np, pandas as pd, torch, safetensors.torch
+from pipeline import files
+array = np.zeros(100_000)
+with files.atomic_path(Path("file")) as temporary:
+    {write}
+"""
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, env=environment())
+    return done.stderr.strip().splitlines()[-1]
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(Path(files.__file__).parent.parent)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "write",
+    [
+        "torch.save(torch.from_numpy(array), temporary.open('wb'))",
+        "safetensors.torch.save_file({'a': torch.from_numpy(array)}, temporary)",
+        "array.tofile(temporary)",
+        "np.save(temporary.open('wb'), array)",
+        "pd.DataFrame(array).to_csv(temporary)",
+        "temporary.write_bytes(array.tobytes())",
+    ],
+)
+def test_a_full_disk_is_try_again_in_the_words_of_every_library(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    assert re.match(r"pipeline.errors.TryAgainError: no space left to write file \(\d+ bytes free\)", too_large(write))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_libraries_keep_their_kind(tmp_path):
+    with pytest.raises(RuntimeError, match="unexpected pos"), files.atomic_path(tmp_path / "file"):
+        raise RuntimeError("unexpected pos 704 vs 598")
+
+
+# Folders
+
+
+def test_a_folder_takes_the_place_of_the_one_before_whole(tmp_path):
+    path = tmp_path / "evaluation"
+    for content in ("first", "second"):
+        with files.atomic_folder(path) as temporary:
+            (temporary / content).write_text(content)
+            assert not (path / content).exists()
+        assert [file.name for file in path.iterdir()] == [content]
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(path) as temporary:
+        (temporary / "third").write_text("half")
+        raise KeyboardInterrupt
+    assert [file.name for file in path.iterdir()] == ["second"]
+    assert leftovers(tmp_path) == []
+
+
 # Leftovers
 
 
-def test_leftovers_of_the_dead_are_removed(tmp_path):
-    host = socket.gethostname()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for name in (f".a.h5.{host}.{dead.pid}.tmp", ".b.h5.elsewhere.1.tmp", f".c.h5.{host}.{os.getpid()}.tmp", "d.tmp"):
-        (tmp_path / name).touch()
-    old = tmp_path / ".e.h5.elsewhere.1.tmp"
-    old.touch()
-    os.utime(old, (0, 0))
-    files.remove_leftovers(tmp_path, "c.h5")
-    assert len(list(tmp_path.iterdir())) == 5
+def test_two_calls_never_share_a_temporary(tmp_path):
+    with files.atomic_path(tmp_path / "a") as one, files.atomic_path(tmp_path / "a") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "a").read_text() == "one"
+
+
+def test_a_long_name_has_a_temporary_too(tmp_path):
+    path = tmp_path / ("é" * 120 + ".h5")  # 243 bytes of the 255 that a name may have
+    files.write_text(path, "x")
+    assert path.read_text() == "x"
+
+
+def test_leftovers_of_the_dead_are_removed_at_once_and_others_after_a_day(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        me = this_process()
+        started = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        child = ProcessIdentity(me.machine, process.pid, started)
+        of = {
+            "mine": me, "child": child, "dead": child._replace(started=started + 1),  # its number was taken by another
+            "elsewhere": child._replace(machine="0" * 8, started=1),
+        }  # fmt: skip
+        for name, writer in of.items():
+            (tmp_path / f".{name}.h5.{writer}-00000000.tmp").touch()
+        (tmp_path / f".folder.{of['dead']}-00000000.tmp").mkdir()
+        for name in (".old.h5.elsewhere.1.tmp", ".new.h5.elsewhere.1.tmp", "mine.tmp"):
+            (tmp_path / name).touch()
+        os.utime(tmp_path / ".old.h5.elsewhere.1.tmp", (0, 0))
+        files.remove_leftovers(tmp_path, "mine.h5")
+        assert len(list(tmp_path.iterdir())) == 8
+        files.remove_leftovers(tmp_path)
+        left = sorted(path.name.split(".")[1] for path in tmp_path.iterdir())
+        assert left == ["child", "elsewhere", "mine", "new", "tmp"]
+        process.communicate(b"\n")
     files.remove_leftovers(tmp_path)
-    assert sorted(p.name[:3] for p in tmp_path.iterdir()) == [".b.", ".c.", "d.t"]
+    assert sorted(path.name.split(".")[1] for path in tmp_path.iterdir()) == ["elsewhere", "mine", "new", "tmp"]

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (  # a room imports from rooms above its own line only
     {"errors", "config", "processes", "stats", "econ"},
     {"files", "tasks", "video", "encoders"},
-    {"dataset", "synthetic"},
+    {"dataset", "synthetic", "writer_lock"},
     {"extraction", "noise_gap", "outcomes"},
     {"simulate", "extract", "novelty", "rl", "survey"},
     {"runs", "doctor"},

@@ -189,3 +189,11 @@ def test_busyness_is_measured_in_time_and_in_space():
     motion, texture = noise_gap.energies(torch.cat([still, blink, stripes]))
     assert motion[1] == pytest.approx(math.log(0.25 + 1e-8)) and motion[2] == motion[0] < motion[1]
     assert texture[2] == pytest.approx(math.log(0.25 + 1e-8)) and texture[1] == texture[0] < texture[2]
+
+
+def test_loading_a_model_is_silent(svd_folder, tmp_path, capfd, clips):
+    noise_gap.load_svd(str(svd_folder))
+    backend = noise_gap.fit(*clips, num_frames=4, updates=1, seed=0)
+    backend.save(tmp_path / "corpus")
+    noise_gap.load_corpus(tmp_path / "corpus")
+    assert capfd.readouterr() == ("", "")

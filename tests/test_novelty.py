@@ -1,6 +1,8 @@
 import json
 import re
+import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -11,9 +13,12 @@ from raising import raises
 from pipeline import dataset, noise_gap, novelty, simulate
 from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
 from pipeline.dataset import manifest
-from pipeline.errors import CorruptError
+from pipeline.errors import CorruptError, TryAgainError
 from pipeline.experiments import novelty_use as experiment
+from pipeline.extraction.shards import lock_path, parts_folder
 from pipeline.noise_gap import blocks
+from pipeline.processes import this_process
+from pipeline.writer_lock import one_writer
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +89,48 @@ def test_shards_and_batches_score_alike(embeddings, scored, tmp_path, monkeypatc
     sharded, whole = (columns_of(path, embeddings)[0] for path in (out, embeddings.with_name("novelty.h5")))
     for name in ("gap", "score", "weight"):  # of z, a thousandth of a gap is much where there are two dozen clips
         np.testing.assert_allclose(sharded[name], whole[name], atol=1e-5, err_msg=name)
+
+
+def test_shards_that_run_at_once_fit_one_model_and_leave_one_whole_result(embeddings, scored, tmp_path):
+    out = tmp_path / "novelty.h5"
+    with ThreadPoolExecutor(3) as pool:
+        both = [pool.submit(novelty.run, config(embeddings, out=out, shards=2, shard=shard)) for shard in (0, 1)]
+        assert any(one.result()["path"] for one in both)
+    found, expected = (columns_of(path, embeddings)[0] for path in (out, embeddings.with_name("novelty.h5")))
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-4)
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_another_writer_of_the_same_output_is_refused(embeddings, tmp_path):
+    out = tmp_path / "novelty.h5"
+    with one_writer(lock_path(parts_folder(out), 1, 0), out), raises("output-in-use"):
+        novelty.run(config(embeddings, out=out))
+    assert not out.exists()
+
+
+def test_a_full_disk_asks_to_try_again(embeddings, tmp_path):
+    out = tmp_path / "novelty.h5"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (10, 1000, 50_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with raises("disk-full", TryAgainError):
+                novelty.run(config(embeddings, out=out))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not list(tmp_path.rglob(".*"))
+    assert novelty.run(config(embeddings, out=out))["path"] == str(out)
+
+
+def test_leftovers_of_a_killed_run_are_removed(embeddings, tmp_path):
+    out, dead = tmp_path / "novelty.h5", this_process()._replace(started=1)
+    (tmp_path / "novelty.parts").mkdir()
+    (tmp_path / "novelty.parts" / f".block-0-4.h5.{dead}-00000000.tmp").touch()
+    (tmp_path / f".novelty.h5.{dead}-00000000.tmp").touch()
+    (tmp_path / f".novelty.model.{dead}-00000000.tmp" / "fold-0").mkdir(parents=True)
+    (tmp_path / f".other.h5.{dead}-00000000.tmp").touch()
+    novelty.run(config(embeddings, out=out))
+    assert [path.name[:7] for path in tmp_path.rglob(".*")] == [".other."]
 
 
 def test_a_reference_is_not_moved_by_what_is_scored_against_it(demos, embeddings, tmp_path):

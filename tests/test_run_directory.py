@@ -11,7 +11,7 @@ from pipeline.runs import RunDirectory
 ROOT = Path(pipeline.__file__).parent
 FILE_NAMES = (
     "config.yaml", "best.pt", "last.pt", "previous.pt", "metrics.csv", "validations.csv", "validation.csv",
-    "summary.json", "data_value.json",
+    "summary.json", "finished.json", "data_value.json",
 )  # fmt: skip
 # A config.yaml also keeps the settings of an extraction's parts and of simulated demonstrations.
 OTHER_FOLDERS = {  # which have a file of that name too
@@ -31,6 +31,7 @@ def all_files(run):
         run.config, run.best, run.last, run.previous, run.metrics, run.validations, run.validation, run.summary,
         run.estimator, run.report, run.frame_index, run.tensorboard / "events", run.experiments / "value.json",
         run.policy_file(".onnx"), run.policy_file(".safetensors"), run.policy_file(".pt"), run.changed.summary,
+        run.finished, run.evaluation.summary,
         *map(run.checksums, (run.best, run.last, run.previous)),
     ]  # fmt: skip
 
@@ -61,12 +62,23 @@ def test_to_forget_where_nothing_was_is_no_error(run):
     assert not run.forget()
 
 
-def test_a_run_is_finished_when_its_summary_is_written(run):
+def test_a_run_is_finished_when_its_marker_is_written(run):
     run.path.mkdir()
     run.metrics.write_text("episode\n1\n")
-    assert not run.is_finished
     run.summary.write_text("{}")
+    assert not run.is_finished, "an evaluation of a run that is not finished leaves a summary too"
+    run.finished.write_text("{}")
     assert run.is_finished
+
+
+def test_the_latest_validation_is_that_of_an_evaluation_else_that_of_training(run):
+    assert run.latest.path == run.path
+    run.evaluation.path.mkdir(parents=True)
+    assert run.latest.path == run.path, "a folder without a summary is none"
+    run.evaluation.summary.write_text('{"profit_mean": 2.5}')
+    run.summary.write_text('{"profit_mean": 1.5}')
+    assert run.latest.path == run.path / "evaluation"
+    assert run.read_summary() == {"profit_mean": 2.5}
 
 
 def test_seeds_are_runs_inside_the_run(run):

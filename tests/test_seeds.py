@@ -40,6 +40,7 @@ def trained(tmp_path):
             (one.out / "metrics.csv").write_text("episode,profit\n1,3.0\n2,4.0\n3,")
             if profit is not None:
                 write_json(one.out / "summary.json", summary(profit))
+                write_json(one.out / "finished.json", {"episode": 100})
         return cfg
 
     return make

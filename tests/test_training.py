@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from raising import raises
 from small_runs import (
     SMALL,
+    Killed,
     assert_same_run,
     embeddings_config,
     killed_after,
@@ -29,9 +31,11 @@ from small_runs import (
 
 from pipeline import dataset, evaluate, policy, train
 from pipeline.config import ActConfig, EvaluateConfig, PolicyExportConfig
-from pipeline.errors import CorruptError, UntrustedError
+from pipeline.errors import CorruptError, TryAgainError, UntrustedError
+from pipeline.evaluate import evaluation
 from pipeline.experiments.retrain import Retrainer
-from pipeline.runs import RunDirectory, load_checkpoint, save_checkpoint
+from pipeline.processes import this_process
+from pipeline.runs import RunDirectory, load_checkpoint, load_metadata, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHECKPOINTS = ("last.pt", "previous.pt")
@@ -97,6 +101,147 @@ def test_kill_9_and_sigterm_at_random_moments(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+# One writer, one marker
+
+
+@pytest.mark.slow
+def test_a_second_training_into_the_same_folder_is_refused_by_name(tmp_path):
+    first = start(tmp_path / "run")
+    wait_for_change(tmp_path / "run" / "last.pt", first)
+    second = start(tmp_path / "run")
+    told = second.communicate(timeout=60)[1]
+    assert second.returncode == 2
+    assert f"run is being written by process {first.pid} on " in told
+    assert first.wait(timeout=60) == 0
+    whole = start(tmp_path / "whole")
+    assert whole.wait(timeout=60) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_an_evaluation_of_an_unfinished_run_leaves_it_unfinished(begun, tmp_path, caplog, kept):
+    evaluated = evaluate.run(EvaluateConfig(run=begun.out, episodes=3, steps=5))
+    assert evaluated == json.loads((begun.out / "evaluation" / "summary.json").read_text())
+    assert not (begun.out / "summary.json").exists()
+    summary = train.run(begun)
+    assert summary == json.loads((begun.out / "summary.json").read_text()) != evaluated
+    assert "is of the policy before training was finished; it is removed" in caplog.text
+    assert not (begun.out / "evaluation").exists()
+    train.run(begun.model_copy(update={"out": tmp_path / "whole"}))
+    assert_same_run(tmp_path / "whole", begun.out)
+
+
+@pytest.mark.parametrize("move", [shutil.copytree, shutil.move])
+def test_a_copied_or_renamed_run_goes_on(begun, tmp_path, move, kept):
+    move(begun.out, tmp_path / "elsewhere")
+    moved = begun.model_copy(update={"out": tmp_path / "elsewhere"})
+    train.run(moved)
+    assert f"--out {moved.out}" in load_metadata(moved.out).provenance["command"]
+    assert RunDirectory(moved.out).read_settings()["out"] == str(moved.out)
+    train.run(begun.model_copy(update={"out": tmp_path / "whole"}))
+    assert_same_run(tmp_path / "whole", moved.out)
+
+
+def test_a_run_goes_on_when_its_embeddings_were_moved(tmp_path, monkeypatch):
+    path = write_embeddings(tmp_path / "embeddings.h5")
+    cfg = embeddings_config(tmp_path, path)
+    monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)
+    killed_after(5, monkeypatch, cfg)
+    train.run(cfg.model_copy(update={"embeddings": path.rename(tmp_path / "moved.h5")}))
+    evaluate.run(EvaluateConfig(run=cfg.out, validation="clips"))
+    metadata = load_metadata(cfg.out)
+    assert metadata.clips.embeddings == metadata.provenance["embeddings"] == str(tmp_path / "moved.h5")
+
+
+@pytest.mark.parametrize("last", ["slim", "finish", "write_json"])
+def test_a_run_stopped_at_its_end_is_finished_by_the_same_command(tmp_path, monkeypatch, last):
+    """Between summary and slimming, between slimming and marker."""
+    cfg = sim_config(tmp_path)
+
+    def stop(*args):
+        if last != "write_json" or args[0].name == "finished.json":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, last, stop)
+        with pytest.raises(Killed):
+            train.run(cfg)
+    assert not RunDirectory(cfg.out).is_finished
+    rows = (cfg.out / "metrics.csv").read_bytes()
+    summary = train.run(cfg)
+    assert RunDirectory(cfg.out).is_finished and (cfg.out / "metrics.csv").read_bytes() == rows
+    assert summary == json.loads((cfg.out / "summary.json").read_text())
+    assert "trainer" not in load_checkpoint(cfg.out / "last.pt")
+    with raises("run-finished"):
+        train.run(cfg)
+
+
+def test_a_run_that_only_its_summary_is_left_of_is_not_replaced(tmp_path):
+    train.run(sim_config(tmp_path))
+    for name in ("finished.json", "last.pt"):
+        (tmp_path / "run" / name).unlink()
+    with raises("run-finished"):
+        train.run(sim_config(tmp_path))
+    assert (tmp_path / "run" / "best.pt").exists()
+
+
+def test_an_evaluation_that_is_stopped_leaves_the_one_before(tmp_path, monkeypatch):
+    train.run(sim_config(tmp_path))
+    cfg = EvaluateConfig(run=tmp_path / "run", episodes=3, steps=5)
+    before = evaluate.run(cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "write_summary", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            evaluate.run(cfg.model_copy(update={"seed": 1}))
+    assert RunDirectory(cfg.run).read_summary() == before
+    assert not [path.name for path in cfg.run.iterdir() if path.name.startswith(".")]
+
+
+def test_an_evaluation_of_a_policy_that_training_has_replaced_meanwhile_is_not_kept(begun, monkeypatch):
+    write = evaluation.write_summary
+
+    def finish_training(*args, **kwargs):
+        train.run(begun)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "write_summary", finish_training)
+    with raises("run-changed", TryAgainError):
+        evaluate.run(EvaluateConfig(run=begun.out, episodes=3, steps=5))
+    assert not (begun.out / "evaluation").exists()
+    assert RunDirectory(begun.out).read_summary()["evaluation"]["command"].startswith("vtp train")
+
+
+# Full disks
+
+
+def test_a_disk_that_fills_up_asks_to_try_again_and_the_run_goes_on(tmp_path, kept):
+    """Files may be half as large as a checkpoint, then as large as they need to be."""
+    cfg = sim_config(tmp_path, out=tmp_path / "whole")
+    train.run(cfg)
+    size = (cfg.out / "last.pt").stat().st_size
+    full = cfg.model_copy(update={"out": tmp_path / "full"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (10, 20_000, size // 2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with raises("disk-full", TryAgainError):
+                train.run(full)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not [path for path in full.out.rglob(".*")] if full.out.exists() else True
+    train.run(full)
+    assert_same_run(cfg.out, full.out)
+
+
+def test_leftovers_of_a_killed_training_are_removed(begun):
+    dead = this_process()._replace(started=1)
+    for folder in ("", "frames", "footage"):
+        (begun.out / folder).mkdir(exist_ok=True)
+        (begun.out / folder / f".last.pt.{dead}-00000000.tmp").touch()
+    train.run(begun)
+    assert not list(begun.out.rglob("*.tmp"))
+
+
 # Checkpoints that are not what they were
 
 
@@ -117,7 +262,7 @@ def killed(tmp_path_factory):
 def begun(killed):
     """Settings of that run, whose directory is as the kill left it."""
     cfg, copy = killed
-    shutil.rmtree(cfg.out)
+    shutil.rmtree(cfg.out, ignore_errors=True)  # a test may have moved it away
     shutil.copytree(copy, cfg.out)
     return cfg
 

@@ -14,7 +14,7 @@ from pipeline.cli import experiment_commands, stage_commands  # noqa: F401 (they
 from pipeline.cli.command import app
 from pipeline.cli.show import console
 from pipeline.errors import VtpError
-from pipeline.files import out_of_space_is_try_again
+from pipeline.files import full_disk_in_threads_is_quiet, out_of_space_is_try_again
 
 
 @app.callback(invoke_without_command=True)
@@ -28,6 +28,7 @@ def main() -> None:
     """Run the command line: a VtpError is one line and its exit code, anything else keeps its traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    full_disk_in_threads_is_quiet()
     try:
         with out_of_space_is_try_again():
             app()

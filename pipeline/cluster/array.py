@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pipeline import errors
 from pipeline.config import Config
 from pipeline.errors import CorruptError, PartialError, TryAgainError, UntrustedError, VtpError
+from pipeline.files import full_disk_in_threads_is_quiet, out_of_space_is_try_again
 
 # What the user has to see to comes first: damage, then settings, then our bugs, then what another try may cure.
 GRAVITY = (UntrustedError, CorruptError, VtpError, PartialError, TryAgainError)
@@ -28,8 +29,10 @@ class Task:
     cfg: Config
 
     def __call__(self) -> None:
+        full_disk_in_threads_is_quiet()
         try:
-            self.stage(self.cfg)
+            with out_of_space_is_try_again():
+                self.stage(self.cfg)
         except VtpError as error:
             error.args = (f"[{error.code}] {error}",)  # a traceback is all that leaves the process; `failed` reads it
             raise

@@ -22,6 +22,7 @@ from pipeline.extraction import shards
 from pipeline.extraction.inputs import read_inputs
 from pipeline.files import make_folder
 from pipeline.training import seeds
+from pipeline.writer_lock import one_writer
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[s
     """Validate the seeds of a training in local processes; the summary of all."""
     runs = seeds.runs_in(cfg.run)
     tasks = [Task(run.name, evaluation.run, cfg.model_copy(update={"run": run})) for run in runs]
-    _run_here(tasks, cfg.run / "jobs", None, task_bytes=SHARD_BYTES, progress=progress)
+    folder = cfg.run / "jobs"
+    with one_writer(folder / ".lock", cfg.run):
+        _run_here(tasks, folder, None, task_bytes=SHARD_BYTES, progress=progress)
     return seeds.merge(cfg.run, changed=cfg.scenes == "changed")
 
 
@@ -111,24 +114,26 @@ def _run(
     already, it is waited for, and `tasks` is not called. written: the folders that the tasks write to.
     """
     settings = alone(cfg).model_dump(mode="json", exclude={"overwrite"})
-    array = slurm.running(folder, settings)
-    if cfg.launcher != "slurm":
+    with one_writer(folder / ".lock", cfg.out):
+        array = slurm.running(folder, settings)
+        if cfg.launcher != "slurm":
+            if array is not None:
+                raise TryAgainError(
+                    f"Slurm array {array.id} is at work on this; add --launcher slurm to wait for it",
+                    code="array-running",
+                )
+            _run_here(tasks(), folder, landed, task_bytes=task_bytes, progress=progress, devices=devices)
+            return True
         if array is not None:
-            raise TryAgainError(
-                f"Slurm array {array.id} is at work on this; add --launcher slurm to wait for it", code="array-running"
-            )
-        _run_here(tasks(), folder, landed, task_bytes=task_bytes, progress=progress, devices=devices)
-        return True
-    if array is not None:
-        logger.info("Slurm array %s is at work on this already", array.id)
-    elif to_do := tasks():
-        array = slurm.submit(
-            to_do, folder, settings=settings, job_name=f"vtp-{cfg.out.stem}", time_limit=cfg.slurm_time,
-            partition=cfg.slurm_partition, gres=cfg.slurm_gres, cpus=cfg.slurm_cpus,
-        )  # fmt: skip
-        logger.info("Slurm array %s: %d tasks, logs in %s", array.id, len(to_do), folder)
-    else:
-        return True
+            logger.info("Slurm array %s is at work on this already", array.id)
+        elif to_do := tasks():
+            array = slurm.submit(
+                to_do, folder, settings=settings, job_name=f"vtp-{cfg.out.stem}", time_limit=cfg.slurm_time,
+                partition=cfg.slurm_partition, gres=cfg.slurm_gres, cpus=cfg.slurm_cpus,
+            )  # fmt: skip
+            logger.info("Slurm array %s: %d tasks, logs in %s", array.id, len(to_do), folder)
+        else:
+            return True
     if cfg.no_wait:
         return False
     try:

@@ -105,7 +105,7 @@ def _start(task: Task, folder: Path, num_threads: int, device: str | None) -> _W
     if ours_to_set:
         os.environ["OMP_NUM_THREADS"] = str(num_threads)  # is read when the worker loads numpy and torch
     try:
-        with processes.no_ctrl_c():  # the worker inherits this: Ctrl-C is the parent's to handle
+        with processes.starting_workers():
             process.start()
     finally:
         if ours_to_set:

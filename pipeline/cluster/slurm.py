@@ -24,6 +24,7 @@ from pipeline.cluster.array import Failure, Task, failed, lost
 from pipeline.config import slurm_minutes
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.files import make_folder, write_json
+from pipeline.processes import SAFE_PATH
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,10 @@ def parameters(
         "gres": gres,
         "cpus_per_task": cpus,
         "array_parallelism": num_tasks,
-        "setup": ["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_ON_NODE:-1}}"],
+        "setup": [
+            "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_ON_NODE:-1}}",
+            f"export {SAFE_PATH}=1",
+        ],
         "srun_args": [] if cpus is None else [f"--cpus-per-task={cpus}"],  # since Slurm 22.05 srun does not inherit it
         "additional_parameters": {"requeue": True},
     }

@@ -224,7 +224,7 @@ def train_config(**values: Any) -> SimTrainConfig | EmbeddingsTrainConfig | Vide
 
 
 class EvaluateConfig(Config):
-    """Validate a run's policy, in closed loop or on held-out clips."""
+    """Validate a run's policy, in closed loop or on held-out clips; results are written to RUN/evaluation."""
 
     run: Path = Field(description="Run directory.")
     task: NewPrices = None

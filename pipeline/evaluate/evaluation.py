@@ -14,8 +14,9 @@ import numpy as np
 from pipeline import dataset, encoders, synthetic, video
 from pipeline.config import EvaluateConfig
 from pipeline.dataset import rereading
-from pipeline.errors import VtpError
+from pipeline.errors import TryAgainError, VtpError
 from pipeline.evaluate.closed_loop import PIXEL_STREAM, PixelObserver, Progress, from_pixels
+from pipeline.files import atomic_folder, remove_leftovers
 from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.rl.rollouts import SIM_EPISODES, in_simulator, on_clips
 from pipeline.rl.sac import Agent
@@ -31,6 +32,7 @@ from pipeline.runs import (
 )
 from pipeline.runs.on_logs import on_logs
 from pipeline.tasks import Task, repriced
+from pipeline.writer_lock import one_writer
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +41,42 @@ Validation = Literal["simulator", "closed loop from pixels", "held-out logs", "h
 
 
 def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Validate the run's best policy; writes and returns its summary, and writes `validation.csv`.
+    """Validate the run's best policy; returns its summary, and writes that with steps and frames to RUN/evaluation.
 
-    In changed scenes both go to a folder of their own, RUN/changed.
+    In changed scenes they go to RUN/changed. What was there is replaced when all of it is complete.
     """
-    started = time.monotonic()
+    run_directory = RunDirectory(cfg.run)
+    out = run_directory.changed if cfg.scenes == "changed" else run_directory.evaluation
     agent, metadata = load_policy(cfg.run)
     validation = choose_validation(cfg, metadata)
+    with one_writer(out.path.with_name(f".{out.path.name}.lock"), out.path) as lock:
+        remove_leftovers(run_directory.path, out.path.name)
+        was_finished = _finished_at(run_directory)
+        with atomic_folder(out.path) as temporary:
+            summary = _run(cfg, agent, metadata, validation, RunDirectory(temporary), progress)
+            lock.check()
+            if _finished_at(run_directory) != was_finished:
+                raise TryAgainError(
+                    f"{cfg.run} was trained on while its policy was validated; run the same command again",
+                    code="run-changed",
+                )
+    return summary
+
+
+def _finished_at(run: RunDirectory) -> int | None:
+    """When training was finished, in ns; None if it is not."""
+    try:
+        return run.finished.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _run(
+    cfg: EvaluateConfig, agent: Agent, metadata: PolicyMetadata, validation: Validation, out: RunDirectory,
+    progress: Progress | None,
+) -> dict[str, Any]:  # fmt: skip
+    started = time.monotonic()
     task = metadata.task if cfg.task is None else repriced(metadata.task, cfg.task)
-    run_directory = RunDirectory(cfg.run)
-    out = run_directory.changed if cfg.scenes == "changed" else run_directory
     model: OutcomeModel
     off_policy = None
     held_out = _HeldOut(cfg, agent, metadata, task) if _needs_held_out(validation, metadata) else None
@@ -69,7 +97,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
                     out=out, changed=cfg.scenes == "changed", progress=progress,
                 )  # fmt: skip
     return write_summary(
-        run_directory, model, steps, out=out, metadata=metadata, validation=validation,
+        RunDirectory(cfg.run), model, steps, out=out, metadata=metadata, validation=validation,
         evaluation=_settings(cfg, validation), stage="evaluate", wall_s=time.monotonic() - started,
         off_policy=off_policy,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from pipeline.files import atomic_path, make_folder, write_json
 from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes
 from pipeline.runs import RunDirectory, load_metadata, load_outcomes
 from pipeline.tasks import task_from_text
+from pipeline.writer_lock import one_writer
 
 LEARNED, SIMULATED = "learned from logs", "simulator"  # where outcomes come from, in every result
 
@@ -60,13 +61,14 @@ def new_figure(columns: int, rows: int = 1, *, width: float = 4.0, height: float
 @in_style
 def save(folder: Path, name: str, table: pd.DataFrame, figure: Figure, result: dict[str, Any]) -> None:
     """NAME.csv, NAME.svg, NAME.png and, last, NAME.json."""
-    with atomic_path(folder / f"{name}.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.8g")
-    formats: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 150}}
-    for kind, options in formats.items():
-        with atomic_path(folder / f"{name}.{kind}") as temporary:
-            figure.savefig(temporary, format=kind, **options)
-    write_json(folder / f"{name}.json", result)
+    with one_writer(folder / f".{name}.lock", folder / name):
+        with atomic_path(folder / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, float_format="%.8g")
+        formats: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 150}}
+        for kind, options in formats.items():
+            with atomic_path(folder / f"{name}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, **options)
+        write_json(folder / f"{name}.json", result)
 
 
 def name_judge(figure: Figure, result: dict[str, Any]) -> None:
@@ -95,19 +97,21 @@ def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:
     metadata, validation = load_metadata(run.path), summary.get("validation")
     task = metadata.task
     if "task_definition" in summary:  # an evaluation may have other prices than training had
-        task = task.priced_as(task_from_text(json.dumps(summary["task_definition"]), str(run.summary)))
+        task = task.priced_as(task_from_text(json.dumps(summary["task_definition"]), str(run.latest.summary)))
     if validation in ("simulator", "closed loop from pixels"):
         model: OutcomeModel = SimulatedOutcomes(task)
     elif validation in ("held-out clips", "held-out logs"):
         model = load_outcomes(metadata).with_task(task)
     else:
         raise VtpError(
-            f"{run.summary} is of validation {validation!r}, of which no outcomes are known; make it again with: "
-            f"{run.evaluate_command}",
+            f"{run.latest.summary} is of validation {validation!r}, of which no outcomes are known; "
+            f"make it again with: {run.evaluate_command}",
             code="run-validation-unknown",
         )
     if wrong := _what_is_wrong(steps, model):
-        raise VtpError(f"{run.validation} {wrong}; make it again with: {run.evaluate_command}", code="run-steps-other")
+        raise VtpError(
+            f"{run.latest.validation} {wrong}; make it again with: {run.evaluate_command}", code="run-steps-other"
+        )
     return model, steps.astype({"row": "int64"} | dict.fromkeys(model.task.actions, "float64"))
 
 

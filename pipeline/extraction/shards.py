@@ -127,6 +127,11 @@ def ledger_path(folder: Path, shards: int, shard: int) -> Path:
     return folder / f"shard-{shard}-of-{shards}.jsonl"
 
 
+def lock_path(folder: Path, shards: int, shard: int) -> Path:
+    """The lock of who writes that ledger, and its share of the parts."""
+    return folder / f".shard-{shard}-of-{shards}.lock"
+
+
 class Ledger:
     """What became of each of one shard's videos, written whole. What is not in it yet is found again in the parts.
 

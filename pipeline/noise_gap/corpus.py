@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.errors import CorruptError
 from pipeline.noise_gap.gap import Conditioned, noise_gap, shared_noise, velocity
+from pipeline.noise_gap.quiet import quietly
 from pipeline.noise_gap.svd import ADDED_TIME_IDS, NOISE_AUGMENTATION
 
 PATCH = 8
@@ -112,7 +113,8 @@ class CorpusBackend:
 
     def save(self, folder: Path) -> None:
         """In diffusers' layout: model_index.json, unet/, codec/."""
-        self.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        with quietly():
+            self.unet.save_pretrained(folder / "unet", safe_serialization=True)
         (folder / "codec").mkdir()
         tensors = {"mean": self.codec.mean, "components": self.codec.components, "scale": self.codec.scale}
         save_file(
@@ -126,7 +128,8 @@ def load_corpus(folder: Path) -> CorpusBackend:
     """What `save` wrote. CorruptError where a file is missing or damaged."""
     try:
         tensors = load_file(folder / "codec/codec.safetensors")
-        unet = UNetSpatioTemporalConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
+        with quietly():
+            unet = UNetSpatioTemporalConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
         codec = PatchCodec(tensors["mean"], tensors["components"], tensors["scale"])
         return CorpusBackend(codec, unet, float(tensors["embedding_scale"]))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.errors import VtpError
 from pipeline.files import file_sha256
 from pipeline.noise_gap.gap import Conditioned, shared_noise
+from pipeline.noise_gap.quiet import quietly
 
 HUB_ID = "stabilityai/stable-video-diffusion-img2vid"
 NOISE_AUGMENTATION = 0.02
@@ -32,7 +33,8 @@ class SvdBackend:
         self.sha256 = sha256
         self.num_frames = int(pipeline.unet.config.num_frames)
         self.device = device
-        self._pipeline = pipeline.to(device)
+        with quietly():
+            self._pipeline = pipeline.to(device)
         if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
             pipeline.vae.to(torch.float32)
         self._pipeline.set_progress_bar_config(disable=True)
@@ -94,7 +96,8 @@ def load_svd(location: str, *, device: str = "cpu") -> SvdBackend:
         check_folder(folder)
     dtype = torch.float16 if device.startswith("cuda") else torch.float32
     try:
-        pipeline = StableVideoDiffusionPipeline.from_pretrained(location, dtype=dtype, use_safetensors=True)
+        with quietly():
+            pipeline = StableVideoDiffusionPipeline.from_pretrained(location, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
         what, code = ("loaded", "model-damaged") if folder.is_dir() else ("downloaded", "model-unavailable")

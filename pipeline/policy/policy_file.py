@@ -55,7 +55,7 @@ def validation_of(run: runs.RunDirectory) -> str:
 
     Where logs judge, it is their verdict, with the change over the logging policy only if they can tell.
     """
-    if not run.is_finished:
+    if not run.latest.summary.exists():
         return ""
     summary = run.read_summary()
     if is_by_logs(summary) and (found := over_logging_policy(summary)) is not None:

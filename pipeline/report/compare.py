@@ -18,6 +18,7 @@ from pipeline.report.templates import render
 from pipeline.report.words import DASH, listed, number, percent, usd
 from pipeline.runs import RunDirectory
 from pipeline.runs.judgement import LOGS, judge_of, over_logging_policy
+from pipeline.writer_lock import one_writer
 
 NUMBERS = (
     "profit_mean", "oracle_profit", "blind_profit", "oracle_ratio", "blind_ratio", "mp_mean", "err_mean", "wage_parity",
@@ -31,7 +32,14 @@ def run(cfg: CompareConfig) -> list[dict[str, Any]]:
     rows = [read_row(path) for path in cfg.runs]
     for row in rows:
         row |= difference(row, rows[0])
-    table, path = pd.DataFrame(rows), RunDirectory(cfg.out).compare_page
+    path = RunDirectory(cfg.out).compare_page
+    with one_writer(path.with_name(f".{path.stem}.lock"), path):
+        _write(path, rows)
+    return rows
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    table = pd.DataFrame(rows)
     with files.atomic_path(path.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False)
     worlds = sorted({f"{row['task']} {row['scenario']}".strip() + f", {row['validation']}" for row in rows})
@@ -40,7 +48,6 @@ def run(cfg: CompareConfig) -> list[dict[str, Any]]:
     }  # fmt: skip
     page = render("compare.html", fields | {"download": csv_download(path.with_suffix(".csv").name, table)})
     files.write_text(path, page)
-    return rows
 
 
 def judges_say(rows: list[dict[str, Any]]) -> list[str]:
@@ -72,7 +79,7 @@ def read_row(path: Path) -> dict[str, Any]:
     lacking = [key for key in ("source", "task", "scenario", "validation", "episodes") if key not in summary]
     if lacking or not isinstance(summary["episodes"], int):
         raise VtpError(
-            f"{run.summary} is no summary of a run: it has no {'number of ' if not lacking else ''}"
+            f"{run.latest.summary} is no summary of a run: it has no {'number of ' if not lacking else ''}"
             f"{(lacking or ['episodes'])[0]}; "
             f"make it with: vtp evaluate {shlex.quote(str(path))}",
             code="summary-bad",

@@ -102,7 +102,7 @@ def read_run(path: Path) -> RunFiles:
     config = read("config", run.config, _mapping_yaml, {}, "the settings of this run are not known", train)
     if config:
         train = f"vtp train --config {shlex.quote(str(run.config))}"
-    summary = read("summary", run.summary, _mapping_json, {}, "the policy has not been validated", evaluate)
+    summary = read("summary", run.latest.summary, _mapping_json, {}, "the policy has not been validated", evaluate)
     changed = {}
     if run.changed.summary.exists():
         changed = read(
@@ -111,7 +111,7 @@ def read_run(path: Path) -> RunFiles:
         )  # fmt: skip
     metrics = read("metrics", run.metrics, _numbers_csv, pd.DataFrame(), "there are no learning curves", train)
     validation = read(
-        "validation", run.validation, pd.read_csv, pd.DataFrame(), "single actions cannot be shown", evaluate
+        "validation", run.latest.validation, pd.read_csv, pd.DataFrame(), "single actions cannot be shown", evaluate
     )
     validations = read(
         "validations",
@@ -124,7 +124,7 @@ def read_run(path: Path) -> RunFiles:
     contexts = [context.name for context in largest(read_contexts(summary))]
     frames, left_out = read(
         "frames",
-        run.frame_index,
+        run.latest.frame_index,
         lambda index: _read_frames(index, FRAME_BYTES, contexts),
         ([], 0),
         "there are no pictures of what the policy saw",

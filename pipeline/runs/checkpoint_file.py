@@ -21,7 +21,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     that a kill between the two writes leaves a checkpoint that still matches."""
     checksums = path.with_name(path.name + ".sha256")
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        with open(temporary, "wb") as file:  # torch's own writer does not say that a disk is full
+            torch.save(state, file)
         known = [file_sha256(temporary)] + ([file_sha256(path)] if path.is_file() else [])
         write_text(checksums, "\n".join(known) + "\n")
 

@@ -14,7 +14,8 @@ import yaml
 
 from pipeline.errors import VtpError
 
-CHANGED = "changed"  # folder of a run for its validation in changed scenes
+EVALUATION = "evaluation"  # folder of a run for the latest vtp evaluate
+CHANGED = "changed"  # the same, in changed scenes
 SEED_FOLDER = "seed-"
 
 
@@ -29,8 +30,10 @@ class RunDirectory:
         self.previous = path / "previous.pt"  # the one before, for when the newest is damaged
         self.metrics = path / "metrics.csv"  # a row an episode
         self.validations = path / "validations.csv"  # a row a validation during training
-        self.validation = path / "validation.csv"  # a row a step of the latest evaluation
+        self.validation = path / "validation.csv"  # a row a step of the validation that the summary is of
         self.summary = path / "summary.json"
+        self.finished = path / "finished.json"  # written last: training is complete
+        self.lock = path / ".lock"  # while a process trains here
         self.estimator = path / "data_value.json"  # the skill of the estimator of the customers' share
         self.report = path / "report.html"
         self.frames = path / "frames"  # pictures of what the policy saw
@@ -47,9 +50,19 @@ class RunDirectory:
         return str(self.path)
 
     @property
+    def evaluation(self) -> RunDirectory:
+        """Where `vtp evaluate` leaves summary, steps and frames, under the same names."""
+        return RunDirectory(self.path / EVALUATION)
+
+    @property
     def changed(self) -> RunDirectory:
-        """Where the evaluation in changed scenes lies, under the same names."""
+        """The same for the evaluation in changed scenes."""
         return RunDirectory(self.path / CHANGED)
+
+    @property
+    def latest(self) -> RunDirectory:
+        """Where the latest validation lies: that of `vtp evaluate`, else that at the end of training."""
+        return self.evaluation if self.evaluation.summary.exists() else self
 
     def seed(self, seed: int) -> RunDirectory:
         """The run of one of several seeds."""
@@ -61,7 +74,7 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        return self.summary.exists()
+        return self.finished.exists()
 
     def policy_file(self, suffix: str) -> Path:
         """Where an exported policy lies by default."""
@@ -74,9 +87,10 @@ class RunDirectory:
         """Remove what an earlier run left here; whether there was anything."""
         checkpoints = (self.last, self.previous, self.best)
         made = [
-            *checkpoints, *map(self.checksums, checkpoints), self.metrics, self.validations, self.validation,
-            self.summary, self.report, self.estimator, *map(self.policy_file, (".pt", ".onnx", ".safetensors")),
-            self.tensorboard, self.frames, self.changed.path, self.experiments,
+            self.finished, self.summary, *checkpoints, *map(self.checksums, checkpoints), self.metrics,
+            self.validations, self.validation, self.report, self.estimator,
+            *map(self.policy_file, (".pt", ".onnx", ".safetensors")),
+            self.tensorboard, self.frames, self.evaluation.path, self.changed.path, self.experiments,
         ]  # fmt: skip
         earlier = [path for path in made if path.exists()]
         for path in earlier:
@@ -84,12 +98,12 @@ class RunDirectory:
         return bool(earlier)
 
     def read_summary(self) -> dict[str, Any]:
-        """The summary of the latest evaluation; if it is missing, VtpError with the command that makes it."""
-        return self._read(self.summary, _json_mapping, self.evaluate_command)
+        """The summary of the latest validation; if it is missing, VtpError with the command that makes it."""
+        return self._read(self.latest.summary, _json_mapping, self.evaluate_command)
 
     def read_steps(self) -> pd.DataFrame:
-        """The steps of the latest evaluation, at least one."""
-        return self._read(self.validation, _steps_table, self.evaluate_command)
+        """The steps of the latest validation, at least one."""
+        return self._read(self.latest.validation, _steps_table, self.evaluate_command)
 
     def read_metrics(self) -> pd.DataFrame:
         """A row per training episode, at least one."""

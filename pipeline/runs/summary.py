@@ -119,7 +119,7 @@ def write_summary(
     table = steps.assign(context=names[model.context[steps["row"]]], profit_usd_per_hour=expected_profit(model, steps))
     with atomic_path(out.validation) as temporary:
         table.to_csv(temporary, index=False)
-    stages = ({} if stage == "train" else _stages_so_far(out.summary)) | {stage: wall_s}
+    stages = ({} if stage == "train" else _stages_so_far(run.summary)) | {stage: wall_s}
     mix: ContextMix = "stationary" if validation in PLAYED_IN_A_CHAIN else "as met"
     summary = {
         "source": metadata.source,

@@ -2,7 +2,7 @@
 
 from pipeline.training.checkpoints import newest, save, slim
 from pipeline.training.record import LOSSES, Record, metric_columns
-from pipeline.training.sources import Source, check, command_line, open_source
+from pipeline.training.sources import Source, check, command_line, open_source, refuse_other_settings
 from pipeline.training.trainer import Trainer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "metric_columns",
     "newest",
     "open_source",
+    "refuse_other_settings",
     "save",
     "slim",
 ]

@@ -53,5 +53,9 @@ def newest(run: RunDirectory) -> dict[str, Any] | None:
 def slim(run: RunDirectory, state: dict[str, Any]) -> None:
     """Leave of a finished run's newest checkpoint the policy alone."""
     save_checkpoint(run.last, state)
+    remove_previous(run)
+
+
+def remove_previous(run: RunDirectory) -> None:
     for path in (run.previous, run.checksums(run.previous)):
         path.unlink(missing_ok=True)

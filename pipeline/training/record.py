@@ -48,8 +48,10 @@ class Record:
         self._columns = metric_columns(task)
         self._metrics = MetricsCsv(run.metrics, self._columns, resume_at=state["metrics"])
         self._validations = MetricsCsv(run.validations, ("episode", "profit_sampled"), resume_at=state["validations"])
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=state["episode"] + 1)
+        with out_of_space_is_try_again(run.tensorboard):
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=state["episode"] + 1)
 
+    @out_of_space_is_try_again()
     def episodes(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rows of episodes that end together; TensorBoard gets one point for them, their mean."""
         for row in rows:
@@ -61,6 +63,7 @@ class Record:
             if name in ALIASES:
                 self._board.add_scalar(ALIASES[name], mean, episode)
 
+    @out_of_space_is_try_again()
     def validation(self, episode: int, profit: float) -> None:
         self._validations.write({"episode": episode, "profit_sampled": profit})
         self._board.add_scalar("validation/profit_sampled", profit, episode)
@@ -69,6 +72,7 @@ class Record:
         """Bring all rows so far to the disk; returns where they end, for `__init__`."""
         return {"metrics": self._metrics.sync(), "validations": self._validations.sync(), "episode": episode}
 
+    @out_of_space_is_try_again()
     def close(self) -> None:
         for part in (self._metrics, self._validations, self._board):
             part.close()

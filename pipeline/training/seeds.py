@@ -12,13 +12,14 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from pipeline import training
-from pipeline.config import TrainConfig, alone, parse_seeds, train_config
+from pipeline import dataset, training
+from pipeline.config import SimTrainConfig, TrainConfig, alone, parse_seeds, train_config
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import make_folder, save_config, write_json
-from pipeline.runs import RunDirectory
+from pipeline.runs import RunDirectory, load_metadata
 from pipeline.runs.judgement import judge_of, over_logging_policy
 from pipeline.stats import bootstrap95, interquartile_mean
+from pipeline.writer_lock import one_writer
 
 SAME = (  # or the seeds cannot be averaged
     "source", "task", "scenario", "task_definition", "actions", "costs_usd_per_hour", "human_wage", "validation",
@@ -48,8 +49,9 @@ def prepare(cfg: TrainConfig) -> list[TrainConfig]:
     save_config(run.config, cfg.model_copy(update={"overwrite": False, "no_wait": False}))
     run.summary.unlink(missing_ok=True)
     if cfg.overwrite:
-        for one in configs:
-            RunDirectory(one.out).forget()
+        for seed_run in [RunDirectory(one.out) for one in configs]:
+            with one_writer(seed_run.lock, seed_run.path):
+                seed_run.forget()
     return [one for one in configs if not RunDirectory(one.out).is_finished]
 
 
@@ -64,16 +66,15 @@ def run_of(run: Path, seed: int) -> Path:
 
 def _refuse_other_settings(cfg: TrainConfig) -> None:
     """VtpError where the seed is finished with other settings than these."""
-    if not RunDirectory(cfg.out).is_finished:
+    run = RunDirectory(cfg.out)
+    if not run.is_finished:
         return
-    trained, wanted = read_config(cfg.out).model_dump(), cfg.model_dump()
-    for name in wanted:
-        if name != "out" and trained.get(name) != wanted[name]:
-            raise VtpError(
-                f"{cfg.out} was trained with {name}={trained.get(name)}, now {name}={wanted[name]}; choose another "
-                "--out, or add --overwrite",
-                code="run-other-settings",
-            )
+    moved = ["out"]
+    if not isinstance(cfg, SimTrainConfig) and str(cfg.embeddings) != run.read_settings().get("embeddings"):
+        clips = load_metadata(run.path).clips
+        if clips is not None and clips.content_sha256 == dataset.read_embeddings(cfg.embeddings).content_sha256:
+            moved.append("embeddings")
+    training.refuse_other_settings(run, cfg, except_for=moved)
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -140,12 +141,12 @@ def merge(run: Path, *, changed: bool = False) -> dict[str, Any]:
         )
     summary = average([_read_summary(run_of(run, seed), changed=changed) for seed in seeds], seeds)
     summary["provenance"] |= {"command": training.command_line(cfg)}
-    write_json(_evaluated(run, changed).summary, summary)
+    write_json((RunDirectory(run).changed if changed else RunDirectory(run)).summary, summary)
     return summary
 
 
 def _read_summary(run: Path, *, changed: bool) -> dict[str, Any]:
-    path = _evaluated(run, changed).summary
+    path = (RunDirectory(run).changed if changed else RunDirectory(run).latest).summary
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         if lacking := {*SAME, *AVERAGED, *BY_SEED, "episodes", "contexts", "provenance"} - set(summary):
@@ -154,10 +155,6 @@ def _read_summary(run: Path, *, changed: bool) -> dict[str, Any]:
         command = f"vtp evaluate {run}{' --scenes changed' if changed else ''}"
         raise CorruptError(f"{path} is no summary ({error}); run: {command}", code="summary-corrupt") from error
     return summary
-
-
-def _evaluated(run: Path, changed: bool) -> RunDirectory:
-    return RunDirectory(run).changed if changed else RunDirectory(run)
 
 
 def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from pipeline.training.from_logs import LogsPlan, plan_on_logs
 
 logger = logging.getLogger(__name__)
 
+FILES = ("out", "embeddings", "novelty", "task")  # settings that name files, which count by what is in them
 VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
 
 Progress = Callable[[int, int, str], None]
@@ -262,6 +263,18 @@ def _check_contexts_vary(cfg: EmbeddingsTrainConfig, data: dataset.Embeddings, m
             "mean of the video; use --centre corpus",
             code="centre-hides-contexts",
         )
+
+
+def refuse_other_settings(run: RunDirectory, settings: TrainConfig, *, except_for: Sequence[str] = FILES) -> None:
+    """VtpError where a run was started with other settings, but for those of these names."""
+    begun, wanted = run.read_settings(), settings.model_dump(mode="json")
+    for name in wanted:
+        if name not in except_for and begun.get(name) != wanted[name]:
+            raise VtpError(
+                f"{run} was started with {name}={begun.get(name)}, now {name}={wanted[name]}; choose another --out, "
+                "or add --overwrite",
+                code="run-other-settings",
+            )
 
 
 def command_line(cfg: TrainConfig) -> str:

@@ -132,14 +132,18 @@ class Decoder:
             self._process = None
 
     def _start(self) -> None:
-        """A fresh interpreter rather than a fork or multiprocessing, so that the caller's modules stay out of it."""
+        """A fresh interpreter rather than a fork or multiprocessing, so that the caller's modules stay out of it.
+
+        It looks for modules where this process does, and never in the working folder, which may have any names.
+        """
         ours, theirs = socket.socketpair()
         self._slots = _anonymous_file()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
-        package_parent = str(Path(pipeline.__file__).parent.parent)
+        ours_in, modules = str(Path(pipeline.__file__).parent.parent), [folder for folder in sys.path if folder]
+        if ours_in not in modules:  # it was the working folder when this package was imported
+            modules.insert(0, ours_in)
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")])),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "DECORD_DUPLICATE_WARNING_THRESHOLD": "0.0",  # so that padding is a complaint
@@ -148,7 +152,14 @@ class Decoder:
         }
         inherited = (theirs.fileno(), self._slots.fileno())
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.video.child", *map(str, inherited), str(self._memory_bytes)],
+            [
+                sys.executable,
+                "-I",
+                "-c",
+                f"import sys; sys.path[:] = {modules!r}; from pipeline.video.child import main; main()",
+                *map(str, inherited),
+                str(self._memory_bytes),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=self._stderr,
             stderr=self._stderr,
