@@ -38,7 +38,7 @@ from pipeline.extraction.parts import (
 from pipeline.extraction.shards import Done, Failed, Ledger, Stamp, parts_folder
 from pipeline.files import file_sha256, make_folder, remove_leftovers, save_config, write_text
 from pipeline.tasks import BUILT_IN
-from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
+from pipeline.video import Clip, DecoderPool, Restart, VideoError, check_file, unreadable
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder, Projector
@@ -137,6 +137,7 @@ def extract_videos(
     """
     queue = deque(entries)
     tries: Counter[str] = Counter()
+    for_pyav: set[str] = set()  # ids of videos that decord may have hung or died of
     decoding: dict[str, _Reading] = {}
     encoded: dict[str, list[_Reading]] = {}  # by content; done as soon as their part is written
     num_decoded = 0
@@ -148,6 +149,8 @@ def extract_videos(
     def fail(entry: VideoEntry, error: VideoError) -> None:
         tries[entry.video_id] += 1
         if error.code in WORTH_ANOTHER_TRY and tries[entry.video_id] <= cfg.retries:
+            if error.code in ("crashed", "timeout") and cfg.decoder == "auto":
+                for_pyav.add(entry.video_id)
             queue.append(entry)
             return
         ledger.record(failure(entry, "decode", error))
@@ -193,10 +196,14 @@ def extract_videos(
                         pool.submit(
                             video, entry.path,
                             clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail,
+                            decoder="pyav" if entry.video_id in for_pyav else None,
                         )  # fmt: skip
                 for video, event in pool.events():
                     if isinstance(event, Clip):
                         writer.add(video.sha256, event)
+                        continue
+                    if isinstance(event, Restart):
+                        writer.discard(video.sha256)
                         continue
                     event = changed(video) or event
                     del decoding[video.sha256]

@@ -1,0 +1,112 @@
+"""Where a container says that it ends, from its headers alone.
+
+A declared end beyond the file's means that the file is cut off. Bytes behind it are foreign, such as the text that
+dashcams append. Sizes that a live recorder could not know are passed by: what is in there is walked through instead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import BinaryIO, NamedTuple
+
+EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
+FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp")
+
+_BOXES = (*FIRST_BOXES, b"moof", b"mfra", b"sidx", b"ssix", b"meta", b"uuid", b"udta", b"emsg", b"prft")
+_IN_SEGMENT = "114d9b74", "1549a966", "1654ae6b", "1f43b675", "1c53bb6b", "1941a469", "1043a770", "1254c367", "ec", "bf"
+_IN_CLUSTER = "e7", "a3", "a0", "ab", "a7", "af", "5854"
+_EBML_IDS = tuple(map(bytes.fromhex, _IN_SEGMENT + _IN_CLUSTER))
+_AVI_CHUNKS = (b"LIST", b"JUNK", b"idx1")
+_UNKNOWN_SIZES = (0, 0xFFFFFFFF)
+_HEAD_BYTES = 4096
+
+
+class Avi(NamedTuple):
+    end: int
+    num_chunks: Counter[int]  # of each stream, those of no bytes included, which repeat the picture before
+    num_pictures: Counter[int]
+
+
+def mp4_end(file: BinaryIO, size: int) -> int:
+    """The end of the last top-level box of an mp4 or mov of `size` bytes."""
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(16)
+        box, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if box == 1 and len(header) == 16:
+            box = int.from_bytes(header[8:], "big")
+        if box == 0 and kind in _BOXES:  # the box runs to the end of the file
+            return size
+        if len(kind) == 0 or box < 8:
+            return position
+        if position + box > size:
+            return position + box if any(known.startswith(kind) for known in _BOXES) else position
+        position += box
+
+
+def matroska_end(file: BinaryIO, size: int) -> int:
+    """The end of a Matroska file's segment, or of the last element in one of unknown size."""
+    file.seek(0)
+    at = file.read(_HEAD_BYTES).find(SEGMENT)
+    if at < 0:
+        return size
+    file.seek(at)
+    header, segment = _element(file.read(12))
+    position = at + header
+    if segment:
+        return position + segment
+    while position < size:
+        file.seek(position)
+        head = file.read(12)
+        width = 9 - head[0].bit_length()
+        if not any(name.startswith(head[:width]) for name in _EBML_IDS if len(name) == width):
+            return position
+        header, length = _element(head)
+        position += header + (length or 0)
+    return position
+
+
+def _element(head: bytes) -> tuple[int, int | None]:
+    """Bytes of an element's header and of its content, None if unknown."""
+    id_width = 9 - head[0].bit_length()
+    rest = head[id_width : id_width + 8]
+    if not rest or rest[0] == 0:
+        return id_width + 1, None
+    width = 9 - rest[0].bit_length()
+    length = int.from_bytes(rest[:width], "big") & ((1 << 7 * width) - 1)
+    return id_width + width, None if length == (1 << 7 * width) - 1 else length
+
+
+def avi_end(file: BinaryIO, size: int) -> int:
+    """The end of the last RIFF chunk of an AVI, or of the last chunk in one of unknown size."""
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(8)
+        length = int.from_bytes(header[4:], "little")
+        if header[:4] != b"RIFF" or len(header) < 8:
+            return position
+        if length in _UNKNOWN_SIZES:
+            return walk_avi(file, size).end
+        position += 8 + length
+
+
+def walk_avi(file: BinaryIO, size: int) -> Avi:
+    """Every chunk of an AVI of `size` bytes, whatever its lists say of their own size."""
+    position, num_chunks, num_pictures = 0, Counter[int](), Counter[int]()
+    while position < size:
+        file.seek(position)
+        header = file.read(8)
+        name, end = header[:4], position + 8 + int.from_bytes(header[4:], "little")
+        if name == b"RIFF" or (name == b"LIST" and file.read(4) in (b"movi", b"rec ")):
+            position += 12
+            continue
+        is_picture = name[:2].isdigit() and name[2:] in (b"dc", b"db")
+        if end > size and not (is_picture or name[:2].isdigit() or name in _AVI_CHUNKS):
+            break
+        if is_picture:
+            num_chunks[int(name[:2])] += 1
+            num_pictures[int(name[:2])] += header[4:] != bytes(4)
+        position = end + (end % 2 if end < size else 0)
+    return Avi(position, num_chunks, num_pictures)
