@@ -84,7 +84,7 @@ def _span(scan: Scan, first: int, last: int) -> str:
 
 def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
     """Packet by packet, so that what is wrong has a place."""
-    place, count, missing = "the start", 0, None
+    place, count, missing, upright = "the start", 0, None, scan.orientation
     try:
         with av.open(scan.url) as container:
             stream = container.streams[scan.stream]
@@ -99,6 +99,7 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
                     place = scan.place_at(packet.pts if packet.pts is not None else packet.dts)
                     num_packets += 1
                     if num_packets <= scan.first_packet:
+                        complaints.clear()  # of pictures whose start was cut off
                         continue
                     num_keys += packet.is_keyframe
                 for frame in packet.decode():
@@ -108,7 +109,8 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
                         expected_s = scan.edges_s[count]
                         missing = scan.place(count) if frame.time > expected_s + scan.tick_s / 2 else None
                     count += 1
-                    yield orientation_of(frame).apply(frame.to_ndarray(format="rgb24"))
+                    upright = orientation_of(frame, upright)
+                    yield upright.apply(frame.to_ndarray(format="rgb24"))
                 if complaints.any_yet():
                     lines = complaints.lines()
                     if not (scan.starts_late and num_keys <= 1 and all(map(_is_of_missing_reference, lines))):

@@ -162,7 +162,8 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
                 packet.is_discard, packet.size,
             )  # fmt: skip
             if packet.is_corrupt:
-                raise damaged(f"packet {len(packets)}, at {_time(row) * float(packet.time_base):.2f} s, is marked corrupt")
+                time_s = _time(row) * float(packet.time_base)
+                raise damaged(f"packet {len(packets)}, at {time_s:.2f} s, is marked corrupt")
             packets.append(row)
             if len(packets) > MAX_FRAMES:
                 raise VideoError("size", f"has more than {MAX_FRAMES} frames", "cut it into shorter videos")
@@ -175,14 +176,15 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
             if frame.pts is not None and key is not None and key.pts is not None and frame.pts < key.pts:
                 before.add(frame.pts)
                 continue
-            first = First(frame.width, frame.height, orientation_of(frame), frozenset(before))
+            first = First(frame.width, frame.height, orientation_of(frame, UPRIGHT), frozenset(before))
             break
     return packets, first or First(0, 0, UPRIGHT, frozenset())
 
 
-def orientation_of(frame: av.VideoFrame) -> Orientation:
+def orientation_of(frame: av.VideoFrame, before: Orientation) -> Orientation:
+    """A codec may state it at key frames alone: it holds until it is stated again."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
-    return orientation(bytes(matrix)) if isinstance(matrix, SideData) else UPRIGHT
+    return orientation(bytes(matrix)) if isinstance(matrix, SideData) else before
 
 
 def _try_decode(packet: av.Packet) -> Sequence[av.VideoFrame]:
@@ -234,11 +236,14 @@ def _not_coded(url: str, stream: int, packets: list[Packet]) -> set[int]:
     if not tiny:
         return tiny
     with av.open(url) as container:
-        num_frames = sum(
-            len(_try_decode(packet)) for packet in container.demux(container.streams[stream])
+        times = [
+            frame.pts
+            for packet in container.demux(container.streams[stream])
             if packet.size or packet.dts is None
-        )  # fmt: skip
-    return tiny if num_frames == len(packets) - len(tiny) else set()
+            for frame in _try_decode(packet)
+        ]
+    shown = set(times)
+    return {number for number in tiny if packets[number].pts not in shown} if len(times) < len(packets) else set()
 
 
 def check_avi(path: Path, stream: av.VideoStream, num_packets: int) -> int:
