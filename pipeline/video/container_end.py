@@ -6,6 +6,7 @@ dashcams append. Sizes that a live recorder could not know are passed by: what i
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import BinaryIO, NamedTuple
 
@@ -16,15 +17,30 @@ _BOXES = (*FIRST_BOXES, b"moof", b"mfra", b"sidx", b"ssix", b"meta", b"uuid", b"
 _IN_SEGMENT = "114d9b74", "1549a966", "1654ae6b", "1f43b675", "1c53bb6b", "1941a469", "1043a770", "1254c367", "ec", "bf"
 _IN_CLUSTER = "e7", "a3", "a0", "ab", "a7", "af", "5854"
 _EBML_IDS = tuple(map(bytes.fromhex, _IN_SEGMENT + _IN_CLUSTER))
+_ASF_OBJECTS = tuple(map(bytes.fromhex, ("3026b275", "3626b275", "90080033", "d329e2d6", "f803b1fe", "d03fb73c")))
+_PACK, _PROGRAM_END = bytes.fromhex("000001ba"), bytes.fromhex("000001b9")
+_TAIL_BYTES = 4 << 20
 _AVI_CHUNKS = (b"LIST", b"JUNK", b"idx1")
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 _HEAD_BYTES = 4096
+_LOOK_BYTES = 16 << 20
+_MORE_BOXES = re.compile(b"moof|moov|mdat")
+_MORE_BLOCKS = re.compile(
+    rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].|[\x20-\x3f]..|[\x10-\x1f]...)[\x81-\x8f]..[\x00\x80]", re.DOTALL
+)
+_MORE_TAGS = re.compile(rb"[\x08\x09\x12].{7}\x00\x00\x00", re.DOTALL)
 
 
 class Avi(NamedTuple):
     end: int
     num_chunks: Counter[int]  # of each stream, those of no bytes included, which repeat the picture before
     num_pictures: Counter[int]
+
+
+def _foreign_from(file: BinaryIO, position: int, size: int, more: re.Pattern[bytes], count: int) -> int:
+    """`position`, but `size` if what is behind it looks like more of a container that is damaged in between."""
+    file.seek(position)
+    return size if len(more.findall(file.read(_LOOK_BYTES))) >= count else position
 
 
 def mp4_end(file: BinaryIO, size: int) -> int:
@@ -39,9 +55,10 @@ def mp4_end(file: BinaryIO, size: int) -> int:
         if box == 0 and kind in _BOXES:  # the box runs to the end of the file
             return size
         if len(kind) == 0 or box < 8:
-            return position
+            return _foreign_from(file, position, size, _MORE_BOXES, 1)
         if position + box > size:
-            return position + box if any(known.startswith(kind) for known in _BOXES) else position
+            is_cut = any(known.startswith(kind) for known in _BOXES)
+            return position + box if is_cut else _foreign_from(file, position, size, _MORE_BOXES, 1)
         position += box
 
 
@@ -61,7 +78,7 @@ def matroska_end(file: BinaryIO, size: int) -> int:
         head = file.read(12)
         width = 9 - head[0].bit_length()
         if not any(name.startswith(head[:width]) for name in _EBML_IDS if len(name) == width):
-            return position
+            return _foreign_from(file, position, size, _MORE_BLOCKS, 3)
         header, length = _element(head)
         position += header + (length or 0)
     return position
@@ -110,3 +127,64 @@ def walk_avi(file: BinaryIO, size: int) -> Avi:
             num_pictures[int(name[:2])] += header[4:] != bytes(4)
         position = end + (end % 2 if end < size else 0)
     return Avi(position, num_chunks, num_pictures)
+
+
+def flv_end(file: BinaryIO, size: int) -> int:
+    """The end of the last tag of an FLV."""
+    file.seek(5)
+    position = int.from_bytes(file.read(4), "big") + 4
+    while position < size:
+        file.seek(position)
+        header = file.read(4)
+        if header[0] & 0x1F not in (8, 9, 18):
+            return _foreign_from(file, position, size, _MORE_TAGS, 3)
+        position += 11 + int.from_bytes(header[1:], "big") + 4
+    return position
+
+
+def ogg_end(file: BinaryIO, size: int) -> int:
+    """The end of the last page of an Ogg file."""
+    position = 0
+    while position < size:
+        file.seek(position)
+        header = file.read(27)
+        if not b"OggS".startswith(header[:4]):
+            break
+        lengths = file.read(header[26]) if len(header) == 27 else b""
+        position += 27 + len(lengths) + sum(lengths)
+    return position
+
+
+def asf_end(file: BinaryIO, size: int) -> int:
+    """The end of the last object of an ASF file."""
+    position = 0
+    while position < size:
+        file.seek(position)
+        header = file.read(24)
+        length = int.from_bytes(header[16:], "little")
+        if header[:4] not in _ASF_OBJECTS or not 24 <= length < 1 << 62:
+            break
+        position += length
+    return position
+
+
+def program_stream_end(file: BinaryIO, size: int) -> int:
+    """The end of the last packet of an MPEG program stream; in a long one, only the last packets are looked at."""
+    file.seek(max(0, size - _TAIL_BYTES))
+    tail = file.read()
+    position, first = tail.find(_PACK), size - len(tail)
+    while 0 <= position < len(tail):
+        name = tail[position : position + 4]
+        if name == _PACK:
+            is_mpeg2 = tail[position + 4 : position + 5] >= b"\x40"
+            position += 14 + (tail[position + 13 : position + 14] or b"\0")[0] % 8 if is_mpeg2 else 12
+        elif name == _PROGRAM_END:
+            position += 4
+        elif _PACK[:3].startswith(name[:3]) and name[3:] >= b"\xbb":
+            position += 6 + int.from_bytes(tail[position + 4 : position + 6], "big")
+        else:  # padding, or a pack that was none
+            following = tail.find(_PACK, position + 1)
+            if following < 0:
+                return first + position
+            position = following
+    return size if position < 0 else first + position

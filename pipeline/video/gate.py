@@ -6,19 +6,29 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.video.container_end import EBML, FIRST_BOXES, avi_end, matroska_end, mp4_end
+from pipeline.video.container_end import (
+    EBML,
+    FIRST_BOXES,
+    asf_end,
+    avi_end,
+    flv_end,
+    matroska_end,
+    mp4_end,
+    ogg_end,
+    program_stream_end,
+)
 from pipeline.video.error import VideoError, damaged
 
 HEAD_BYTES = 4096
 
-_MAGICS = (
-    bytes.fromhex("000001ba"),  # MPEG program stream
-    bytes.fromhex("000001b3"),  # MPEG video
-    bytes.fromhex("3026b2758e66cf11"),  # ASF, WMV
-    b"FLV\x01",
-    b"OggS",
-    b"DKIF",
-)
+_ENDS = {
+    EBML: matroska_end,
+    bytes.fromhex("000001ba"): program_stream_end,
+    bytes.fromhex("3026b2758e66cf11"): asf_end,  # WMV
+    b"FLV\x01": flv_end,
+    b"OggS": ogg_end,
+}
+_WITHOUT_END = (bytes.fromhex("000001b3"), b"DKIF")  # MPEG video, IVF
 
 
 def check_file(path: Path) -> int:
@@ -51,15 +61,20 @@ def check_file(path: Path) -> int:
 
 
 def _declared_end(file: BinaryIO, head: bytes, size: int) -> int | None:
-    """Where the container says that it ends (`size`: it does not say); None where it is no known container."""
+    """Where the container says that it ends; None where it is no known container.
+
+    `size` where it does not say so, or where FFmpeg does not mind what is behind it.
+    """
     if head[4:8] in FIRST_BOXES:
         return mp4_end(file, size)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return max(size, avi_end(file, size))  # FFmpeg keeps to an AVI's index
-    if head.startswith(EBML):
-        return matroska_end(file, size)
+        return max(size, avi_end(file, size))
+    for magic, end in _ENDS.items():
+        if head.startswith(magic):
+            found = end(file, size)
+            return found if end in (flv_end, matroska_end) else max(size, found)
     is_transport = any(set(head[start : start + 3 * step : step]) == {0x47} for start, step in ((0, 188), (4, 192)))
-    return size if is_transport or head.startswith(_MAGICS) else None
+    return size if is_transport or head.startswith(_WITHOUT_END) else None
 
 
 def _describe(head: bytes) -> str:
