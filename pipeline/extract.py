@@ -175,7 +175,7 @@ def extract_videos(
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
     decoders: DecoderPool[_Reading] = DecoderPool(
-        num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, frame_size=encoder.frame_size
+        num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, verify=cfg.verify, frame_size=encoder.frame_size
     )
     try:
         with decoders as pool:

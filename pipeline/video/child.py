@@ -120,7 +120,7 @@ def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
     path, num_slots = Path(request["path"]), request["num_slots"]
     clip_len, fps = request["clip_len"], request["fps"]
     video = scan(path, check_file(path))
-    reader = choose_reader(video, request["decoder"])
+    reader = choose_reader(video, request["decoder"], verify=request["verify"])
     progress.start(reader, video.edges_s[0])
     if reader == "decord" and complaints.any_yet():
         raise damaged(f"the scan complains: {complaints.lines()[0][:200]}")

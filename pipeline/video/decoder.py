@@ -74,7 +74,8 @@ class Decoder:
 
     timeout_s is how long the caller may be kept waiting: a video has that much slack on decoding in real time, and
     what the caller does between clips is free. decoder: auto (decord, and PyAV for what decord gets wrong, cannot open
-    or complains about), decord or pyav.
+    or complains about), decord or pyav. verify: auto also has PyAV read what decord may decode to wrong pictures in
+    silence when it is damaged.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class Decoder:
         *,
         timeout_s: float = 300.0,
         decoder: str = "auto",
+        verify: bool = False,
         memory_bytes: int = MEMORY_BYTES,
         frame_size: tuple[int, int] = FRAME_SIZE,
     ):
         self._frame_size = frame_size
         self._timeout_s = timeout_s
         self._decoder = decoder
+        self._verify = verify
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen | None = None
         self._starts = 0  # of processes, since the last one that was ready
@@ -135,6 +138,7 @@ class Decoder:
             "fps": fps,
             "tail": tail,
             "decoder": decoder or self._decoder,
+            "verify": self._verify,
             "num_slots": num_slots,
             "frame_size": self._frame_size,
         }

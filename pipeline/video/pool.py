@@ -18,9 +18,17 @@ class DecoderPool(Generic[T]):
     """`size` decoders, each with its own process, deadline and slots: what is decoded ahead of its use is bounded."""
 
     def __init__(
-        self, size: int, *, timeout_s: float = 300.0, decoder: str = "auto", frame_size: tuple[int, int] = FRAME_SIZE
+        self,
+        size: int,
+        *,
+        timeout_s: float = 300.0,
+        decoder: str = "auto",
+        verify: bool = False,
+        frame_size: tuple[int, int] = FRAME_SIZE,
     ):
-        self._idle = [Decoder(timeout_s=timeout_s, decoder=decoder, frame_size=frame_size) for _ in range(size)]
+        self._idle = [
+            Decoder(timeout_s=timeout_s, decoder=decoder, verify=verify, frame_size=frame_size) for _ in range(size)
+        ]
         self._busy: dict[Decoder, tuple[T, ClipStream]] = {}
 
     def __enter__(self) -> DecoderPool[T]:

@@ -6,6 +6,7 @@ Neither ever seeks: decord is exact when it reads forward and silently wrong whe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import av
 import decord
@@ -18,6 +19,8 @@ from pipeline.video.scan import CUT_ANYWHERE, Scan, orientation_of
 
 CHUNK_BYTES = 8 << 20
 NARROWEST_DECORD = 80  # some narrower frames come back with a wrong number of channels
+VERIFIED = ("hevc", "vp8", "vp9")
+LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # which finds a picture that ends too early; FFmpeg's own do not
 MISSING_REFERENCE = (
     "mmco: unref short failure",
     "reference picture missing during reorder",
@@ -25,8 +28,11 @@ MISSING_REFERENCE = (
 )
 
 
-def choose_reader(scan: Scan, decoder: str) -> str:
-    """decord, or pyav where decord is known to fail; VideoError where decord is asked for and would fail."""
+def choose_reader(scan: Scan, decoder: str, *, verify: bool = False) -> str:
+    """decord, or pyav where decord is known to fail; VideoError where decord is asked for and would fail.
+
+    verify: pyav also where decord passes over damage that PyAV finds.
+    """
     reasons = {
         "cannot read AV1": scan.codec == "av1",
         "ignores the edit list": scan.edited,
@@ -40,7 +46,9 @@ def choose_reader(scan: Scan, decoder: str) -> str:
     reason = next((text for text, applies in reasons.items() if applies), None)
     if decoder == "decord" and reason is not None:
         raise VideoError("unsupported", f"decord {reason}", "use --decoder auto")
-    return "decord" if decoder != "pyav" and reason is None else "pyav"
+    if decoder == "pyav" or reason is not None or (verify and decoder == "auto" and scan.codec in VERIFIED):
+        return "pyav"
+    return "decord"
 
 
 def decord_turns(scan: Scan) -> bool:
@@ -84,11 +92,13 @@ def _span(scan: Scan, first: int, last: int) -> str:
 
 def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
     """Packet by packet, so that what is wrong has a place."""
-    place, count, missing, upright = "the start", 0, None, scan.orientation
+    place, count, upright = "the start", 0, scan.orientation
+    missing: str | None = None
+    shown_before: int | None = None
     try:
         with av.open(scan.url) as container:
             stream = container.streams[scan.stream]
-            stream.codec_context.options = {"err_detect": _strictness(scan)}
+            codec = _strict_codec(stream, scan)
             num_packets = num_keys = 0
             for packet in container.demux(stream):
                 if packet.size == 0 and packet.pts is None and packet.dts is None:
@@ -102,12 +112,16 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
                         complaints.clear()  # of pictures whose start was cut off
                         continue
                     num_keys += packet.is_keyframe
-                for frame in packet.decode():
+                for frame in codec.decode(packet):
                     if frame.is_corrupt:
                         raise damaged(f"{scan.place_at(frame.pts)} is corrupt")
+                    if frame.pts is not None and scan.container != "avi":  # which has no times of presentation
+                        if shown_before is not None and frame.pts < shown_before:
+                            raise damaged(f"{scan.place_at(frame.pts)} comes out of order")
+                        shown_before = frame.pts
                     if missing is None and count < scan.num_frames and frame.pts is not None:
                         expected_s = scan.edges_s[count]
-                        missing = scan.place(count) if frame.time > expected_s + scan.tick_s / 2 else None
+                        missing = scan.place(count) if frame.pts * scan.tick_s > expected_s + scan.tick_s / 2 else None
                     count += 1
                     upright = orientation_of(frame, upright)
                     yield upright.apply(frame.to_ndarray(format="rgb24"))
@@ -122,6 +136,16 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
         raise damaged(
             f"{scan.num_frames} frames are in the file and {count} could be decoded, without {missing or 'the last'}"
         )
+
+
+def _strict_codec(stream: av.VideoStream, scan: Scan) -> av.VideoCodecContext:
+    codec = stream.codec_context
+    name = LIBVPX.get(codec.name)
+    if name in av.codecs_available and codec.format is not None and codec.format.components[0].bits == 8:
+        codec = cast(av.VideoCodecContext, av.CodecContext.create(name, "r"))
+        codec.extradata = stream.codec_context.extradata
+    codec.options = {"err_detect": _strictness(scan)}
+    return codec
 
 
 def _strictness(scan: Scan) -> str:
