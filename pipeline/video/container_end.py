@@ -18,6 +18,8 @@ _IN_SEGMENT = "114d9b74", "1549a966", "1654ae6b", "1f43b675", "1c53bb6b", "1941a
 _IN_CLUSTER = "e7", "a3", "a0", "ab", "a7", "af", "5854"
 _EBML_IDS = tuple(map(bytes.fromhex, _IN_SEGMENT + _IN_CLUSTER))
 _ASF_OBJECTS = tuple(map(bytes.fromhex, ("3026b275", "3626b275", "90080033", "d329e2d6", "f803b1fe", "d03fb73c")))
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_DATA_HEADER = 50  # bytes
 _PACK, _PROGRAM_END = bytes.fromhex("000001ba"), bytes.fromhex("000001b9")
 _TAIL_BYTES = 4 << 20
 _AVI_CHUNKS = (b"LIST", b"JUNK", b"idx1")
@@ -156,13 +158,25 @@ def ogg_end(file: BinaryIO, size: int) -> int:
 
 
 def asf_end(file: BinaryIO, size: int) -> int:
-    """The end of the last object of an ASF file."""
-    position = 0
+    """The end of the last object of an ASF file, or of the last packet in a live one."""
+    position, packet = 0, 0
     while position < size:
         file.seek(position)
         header = file.read(24)
         length = int.from_bytes(header[16:], "little")
-        if header[:4] not in _ASF_OBJECTS or not 24 <= length < 1 << 62:
+        if header[:4] not in _ASF_OBJECTS:
+            break
+        if position == 0:
+            properties = file.read(min(length, _HEAD_BYTES)).partition(_ASF_PROPERTIES)[2]
+            packet = int.from_bytes(properties[76:80], "little")  # its size, of which all are
+        elif header[:4] == _ASF_OBJECTS[1] and not _ASF_DATA_HEADER < length < 1 << 62:
+            if packet == 0:
+                return size
+            length = (size - position) - (size - position - _ASF_DATA_HEADER) % packet
+            file.seek(position + length)
+            if position + length < size and file.read(4) not in _ASF_OBJECTS:  # no index follows
+                length += packet
+        if length < 24:
             break
         position += length
     return position

@@ -39,9 +39,9 @@ def orientation(matrix: bytes) -> Orientation:
     if not any((a, b, c, d)):
         return UPRIGHT
     straight, across = (abs(a), abs(d)), (abs(b), abs(c))
-    if max(across) <= TOLERANCE * min(straight) and not (u or v):
+    if max(across) < TOLERANCE * min(straight) and not (u or v):
         return Orientation(flip_rows=d < 0, flip_columns=a < 0)
-    if max(straight) <= TOLERANCE * min(across) and not (u or v):
+    if max(straight) < TOLERANCE * min(across) and not (u or v):
         return Orientation(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
     degrees = np.degrees(np.arctan2(b, a))
     raise VideoError(
