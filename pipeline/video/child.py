@@ -7,6 +7,7 @@ stays harmless whatever a hostile video makes of this process. A closed connecti
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import mmap
 import resource
@@ -64,6 +65,7 @@ def send(connection: Connection, message: dict) -> None:
 
 def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
     """Send a video's clips; return the last message, which says whether all of them are to be trusted."""
+    gc.collect()  # what PyAV opened for the video before refers to itself
     complaints.clear()
     progress = Progress(connection)
     try:

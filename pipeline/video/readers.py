@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.video import complaints
 from pipeline.video.error import VideoError, damaged
 from pipeline.video.orientation import UPRIGHT
-from pipeline.video.scan import CUT_ANYWHERE, Scan, orientation_of
+from pipeline.video.scan import CUT_ANYWHERE, Scan
 
 CHUNK_BYTES = 8 << 20
 NARROWEST_DECORD = 80  # some narrower frames come back with a wrong number of channels
@@ -92,7 +92,7 @@ def _span(scan: Scan, first: int, last: int) -> str:
 
 def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
     """Packet by packet, so that what is wrong has a place."""
-    place, count, upright = "the start", 0, scan.orientation
+    place, count = "the start", 0
     missing: str | None = None
     shown_before: int | None = None
     try:
@@ -123,8 +123,7 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
                         expected_s = scan.edges_s[count]
                         missing = scan.place(count) if frame.pts * scan.tick_s > expected_s + scan.tick_s / 2 else None
                     count += 1
-                    upright = orientation_of(frame, upright)
-                    yield upright.apply(frame.to_ndarray(format="rgb24"))
+                    yield scan.orientation.apply(frame.to_ndarray(format="rgb24"))
                 if complaints.any_yet():
                     lines = complaints.lines()
                     if not (scan.starts_late and num_keys <= 1 and all(map(_is_of_missing_reference, lines))):

@@ -176,15 +176,15 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
             if frame.pts is not None and key is not None and key.pts is not None and frame.pts < key.pts:
                 before.add(frame.pts)
                 continue
-            first = First(frame.width, frame.height, orientation_of(frame, UPRIGHT), frozenset(before))
+            first = First(frame.width, frame.height, orientation_of(frame), frozenset(before))
             break
     return packets, first or First(0, 0, UPRIGHT, frozenset())
 
 
-def orientation_of(frame: av.VideoFrame, before: Orientation) -> Orientation:
-    """A codec may state it at key frames alone: it holds until it is stated again."""
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """Of the container or the codec. As in players, the first frame's is that of the video."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
-    return orientation(bytes(matrix)) if isinstance(matrix, SideData) else before
+    return orientation(bytes(matrix)) if isinstance(matrix, SideData) else UPRIGHT
 
 
 def _try_decode(packet: av.Packet) -> Sequence[av.VideoFrame]:
