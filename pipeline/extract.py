@@ -38,7 +38,7 @@ from pipeline.extraction.parts import (
 from pipeline.extraction.shards import Done, Failed, Ledger, Stamp, parts_folder
 from pipeline.files import file_sha256, remove_leftovers, save_config, write_text
 from pipeline.tasks import BUILT_IN
-from pipeline.video import Clip, DecoderPool, VideoError, check_file, unreadable
+from pipeline.video import Clip, DecoderPool, Restart, VideoError, check_file, unreadable
 from pipeline.writer_lock import one_writer
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def extract_videos(
     """
     queue = deque(entries)
     tries: Counter[str] = Counter()
+    for_pyav: set[str] = set()  # ids of videos that decord may have hung or died of
     decoding: dict[str, _Reading] = {}
     encoded: dict[str, list[_Reading]] = {}  # by content; done as soon as their part is written
     num_decoded = 0
@@ -151,6 +152,8 @@ def extract_videos(
     def fail(entry: VideoEntry, error: VideoError) -> None:
         tries[entry.video_id] += 1
         if error.code in WORTH_ANOTHER_TRY and tries[entry.video_id] <= cfg.retries:
+            if error.code in ("crashed", "timeout") and cfg.decoder == "auto":
+                for_pyav.add(entry.video_id)
             queue.append(entry)
             return
         ledger.record(failure(entry, "decode", error))
@@ -175,7 +178,7 @@ def extract_videos(
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
     decoders: DecoderPool[_Reading] = DecoderPool(
-        num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, frame_size=encoder.frame_size
+        num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, verify=cfg.verify, frame_size=encoder.frame_size
     )
     try:
         with decoders as pool:
@@ -196,10 +199,14 @@ def extract_videos(
                         pool.submit(
                             video, entry.path,
                             clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail,
+                            decoder="pyav" if entry.video_id in for_pyav else None,
                         )  # fmt: skip
                 for video, event in pool.events():
                     if isinstance(event, Clip):
                         writer.add(video.sha256, event)
+                        continue
+                    if isinstance(event, Restart):
+                        writer.discard(video.sha256)
                         continue
                     event = changed(video) or event
                     del decoding[video.sha256]

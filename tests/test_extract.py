@@ -16,6 +16,7 @@ from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, PartialError
 from pipeline.extraction import parts, shards
 from pipeline.tasks import load_task
+from pipeline.video import Restart
 
 
 @pytest.fixture
@@ -355,6 +356,42 @@ def test_a_video_gets_another_try(config, videos, encoder, monkeypatch):
     assert (result.failures, result.num_videos) == ([], 3)
     features = dataset.read_embeddings(result.path).features
     np.testing.assert_array_equal(features, dataset.read_embeddings(whole.path).features)
+
+
+def test_a_decoder_that_dies_is_followed_by_pyav(config, encoder, monkeypatch):
+    submit, killed = extract.DecoderPool.submit, []
+
+    def kill_first(pool, video, path, **options):
+        submit(pool, video, path, **options)
+        if not killed:
+            killed.append(video.entry.video_id)
+            (decoder,) = (busy for busy, (other, _) in pool._busy.items() if other is video)
+            while decoder._starting:
+                decoder.receive()
+            decoder._process.kill()
+
+    monkeypatch.setattr(extract.DecoderPool, "submit", kill_first)
+    result = extract.run(config())
+    assert (result.failures, killed) == ([], ["0.mp4"])
+    assert dataset.read_embeddings(result.path).videos.decoder == ["pyav", "decord", "decord"]
+
+
+def test_clips_before_a_restart_are_discarded(config, encoder, monkeypatch):
+    whole = dataset.read_embeddings(extract.run(config(out=config().out.with_name("whole.h5"))).path)
+    events, begun = extract.DecoderPool.events, set()
+
+    def begin_twice(pool):
+        for video, event in events(pool):
+            yield video, event
+            if video.sha256 not in begun:  # its first clip is followed by a restart, and the same clip once more
+                begun.add(video.sha256)
+                yield video, Restart("decord fails")
+                yield video, event
+
+    monkeypatch.setattr(extract.DecoderPool, "events", begin_twice)
+    again = dataset.read_embeddings(extract.run(config()).path)
+    assert again.offset.tolist() == whole.offset.tolist()
+    np.testing.assert_array_equal(again.features, whole.features)
 
 
 def test_too_many_failures_stop_it(config, videos, encoder):

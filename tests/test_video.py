@@ -4,6 +4,7 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,19 @@ from hypothesis import strategies as st
 from raising import raises
 from torchvision.transforms.functional import resize
 
-from pipeline.video import Clip, Decoder, DecoderPool, VideoError, VideoInfo, check_file, clip_windows, resize_frame
+from pipeline.video import (
+    Clip,
+    Decoder,
+    DecoderPool,
+    Restart,
+    VideoError,
+    VideoInfo,
+    check_file,
+    clip_windows,
+    resize_frame,
+)
+from pipeline.video.child import Progress
+from pipeline.video.orientation import Orientation
 from pipeline.video.readers import choose_reader
 from pipeline.video.scan import Scan, check_times
 from pipeline.video.transport import check_packets
@@ -172,7 +185,8 @@ def scanned(**changes):
 @pytest.mark.parametrize(
     ("changes", "reader"),
     [({}, "decord"), ({"codec": "av1"}, "pyav"), ({"edited": True}, "pyav"), ({"container": "mpegts"}, "pyav"),
-     ({"width": 72}, "pyav")],
+     ({"width": 72}, "pyav"), ({"alone": False}, "pyav"), ({"shows_all": False}, "pyav"), ({"counted": False}, "pyav"),
+     ({"orientation": Orientation(flip_columns=True)}, "pyav"), ({"container": "mpeg"}, "pyav")],
 )  # fmt: skip
 def test_auto_avoids_what_decord_gets_wrong(changes, reader):
     assert choose_reader(scanned(**changes), "auto") == reader
@@ -219,7 +233,7 @@ def test_every_frame_is_the_right_one(folder, decoder, name):
     assert shown(clips) == [list(range(start, start + 8)) for start in (0, 6, 12, 18, 24, 30)]
     assert [clip.frame_indices for clip in clips] == [tuple(range(c.start_frame, c.start_frame + 8)) for c in clips]
     assert stream.info.num_frames == 40
-    assert stream.info.decoder == ("pyav" if name in ("transport.ts", "narrow.mp4") else "decord")
+    assert stream.info.decoder == ("pyav" if name in ("program.mpg", "transport.ts", "narrow.mp4") else "decord")
     first_s = clips[0].start_s
     assert [clip.start_s - first_s for clip in clips] == pytest.approx([6 * k / fps for k in range(6)], abs=1e-3)
     assert [clip.end_s - clip.start_s for clip in clips] == pytest.approx([8 / fps] * 6, abs=2e-3)
@@ -460,17 +474,189 @@ def test_a_dying_child_fails_one_video(plain):
         assert len(list(decoder.clips(plain))) == 2
 
 
-def test_a_video_that_fails_late_leaves_the_next_one_whole(tmp_path, plain):
-    path = write_video(tmp_path / "damaged.mkv", 120, options={"g": "10"})
-    damage(path, 0.7, 200)
-    with Decoder(decoder="pyav") as decoder:
-        stream = decoder.clips(path, clip_stride=1)
-        next(stream)
-        process = decoder._process
-        with raises("damaged", VideoError):
-            list(stream)  # it has emptied slots that the child no longer asks for
+def tamper(monkeypatch, tmp_path, lines):
+    """Have each decoder process run these lines of Python at its start."""
+    (tmp_path / "sitecustomize.py").write_text("import os, signal, sys, time\n" + lines)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+ONCE = """
+try:
+    os.close(os.open({flag!r}, os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    pass
+else:
+    {harm}
+"""
+
+
+@pytest.mark.parametrize("harm", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(1)", "time.sleep(3600)"])
+def test_a_child_that_dies_or_hangs_at_its_start_is_replaced(plain, tmp_path, monkeypatch, harm):
+    tamper(monkeypatch, tmp_path, ONCE.format(flag=str(tmp_path / "flag"), harm=harm))
+    if "sleep" in harm:
+        monkeypatch.setattr("pipeline.video.decoder.START_S", 5.0)
+    with Decoder() as decoder:
         assert len(list(decoder.clips(plain))) == 2
-        assert decoder._process is process
+    assert (tmp_path / "flag").exists()
+
+
+def test_children_that_never_start_fail_only_their_videos(plain, tmp_path, monkeypatch):
+    with Decoder() as decoder:
+        with monkeypatch.context() as patch:
+            tamper(patch, tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+            with raises("crashed", VideoError) as caught:
+                list(decoder.clips(plain))
+            assert "died at its start (SIGKILL)" in caught.value.reason
+        assert len(list(decoder.clips(plain))) == 2
+
+
+def test_a_decoder_that_is_not_installed_ends_the_run(plain, tmp_path, monkeypatch):
+    tamper(monkeypatch, tmp_path, "sys.modules['decord'] = None")
+    with Decoder() as decoder, raises("decoder-unusable"):
+        list(decoder.clips(plain))
+
+
+def test_the_next_video_may_follow_a_failure_midway(tmp_path, plain):
+    # when the second half fails, the child has not read all that was said about emptied slots
+    path = write_video(tmp_path / "damaged.mkv", 200, options={"g": "10"})
+    damage(path, 0.6, 200)
+    with Decoder(decoder="pyav") as decoder:
+        for _ in range(3):
+            with raises("damaged", VideoError):
+                list(decoder.clips(path, clip_len=64, clip_stride=1, fps=60))
+            process = decoder._process
+            assert len(list(decoder.clips(plain))) == 2
+            assert decoder._process is process
+
+
+def test_time_that_is_shown_pays_for_decoding(tmp_path):
+    # 1,200 frames in 80 s, and one clip of them: what is between clips counts
+    path = write_video(tmp_path / "long.mp4", 1200, options={"preset": "ultrafast"})
+    with Decoder(timeout_s=60) as decoder:
+        stream = decoder.clips(path, clip_len=4, clip_stride=4096)
+        decoder._slack_s = 10.0
+        credits = []
+        receive = decoder.receive
+
+        def follow():
+            before = decoder._slack_s
+            message = receive()
+            credits.append(decoder._slack_s - before)
+            return message
+
+        decoder.receive = follow
+        assert len(list(stream)) == 1
+    assert sum(credits) > 0
+
+
+def test_progress_is_told_once(monkeypatch):
+    sent = []
+    monkeypatch.setattr("pipeline.video.child.send", lambda _, message: sent.append(message))
+    monkeypatch.setattr("pipeline.video.child.TELL_S", -1)
+    progress = Progress(connection=None)
+    progress.start("decord", 2.0)
+    edges_s = 2.0 + np.arange(5)
+    assert list(progress.follow([1, 2, 3], edges_s)) == [1, 2, 3]  # each as it begins to be shown
+    progress.send({"clip": 1}, 3.0)  # a clip that overlaps what was told
+    progress.send({"clip": 2}, 6.0)
+    assert [message["passed_s"] for message in sent] == [0.0, 1.0, 1.0, 0.0, 2.0]
+
+
+# PyAV for what decord fails on
+
+
+def write_without_duration(path):
+    whole = write_video(path.with_suffix(".mkv"), 40)
+    data = bytearray(whole.read_bytes())
+    at = data.find(bytes.fromhex("4489"), 0, 500)
+    data[at : at + 3] = b"\xec\x89\0"  # void, of the same size
+    path.write_bytes(data)
+    return path
+
+
+def test_what_decord_cannot_open_is_read_by_pyav(tmp_path):
+    path = write_without_duration(tmp_path / "a.webm")
+    with Decoder() as decoder:
+        stream = decoder.clips(path, clip_len=8, clip_stride=8)
+        assert shown(stream) == [list(range(start, start + 8)) for start in range(0, 40, 8)]
+        assert stream.info.decoder == "pyav"
+    with Decoder(decoder="decord") as decoder, raises("damaged", VideoError):
+        list(decoder.clips(path))
+
+
+def test_the_pool_says_that_pyav_begins_again(plain):
+    options = dict(clip_len=8, clip_stride=8, fps=15, tail="drop")
+    with DecoderPool(1) as pool:
+        pool.submit("video", plain, **options)
+        (decoder,) = pool._busy
+        receive, events, failed = decoder.receive, [], []
+
+        def fail_once():
+            message = receive()
+            if "done" in message and not failed:
+                failed.append(True)
+                decoder._request["decoder"] = "pyav"
+                decoder._ask()
+                return {"again": "decord fails"}
+            return message
+
+        decoder.receive = fail_once
+        while pool.num_idle == 0:
+            events += [event for _, event in pool.events()]
+    (restart,) = (number for number, event in enumerate(events) if isinstance(event, Restart))
+    assert shown(events[:restart]) == shown(events[restart + 1 : -1])
+    assert events[-1].decoder == "pyav"
+
+
+def test_clips_that_were_handed_out_are_compared(plain):
+    with Decoder() as decoder:
+        stream = decoder.clips(plain, clip_len=8, clip_stride=8)
+        clips = [next(stream), next(stream)]
+        receive, failed = decoder.receive, []
+
+        def fail_once():
+            if failed:
+                return receive()
+            failed.append(True)
+            while "done" not in receive():
+                pass
+            decoder._request["decoder"] = "pyav"
+            decoder._ask()
+            return {"again": "decord fails"}
+
+        decoder.receive = fail_once
+        clips += list(stream)
+        assert shown(clips) == [list(range(start, start + 8)) for start in range(0, 40, 8)]
+        assert stream.info.decoder == "pyav"
+
+
+@pytest.mark.parametrize("name", ["hevc.mp4", "vp9.webm"])
+def test_verifying_reads_the_same_frames(folder, name):
+    path = write_video(folder / f"verified_{name}", 40, **KINDS[name])
+    with Decoder() as plain, Decoder(verify=True) as strict:
+        streams = [decoder.clips(path, clip_len=8, clip_stride=8) for decoder in (plain, strict)]
+        one, other = (np.stack([clip.frames for clip in stream]).astype(int) for stream in streams)
+    assert np.abs(one - other).max() <= 2
+    assert [stream.info.decoder for stream in streams] == ["decord", "pyav"]
+
+
+def test_verifying_finds_bits_flipped_inside_vp9_pictures(folder, tmp_path):
+    # each flip changes the picture; without libvpx all of them are accepted
+    data = write_video(folder / "flipped.webm", 40, **KINDS["vp9.webm"]).read_bytes()
+    with av.open(str(folder / "flipped.webm")) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size > 100]
+    path, found = tmp_path / "a.webm", {False: 0, True: 0}
+    with Decoder() as plain, Decoder(verify=True) as strict:
+        for packet in packets[1:9]:
+            flipped = bytearray(data)
+            flipped[data.find(packet) + len(packet) // 2] ^= 0x10
+            path.write_bytes(flipped)
+            for verify, decoder in ((False, plain), (True, strict)):
+                try:
+                    list(decoder.clips(path))
+                except VideoError as error:
+                    found[verify] += error.code == "damaged"
+    assert found == {False: 0, True: 8}
 
 
 def test_the_next_video_ends_the_one_before(plain):

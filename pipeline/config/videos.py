@@ -70,7 +70,12 @@ class ExtractConfig(Config):
     )
     batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
     decoder: Literal["auto", "decord", "pyav"] = Field(
-        "auto", description="auto: decord, or PyAV for what decord gets wrong: AV1, edit lists, MPEG-TS, narrow frames."
+        "auto", description="auto: decord, or PyAV for what decord gets wrong, cannot open or complains about."
+    )
+    verify: bool = Field(
+        True,
+        description="Have auto read HEVC, VP8 and VP9 with PyAV's strictest decoders: more damage inside pictures is "
+        "found. It costs no time.",
     )
     timeout_s: float = Field(300.0, gt=0, description="Deadline for decoding one video, in seconds.")
     retries: int = Field(

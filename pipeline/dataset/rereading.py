@@ -26,7 +26,7 @@ def read_clips(
     VtpError where a video is no longer what it was. wanted: rows to yield, sorted; by default all.
     """
     attrs = data.attrs
-    with Decoder(decoder=str(data.attrs["decoder"]), frame_size=frame_size) as decoder:
+    with Decoder(frame_size=frame_size) as decoder:
         for v in videos:
             rows = np.arange(data.offset[v], data.offset[v + 1])
             if wanted is not None and not np.isin(rows, wanted).any():
@@ -37,7 +37,7 @@ def read_clips(
             try:
                 clips = decoder.clips(
                     path, clip_len=int(attrs["clip_len"]), clip_stride=int(attrs["clip_stride"]),
-                    fps=float(attrs["fps"]), tail=str(attrs["tail"]),
+                    fps=float(attrs["fps"]), tail=str(attrs["tail"]), decoder=data.videos.decoder[v],
                 )  # fmt: skip
                 if clips.info.num_clips != len(rows):
                     raise VtpError(

@@ -3,7 +3,7 @@
 Only this room imports decord or av, and of this room only what runs in the child does.
 """
 
-from pipeline.video.decoder import Clip, Decoder, VideoInfo
+from pipeline.video.decoder import Clip, Decoder, Restart, VideoInfo
 from pipeline.video.error import VideoError, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.pool import DecoderPool
@@ -14,6 +14,7 @@ __all__ = [
     "Clip",
     "Decoder",
     "DecoderPool",
+    "Restart",
     "VideoError",
     "VideoInfo",
     "Windows",

@@ -7,26 +7,30 @@ stays harmless whatever a hostile video makes of this process. A closed connecti
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import mmap
-import os
 import resource
 import signal
 import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import av
 import numpy as np
 
+from pipeline.video import complaints
 from pipeline.video.error import VideoError, damaged, out_of_memory, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.readers import choose_reader, read_frames
 from pipeline.video.scan import scan
 from pipeline.video.windows import clip_windows, rolling_clips
 
-STDERR = 2
 PR_SET_PDEATHSIG = 1
+TELL_S = 0.5
 ROUNDING_S = 5e-4  # half the coarsest unit, a millisecond, in which containers round timestamps
 
 
@@ -42,9 +46,8 @@ def main() -> None:
     while True:
         try:
             request = json.loads(connection.recv_bytes())
-            if "emptied" in request:  # of a video that failed before it needed the slot
-                continue
-            send(connection, serve(connection, slots_fd, request))
+            if "path" in request:  # else it is about a video that has failed
+                send(connection, serve(connection, slots_fd, request))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 
@@ -62,12 +65,11 @@ def send(connection: Connection, message: dict) -> None:
 
 def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
     """Send a video's clips; return the last message, which says whether all of them are to be trusted."""
-    os.ftruncate(STDERR, 0)
-    os.lseek(STDERR, 0, os.SEEK_SET)
+    gc.collect()  # what PyAV opened for the video before refers to itself
+    complaints.clear()
+    progress = Progress(connection)
     try:
-        send_clips(connection, slots_fd, request)
-        if complaint := os.pread(STDERR, 4096, 0).decode("utf-8", "replace").strip():
-            raise damaged(f"the decoder complains: {complaint.splitlines()[0][:200]}")
+        send_clips(progress, slots_fd, request)
         return {"done": True}
     except VideoError as caught:
         error = caught
@@ -79,7 +81,7 @@ def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
         raise
     except OSError as caught:
         error = unreadable(caught)
-    return {"code": error.code, "reason": error.reason, "fix": error.fix}
+    return {"code": error.code, "reason": error.reason, "fix": error.fix, "decoder": progress.decoder}
 
 
 def near_memory_limit() -> bool:
@@ -92,12 +94,39 @@ def near_memory_limit() -> bool:
     return peak_kb * 1024 > 0.9 * limit
 
 
-def send_clips(connection: Connection, slots_fd: int, request: dict) -> None:
+@dataclass
+class Progress:
+    """Tells the parent how much of the video's own time has passed: with every message, twice a second at least."""
+
+    connection: Connection
+    decoder: str | None = None  # once it is chosen
+    _told_s: float = 0.0
+    _told_at_s: float = field(default_factory=time.monotonic)
+
+    def start(self, reader: str, start_s: float) -> None:
+        self.decoder, self._told_s = reader, float(start_s)
+
+    def send(self, message: dict, shown_s: float) -> None:
+        """shown_s: up to when the video has been decoded."""
+        send(self.connection, message | {"passed_s": max(0.0, float(shown_s) - self._told_s)})
+        self._told_s, self._told_at_s = max(self._told_s, float(shown_s)), time.monotonic()
+
+    def follow(self, frames: Iterable[np.ndarray], edges_s: np.ndarray) -> Iterator[np.ndarray]:
+        for number, frame in enumerate(frames):
+            if time.monotonic() - self._told_at_s > TELL_S:
+                self.send({}, edges_s[number])
+            yield frame
+
+
+def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
     path, num_slots = Path(request["path"]), request["num_slots"]
     clip_len, fps = request["clip_len"], request["fps"]
-    check_file(path)
-    video = scan(path)
-    reader = choose_reader(video, request["decoder"])
+    video = scan(path, check_file(path))
+    reader = choose_reader(video, request["decoder"], verify=request["verify"])
+    progress.start(reader, video.edges_s[0])
+    if reader == "decord" and complaints.any_yet():
+        raise damaged(f"the scan complains: {complaints.lines()[0][:200]}")
+    complaints.clear()  # PyAV reads the same again
     windows = clip_windows(
         video.edges_s,
         clip_len=clip_len,
@@ -112,8 +141,7 @@ def send_clips(connection: Connection, slots_fd: int, request: dict) -> None:
             f"clip_len ({clip_len}) is longer than {path.name} ({windows.num_samples} frames at {fps:g} fps)",
             "lower --clip-len or use --tail pad",
         )
-    send(
-        connection,
+    progress.send(
         {
             "num_frames": video.num_frames,
             "fps": video.fps,
@@ -123,32 +151,34 @@ def send_clips(connection: Connection, slots_fd: int, request: dict) -> None:
             "decoder": reader,
             "num_clips": len(windows.frame_indices),
         },
+        video.edges_s[0],
     )
     size = tuple(request["frame_size"])
     shape = (num_slots, clip_len, *size, 3)
+    frames = progress.follow(read_frames(video, reader), video.edges_s)
     with mmap.mmap(slots_fd, int(np.prod(shape))) as memory:
         slots = np.frombuffer(memory, np.uint8).reshape(shape)
         try:
-            for index, frames in enumerate(
-                rolling_clips(read_frames(path, video, reader), windows.frame_indices, size)
-            ):
+            for index, clip in enumerate(rolling_clips(frames, windows.frame_indices, size)):
                 if index >= num_slots:
-                    connection.recv_bytes()  # the parent has emptied a slot
-                np.stack(frames, out=slots[index % num_slots])
+                    progress.connection.recv_bytes()  # the parent has emptied a slot
+                np.stack(clip, out=slots[index % num_slots])
                 frame_indices = windows.frame_indices[index]
-                last = frame_indices[-1]
-                send(
-                    connection,
+                end_s = float(video.edges_s[frame_indices[-1] + 1])
+                progress.send(
                     {
                         "start_frame": int(frame_indices[0]),
                         "start_s": float(video.edges_s[frame_indices[0]]),
-                        "end_s": float(video.edges_s[last + 1]),
+                        "end_s": end_s,
                         "valid_frames": int(windows.valid_frames[index]),
                         "frame_indices": frame_indices.tolist(),
                     },
+                    end_s,
                 )
         finally:
             del slots  # else the map cannot be closed
+    if complaints.any_yet():
+        raise damaged(f"the decoder complains: {complaints.lines()[0][:200]}")
 
 
 if __name__ == "__main__":

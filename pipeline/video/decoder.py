@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import mmap
 import os
@@ -23,12 +24,17 @@ import numpy as np
 
 import pipeline
 from pipeline.errors import VtpError
-from pipeline.video.error import VideoError, out_of_memory
+from pipeline.video.error import VideoError, damaged, out_of_memory
 from pipeline.video.windows import FRAME_SIZE
+
+logger = logging.getLogger(__name__)
 
 SLOT_BYTES = 16 << 20  # clips decoded ahead of their use
 MEMORY_BYTES = 4 << 30
 START_S = 60.0
+START_TRIES = 3
+CANNOT_IMPORT = ("ImportError", "ModuleNotFoundError", "cannot open shared object")
+SAME_LEVELS = 16  # decoders round colours differently
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,13 @@ class VideoInfo:
     codec: str
     decoder: str  # decord or pyav
     num_clips: int
+
+
+@dataclass(frozen=True)
+class Restart:
+    """The video's clips so far are void: decord failed, and PyAV reads it from its start."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,9 @@ class Decoder:
     """One decoder process, started at the first video and kept for the next ones.
 
     timeout_s is how long the caller may be kept waiting: a video has that much slack on decoding in real time, and
-    what the caller does between clips is free. decoder: auto (decord, and PyAV for what decord gets wrong), decord or
-    pyav.
+    what the caller does between clips is free. decoder: auto (decord, and PyAV for what decord gets wrong, cannot open
+    or complains about), decord or pyav. verify: auto also has PyAV read what decord may decode to wrong pictures in
+    silence when it is damaged.
     """
 
     def __init__(
@@ -69,14 +83,18 @@ class Decoder:
         *,
         timeout_s: float = 300.0,
         decoder: str = "auto",
+        verify: bool = False,
         memory_bytes: int = MEMORY_BYTES,
         frame_size: tuple[int, int] = FRAME_SIZE,
     ):
         self._frame_size = frame_size
         self._timeout_s = timeout_s
         self._decoder = decoder
+        self._verify = verify
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen | None = None
+        self._starts = 0  # of processes, since the last one that was ready
+        self._slots = _anonymous_file()
         self._reading: ClipStream | None = None
 
     def __enter__(self) -> Decoder:
@@ -86,48 +104,67 @@ class Decoder:
         self.close()
 
     def clips(
-        self, path: Path | str, *, clip_len: int = 16, clip_stride: int = 16, fps: float = 15.0, tail: str = "drop"
+        self,
+        path: Path | str,
+        *,
+        clip_len: int = 16,
+        clip_stride: int = 16,
+        fps: float = 15.0,
+        tail: str = "drop",
+        decoder: str | None = None,
     ) -> ClipStream:
         """The clips of the video at `path`, in order. VideoError, here or while iterating, means none is to be used.
 
-        One video at a time: asking for the next ends the one before.
+        One video at a time: asking for the next ends the one before. decoder: for this video, instead of the usual one.
         """
-        stream = self.request(path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail)
+        stream = self.request(path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail, decoder=decoder)
         stream.open()
         return stream
 
-    def request(self, path: Path | str, *, clip_len: int, clip_stride: int, fps: float, tail: str) -> ClipStream:
+    def request(
+        self, path: Path | str, *, clip_len: int, clip_stride: int, fps: float, tail: str, decoder: str | None = None
+    ) -> ClipStream:
         """As `clips`, but at once: the child sets to work, and VideoErrors come while iterating."""
         if self._reading is not None or self._process is None or self._process.poll() is not None:
-            self.close()
+            self._kill()
             self._start()
         clip_shape = (clip_len, *self._frame_size, 3)
         num_slots = max(2, SLOT_BYTES // math.prod(clip_shape))
         self._slots.truncate(num_slots * math.prod(clip_shape))
-        request = {
+        self._request = {
             "path": os.path.realpath(path),
             "clip_len": clip_len,
             "clip_stride": clip_stride,
             "fps": fps,
             "tail": tail,
-            "decoder": self._decoder,
+            "decoder": decoder or self._decoder,
+            "verify": self._verify,
             "num_slots": num_slots,
             "frame_size": self._frame_size,
         }
-        self._slack_s = self._timeout_s
-        self._heard_s = time.monotonic()
         self._reading = ClipStream(self, (num_slots, *clip_shape))
-        self._send(request)
+        self._ask()
         return self._reading
 
+    def _ask(self) -> None:
+        """Have the child read the video from its start."""
+        self._slack_s = self._timeout_s
+        self._heard_s = time.monotonic()
+        self._send(self._request)
+
     def close(self) -> None:
+        """Kill the child, if there is one, and free the clips' memory."""
+        self._kill()
+        self._slots.close()
+        self._slots = _anonymous_file()
+
+    def _kill(self) -> None:
         """Kill the child, if there is one, and reap it."""
         self._reading = None
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self.connection.close()
-            self._slots.close()
             self._stderr.close()
             self._process = None
 
@@ -137,7 +174,6 @@ class Decoder:
         It looks for modules where this process does, and never in the working folder, which may have any names.
         """
         ours, theirs = socket.socketpair()
-        self._slots = _anonymous_file()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         ours_in, modules = str(Path(pipeline.__file__).parent.parent), [folder for folder in sys.path if folder]
         if ours_in not in modules:  # it was the working folder when this package was imported
@@ -169,30 +205,41 @@ class Decoder:
         theirs.close()
         self.connection = Connection(ours.detach())
         self._starting = True
+        self._starts += 1
 
     def _send(self, message: dict) -> None:
         with contextlib.suppress(OSError):  # a dead child: `receive` will say so
             self.connection.send_bytes(json.dumps(message).encode())
 
     def receive(self) -> dict:
-        """The child's next message. VideoError if it reports a failure, dies, or uses up the video's time."""
+        """The child's next message. VideoError if it reports a failure, dies, or uses up the video's time.
+
+        {"again": reason}: it begins again, as decord failed or because it died before it could begin.
+        """
         try:
             if not self.connection.poll():  # else it came while the caller was busy, and the child may have waited
                 if not self.connection.poll(self.patience_s):
-                    raise self._late()
+                    if not self._starting:
+                        raise self._late()
+                    assert self._process is not None
+                    self._process.kill()
                 self._slack_s -= time.monotonic() - self._heard_s
             message = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError) as error:
-            raise self._crash() from error
+            return self._crash(error)
         self._heard_s = time.monotonic()
         if "ready" in message:
-            self._starting, self._slack_s = False, self._timeout_s
-        if "end_s" in message:
-            self._slack_s = min(self._timeout_s, self._slack_s + message["end_s"] - message["start_s"])
+            self._starting, self._starts, self._slack_s = False, 0, self._timeout_s
+        self._slack_s = min(self._timeout_s, self._slack_s + message.pop("passed_s", 0.0))
         if "code" in message:
+            if message["code"] == "damaged" and self._request["decoder"] == "auto" and message["decoder"] == "decord":
+                logger.info("%s: decord fails (%s), PyAV reads it", self._request["path"], message["reason"])
+                self._request["decoder"] = "pyav"
+                self._ask()
+                return {"again": message["reason"]}
             self._reading = None
             if message["code"] == "memory":
-                self.close()  # the next video gets a child whose peak is its own
+                self._kill()  # the next video gets a child whose peak is its own
             raise VideoError(message["code"], message["reason"], message["fix"])
         return message
 
@@ -203,17 +250,13 @@ class Decoder:
         return max(0.0, slack_s - (time.monotonic() - self._heard_s))
 
     def _late(self) -> VideoError:
-        if self._starting:
-            assert self._process is not None
-            self._process.kill()
-            return self._crash()
-        self.close()
+        self._kill()
         return VideoError(
             "timeout", f"decoding took longer than {self._timeout_s:g} s", "raise --timeout-s or re-encode it"
         )
 
-    def _crash(self) -> VideoError:
-        """What the child's death means for the video that it was reading."""
+    def _crash(self, error: Exception) -> dict:
+        """Start another child if this one died before it could begin, as long as that may help; else VideoError."""
         assert self._process is not None
         try:
             status = self._process.wait(timeout=5)
@@ -221,19 +264,28 @@ class Decoder:
             self._process.kill()
             status = self._process.wait()
         lines = os.pread(self._stderr.fileno(), 1 << 16, 0).decode("utf-8", "replace").strip().splitlines()
-        self.close()
         cause = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         last_line = f": {lines[-1][:200]}" if lines else ""
-        if self._starting:
+        reading = self._reading
+        self._kill()
+        if self._starting and any(word in last_line for word in CANNOT_IMPORT):
             raise VtpError(
                 f"the decoder process cannot start ({cause}{last_line}); check that decord and av are installed",
                 code="decoder-unusable",
-            )
+            ) from error
+        if self._starting and self._starts < START_TRIES:
+            logger.info("the decoder process died at its start (%s%s); starting another", cause, last_line)
+            self._start()
+            self._reading = reading
+            self._ask()
+            return {"again": cause}
+        self._starts = 0
         if any(word in last_line for word in ("bad_alloc", "MemoryError", "Cannot allocate")):
-            return out_of_memory()
-        return VideoError(
-            "crashed", f"the decoder died ({cause}{last_line})", "run again; if it dies again, re-encode it"
-        )
+            raise out_of_memory() from error
+        when = " at its start" if self._starting else ""
+        raise VideoError(
+            "crashed", f"the decoder died{when} ({cause}{last_line})", "run again; if it dies again, re-encode it"
+        ) from error
 
 
 class ClipStream(Iterator[Clip]):
@@ -246,6 +298,7 @@ class ClipStream(Iterator[Clip]):
         self._shape = shape
         self._memory = mmap.mmap(decoder._slots.fileno(), int(np.prod(shape)), prot=mmap.PROT_READ)
         self._index = 0
+        self._handed_out: list[np.ndarray] = []  # of each clip, enough to tell whether PyAV sees the same
 
     def open(self) -> None:
         """Wait for `info`."""
@@ -254,15 +307,31 @@ class ClipStream(Iterator[Clip]):
 
     def __next__(self) -> Clip:
         while self._decoder._reading is self:
-            if isinstance(event := self.step(), Clip):
+            event = self.step()
+            if isinstance(event, Restart):
+                self._catch_up(event.reason)
+            elif isinstance(event, Clip):
+                self._handed_out.append(_coarse(event))
                 return event
         raise StopIteration
 
-    def step(self) -> Clip | VideoInfo | None:
-        """Take one message from the child: a clip, `info` at the end of the video, else None."""
+    def _catch_up(self, reason: str) -> None:
+        """Pass by the clips that were handed out. VideoError unless PyAV sees in them what decord saw."""
+        for coarse in self._handed_out:
+            while not isinstance(event := self.step(), Clip):
+                pass
+            if np.abs(_coarse(event) - coarse).max() > SAME_LEVELS:
+                self._decoder._kill()
+                raise damaged(f"decord and PyAV see different pictures, and decord fails ({reason})")
+
+    def step(self) -> Clip | VideoInfo | Restart | None:
+        """Take one message from the child: a clip, `info` at the end of the video, a restart, else None."""
         message = self._decoder.receive()
-        if "ready" in message:
+        if "ready" in message or not message:
             return None
+        if "again" in message:
+            had_clips, self._index = self._index > 0, 0
+            return Restart(message["again"]) if had_clips else None
         if "done" in message:
             self._decoder._reading = None
             return self.info
@@ -277,6 +346,10 @@ class ClipStream(Iterator[Clip]):
         if self._index + num_slots <= self.info.num_clips:
             self._decoder._send({"emptied": True})
         return Clip(frames=frames, **{**message, "frame_indices": tuple(message["frame_indices"])})
+
+
+def _coarse(clip: Clip) -> np.ndarray:
+    return clip.frames[:, ::8, ::8].astype(np.int16)
 
 
 def _anonymous_file() -> IO[bytes]:

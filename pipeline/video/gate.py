@@ -6,25 +6,35 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.video.container_end import (
+    EBML,
+    FIRST_BOXES,
+    asf_end,
+    avi_end,
+    flv_end,
+    matroska_end,
+    mp4_end,
+    ogg_end,
+    program_stream_end,
+)
 from pipeline.video.error import VideoError, damaged
 
 HEAD_BYTES = 4096
 
-_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp")
-_EBML, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
-_MAGICS = (
-    _EBML,
-    bytes.fromhex("000001ba"),  # MPEG program stream
-    bytes.fromhex("000001b3"),  # MPEG video
-    bytes.fromhex("3026b2758e66cf11"),  # ASF, WMV
-    b"FLV\x01",
-    b"OggS",
-    b"DKIF",
-)
+_ENDS = {
+    EBML: matroska_end,
+    bytes.fromhex("000001ba"): program_stream_end,
+    bytes.fromhex("3026b2758e66cf11"): asf_end,  # WMV
+    b"FLV\x01": flv_end,
+    b"OggS": ogg_end,
+}
+_WITHOUT_END = (bytes.fromhex("000001b3"), b"DKIF")  # MPEG video, IVF
 
 
-def check_file(path: Path) -> None:
-    """Raise VideoError unless `path` is a regular, whole file of a known video container.
+def check_file(path: Path) -> int:
+    """Where the container in `path` ends: bytes behind that are none of its own.
+
+    VideoError unless it is a regular, whole file of a known video container.
 
     Playlists and concat scripts are text: FFmpeg would follow what they name, so nothing opens them.
     """
@@ -34,7 +44,7 @@ def check_file(path: Path) -> None:
             raise VideoError("not_regular", "not a regular file", "give the video file itself")
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
-            end = _declared_end(file, head)
+            end = _declared_end(file, head, status.st_size)
     except FileNotFoundError as error:
         raise VideoError("missing", "no such file", "restore it, or take it out of the source") from error
     except PermissionError as error:
@@ -47,42 +57,24 @@ def check_file(path: Path) -> None:
         )
     if end > status.st_size:
         raise damaged(f"cut off: its container declares {end} bytes and {status.st_size} are there")
+    return end
 
 
-def _declared_end(file: BinaryIO, head: bytes) -> int | None:
-    """Where the container says that the file ends (0: it does not say); None where it is no known container."""
-    if head[4:8] in _BOXES:
-        return _last_box_end(file)
+def _declared_end(file: BinaryIO, head: bytes, size: int) -> int | None:
+    """Where the container says that it ends; None where it is no known container.
+
+    `size` where it does not say so, or where FFmpeg does not mind what is behind it.
+    """
+    if head[4:8] in FIRST_BOXES:
+        return mp4_end(file, size)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return 8 + int.from_bytes(head[4:8], "little")
-    if head.startswith(_EBML):
-        return _segment_end(head)
-    is_transport = any(set(head[start : start + 3 * size : size]) == {0x47} for start, size in ((0, 188), (4, 192)))
-    return 0 if is_transport or head.startswith(_MAGICS) else None
-
-
-def _last_box_end(file: BinaryIO) -> int:
-    """The end of the last top-level box of an mp4 or mov."""
-    position = 0
-    while True:
-        file.seek(position)
-        header = file.read(16)
-        size = int.from_bytes(header[:4], "big")
-        if size == 1 and len(header) == 16:
-            size = int.from_bytes(header[8:], "big")
-        if size < 8:  # 0: the box runs to the end of the file; else what follows is no box
-            return position
-        position += size
-
-
-def _segment_end(head: bytes) -> int:
-    """The end of a Matroska file's segment; 0 where its size is unknown, as in a live recording."""
-    at = head.find(_SEGMENT) + len(_SEGMENT)
-    if at < len(_SEGMENT) or at >= len(head) or head[at] == 0:
-        return 0
-    width = 9 - head[at].bit_length()
-    size = int.from_bytes(head[at : at + width], "big") & ((1 << 7 * width) - 1)
-    return 0 if size == (1 << 7 * width) - 1 else at + width + size
+        return max(size, avi_end(file, size))
+    for magic, end in _ENDS.items():
+        if head.startswith(magic):
+            found = end(file, size)
+            return found if end in (flv_end, matroska_end) else max(size, found)
+    is_transport = any(set(head[start : start + 3 * step : step]) == {0x47} for start, step in ((0, 188), (4, 192)))
+    return size if is_transport or head.startswith(_WITHOUT_END) else None
 
 
 def _describe(head: bytes) -> str:

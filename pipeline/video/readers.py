@@ -6,76 +6,159 @@ Neither ever seeks: decord is exact when it reads forward and silently wrong whe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import cast
 
 import av
 import decord
 import numpy as np
 
+from pipeline.video import complaints
 from pipeline.video.error import VideoError, damaged
-from pipeline.video.scan import Scan
+from pipeline.video.orientation import UPRIGHT
+from pipeline.video.scan import CUT_ANYWHERE, Scan
 
 CHUNK_BYTES = 8 << 20
 NARROWEST_DECORD = 80  # some narrower frames come back with a wrong number of channels
+VERIFIED = ("hevc", "vp8", "vp9")
+LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # which finds a picture that ends too early; FFmpeg's own do not
+MISSING_REFERENCE = (
+    "mmco: unref short failure",
+    "reference picture missing during reorder",
+    "Missing reference picture",
+)
 
 
-def choose_reader(scan: Scan, decoder: str) -> str:
-    """decord, or pyav where decord is known to fail; VideoError where decord is asked for and would fail."""
+def choose_reader(scan: Scan, decoder: str, *, verify: bool = False) -> str:
+    """decord, or pyav where decord is known to fail; VideoError where decord is asked for and would fail.
+
+    verify: pyav also where decord passes over damage that PyAV finds.
+    """
     reasons = {
         "cannot read AV1": scan.codec == "av1",
         "ignores the edit list": scan.edited,
-        "loses the first frames of MPEG-TS": scan.container == "mpegts",
+        "does not show it as players do": scan.orientation != UPRIGHT and not decord_turns(scan),
+        "may choose another of the video streams": not scan.alone,
+        "takes each packet for a frame": not scan.shows_all,
+        "makes room for all frames that a live recorder might have written": not scan.counted,
+        "loses the first frames of MPEG streams": scan.container in CUT_ANYWHERE,
         "garbles narrow frames": min(scan.width, scan.height) < NARROWEST_DECORD,
     }
     reason = next((text for text, applies in reasons.items() if applies), None)
     if decoder == "decord" and reason is not None:
         raise VideoError("unsupported", f"decord {reason}", "use --decoder auto")
-    return "decord" if decoder != "pyav" and reason is None else "pyav"
+    if decoder == "pyav" or reason is not None or (verify and decoder == "auto" and scan.codec in VERIFIED):
+        return "pyav"
+    return "decord"
 
 
-def read_frames(path: Path, scan: Scan, reader: str) -> Iterator[np.ndarray]:
-    """Every frame, upright, in order of presentation: [H, W, 3] uint8 RGB. VideoError if it is not one a packet."""
-    frames = _read_decord(path, scan) if reader == "decord" else _read_pyav(path)
-    count = 0
-    for frame in frames:
-        count += 1
-        yield frame
-    if count != scan.num_frames:
-        raise damaged(f"{scan.num_frames} frames are in the file and {count} could be decoded")
+def decord_turns(scan: Scan) -> bool:
+    """Whether decord turns the frames itself, and their shape shows it."""
+    transpose, flip_rows, flip_columns = scan.orientation
+    return "mp4" in scan.container and transpose and flip_rows != flip_columns and scan.width != scan.height
 
 
-def _read_decord(path: Path, scan: Scan) -> Iterator[np.ndarray]:
+def read_frames(scan: Scan, reader: str) -> Iterator[np.ndarray]:
+    """Every frame as players show it, in order of presentation: [H, W, 3] uint8 RGB.
+
+    VideoError where the decoder complains, or where the frames are not those of the scan.
+    """
+    return _read_decord(scan) if reader == "decord" else _read_pyav(scan)
+
+
+def _read_decord(scan: Scan) -> Iterator[np.ndarray]:
+    first, last = 0, 0
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(scan.url, ctx=decord.cpu(0), num_threads=1)
         if len(reader) != scan.num_frames:
             raise damaged(f"{scan.num_frames} frames are in the file and decord counts {len(reader)}")
         chunk = max(1, CHUNK_BYTES // (scan.width * scan.height * 3))
-        for start in range(0, len(reader), chunk):
-            indices = list(range(start, min(start + chunk, len(reader))))
-            frames = reader.get_batch(indices).asnumpy()
-            if frames.shape not in (
-                (len(indices), scan.height, scan.width, 3),
-                (len(indices), scan.width, scan.height, 3),  # turned upright
-            ):
-                raise damaged(f"decord returned frames of shape {frames.shape[1:]} for {scan.width}x{scan.height}")
+        for first in range(0, len(reader), chunk):
+            last = min(first + chunk, len(reader)) - 1
+            frames = reader.get_batch(list(range(first, last + 1))).asnumpy()
+            size = (scan.width, scan.height) if scan.orientation.transpose else (scan.height, scan.width)
+            if frames.shape != (last + 1 - first, *size, 3):
+                raise damaged(f"decord returned frames of shape {frames.shape[1:]}, not {(*size, 3)}")
+            if complaints.any_yet():
+                raise damaged(f"{_span(scan, first, last)}: {complaints.lines()[0][:200]}")
             yield from frames
     except decord.DECORDError as error:
-        raise damaged(f"decord: {_reason(error)}") from error
+        raise damaged(f"{_span(scan, first, last)}: decord: {_reason(error)}") from error
 
 
-def _read_pyav(path: Path) -> Iterator[np.ndarray]:
+def _span(scan: Scan, first: int, last: int) -> str:
+    start = scan.place(first)
+    return f"between {start} and {scan.place(last)}" if last > first else start
+
+
+def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
+    """Packet by packet, so that what is wrong has a place."""
+    place, count = "the start", 0
+    missing: str | None = None
+    shown_before: int | None = None
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise damaged(f"the frame at {frame.time} s is corrupt")
-                if frame.rotation % 90:
-                    raise VideoError("unsupported", f"is turned by {frame.rotation} degrees", "re-encode it upright")
-                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+        with av.open(scan.url) as container:
+            stream = container.streams[scan.stream]
+            codec = _strict_codec(stream, scan)
+            num_packets = num_keys = 0
+            for packet in container.demux(stream):
+                if packet.size == 0 and packet.pts is None and packet.dts is None:
+                    place = "the end"
+                elif packet.size == 0:
+                    continue  # to the decoder it would be the end
+                else:
+                    place = scan.place_at(packet.pts if packet.pts is not None else packet.dts)
+                    num_packets += 1
+                    if num_packets <= scan.first_packet:
+                        complaints.clear()  # of pictures whose start was cut off
+                        continue
+                    num_keys += packet.is_keyframe
+                for frame in codec.decode(packet):
+                    if frame.is_corrupt:
+                        raise damaged(f"{scan.place_at(frame.pts)} is corrupt")
+                    if frame.pts is not None and scan.container != "avi":  # which has no times of presentation
+                        if shown_before is not None and frame.pts < shown_before:
+                            raise damaged(f"{scan.place_at(frame.pts)} comes out of order")
+                        shown_before = frame.pts
+                    if missing is None and count < scan.num_frames and frame.pts is not None:
+                        expected_s = scan.edges_s[count]
+                        missing = scan.place(count) if frame.pts * scan.tick_s > expected_s + scan.tick_s / 2 else None
+                    count += 1
+                    yield scan.orientation.apply(frame.to_ndarray(format="rgb24"))
+                if complaints.any_yet():
+                    lines = complaints.lines()
+                    if not (scan.starts_late and num_keys <= 1 and all(map(_is_of_missing_reference, lines))):
+                        raise damaged(f"{place}: {lines[0][:200]}")
+                    complaints.clear()
     except av.error.FFmpegError as error:
-        raise damaged(f"pyav: {error.strerror}") from error
+        raise damaged(f"{place}: {error.strerror}") from error
+    if count != scan.num_frames:
+        raise damaged(
+            f"{scan.num_frames} frames are in the file and {count} could be decoded, without {missing or 'the last'}"
+        )
+
+
+def _strict_codec(stream: av.VideoStream, scan: Scan) -> av.VideoCodecContext:
+    codec = stream.codec_context
+    name = LIBVPX.get(codec.name)
+    if name in av.codecs_available and codec.format is not None and codec.format.components[0].bits == 8:
+        codec = cast(av.VideoCodecContext, av.CodecContext.create(name, "r"))
+        codec.extradata = stream.codec_context.extradata
+    codec.options = {"err_detect": _strictness(scan)}
+    return codec
+
+
+def _strictness(scan: Scan) -> str:
+    """FFmpeg's err_detect for it."""
+    flags = ["crccheck", "buffer"]
+    if scan.codec not in ("mpeg1video", "mpeg2video"):  # whose pictures may be stuffed with zeros at their end
+        flags.append("bitstream")
+    if not scan.starts_late:  # a picture may say which of those that were cut off is no longer needed
+        flags.append("explode")
+    return "+".join(flags)
+
+
+def _is_of_missing_reference(line: str) -> bool:
+    return any(text in line for text in MISSING_REFERENCE)
 
 
 def _reason(error: Exception) -> str:

@@ -1,33 +1,72 @@
-"""What a container's packets say about its frames; nothing is decoded."""
+"""What a container's packets say about its frames; of the frames, only the first is decoded."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideData
 
+from pipeline.video.container_end import walk_avi
 from pipeline.video.error import VideoError, damaged
+from pipeline.video.orientation import UPRIGHT, Orientation, orientation
 from pipeline.video.transport import check_packets
 
 MAX_PIXELS = 8192 * 4608
 MAX_FRAMES = 5_000_000
 MAX_DURATION_S = 48 * 3600.0
 LONGEST_GAP_S = 1.0  # between frames of an MPEG stream, unless all are that far apart
+LARGEST_NOT_CODED = 19  # bytes of an MPEG-4 packet that may hold no picture
+LARGEST_COUNT = 1 << 28  # of frames; more is a live recorder's way to say that it cannot know
+CUT_ANYWHERE = ("mpegts", "mpeg")  # containers of broadcasts, which may begin within a group of pictures
+
+_NOT_PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+
+
+class Packet(NamedTuple):
+    """Of a video stream; times in its ticks."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_key: bool
+    is_hidden: bool  # only decoded, such as VP8's alternate reference frames
+    is_discard: bool  # an edit list hides it
+    size: int  # 0: the picture before is shown again
+
+
+class First(NamedTuple):
+    """The first frame to be shown at or after the first key packet, and the times of those before it."""
+
+    width: int
+    height: int
+    orientation: Orientation
+    before: frozenset[int]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A video's best stream."""
+    """The video stream that was chosen."""
 
     container: str
     codec: str
-    width: int
+    width: int  # as stored
     height: int
     edges_s: np.ndarray  # [F + 1]: frame i is shown during [edges_s[i], edges_s[i + 1])
     tick_s: float  # the unit in which the container rounds timestamps
     edited: bool  # an edit list hides frames that are in the file
+    url: str = ""  # the file, without what is behind its container
+    stream: int = 0  # its number in the container
+    alone: bool = True  # there is no other video stream
+    orientation: Orientation = UPRIGHT
+    counted: bool = True  # the container knows how many packets there are, or says nothing
+    shows_all: bool = True  # each packet is a frame
+    starts_late: bool = False  # the first pictures need others that were cut off before them
+    first_packet: int = 0  # those before belong to a group of pictures whose start was cut off
 
     @property
     def num_frames(self) -> int:
@@ -37,73 +76,218 @@ class Scan:
     def fps(self) -> float:
         return self.num_frames / float(self.edges_s[-1] - self.edges_s[0])
 
+    def place(self, frame: int) -> str:
+        """Of a frame, for people."""
+        return f"frame {frame} at {self.edges_s[frame]:.2f} s"
 
-def scan(path: Path) -> Scan:
-    """Read the packets of the video stream: codec, size, frames, and when each is shown."""
+    def place_at(self, tick: int | None) -> str:
+        """Of the frame that is shown at a time of the stream."""
+        time_s = (tick or 0) * self.tick_s
+        return self.place(max(0, int(np.searchsorted(self.edges_s[:-1], time_s + self.tick_s / 2, side="right")) - 1))
+
+
+def scan(path: Path, end: int) -> Scan:
+    """Choose the video stream and read its packets: codec, size, orientation, frames, and when each is shown.
+
+    end: where the container in the file ends.
+    """
+    url = str(path)
+    if end < path.stat().st_size:  # FFmpeg would read on
+        url = f"subfile,,start,0,end,{end},,:{path}"
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise VideoError("no_stream", "has no video stream", "take it out of the source")
-            codec = stream.codec_context
+        with av.open(url) as container:
+            stream = choose_stream(container)
+            codec, name, tick_s = stream.codec_context, container.format.name, float(stream.time_base or 0)
             if not 0 < codec.width * codec.height <= MAX_PIXELS:
                 raise VideoError(
                     "size", f"frames of {codec.width}x{codec.height} are not sane", f"use at most {MAX_PIXELS} pixels"
                 )
-            shown, total = [], 0
-            for packet in container.demux(stream):
-                if packet.size == 0:
-                    continue
-                total += 1
-                if packet.is_corrupt:
-                    raise damaged(f"packet {total - 1} is marked corrupt")
-                if not packet.is_discard:
-                    shown.append((packet.pts, packet.dts, packet.duration or 0))
-                if total > MAX_FRAMES:
-                    raise VideoError("size", f"has more than {MAX_FRAMES} frames", "cut it into shorter videos")
-            if container.format.name == "mpegts":
+            packets, first = read_packets(container, stream)
+            end_tick = max((_time(row) + row.duration for row in packets if row.size == 0), default=0)
+            packets = [row for row in packets if row.size > 0]
+            if name == "mpegts":
                 check_packets(path)
-            if container.format.name in ("mpegts", "mpeg"):
-                check_times(shown, float(stream.time_base))
-            if container.format.name == "avi" and stream.frames not in (0, total):
-                raise damaged(f"declares {stream.frames} frames and {total} are there")
+            if name == "avi":
+                end_tick = check_avi(path, stream, len(packets))
+            first_packet = next((n for n, row in enumerate(packets) if row.is_key), 0) if name in CUT_ANYWHERE else 0
+            unshown = _leading(packets, name, first) | set(range(first_packet))
+            starts_late = len(unshown) > 0
+            unshown |= {n for n, row in enumerate(packets) if row.is_hidden}
+            if codec.name == "mpeg4":
+                unshown |= _not_coded(url, stream.index, packets)
+            shown = [row for n, row in enumerate(packets) if n not in unshown and not row.is_discard]
+            if name in CUT_ANYWHERE:
+                check_times(shown, tick_s)
+            is_other_count = name != "avi" and stream.frames not in (0, len(packets))
             return Scan(
-                container=container.format.name,
+                container=name,
                 codec=codec.codec.canonical_name,
-                width=codec.width,
-                height=codec.height,
-                edges_s=_edges_s(shown, float(stream.time_base), float(stream.average_rate or 0)),
-                tick_s=float(stream.time_base),
-                edited=len(shown) != total or stream.frames not in (0, total),
+                stream=stream.index,
+                alone=len(container.streams.video) == 1,
+                width=first.width or codec.width,
+                height=first.height or codec.height,
+                orientation=first.orientation,
+                edges_s=_edges_s(shown, tick_s, float(stream.average_rate or 0), end_tick),
+                tick_s=tick_s,
+                edited=is_other_count or any(row.is_discard for row in packets),
+                counted=stream.frames < LARGEST_COUNT,
+                shows_all=not unshown,
+                starts_late=starts_late,
+                first_packet=first_packet,
+                url=url,
             )
     except av.error.FFmpegError as error:
         raise damaged(f"cannot be scanned: {error.strerror}") from error
 
 
-def check_times(shown: list[tuple[int | None, int | None, int]], tick_s: float) -> None:
+def choose_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The video stream that players show: no cover, no thumbnails."""
+    pictures = {stream.index: stream for stream in container.streams.video if not stream.disposition & _NOT_PICTURES}
+    if not pictures:
+        raise VideoError("no_stream", "has no video stream", "take it out of the source")
+    best = container.streams.best("video")
+    return pictures[best.index] if best is not None and best.index in pictures else next(iter(pictures.values()))
+
+
+def read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[list[Packet], First]:
+    """All packets of the stream; they are decoded until the first frame is known."""
+    packets: list[Packet] = []
+    key: Packet | None = None
+    first, before = None, set[int]()
+    for packet in container.demux(stream):
+        is_last = packet.size == 0 and packet.pts is None and packet.dts is None  # it flushes the decoder
+        if not is_last:
+            row = Packet(
+                packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, _is_hidden(packet),
+                packet.is_discard, packet.size,
+            )  # fmt: skip
+            if packet.is_corrupt:
+                time_s = _time(row) * float(packet.time_base)
+                raise damaged(f"packet {len(packets)}, at {time_s:.2f} s, is marked corrupt")
+            packets.append(row)
+            if len(packets) > MAX_FRAMES:
+                raise VideoError("size", f"has more than {MAX_FRAMES} frames", "cut it into shorter videos")
+            if packet.is_keyframe and key is None:
+                key = row
+        is_before_key = key is None and container.format.name in CUT_ANYWHERE
+        if first is not None or is_before_key or (packet.size == 0 and not is_last):
+            continue
+        for frame in _try_decode(packet):
+            if frame.pts is not None and key is not None and key.pts is not None and frame.pts < key.pts:
+                before.add(frame.pts)
+                continue
+            first = First(frame.width, frame.height, orientation_of(frame), frozenset(before))
+            break
+    return packets, first or First(0, 0, UPRIGHT, frozenset())
+
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """Of the container or the codec. As in players, the first frame's is that of the video."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return orientation(bytes(matrix)) if isinstance(matrix, SideData) else UPRIGHT
+
+
+def _try_decode(packet: av.Packet) -> Sequence[av.VideoFrame]:
+    """What is wrong with the packet will be said when it is read."""
+    try:
+        return packet.decode()
+    except av.error.FFmpegError:
+        return []
+
+
+def _is_hidden(packet: av.Packet) -> bool:
+    """Whether a VP8 or VP9 packet holds a picture that is only referred to."""
+    if packet.size == 0 or packet.stream.codec_context.name not in ("vp8", "vp9"):
+        return False
+    head, tail = memoryview(packet)[0], memoryview(packet)[-1]
+    if packet.stream.codec_context.name == "vp8":
+        return not head & 0x10
+    is_superframe, shows_existing, is_profile_3 = tail & 0xE0 == 0xC0, head & 0x08, head & 0x30 == 0x30
+    return not (is_superframe or shows_existing or is_profile_3 or head & 0x02)
+
+
+def _time(row: Packet) -> int:
+    return next((time for time in (row.pts, row.dts) if time is not None), 0)
+
+
+def _leading(packets: list[Packet], container: str, first: First) -> set[int]:
+    """Numbers of the packets which follow the first key packet, would be shown before it, and are not.
+
+    They refer to pictures in front of the place at which the video was cut.
+    """
+    keys = [number for number, row in enumerate(packets) if row.is_key and row.pts is not None]
+    if not keys or container == "avi":  # whose packets have no time of presentation
+        return set()
+    key_pts, leading = packets[keys[0]].pts or 0, set[int]()
+    for number in range(keys[0] + 1, [*keys, len(packets)][1]):
+        pts = packets[number].pts
+        is_earlier = pts <= key_pts if pts is not None else container == "matroska,webm"  # which has no negative times
+        if is_earlier and pts not in first.before:
+            leading.add(number)
+    return leading
+
+
+def _not_coded(url: str, stream: int, packets: list[Packet]) -> set[int]:
+    """Numbers of the MPEG-4 packets that only say that there is no picture.
+
+    Such packets also follow one that holds two pictures, so all are decoded and counted.
+    """
+    tiny = {number for number, row in enumerate(packets) if row.size <= LARGEST_NOT_CODED}
+    if not tiny:
+        return tiny
+    with av.open(url) as container:
+        times = [
+            frame.pts
+            for packet in container.demux(container.streams[stream])
+            if packet.size or packet.dts is None
+            for frame in _try_decode(packet)
+        ]
+    shown = set(times)
+    return {number for number in tiny if packets[number].pts not in shown} if len(times) < len(packets) else set()
+
+
+def check_avi(path: Path, stream: av.VideoStream, num_packets: int) -> int:
+    """When an AVI ends, in ticks of the stream. VideoError where it has lost a picture."""
+    with open(path, "rb") as file:
+        avi = walk_avi(file, path.stat().st_size)
+    num_slots = avi.num_chunks[stream.index]
+    declared = stream.frames if stream.frames < LARGEST_COUNT else 0
+    if num_slots < declared and num_slots > 0:
+        raise damaged(f"declares {declared} frames and {num_slots} are there")
+    if num_packets not in (avi.num_pictures[stream.index], 0) or num_packets < len(stream.index_entries):
+        raise damaged(f"has {num_slots} frames and {num_packets} can be found")
+    return num_slots
+
+
+def check_times(shown: Sequence[tuple], tick_s: float) -> None:
     """VideoError where the times of an MPEG stream cannot be those that its encoder gave them."""
     pts, dts = (np.array([row[k] for row in shown if row[k] is not None]) for k in (0, 1))
     if len(pts) != len(shown) or len(dts) != len(shown):
         raise damaged("has frames without a time")
-    if (np.diff(dts) <= 0).any() or (pts < dts).any() or (np.diff(np.sort(pts)) <= 0).any():
-        raise damaged("has timestamps out of order")
+    backwards = np.flatnonzero((np.diff(dts) <= 0) | (pts < dts)[1:])
+    twice = np.flatnonzero(np.diff(np.sort(pts)) <= 0)
+    if len(backwards) or len(twice) or (pts < dts).any():
+        at = pts[backwards[0] + 1] if len(backwards) else np.sort(pts)[twice[0]] if len(twice) else pts[0]
+        raise damaged(f"has timestamps out of order at {at * tick_s:.2f} s")
     gaps = np.diff(np.sort(pts))
     if len(gaps) and gaps.max() > max(LONGEST_GAP_S / tick_s, 10 * np.median(gaps)):
-        raise damaged(f"has no frame for {gaps.max() * tick_s:.1f} s")
+        raise damaged(
+            f"has no frame for {gaps.max() * tick_s:.1f} s after {np.sort(pts)[gaps.argmax()] * tick_s:.2f} s"
+        )
 
 
-def _edges_s(shown: list[tuple[int | None, int | None, int]], tick_s: float, average_fps: float) -> np.ndarray:
-    """Presentation times of the frames and the end of the last, from packets of (pts, dts, duration)."""
+def _edges_s(shown: Sequence[Packet], tick_s: float, average_fps: float, end_tick: int) -> np.ndarray:
+    """Presentation times of the frames and the end of the last, which is at `end_tick` or later."""
     if not shown:
         raise damaged("has no frames")
-    by_time = sorted((pts, duration) for pts, _, duration in shown if pts is not None)
+    by_time = sorted((row.pts, row.duration) for row in shown if row.pts is not None)
     if len(by_time) < len(shown):  # AVI may give decoding times alone; sorted, they differ by a constant
-        by_time = sorted((dts, duration) for _, dts, duration in shown if dts is not None)
+        by_time = sorted((row.dts, row.duration) for row in shown if row.dts is not None)
     if len(by_time) < len(shown):
         raise VideoError("timestamps", "has frames without a time", "re-encode it")
     ticks = [time for time, _ in by_time]
     last = by_time[-1][1] or (ticks[-1] - ticks[-2] if len(ticks) > 1 else 0) or round(1 / max(average_fps, 1) / tick_s)
-    edges_s = np.array([*ticks, ticks[-1] + max(last, 1)]) * tick_s
+    edges_s = np.array([*ticks, max(ticks[-1] + max(last, 1), end_tick)]) * tick_s
     if edges_s[-1] - edges_s[0] > MAX_DURATION_S:
         raise VideoError(
             "timestamps", f"claims to last {edges_s[-1] - edges_s[0]:.0f} s", "cut it into videos of less than 48 hours"

@@ -1,0 +1,52 @@
+"""From a display matrix, which containers and codecs carry, to the picture as players show it."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.video.error import VideoError
+
+TOLERANCE = 0.0175  # a degree, which players do not turn by
+
+
+class Orientation(NamedTuple):
+    """How a stored picture becomes the shown one: rows and columns change places, then some are turned about."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def apply(self, frame: np.ndarray) -> np.ndarray:
+        """frame: [H, W, 3] as stored → as shown."""
+        if self.transpose:
+            frame = frame.transpose(1, 0, 2)
+        return frame[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+
+UPRIGHT = Orientation()
+
+
+def orientation(matrix: bytes) -> Orientation:
+    """The orientation of a display matrix of nine int32 (a, b, u, c, d, v, x, y, w).
+
+    A stored pixel (x, y) is shown at (a·x + c·y, b·x + d·y), moved into view. VideoError ("unsupported") unless that
+    only mirrors, turns by right angles and stretches. A matrix of zeros, as some recorders leave it, says nothing.
+    """
+    a, b, u, c, d, v = struct.unpack("=6i", matrix[:24])
+    if not any((a, b, c, d)):
+        return UPRIGHT
+    straight, across = (abs(a), abs(d)), (abs(b), abs(c))
+    if max(across) < TOLERANCE * min(straight) and not (u or v):
+        return Orientation(flip_rows=d < 0, flip_columns=a < 0)
+    if max(straight) < TOLERANCE * min(across) and not (u or v):
+        return Orientation(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
+    degrees = np.degrees(np.arctan2(b, a))
+    raise VideoError(
+        "unsupported",
+        f"its display matrix ({a / 65536:g}, {b / 65536:g}, {c / 65536:g}, {d / 65536:g}) turns it by {degrees:.0f} "
+        "degrees or distorts it",
+        "re-encode it upright",
+    )
