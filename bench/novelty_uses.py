@@ -12,8 +12,8 @@ by the learned outcomes, with more caution on such clips. `log_next`: some video
 novel first from usual ones and ones of a new context, or of new looks; with `known_contexts`, judged by the best
 actions in each clip's labelled context instead of SAC's.
 
-With --embeddings and --novelty, replay weights and caution are tried on these videos too, in as many trainings, and
-judged on the held-out clips that their labels call novel and on the others.
+With --embeddings, replay weights and caution are tried on these videos too, in as many trainings, and judged on the
+held-out clips that their labels call novel and on the others; with --novelty, by the weights of that file.
 """
 
 from __future__ import annotations
@@ -133,6 +133,11 @@ def weights_by_distance(data: dataset.Embeddings) -> np.ndarray:
     return noise_gap.weights(np.clip(score, -MAX_SCORE, MAX_SCORE), novelty.clip_visits(data))
 
 
+def write_weights(path: Path, data: dataset.Embeddings, weights: np.ndarray) -> None:
+    attrs = {"content_sha256": data.content_sha256, "model": "distance of embeddings"}
+    dataset.write_novelty(path, {"weight": weights}, attrs)
+
+
 def trained(
     embeddings: Path, out: Path, episodes: int, seed: int, weights: Path | None = None
 ) -> tuple[Agent, LearnedOutcomes]:
@@ -202,7 +207,7 @@ def one_seed(task: Task, logger: str, shift: float, seed: int, episodes: int, fo
     rows = dataset.train_rows(data)
     new = novelty_of(data, rows, deployed.seen)
     weights = weights_by_distance(data)
-    dataset.write_novelty(weights_file, {"weight": weights}, {"content_sha256": data.content_sha256, "model": "none"})
+    write_weights(weights_file, data, weights)
     agent, model = trained(path, folder / "run", episodes, seed)
     policy, best = acted(agent, task, deployed.seen), best_by_logs(model, deployed.contexts)
     careful = best_by_logs(model, deployed.contexts, MORE)
@@ -242,7 +247,7 @@ def _by_kind(values: np.ndarray, kinds: np.ndarray) -> list[float]:
     return [float(values[kinds == one].mean()) for one in np.unique(kinds)] + [float(values.mean())]
 
 
-def rendered(path: Path, weights: Path, episodes: int, seed: int, folder: Path) -> dict[str, Any]:
+def rendered(path: Path, weights: Path | None, episodes: int, seed: int, folder: Path) -> dict[str, Any]:
     """Profit in $/h of replay weights and caution on held-out videos, by whether their clips are labelled novel."""
     data = dataset.read_embeddings(path)
     assert data.logs is not None
@@ -252,6 +257,9 @@ def rendered(path: Path, weights: Path, episodes: int, seed: int, folder: Path) 
     def judged(actions: np.ndarray) -> list[float]:
         return _by_kind(expected_worth(truth, held, actions).profit, kinds)
 
+    if weights is None:
+        weights = folder / "weights.h5"
+        write_weights(weights, data, weights_by_distance(data))
     policies = {
         name: trained(path, folder / "run", episodes, seed, file)[0]
         for name, file in {"none": None, "weighted": weights}.items()
@@ -312,7 +320,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=1500, help="of each training")
     parser.add_argument("--embeddings", type=Path, help="of videos with logs, and labels that say what is novel")
-    parser.add_argument("--novelty", type=Path, help="their scores, by vtp novelty")
+    parser.add_argument("--novelty", type=Path, help="weights of these videos, by vtp novelty")
     args = parser.parse_args()
     task = load_task(args.task).in_scenario(args.scenario)
     found: dict[str, Any] = {}
