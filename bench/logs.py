@@ -51,13 +51,30 @@ def logs_of(task: Task, logger: str, videos: int, seed: int) -> SimulatedLogs:
     )
 
 
-def write(path: Path, task: Task, logs: SimulatedLogs, seed: int, *, with_propensity: bool = True) -> Path:
-    """An embeddings file of these logs, the last fifth of whose videos are held out."""
+def seen(task: Task, context: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Embeddings [..., 128] of clips that show contexts [...]."""
+    centres = np.random.default_rng(len(task.contexts)).standard_normal((len(task.contexts), 128))
+    return (centres[context] + NOISE * rng.standard_normal((*context.shape, 128))).astype(np.float32)
+
+
+def write(
+    path: Path,
+    task: Task,
+    logs: SimulatedLogs,
+    seed: int,
+    *,
+    embeddings: np.ndarray | None = None,
+    with_propensity: bool = True,
+) -> Path:
+    """An embeddings file of these logs, the last fifth of whose videos are held out.
+
+    embeddings: [V, S, 128] of the clips, by default as `seen`.
+    """
     videos, steps = logs.context.shape
-    rng, num_clips = np.random.default_rng([seed, 1]), videos * steps
-    seen = np.random.default_rng(len(task.contexts)).standard_normal((len(task.contexts), 128))
-    context = logs.context.reshape(-1)
-    embeddings = (seen[context] + NOISE * rng.standard_normal((num_clips, 128))).astype(np.float32)
+    num_clips, context = videos * steps, logs.context.reshape(-1)
+    if embeddings is None:
+        embeddings = seen(task, logs.context, np.random.default_rng([seed, 1]))
+    embeddings = embeddings.reshape(num_clips, 128)
     start = np.tile(np.arange(steps) * CLIP_LEN / FPS, videos)
     clips = dataset.Clips(
         embeddings, np.tile(np.arange(steps) * CLIP_LEN, videos), start, start + CLIP_LEN / FPS,

@@ -42,7 +42,7 @@ CASES = {
         (
             r"wrote .*novelty\.h5: 10 of 10 clips scored, model corpus",
             "labelled novelty found, AUROC",
-            "next: vtp train",
+            "next: vtp experiment novelty --embeddings .* --novelty .*novelty.h5",
         ),
     ),
     "logs": Case(

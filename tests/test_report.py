@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from raising import raises
 from runs_by_hand import DISHES, EXPERIMENTS, SECTIONS, SKILL, build_run, edit_summary, report
+from small_runs import write_embeddings
 
 from pipeline.config import ReportConfig, SimTrainConfig
 from pipeline.experiments import output
@@ -308,12 +309,13 @@ def test_clips_without_labels_are_told_how_to_get_them(tmp_path):
     assert "vtp experiment value" not in page.text, "it would fail"
 
 
-def test_a_run_without_novelty_is_told_how_to_get_it(tmp_path):
+def test_a_run_without_novelty_scores_is_told_how_to_get_them(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
-    edit_summary(path, provenance={"novelty": "none: every clip weighs 1"})
+    embeddings = path / "data" / "embeddings.h5"
+    write_embeddings(embeddings)
     page = report(path)
-    assert "There were no novelty weights: every clip weighed the same in training." in page.text
-    assert f"vtp novelty --embeddings {path / 'data' / 'embeddings.h5'} && vtp train --config" in page.text
+    assert "There is no gallery of the most novel clips: no clip has been scored." in page.text
+    assert f"vtp novelty --embeddings {embeddings}" in page.text
 
 
 def test_settings_are_those_of_the_source(tmp_path):

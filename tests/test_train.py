@@ -235,21 +235,33 @@ def test_held_out_clips_are_never_played(tmp_path):
     assert how == "2 videos of the val split"
 
 
-def test_novelty_weights_beside_the_embeddings_are_used(tmp_path):
-    path = write_embeddings(tmp_path / "embeddings.h5")
-    content = dataset.read_embeddings(path).content_sha256
-    write_novelty(tmp_path / "novelty.h5", np.full(120, 1.5), content)
-    train.run(embeddings_config(tmp_path, path))
+def test_novelty_weights_are_used_where_they_are_asked_for(tmp_path, caplog):
+    path, weights = write_embeddings(tmp_path / "embeddings.h5"), tmp_path / "novelty.h5"
+    write_novelty(weights, np.full(120, 1.5), dataset.read_embeddings(path).content_sha256)
+    with caplog.at_level("INFO"):
+        train.run(embeddings_config(tmp_path, path, novelty=weights))
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert (metrics["mean_novelty"] == 1.5).all()
     assert metrics["mean_weight"].iloc[-1] == pytest.approx(1.5, abs=1e-4)
+    assert f"replay is weighted by novelty: {weights}" in caplog.text
+    assert load_metadata(tmp_path / "run").provenance["novelty"] == str(weights)
+
+
+def test_novelty_weights_that_only_lie_beside_the_embeddings_are_not_used(tmp_path, caplog):
+    path = write_embeddings(tmp_path / "embeddings.h5")
+    write_novelty(tmp_path / "novelty.h5", np.full(120, 1.5), dataset.read_embeddings(path).content_sha256)
+    with caplog.at_level("INFO"):
+        train.run(embeddings_config(tmp_path, path))
+    assert (pd.read_csv(tmp_path / "run" / "metrics.csv")["mean_novelty"] == 1).all()
+    assert f"every clip weighs 1 in replay: {tmp_path / 'novelty.h5'} is not used without --novelty" in caplog.text
+    assert load_metadata(tmp_path / "run").provenance["novelty"] == "none: every clip weighs 1"
 
 
 def test_novelty_of_other_embeddings_is_refused(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5")
     write_novelty(tmp_path / "novelty.h5", np.ones(120), "f" * 64)
     with raises("novelty-other-embeddings"):
-        train.run(embeddings_config(tmp_path, path))
+        train.run(embeddings_config(tmp_path, path, novelty=tmp_path / "novelty.h5"))
 
 
 def test_without_novelty_every_clip_weighs_one(tmp_path):

@@ -1,5 +1,6 @@
 """Runs that are interrupted, damaged, begun from another, or stopped early."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -52,7 +53,9 @@ def test_a_run_killed_at_five_moments_equals_an_uninterrupted_one(source, tmp_pa
         path = write_embeddings(tmp_path / "embeddings.h5")
         content = dataset.read_embeddings(path).content_sha256
         write_novelty(tmp_path / "novelty.h5", np.linspace(0.5, 1.5, 120), content)
-        cfg = embeddings_config(tmp_path, path, out=tmp_path / "whole", num_envs=3, warmup_steps=32)
+        cfg = embeddings_config(
+            tmp_path, path, out=tmp_path / "whole", num_envs=3, warmup_steps=32, novelty=tmp_path / "novelty.h5"
+        )
     train.run(cfg)
     killed = cfg.model_copy(update={"out": tmp_path / "killed"})
     rng = random.Random(0)
@@ -381,21 +384,30 @@ def test_other_settings_are_refused_and_named(begun):
     assert "lr=0.001" in str(caught.value) and "lr=0.01;" in str(caught.value)
 
 
-def test_other_embeddings_or_novelty_are_refused_by_their_hashes(tmp_path, monkeypatch):
+def test_other_embeddings_are_refused_by_their_hash(tmp_path, monkeypatch):
     path = write_embeddings(tmp_path / "embeddings.h5")
     content = dataset.read_embeddings(path).content_sha256
     cfg = embeddings_config(tmp_path, path)
     monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)
     killed_after(5, monkeypatch, cfg)
-    write_novelty(tmp_path / "novelty.h5", np.ones(120), content)
-    with raises("run-other-data") as caught:
-        train.run(cfg)
-    assert "novelty weights none" in str(caught.value) and caught.value.exit_code == 2
-    (tmp_path / "novelty.h5").unlink()
     write_embeddings(path, contexts=("pan", "plate"))
     with raises("run-other-data") as caught:
         train.run(cfg)
-    assert content[:12] in str(caught.value)
+    assert content[:12] in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_other_novelty_is_refused_by_its_hash(tmp_path, monkeypatch):
+    path, weights = write_embeddings(tmp_path / "embeddings.h5"), tmp_path / "novelty.h5"
+    content = dataset.read_embeddings(path).content_sha256
+    write_novelty(weights, np.ones(120), content)
+    cfg = embeddings_config(tmp_path, path, novelty=weights)
+    monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)
+    killed_after(5, monkeypatch, cfg)
+    write_novelty(weights, np.full(120, 1.5), content)
+    with raises("run-other-data") as caught:
+        train.run(cfg)
+    begun = hashlib.sha256(np.ones(120, np.float32).tobytes()).hexdigest()
+    assert f"novelty weights {begun[:12]}" in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["sim", "embeddings"])

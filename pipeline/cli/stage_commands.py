@@ -140,7 +140,7 @@ def novelty(cfg: NoveltyConfig, *, as_json: bool) -> None:
     )
     if "detection" in result:
         print_detection(result)
-    print(f"next: vtp train --source embeddings --embeddings {cfg.embeddings}")
+    print(f"next: vtp experiment novelty --embeddings {cfg.embeddings} --novelty {result['path']}")
 
 
 @command(LogsConfig, argument="embeddings", as_json=True)

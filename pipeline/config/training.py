@@ -72,7 +72,7 @@ class _TrainSettings(Config):
     buffer_size: int = Field(1_000_000, ge=1, le=1 << 28, description="Replay capacity in transitions.")
     warmup_steps: int = Field(600, ge=0, description="Transitions with uniformly random actions before learning.")
     priority_exponent: float = Field(
-        0.2, ge=0, le=1, description="Replay priority is |TD error| to this power, times novelty."
+        0.2, ge=0, le=1, description="Replay priority is |TD error| to this power, times the clip's novelty weight."
     )
     observation_noise: ObservationNoise = 0.0
     random_actions: float = Field(0.1, ge=0, le=1, description="Share of training actions drawn uniformly.")
@@ -130,16 +130,13 @@ class _ClipsTrainSettings(_TrainSettings):
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file.")
     novelty: Literal["off"] | Path | None = Field(
-        None,
-        description="Novelty file whose weights replay has, or off for none; by default novelty.h5 beside the "
-        "embeddings, if there is one.",
+        None, description="Novelty file whose weights replay has; by default, and with off, every clip weighs 1."
     )
 
     @field_validator("novelty", mode="before")
     @classmethod
     def _off_is_no_file(cls, value: Any) -> Any:
-        return "off" if str(value) == "off" else value
-
+        return None if str(value) == "off" else value
     task: NewPrices = None
     outcomes: Literal["auto", "logged", "simulator"] = Field(
         "auto",

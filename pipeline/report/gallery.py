@@ -64,15 +64,12 @@ class Gallery:
     detection: Table | None
 
 
-def read_gallery(config: dict[str, Any], *, weights_from: str | None = None) -> Gallery | Missing | None:
-    """The gallery of the run's embeddings, or why their scores are of no use; None where there never were scores.
-
-    weights_from: the novelty file that the run was trained with, where it was.
-    """
+def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
+    """The gallery of the run's embeddings, or why there is none; None for a run that has no embeddings."""
     if config.get("source") not in ("embeddings", "video") or not config.get("embeddings"):
         return None
     embeddings_path = Path(str(config["embeddings"]))
-    used = config.get("novelty") or weights_from
+    used = config.get("novelty")
     novelty_path = Path(str(used or embeddings_path.with_name("novelty.h5")))
     command = f"vtp novelty --embeddings {shlex.quote(str(embeddings_path))}"
     if used:
@@ -82,7 +79,9 @@ def read_gallery(config: dict[str, Any], *, weights_from: str | None = None) -> 
         return Missing(f"There is no gallery of the most novel clips: {why}.", command)
 
     if absent := [path for path in (embeddings_path, novelty_path) if not path.is_file()]:
-        return missing(f"the run was trained with {absent[0]}, which is not there any more") if used else None
+        if used:
+            return missing(f"the run was trained with {absent[0]}, which is not there any more")
+        return None if embeddings_path in absent else missing("no clip has been scored")
     try:
         data = dataset.read_embeddings(embeddings_path)
         columns, attrs = dataset.read_novelty_scores(novelty_path, data.content_sha256)

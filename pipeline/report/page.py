@@ -115,14 +115,7 @@ def build_page(files: RunFiles) -> Page:
                 "validation renders some.",
                 with_labels(files.config) if unlabelled else evaluate,
             )
-    novelty = str(_provenance(summary).get("novelty") or "")
-    if novelty.startswith("none"):
-        missing["novelty"] = Missing(
-            "There were no novelty weights: every clip weighed the same in training.",
-            f"vtp novelty --embeddings {shlex.quote(str(files.config.get('embeddings')))} && {train} --overwrite",
-        )
-
-    gallery = read_gallery(files.config, weights_from=None if novelty.startswith("none") else novelty or None)
+    gallery = read_gallery(files.config)
     if isinstance(gallery, Missing):
         missing["gallery"], gallery = gallery, None
     logs = read_logs(run, files.config)

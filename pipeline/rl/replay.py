@@ -69,7 +69,7 @@ class SumTree:
 
 class ReplayBuffer:
     """Ring buffer sampled in proportion to |TD|^priority_exponent · novelty (Schaul et al. 2016, arXiv
-    1511.05952, with novelty as a factor).
+    1511.05952, with a novelty weight as a factor, which is 1 by default).
 
     A new transition enters with the highest |TD| priority so far, so that it is soon seen.
     """

@@ -7,7 +7,6 @@ import logging
 import shlex
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,8 +157,8 @@ def _stored_clips(
         )
     videos, held_out, how = dataset.split_rows(data)
     train_rows = dataset.train_rows(data)
-    novelty_path = _novelty_path(cfg)
-    novelty = None if novelty_path is None else dataset.read_novelty_weights(novelty_path, data.content_sha256)
+    novelty = None if cfg.novelty is None else dataset.read_novelty_weights(cfg.novelty, data.content_sha256)
+    _say_what_clips_weigh(cfg)
     plan = None
     if model is None:
         progress(0, 1, "outcomes")
@@ -213,7 +212,7 @@ def _stored_clips(
         | {
             "embeddings": str(cfg.embeddings),
             "embeddings_sha256": data.content_sha256,
-            "novelty": str(novelty_path) if novelty is not None else "none: every clip weighs 1",
+            "novelty": str(cfg.novelty) if novelty is not None else "none: every clip weighs 1",
             "num_train_clips": len(train_rows),
             "held_out": f"{how}; they also chose the checkpoint",
         }
@@ -233,18 +232,12 @@ def _stored_clips(
     )  # fmt: skip
 
 
-def _novelty_path(cfg: EmbeddingsTrainConfig | VideoTrainConfig) -> Path | None:
-    """The novelty file that is used; the log says which, and why."""
-    if cfg.novelty == "off":
-        return None
+def _say_what_clips_weigh(cfg: EmbeddingsTrainConfig | VideoTrainConfig) -> None:
     beside = cfg.embeddings.with_name("novelty.h5")
     if cfg.novelty is not None:
         logger.info("replay is weighted by novelty: %s", cfg.novelty)
-        return cfg.novelty
-    if not beside.is_file():
-        return None
-    logger.info("replay is weighted by novelty: %s lies beside the embeddings; --novelty off ignores it", beside)
-    return beside
+    elif beside.is_file():
+        logger.info("every clip weighs 1 in replay: %s is not used without --novelty", beside)
 
 
 def _say_where_outcomes_come_from(data: dataset.Embeddings, model: OutcomeModel) -> None:
