@@ -213,3 +213,8 @@ def test_a_saved_training_is_read_back_by_its_source(source):
 def test_the_encoder_learns_in_the_last_tenth_unless_told_otherwise():
     assert config.VideoTrainConfig(episodes=400).frozen_episodes == 360
     assert config.VideoTrainConfig(episodes=400, unfreeze_after=0).frozen_episodes == 0
+
+
+def test_novelty_off_is_no_novelty_file():
+    assert config.EmbeddingsTrainConfig(novelty="off").novelty is None
+    assert config.EmbeddingsTrainConfig(novelty="n.h5").novelty == Path("n.h5")

@@ -129,7 +129,7 @@ class _ClipsTrainSettings(_TrainSettings):
     """Clips come as they were filmed, whatever is done."""
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file.")
-    novelty: Literal["off"] | Path | None = Field(
+    novelty: Path | None = Field(
         None, description="Novelty file whose weights replay has; by default, and with off, every clip weighs 1."
     )
 
@@ -137,6 +137,7 @@ class _ClipsTrainSettings(_TrainSettings):
     @classmethod
     def _off_is_no_file(cls, value: Any) -> Any:
         return None if str(value) == "off" else value
+
     task: NewPrices = None
     outcomes: Literal["auto", "logged", "simulator"] = Field(
         "auto",
