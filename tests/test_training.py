@@ -111,8 +111,10 @@ def test_kill_9_and_sigterm_at_random_moments(tmp_path):
 def test_a_second_training_into_the_same_folder_is_refused_by_name(tmp_path):
     first = start(tmp_path / "run")
     wait_for_change(tmp_path / "run" / "last.pt", first)
+    first.send_signal(signal.SIGSTOP)  # it stands still, and is alive all the same
     second = start(tmp_path / "run")
     told = second.communicate(timeout=60)[1]
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert f"run is being written by process {first.pid} on " in told
     assert first.wait(timeout=60) == 0
