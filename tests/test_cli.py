@@ -134,9 +134,15 @@ def test_the_help_of_a_command_shows_what_happens_by_default(vtp, name, model):
         for field in fields.values():
             assert field.description in text
             if not (field.is_required() or field.default is None or field.default is False):
-                assert str(field.default) in text, setting
+                assert ("on" if field.default is True else str(field.default)) in text, setting
         if all(field.default is None or field.default is False for field in fields.values()):
             assert ("by default" in text) != ("default: off" in text), f"{setting} says it twice or not at all"
+
+
+def test_a_switch_that_is_on_can_be_turned_off(vtp):
+    assert help_of("extract")["verify"].endswith("[default: on]")
+    assert "--no-verify" in vtp("extract", "--help")[1]
+    assert vtp("extract", "nowhere.mp4", "--no-verify")[0] == vtp("extract", "nowhere.mp4", "--verify")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,23 @@ def test_alternate_reference_frames_are_not_shown(tmp_path, decoder, codec):
     assert (codes, info.num_frames) == (list(range(90)), 90)
 
 
+def test_an_unknown_codec_is_refused_by_name(tmp_path, decoder):
+    path = write_video(tmp_path / "a.mp4", 20)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"avc1\0\0\0\0\0\0", b"zzz9\0\0\0\0\0\0"))
+    with raises("unsupported", VideoError) as caught:
+        read(decoder, path)
+    assert "does not know" in caught.value.reason
+
+
+@pytest.mark.parametrize("which", ["auto", "pyav"])
+def test_metadata_need_not_be_unicode(tmp_path, which):
+    path = write_video(tmp_path / "a.mp4", 20)
+    path.write_bytes(path.read_bytes().replace(b"VideoHandler", b"Vid\xe9oHandler"))
+    with Decoder(decoder=which) as decoder:
+        assert read(decoder, path)[0] == list(range(20))
+
+
 def test_what_is_damaged_is_named_by_frame_and_time(tmp_path, decoder):
     path = write_video(tmp_path / "a.mkv", 60, options={"g": "10", "bf": "0"})
     with av.open(str(path)) as container:

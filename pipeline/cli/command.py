@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import yaml
 
-from pipeline.cli.flags import Settings, flag_of
+from pipeline.cli.flags import Settings
 from pipeline.errors import TryAgainError, VtpError
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def command(
                 default = typer.Argument(None, help=text, show_default=False)
             else:
                 metavar = settings.metavar(name)
-                default = typer.Option(None, flag_of(name), metavar=metavar, help=text, show_default=False)
+                default = typer.Option(None, settings.spelling(name), metavar=metavar, help=text, show_default=False)
             annotation = {bool: bool, list[Path]: list[str]}.get(settings.annotation(name), str)
             parameters.append(_keyword(name, default, annotation | None))
         config = typer.Option(None, "--config", metavar="PATH", help="YAML file of these settings; flags win over it.")

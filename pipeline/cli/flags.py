@@ -58,6 +58,11 @@ class Settings(Generic[C]):
             return "|".join(dict.fromkeys([*(names[kind] for kind in kinds if kind in names), *choices]))
         return next((names[kind] for kind in kinds if kind in names), "TEXT")
 
+    def spelling(self, name: str) -> str:
+        """The flag, and for a switch that is on by default the one that turns it off."""
+        is_on = any(field.default is True for field in self.having(name).values())
+        return f"{flag_of(name)}/{flag_of('no_' + name)}" if is_on else flag_of(name)
+
     def help(self, name: str) -> str:
         """What the setting does, then its default in brackets; per tag where that differs."""
         fields = self.having(name)
@@ -75,7 +80,7 @@ class Settings(Generic[C]):
         given = {tag: field for tag, field in fields.items() if field.default is not None}
         if not given:
             return "" if "by default" in text else "off"
-        values = _by_value(given, lambda field: "off" if field.default is False else str(field.default))
+        values = _by_value(given, lambda field: _shown(field.default))
         if len(values) == 1 and len(given) == len(fields):
             return values[0][0]
         return ", ".join(f"{value} ({', '.join(tags)})" for value, tags in values)
@@ -130,6 +135,10 @@ class Settings(Generic[C]):
 
 def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _shown(default: Any) -> str:
+    return str(default) if not isinstance(default, bool) else "on" if default else "off"
 
 
 def _by_value(fields: dict[str, FieldInfo], value: Callable[[FieldInfo], Any]) -> list[tuple[Any, list[str]]]:

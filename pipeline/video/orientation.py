@@ -43,10 +43,10 @@ def orientation(matrix: bytes) -> Orientation:
         return Orientation(flip_rows=d < 0, flip_columns=a < 0)
     if max(straight) < TOLERANCE * min(across) and not (u or v):
         return Orientation(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
-    degrees = np.degrees(np.arctan2(b, a))
+    turn = f"turns it by {np.degrees(np.arctan2(b, a)):.0f} degrees or distorts it"
     raise VideoError(
         "unsupported",
-        f"its display matrix ({a / 65536:g}, {b / 65536:g}, {c / 65536:g}, {d / 65536:g}) turns it by {degrees:.0f} "
-        "degrees or distorts it",
+        f"its display matrix ({a / 65536:g}, {b / 65536:g}, {c / 65536:g}, {d / 65536:g}) "
+        + ("has perspective" if u or v else turn),
         "re-encode it upright",
     )

@@ -96,7 +96,7 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
     missing: str | None = None
     shown_before: int | None = None
     try:
-        with av.open(scan.url) as container:
+        with av.open(scan.url, metadata_errors="replace") as container:
             stream = container.streams[scan.stream]
             codec = _strict_codec(stream, scan)
             num_packets = num_keys = 0
@@ -116,8 +116,8 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
                     if frame.is_corrupt:
                         raise damaged(f"{scan.place_at(frame.pts)} is corrupt")
                     if frame.pts is not None and scan.container != "avi":  # which has no times of presentation
-                        if shown_before is not None and frame.pts < shown_before:
-                            raise damaged(f"{scan.place_at(frame.pts)} comes out of order")
+                        if shown_before is not None and frame.pts <= shown_before:
+                            raise damaged(f"{scan.place_at(frame.pts)} does not come after the one before")
                         shown_before = frame.pts
                     if missing is None and count < scan.num_frames and frame.pts is not None:
                         expected_s = scan.edges_s[count]

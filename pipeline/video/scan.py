@@ -95,9 +95,11 @@ def scan(path: Path, end: int) -> Scan:
     if end < path.stat().st_size:  # FFmpeg would read on
         url = f"subfile,,start,0,end,{end},,:{path}"
     try:
-        with av.open(url) as container:
+        with av.open(url, metadata_errors="replace") as container:
             stream = choose_stream(container)
             codec, name, tick_s = stream.codec_context, container.format.name, float(stream.time_base or 0)
+            if codec is None:
+                raise VideoError("unsupported", "is in a codec that FFmpeg does not know", "re-encode it")
             if not 0 < codec.width * codec.height <= MAX_PIXELS:
                 raise VideoError(
                     "size", f"frames of {codec.width}x{codec.height} are not sane", f"use at most {MAX_PIXELS} pixels"
@@ -235,7 +237,7 @@ def _not_coded(url: str, stream: int, packets: list[Packet]) -> set[int]:
     tiny = {number for number, row in enumerate(packets) if row.size <= LARGEST_NOT_CODED}
     if not tiny:
         return tiny
-    with av.open(url) as container:
+    with av.open(url, metadata_errors="replace") as container:
         times = [
             frame.pts
             for packet in container.demux(container.streams[stream])
