@@ -86,15 +86,16 @@ def survey(
     contexts = _contexts(clips, steps, np.arange(data.num_clips) if rows is None else rows, _terms(data, clips))
     everything = contexts.pop("")
     progress(0, 1 + len(contexts), f"learning from {steps.num_steps:,} steps")
-    found, wanted, cannot, description = None, [], "", ""
+    found, wanted, description = None, [], ""
+    reason = steps.tells_nothing()
+    cannot = f"{reason}; {LOG_OWN_COUNTS}" if reason else ""
     try:
-        model = learned_from(data, clips, rows)
-        cannot = f"{reason}; {LOG_OWN_COUNTS}" if (reason := steps.tells_nothing()) else ""
+        model = None if cannot else learned_from(data, clips, rows)
     except VtpError as error:
         if error.code not in CANNOT_LEARN:
             raise
-        cannot = str(error)
-    if not cannot:
+        model, cannot = None, str(error)
+    if model is not None:
         description = model.description
         names = iter(range(1, len(task.contexts) + 1))
         bests = best_of_contexts(model, lambda name: progress(next(names), 1 + len(contexts), f"best action of {name}"))

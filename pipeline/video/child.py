@@ -1,4 +1,4 @@
-"""The decoder process: `python -m pipeline.video.child CONNECTION SLOTS MEMORY_BYTES`.
+"""The decoder process, whose arguments are CONNECTION SLOTS MEMORY_BYTES.
 
 It takes one request at a time, writes clips into shared slots and reports each over the connection as JSON, which
 stays harmless whatever a hostile video makes of this process. A closed connection ends it.
@@ -179,7 +179,3 @@ def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
             del slots  # else the map cannot be closed
     if complaints.any_yet():
         raise damaged(f"the decoder complains: {complaints.lines()[0][:200]}")
-
-
-if __name__ == "__main__":
-    main()
