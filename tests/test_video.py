@@ -479,8 +479,15 @@ def test_a_dying_child_fails_one_video(plain):
 
 def tamper(monkeypatch, tmp_path, lines):
     """Have each decoder process run these lines of Python at its start."""
-    (tmp_path / "sitecustomize.py").write_text("import os, signal, sys, time\n" + lines)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = "import os, signal, sys, time\n" + lines + "\n"
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport os, sys\ncode = sys.argv.index('-c') + 1\n"
+        f"sys.argv[code] = {before!r} + sys.argv[code]\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr("pipeline.video.decoder.sys.executable", str(python))
 
 
 ONCE = """
