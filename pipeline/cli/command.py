@@ -12,6 +12,9 @@ import yaml
 
 from pipeline.cli.flags import Settings, flag_of
 from pipeline.errors import TryAgainError, VtpError
+from pipeline.text_files import read_text
+
+MAX_CONFIG_BYTES = 1 << 20
 
 app = typer.Typer(
     help="Demonstration videos in, a validated policy and its dollars out.",
@@ -82,8 +85,8 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 def _from_file(path: Path) -> dict[str, Any]:
     """The settings of a YAML file; VtpError if it holds none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(read_text(path, max_bytes=MAX_CONFIG_BYTES)) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         reason = f"line {mark.line + 1}: {problem}" if mark else problem
