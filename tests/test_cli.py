@@ -398,7 +398,7 @@ def test_experiments_work_for_bricklaying_too(vtp, tmp_path):
 
 def test_an_experiment_on_no_run_is_one_line(vtp):
     assert_one_line(vtp("experiment", "elasticity"), "RUN")
-    assert_one_line(vtp("experiment", "elasticity", "nowhere"), "nowhere", "vtp evaluate")
+    assert_one_line(vtp("experiment", "elasticity", "nowhere"), "nowhere", "vtp train")
     assert_one_line(vtp("experiment", "spread", "nowhere"), "nowhere", "vtp train")
 
 

@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from pipeline.cli.flags import Settings, flag_of
+from pipeline.cli.given import check_given
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.text_files import read_text
 
@@ -49,6 +50,7 @@ def command(
             flags = {key: value for key, value in values.items() if value not in (None, [])}
             in_file = {} if config_file is None else _from_file(config_file)
             cfg = settings.of(in_file | flags, argument=argument)
+            check_given(cfg)
             try:
                 body(cfg, as_json=wants_json) if as_json else body(cfg)
             except KeyboardInterrupt as error:  # here, for typer would end with 130 and say nothing
