@@ -42,6 +42,7 @@ def vtp(*arguments, cwd, run=RUN, **environment):
         ("experiment spread nowhere", "nowhere"),
         ("experiment value --embeddings missing.h5", "missing.h5"),
         ("merge missing.h5", "missing.h5"),
+        ("train --source embeddings --out r", "data/embeddings.h5"),
     ],
 )
 def test_what_is_missing_is_said_without_torch(tmp_path, line, value):
@@ -50,3 +51,12 @@ def test_what_is_missing_is_said_without_torch(tmp_path, line, value):
     assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
     assert done.stderr.count("\n") == 1 and value in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
+@pytest.mark.parametrize("mebibytes", [1000, 2000])
+def test_a_limit_on_memory_is_named(tmp_path, mebibytes):
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({mebibytes << 20},) * 2)\n{RUN}"
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    done = vtp("extract", "a.mp4", "--out", "e.h5", "--weights", "random:0", cwd=tmp_path, run=limited)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and f"(ulimit -v) is {mebibytes} MiB" in done.stderr

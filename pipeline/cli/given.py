@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import VtpError
-from pipeline.tasks import BUILT_IN, load_task
 
 
 def check_given(cfg: Config) -> None:
-    """VtpError if a run, policy, file or task that the settings name is not there, or is of another kind.
-
-    Only what was given counts: where a default is not there, the stage knows what else may serve.
-    """
-    for name, value in cfg.model_dump(include=cfg.model_fields_set).items():
-        if value is not None and name in _CHECKS:
-            _CHECKS[name](value)
+    """VtpError if a run, policy, file or task that the settings name is not there, or is of another kind."""
+    for name, check in _CHECKS.items():
+        if (value := getattr(cfg, name, None)) is not None:
+            check(value)
 
 
 def _run(run: Path) -> None:
@@ -39,7 +36,8 @@ def _policy(path: Path) -> None:
 
 
 def _embeddings(path: Path) -> None:
-    _file(path, "embeddings", f"make them with: vtp extract SOURCE --out {path}")
+    remedy = f"make them with `vtp extract VIDEOS --out {path}`; only vtp train --source sim needs none"
+    _file(path, "embeddings", remedy)
 
 
 def _novelty(path: Path) -> None:
@@ -58,11 +56,12 @@ def _file(path: Path, name: str, remedy: str) -> None:
 
 
 def _task(name: str) -> None:
-    if name not in BUILT_IN:
-        load_task(name)
+    from pipeline.tasks import load_task  # which --help does without
+
+    load_task(name)
 
 
-_CHECKS: dict[str, Any] = {
+_CHECKS: dict[str, Callable[[Any], None]] = {
     "run": _run,
     "runs": _runs,
     "init": _run,
