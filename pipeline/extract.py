@@ -309,6 +309,8 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
     for entry, row in zip(finished, done, strict=True):
         part = parts[row.part]
         try:
+            if entry.video_id in inputs.bad_labels:
+                raise inputs.bad_labels[entry.video_id]
             logs = inputs.logs.get(entry.video_id)
             labelled.append(join_labels(entry, part, part.videos.sha256.index(row.sha256), logs))
         except VideoError as error:

@@ -31,9 +31,13 @@ POSITIONAL = {"source": "extract", "embeddings": "logs", "out": "merge, doctor",
 
 
 @pytest.fixture
-def trained_with(monkeypatch):
-    """The configs that `vtp train` hands to the stage, in place of training."""
+def trained_with(monkeypatch, tmp_path):
+    """The configs that `vtp train` hands to the stage, in place of training; files that they name are there."""
     from pipeline import train
+
+    (tmp_path / "data").mkdir()
+    for name in ("data/embeddings.h5", "n.h5"):
+        (tmp_path / name).touch()
 
     seen = []
 
@@ -404,14 +408,14 @@ def test_experiments_work_for_bricklaying_too(vtp, tmp_path):
 
 def test_an_experiment_on_no_run_is_one_line(vtp):
     assert_one_line(vtp("experiment", "elasticity"), "RUN")
-    assert_one_line(vtp("experiment", "elasticity", "nowhere"), "nowhere", "vtp evaluate")
+    assert_one_line(vtp("experiment", "elasticity", "nowhere"), "nowhere", "vtp train")
     assert_one_line(vtp("experiment", "spread", "nowhere"), "nowhere", "vtp train")
 
 
 def test_compare_takes_two_runs_or_more(vtp, tmp_path):
     assert_one_line(vtp("compare"), "RUNS")
     assert_one_line(vtp("compare", "one"), "at least 2")
-    assert_one_line(vtp("compare", "one", "two"), "one", "vtp evaluate")
+    assert_one_line(vtp("compare", "one", "two"), "one", "vtp train")
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -527,10 +528,11 @@ def spies(encoder, monkeypatch):
         (None, "labels-missing"),
     ],
 )
-def test_bad_labels_of_any_shard_are_refused_at_once(config, videos, spies, labels, code):
-    if labels is not None:
-        (videos / "2.csv").write_text(labels)
-    source = manifest_of(videos, "path,labels\n0.mp4,\n1.mp4,\n2.mp4,2.csv\n")
+def test_labels_that_are_all_bad_are_refused_at_once(config, videos, spies, labels, code):
+    for name in "012":
+        if labels is not None:
+            (videos / f"{name}.csv").write_text(labels)
+    source = manifest_of(videos, "path,labels\n0.mp4,0.csv\n1.mp4,1.csv\n2.mp4,2.csv\n")
     for shard in range(3):
         with raises(code) as caught:
             extract.run(config(source=source, shards=3, shard=shard))
@@ -550,16 +552,33 @@ def test_a_bad_task_is_refused_at_once(config, videos, spies, task, code, tmp_pa
     assert not config().out.parent.exists(), "something was written"
 
 
-def test_merge_checks_labels_before_it_writes(config, videos, encoder):
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("columns", "labels-unknown-column"), ("fifo", "labels-unreadable"), ("sparse", "labels-unreadable"),
+        ("folder", "labels-unreadable"), ("missing", "labels-missing"),
+    ],
+)  # fmt: skip
+def test_a_bad_label_file_fails_its_video_only(config, videos, encoder, caplog, kind, code):
+    path = videos / "0.csv"
+    if kind == "columns":
+        path.write_text("step,grip\n0,1\n1,1\n")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "sparse":
+        with open(path, "wb") as file:
+            file.truncate(2 << 30)
+    elif kind == "folder":
+        path.mkdir()
     source = manifest_of(videos, "path,labels\n0.mp4,0.csv\n1.mp4,\n")
-    (videos / "0.csv").write_text("step,context\n0,pan\n1,pan\n")
-    before = extract.run(config(source=source)).path.read_bytes()
-    (videos / "0.csv").write_text("step,context\n0,pan\n1,bolt\n")
-    with raises("labels-unknown-context"):
-        extract.merge(MergeConfig(out=config().out))
-    assert config().out.read_bytes() == before
-    (videos / "0.csv").write_text("step,context\n0,pan\n1,mug\n")
-    assert dataset.read_embeddings(extract.merge(MergeConfig(out=config().out)).path).logs.context[1] == "mug"
+    result = extract.run(config(source=source))
+    assert [(row["video_id"], row["stage"], row["code"]) for row in result.failures] == [("0.mp4", "labels", code)]
+    assert dataset.read_embeddings(result.path).videos.id == ["1.mp4"]
+    assert "0.mp4 will be left out: labels" in caplog.text
+    if kind in ("columns", "missing"):
+        path.write_text("step,context\n0,pan\n1,pan\n")
+        again = extract.run(config(source=source))
+        assert (again.num_decoded, again.num_videos, again.failures) == (0, 2, []), "nothing is decoded again"
 
 
 def test_a_wrong_task_is_told_without_torch(tmp_path):

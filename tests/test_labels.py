@@ -59,6 +59,41 @@ def test_kinds_of_novelty(tmp_path):
     assert read(tmp_path, "step,novel\n0,1\n").novel_kind is None
 
 
+@pytest.mark.parametrize(
+    ("no", "yes"), [("False", "True"), ("false", "TRUE"), ("no", "yes"), ("No", "Yes"), ("0", "1"), ("0.0", "1.0")]
+)
+def test_words_for_yes_and_no_are_no_kinds(tmp_path, no, yes):
+    logs = read(tmp_path, f"step,novel\n0,{no}\n1,{yes}\n2,\n")
+    assert logs.novel.tolist() == [0, 1, 0]
+    assert logs.novel_kind is None
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "N/A", "NA", "null", "<NA>", "NaT"])
+@pytest.mark.parametrize("column", ["novel", "context", "speed", "attempts", "step"])
+def test_words_for_missing_values_are_refused_by_row(tmp_path, column, word):
+    columns = "step" if column == "step" else f"{column},step"
+    rows = ("0", word) if column == "step" else (",0", f"{word},1")
+    with raises("labels-unknown-context" if column == "context" else "labels-value") as caught:
+        read(tmp_path, f"{columns}\n{rows[0]}\n{rows[1]}\n")
+    assert f"{column} {word!r} in row 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_labels_of_other_programs(tmp_path, end, encoding):
+    lines = ["step,context,novel", "0,plate,new\u2028\x85kind", "1,glass,"]
+    (tmp_path / "l.csv").write_bytes(end.join(lines).encode(encoding))
+    logs = read_labels(tmp_path / "l.csv", DISHES)
+    assert (logs.context.tolist(), logs.novel_kind.tolist()) == (["plate", "glass"], ["new\u2028\x85kind", ""])
+
+
+def test_a_row_of_another_width_is_refused_by_its_line(tmp_path):
+    for text in ("step,context\n0,plate\n\n1,glass,\n", "step,context\n0,plate\n\n1\n"):
+        with raises("labels-unreadable") as caught:
+            read(tmp_path, text)
+        assert "line 4 has" in str(caught.value)
+
+
 def test_the_only_context_needs_no_column(tmp_path):
     assert "context" not in label_columns(UNNAMED)
     for text in ("step,pace\n0,2\n1,8\n", "step,context,pace\n0,,2\n1,,8\n"):

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (  # a room imports from rooms above its own line only
-    {"errors", "config", "processes", "stats", "econ"},
+    {"errors", "config", "processes", "stats", "econ", "text_files"},
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic", "writer_lock"},
     {"extraction", "noise_gap", "outcomes"},

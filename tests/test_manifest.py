@@ -101,8 +101,56 @@ def test_a_video_may_name_its_contributor(tmp_path):
 
 
 def test_ids_keep_their_leading_zeros(tmp_path):
-    manifest = write(tmp_path / "m.csv", "video_id,path\n007,a.mp4\nNA,b.mp4\n")
-    assert [entry.video_id for entry in find_videos(str(manifest))] == ["007", "NA"]
+    manifest = write(tmp_path / "m.csv", "video_id,path\n007,a.mp4\n1e3,b.mp4\n")
+    assert [entry.video_id for entry in find_videos(str(manifest))] == ["007", "1e3"]
+
+
+def test_whole_floats_are_ids_as_integers_where_all_are(tmp_path):
+    rows = "video_id,path,contributor\n3.0,a.mp4,7.0\n4.0,b.mp4,\n"
+    entries = find_videos(str(write(tmp_path / "m.csv", rows)))
+    assert [(entry.video_id, entry.contributor) for entry in entries] == [("3", "7"), ("4", None)]
+    versions = find_videos(str(write(tmp_path / "v.csv", "video_id,path\n2.0,a.mp4\n2.1,b.mp4\n")))
+    assert [entry.video_id for entry in versions] == ["2.0", "2.1"]
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mp4", "video_id": 3.0}\n')
+    assert find_videos(str(tmp_path / "m.jsonl"))[0].video_id == "3"
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "N/A", "NA", "null", "<NA>"])
+def test_words_for_missing_values_are_refused_by_row(tmp_path, word):
+    for column in ("video_id", "contributor", "labels", "split", "task", "sha256"):
+        with raises("manifest-unreadable") as caught:
+            find_videos(str(write(tmp_path / "m.csv", f"path,{column}\na.mp4,\nb.mp4,{word}\n")))
+        assert f"{column} {word!r} in row 2" in str(caught.value)
+    touch(tmp_path, "none")
+    assert find_videos(str(write(tmp_path / "m.csv", "path\nnone\n")))[0].video_id == "none"
+
+
+@pytest.mark.parametrize("row", ["c.mp4,train,", "c.mp4"])
+def test_a_row_of_another_width_is_refused_by_its_line(tmp_path, row):
+    text = f"path,split\na.mp4,train\n\nb.mp4,\n{row}\n"
+    with raises("manifest-unreadable") as caught:
+        find_videos(str(write(tmp_path / "m.csv", text)))
+    assert "line 5 has" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["true", "[1]", '{"a": 1}'])
+def test_what_is_neither_text_nor_a_number_is_refused(tmp_path, value):
+    with raises("manifest-unreadable"):
+        find_videos(str(write(tmp_path / "m.jsonl", f'{{"path": "a.mp4", "contributor": {value}}}\n')))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_manifests_of_other_programs(tmp_path, end, encoding):
+    name = "a\u2028b\x85c"
+    for suffix, lines in (
+        (".csv", ["path,contributor", f"a.mp4,{name}", "b.mp4,"]),
+        (".jsonl", [f'{{"path": "a.mp4", "contributor": "{name}"}}', "", '{"path": "b.mp4"}']),
+    ):
+        path = tmp_path / f"m{suffix}"
+        path.write_bytes((end.join(lines) + end).encode(encoding))
+        found = [(entry.video_id, entry.contributor) for entry in find_videos(str(path))]
+        assert found == [("a.mp4", name), ("b.mp4", None)]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +173,7 @@ def test_ids_keep_their_leading_zeros(tmp_path):
         ("path\n", "manifest-empty"),
         ("", "manifest-empty"),
         ("path,split\na.mp4,train,zzz\n", "manifest-unreadable"),
+        ("path,split,split\na.mp4,train,test\n", "manifest-unreadable"),
     ],
 )
 def test_bad_manifests_are_refused(tmp_path, text, code):
@@ -212,6 +261,9 @@ def test_bad_json_lines(tmp_path):
         find_videos(str(write(tmp_path / "m.jsonl", '{"path": "a.mp4"}\n{oops\n')))
     with raises("manifest-unreadable"):
         find_videos(str(write(tmp_path / "m.jsonl", '["a.mp4"]\n')))
+    with raises("manifest-unreadable") as caught:
+        find_videos(str(write(tmp_path / "m.jsonl", '{"path": "a.mp4"}\n{"path": "b.mp4", "path": "c.mp4"}\n')))
+    assert "line 2: a name occurs twice" in str(caught.value)
 
 
 # Splits

@@ -39,9 +39,11 @@ def test_auto_reads_the_array_index(monkeypatch, variable):
     assert shards.shard_number(7, "auto") == 3
     with raises("shard-out-of-range"):
         shards.shard_number(3, "auto")
-    monkeypatch.setenv(variable, "third")
-    with raises("shard-no-array"):
-        shards.shard_number(3, "auto")
+    for text in ("", " ", "-1", "1.0", "third", "²"):
+        monkeypatch.setenv(variable, text)
+        with raises("shard-no-array") as caught:
+            shards.shard_number(3, "auto")
+        assert f"{variable} is {text!r}" in str(caught.value)
 
 
 def test_shards_are_numbered_from_zero(monkeypatch):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
+import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -24,13 +28,32 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+NO_MEMORY_TEXT = re.compile(r"failed to map segment|annot allocate memory|an't start new thread|can't allocate memory")
+
+
+@contextmanager
+def memory_limit_is_named() -> Iterator[None]:
+    """Turn a lack of memory under `ulimit -v`, in which libraries do not load either, into a VtpError that says so."""
+    try:
+        yield
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY or not (isinstance(error, MemoryError) or NO_MEMORY_TEXT.search(str(error))):
+            raise
+        raise VtpError(
+            f"the limit on memory (ulimit -v) is {limit >> 20} MiB, which is too little for this command "
+            f"({str(error) or 'MemoryError'}); raise it",
+            code="memory-limit",
+        ) from error
+
+
 def main() -> None:
     """Run the command line: a VtpError is one line and its exit code, anything else keeps its traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     full_disk_in_threads_is_quiet()
     try:
-        with out_of_space_is_try_again():
+        with out_of_space_is_try_again(), memory_limit_is_named():
             app()
     except VtpError as error:
         console.print(f"vtp: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,11 @@ import typer
 import yaml
 
 from pipeline.cli.flags import Settings
+from pipeline.cli.given import check_given
 from pipeline.errors import TryAgainError, VtpError
+from pipeline.text_files import read_text
+
+MAX_CONFIG_BYTES = 1 << 20
 
 app = typer.Typer(
     help="Demonstration videos in, a validated policy and its dollars out.",
@@ -46,6 +50,7 @@ def command(
             flags = {key: value for key, value in values.items() if value not in (None, [])}
             in_file = {} if config_file is None else _from_file(config_file)
             cfg = settings.of(in_file | flags, argument=argument)
+            check_given(cfg)
             try:
                 body(cfg, as_json=wants_json) if as_json else body(cfg)
             except KeyboardInterrupt as error:  # here, for typer would end with 130 and say nothing
@@ -82,8 +87,8 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 def _from_file(path: Path) -> dict[str, Any]:
     """The settings of a YAML file; VtpError if it holds none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(read_text(path, max_bytes=MAX_CONFIG_BYTES)) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         reason = f"line {mark.line + 1}: {problem}" if mark else problem

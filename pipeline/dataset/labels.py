@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from pipeline.dataset.logs import Logs
 from pipeline.errors import VtpError
 from pipeline.tasks import Task, load_task
+from pipeline.text_files import csv_rows, means_missing, read_text
 
 DEFAULT_TASK = "dishwashing"  # what labels are read as where no task is named
 COMMON_COLUMNS = ("context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel")
@@ -53,6 +53,7 @@ _RANGES = {
     "propensity": _Range(is_positive=True),
     "novel": _Range(high=1.0),
 }
+_YES_AND_NO = dict.fromkeys(("true", "yes", "t", "y", "on"), "1") | dict.fromkeys(("false", "no", "f", "n", "off"), "0")
 
 
 def label_columns(task: Task) -> tuple[str, ...]:
@@ -67,8 +68,8 @@ def read_labels(path: Path, task: Task | None) -> Logs:
     task: whose actions and contexts the labels have; None: none was named, and the labels are read as those of
     dishwashing. An empty value is unknown: NaN, or "" for the context. `propensity` is a density with respect to each
     action's unit, or at a bound where actions were cut, the probability of the bound; of several actions the product.
-    In the file, `novel` may name the kind of novelty and is empty for an ordinary clip: here that makes 1 and 0, with
-    the names in `novel_kind`.
+    In the file, `novel` may be a word for yes or no, or name the kind of novelty, and is empty for an ordinary clip:
+    here that makes 1 and 0, with the names in `novel_kind`.
 
     VtpError names the file, the column, the row (1 is the first below the header), the value, the rule and the remedy;
     its code is labels-missing, -unreadable, -unknown-column, -repeated-column, -no-step, -empty, -value, -step,
@@ -109,7 +110,7 @@ def _read(path: Path, task: Task) -> Logs:
         raise VtpError(f"labels {path} have no rows; give one row a clip", code="labels-empty")
     kinds = None
     if "novel" in columns:
-        columns["novel"], kinds = _novelty(columns["novel"])
+        columns["novel"], kinds = _novelty(columns["novel"], path)
     ranges = _RANGES | {name: _Range(action.low, action.high) for name, action in task.actions.items()}
     numbers = {
         name: _numbers(texts, ranges[name], f"labels {path}: {name}", may_be_unknown=name not in ("step", "novel"))
@@ -156,37 +157,36 @@ def _read(path: Path, task: Task) -> Logs:
 def _columns(path: Path) -> dict[str, list[str]]:
     """The texts of each column, without blanks around them."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file, strict=True) if row]
+        rows = csv_rows(read_text(path))
     except FileNotFoundError as error:
         raise VtpError(
             f"labels {path} do not exist; correct the manifest's labels column or leave it empty", code="labels-missing"
         ) from error
-    except (ValueError, OSError, csv.Error) as error:  # a text that is no UTF-8 is a ValueError
+    except (ValueError, OSError) as error:
         raise VtpError(
-            f"labels {path} cannot be read ({str(error).splitlines()[0]}); write them as CSV in UTF-8",
-            code="labels-unreadable",
+            f"labels {path} cannot be read ({error}); write them as CSV in UTF-8", code="labels-unreadable"
         ) from error
     if not rows:
         raise VtpError(f"labels {path} are empty; write a header and one row a clip", code="labels-empty")
-    header = [name.strip() for name in rows[0]]
+    header = rows[0]
     for name in header:
         if header.count(name) > 1:
             raise VtpError(f"labels {path} have column {name!r} twice; drop one", code="labels-repeated-column")
-    for number, row in enumerate(rows[1:], 1):
-        if len(row) != len(header):
-            raise VtpError(
-                f"labels {path}: row {number} has {len(row)} fields and the header {len(header)}; give each row a "
-                "value or an empty field for every column",
-                code="labels-unreadable",
-            )
     return {name: [row[index].strip() for row in rows[1:]] for index, name in enumerate(header)}
 
 
-def _novelty(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Numbers and kinds: the name of a kind stands for 1, an empty value for 0."""
-    kinds = ["" if not text or not np.isnan(_number(text)) else text for text in texts]
-    return ["1" if kind else text or "0" for text, kind in zip(texts, kinds, strict=True)], kinds
+def _novelty(texts: Sequence[str], path: Path) -> tuple[list[str], list[str]]:
+    """Numbers and kinds: the name of a kind stands for 1, an empty value for 0, and a word for yes or no is no kind."""
+    numbers = [_YES_AND_NO.get(text.casefold(), text or "0") for text in texts]
+    for row, text in enumerate(numbers, 1):
+        if means_missing(text):
+            raise VtpError(
+                f"labels {path}: novel {text!r} in row {row} is a word for a missing value, not a kind of novelty; "
+                "write 0 or leave it empty for an ordinary clip, or give the kind",
+                code="labels-value",
+            )
+    kinds = ["" if not np.isnan(_number(text)) else text for text in numbers]
+    return ["1" if kind else text for text, kind in zip(numbers, kinds, strict=True)], kinds
 
 
 def _numbers(texts: Sequence[str], allowed: _Range, where: str, *, may_be_unknown: bool) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import json
@@ -10,19 +9,23 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pipeline.errors import VtpError
 from pipeline.tasks import BUILT_IN
+from pipeline.text_files import csv_rows, means_missing, read_text
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("video_id", "path", "sha256", "split", "task", "labels", "contributor")
+IDS = ("video_id", "contributor")
+FILES = ("path", "task", "labels")
 SPLITS = ("train", "val", "test")
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 VIDEO_SUFFIXES = frozenset(
@@ -169,36 +172,86 @@ def read_manifest(path: Path) -> list[VideoEntry]:
     return entries
 
 
-EXTRA_FIELDS = "\0"
-
-
 def _read_rows(path: Path) -> list[dict[str, str]]:
     """The rows as text; absent and empty values are left out."""
     try:
-        if path.suffix.lower() == ".csv":
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                rows = list(csv.DictReader(file, restkey=EXTRA_FIELDS, strict=True))
-            if any(EXTRA_FIELDS in row for row in rows):
-                raise ValueError("a row has more fields than the header")
-        elif path.suffix.lower() == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
-        else:
-            rows = pd.read_parquet(path).astype(object).to_dict("records")
-    except (ValueError, OSError, csv.Error) as error:  # pandas' and json's own errors are ValueErrors
+        rows = _READERS[path.suffix.lower()](path)
+        for number, row in enumerate(rows, 1):
+            for name, value in row.items():
+                _check_value(name, value, number, path.parent)
+    except (ValueError, OSError) as error:  # pandas' and json's own errors are ValueErrors
         raise VtpError(
             f"manifest {path} cannot be read ({str(error).splitlines()[0]}); see manifests/README.md",
             code="manifest-unreadable",
         ) from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise VtpError(
-            f"manifest {path} has a line that is no JSON object; write one object a line", code="manifest-unreadable"
-        )
-    return [{name: str(value) for name, value in row.items() if not _is_absent(value)} for row in rows]
+    for name in IDS:
+        _drop_point_zero(rows, name)
+    return [{name: str(value) for name, value in row.items()} for row in rows]
 
 
-def _is_absent(value: object) -> bool:
-    return value is None or (isinstance(value, str | float) and (value == "" or value != value))  # NaN is not itself
+def _csv(path: Path) -> list[dict[str, Any]]:
+    header, *rows = csv_rows(read_text(path)) or [[]]
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise ValueError(f"it has column {twice[0]!r} twice")
+    return [_present(zip(header, row, strict=True)) for row in rows]
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would cut at U+2028, which is text
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_without_repeats)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is no JSON object; write one object a line")
+        rows.append(_present(row.items()))
+    return rows
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return row
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
+    rows = pd.read_parquet(path).astype(object).to_dict("records")
+    return [_present((str(name), value) for name, value in row.items()) for row in rows]
+
+
+_READERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+
+
+def _present(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a row that are not empty."""
+    return {
+        name: value
+        for name, value in fields
+        if not (value is None or value is pd.NA or value == "" or (isinstance(value, float) and value != value))
+    }
+
+
+def _check_value(name: str, value: Any, row: int, root: Path) -> None:
+    """ValueError if a value is neither text nor a number, or a word for a missing one that is no file's name."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{name} {value!r} in row {row} is neither text nor a number")
+    if means_missing(str(value)) and not (name in FILES and (root / str(value)).is_file()):
+        raise ValueError(f"{name} {value!r} in row {row} is a word for a missing value: leave it empty")
+
+
+def _drop_point_zero(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Turn whole floats into integers, in place, if all ids are: other programs write 3 as 3.0 beside empty ones."""
+    ids = [str(row[name]) for row in rows if name in row]
+    if all(re.fullmatch(r"-?\d+\.0", text) for text in ids):
+        for row in rows:
+            if name in row:
+                row[name] = str(row[name]).removesuffix(".0")
 
 
 def _entry(row: dict[str, str], root: Path, where: str) -> VideoEntry:

@@ -17,23 +17,29 @@ from pipeline.dataset.logs import Logs
 from pipeline.dataset.manifest import VideoEntry
 from pipeline.errors import VtpError
 from pipeline.tasks import BUILT_IN, Task, load_task
+from pipeline.video import VideoError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """task: None where none is named and no video has labels. logs: by video_id, of the videos that have labels."""
+    """task: None where none is named and no video has labels. logs: by video_id, of the videos that have labels.
+
+    bad_labels: by video_id, what is wrong with the labels of videos that are therefore left out.
+    """
 
     entries: Sequence[VideoEntry]
     task: Task | None
     logs: Mapping[str, Logs]
+    bad_labels: Mapping[str, VideoError]
 
 
 def read_inputs(cfg: ExtractConfig) -> Inputs:
     """Find the videos of all shards and read all their labels. VtpError where anything of that is wrong.
 
-    What is not known before a video is decoded is left to its turn: whether it can be read, and its number of clips.
+    A video whose labels are wrong fails alone, as long as there are others. What is not known before a video is decoded
+    is left to its turn: whether it can be read, and its number of clips.
     """
     entries = manifest.find_videos(cfg.source, bare=cfg.bare)
     check_output(cfg, entries)
@@ -43,12 +49,31 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
         logger.warning(
             "no task is named: labels are read as %s's; name the task with --task or in the manifest", DEFAULT_TASK
         )
-    logs = {entry.video_id: read_labels(entry.labels, task) for entry in labelled if entry.labels is not None}
+    logs, bad_labels = read_all_labels(entries, task)
     if logs:
         task = task or load_task(DEFAULT_TASK)
         if missing := unlogged(list(logs.values()), task):
             logger.warning("no labels hold %s; to learn from logs what actions bring, they must", ", ".join(missing))
-    return Inputs(entries, task, logs)
+    return Inputs(entries, task, logs, bad_labels)
+
+
+def read_all_labels(entries: Sequence[VideoEntry], task: Task | None) -> tuple[dict[str, Logs], dict[str, VideoError]]:
+    """The logs of labelled videos, and what is wrong with the labels of others. VtpError if no video is left."""
+    logs: dict[str, Logs] = {}
+    bad_labels: dict[str, VideoError] = {}
+    for entry in entries:
+        if entry.labels is None:
+            continue
+        try:
+            logs[entry.video_id] = read_labels(entry.labels, task)
+        except VtpError as error:
+            if len(bad_labels) + 1 == len(entries):
+                raise
+            reason, _, fix = str(error).rpartition("; ")
+            bad_labels[entry.video_id] = VideoError(error.code, reason, fix)
+    for video_id, bad in bad_labels.items():
+        logger.warning("%s will be left out: %s", video_id, bad)
+    return logs, bad_labels
 
 
 def check_output(cfg: ExtractConfig, entries: Sequence[VideoEntry]) -> None:

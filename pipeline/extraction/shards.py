@@ -76,13 +76,13 @@ def shard_number(shards: int, shard: int | str | None) -> int:
                 "give a number",
                 code="shard-no-array",
             )
-        try:
-            shard = int(os.environ[variable])
-        except ValueError as error:
+        text = os.environ[variable]
+        if not (text.isascii() and text.isdigit()):
             raise VtpError(
-                f"--shard auto: {variable} is {os.environ[variable]!r}, not a number; give --shard a number",
+                f"--shard auto: {variable} is {text!r}, not a whole number from 0 on; give --shard a number",
                 code="shard-no-array",
-            ) from error
+            )
+        shard = int(text)
         if shard >= shards:
             raise VtpError(
                 f"--shard auto: {variable} is {shard} and there are {shards} shards; "

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks.task import Task
+from pipeline.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +39,11 @@ def load_task(name: str, folder: Path | None = None) -> Task:
                 f"task {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file; correct the name or path",
                 code="task-unknown",
             )
-        if not path.is_file():
-            raise VtpError(
-                f"task {path} is not a file; give a YAML file or one of {', '.join(BUILT_IN)}", code="task-unreadable"
-            )
-        if path.stat().st_size > MAX_BYTES:
-            raise VtpError(
-                f"task {path} has more than {MAX_BYTES} bytes; give a YAML file of a task", code="task-unreadable"
-            )
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, max_bytes=MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise VtpError(
-            f"task {path} cannot be read ({error}); write it as YAML in UTF-8", code="task-unreadable"
+            f"task {path} cannot be read ({error}); give a YAML file in UTF-8 or one of {', '.join(BUILT_IN)}",
+            code="task-unreadable",
         ) from error
     return parse_task(text, str(path))
 

@@ -8,6 +8,7 @@ import logging
 import math
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 SLOT_BYTES = 16 << 20  # clips decoded ahead of their use
 MEMORY_BYTES = 4 << 30
+MIN_MEMORY_BYTES = 500 << 20  # of address space: 300 MiB do not open a small video
 START_S = 60.0
 START_TRIES = 3
 CANNOT_IMPORT = ("ImportError", "ModuleNotFoundError", "cannot open shared object")
@@ -91,7 +93,7 @@ class Decoder:
         self._timeout_s = timeout_s
         self._decoder = decoder
         self._verify = verify
-        self._memory_bytes = memory_bytes
+        self._memory_bytes = _allowed_memory(memory_bytes)
         self._process: subprocess.Popen | None = None
         self._starts = 0  # of processes, since the last one that was ready
         self._slots = _anonymous_file()
@@ -350,6 +352,21 @@ class ClipStream(Iterator[Clip]):
 
 def _coarse(clip: Clip) -> np.ndarray:
     return clip.frames[:, ::8, ::8].astype(np.int16)
+
+
+def _allowed_memory(wanted_bytes: int) -> int:
+    """What a child may use where the machine's hard limit is lower; VtpError if it could not decode with that."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if limit == resource.RLIM_INFINITY or limit >= wanted_bytes:
+        return wanted_bytes
+    if limit < MIN_MEMORY_BYTES:
+        raise VtpError(
+            f"the limit on memory (ulimit -v) is {limit >> 20} MiB, and a decoder needs at least "
+            f"{MIN_MEMORY_BYTES >> 20} MiB; raise it",
+            code="memory-limit",
+        )
+    logger.info("decoders may use %d MiB, the hard limit (ulimit -v), instead of %d", limit >> 20, wanted_bytes >> 20)
+    return limit
 
 
 def _anonymous_file() -> IO[bytes]:
