@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.cli.flags import Settings, flag_of
 from pipeline.errors import TryAgainError, VtpError
+from pipeline.kept_inputs import settings_from
 
 app = typer.Typer(
     help="Demonstration videos in, a validated policy and its dollars out.",
@@ -47,7 +48,8 @@ def command(
             in_file = {} if config_file is None else _from_file(config_file)
             cfg = settings.of(in_file | flags, argument=argument)
             try:
-                body(cfg, as_json=wants_json) if as_json else body(cfg)
+                with settings_from(None if config_file is None or _is_saved(config_file) else config_file):
+                    body(cfg, as_json=wants_json) if as_json else body(cfg)
             except KeyboardInterrupt as error:  # here, for typer would end with 130 and say nothing
                 raise TryAgainError(
                     "interrupted; run the same command again to go on", code="command-interrupted"
@@ -77,6 +79,12 @@ def command(
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether vtp itself left the settings there, beside an output: the same command may write them again."""
+    text = path.read_text(encoding="utf-8")
+    return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -130,6 +130,13 @@ def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
         return checked.rows("embeddings", (None, EMBEDDING_DIM), rows)
 
 
+def video_paths(path: Path) -> list[Path]:
+    """Where the videos of an embeddings file lie."""
+    with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
+        num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
+        return [Path(name) for name in checked.strings("videos/path", num_videos)]
+
+
 def _video_fields(contributors: bool) -> tuple[str, ...]:
     return tuple(name for name in Videos.__dataclass_fields__ if contributors or name != "contributor")
 

@@ -8,6 +8,7 @@ from pipeline import runs
 from pipeline.config import PolicyExportConfig
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path
+from pipeline.kept_inputs import keep_inputs
 from pipeline.policy import onnx_format, safetensors_format, torchscript_format
 from pipeline.policy.card import Network, Policy, act_of, card_of
 from pipeline.runs.judgement import is_by_logs, judge_of, over_logging_policy
@@ -26,6 +27,8 @@ def export(cfg: PolicyExportConfig) -> Path:
             code="output-suffix",
         )
     agent, metadata = runs.load_policy(cfg.run)
+    trained_on = [] if metadata.clips is None else [Path(metadata.clips.embeddings)]
+    keep_inputs(cfg, [path], reads=[*runs.RunDirectory(cfg.run).read, *trained_on])
     content = FORMATS[cfg.to].write(Network(agent).eval(), card_of(metadata, validation_of(runs.RunDirectory(cfg.run))))
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
