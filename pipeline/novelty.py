@@ -20,7 +20,7 @@ import torch
 from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
 from pipeline.files import atomic_folder, remove_leftovers, save_config, write_json
 from pipeline.kept_inputs import keep_inputs
@@ -279,6 +279,8 @@ def read_block(out: Path, block: Block, settings: dict[str, Any]) -> dict[str, n
     """The measures of a block; None where they are not there, damaged or of other settings: they are made again."""
     try:
         return dataset.read_measures(block_path(out, block), settings)
+    except TryAgainError:
+        raise
     except VtpError:
         return None
 
