@@ -17,7 +17,7 @@ from pipeline.errors import VtpError
 EVALUATION = "evaluation"  # folder of a run for the latest vtp evaluate
 CHANGED = "changed"  # the same, in changed scenes
 SEED_FOLDER = "seed-"
-POLICY_SUFFIXES = (".pt", ".onnx", ".safetensors")
+POLICY_SUFFIXES = (".pt", ".onnx", ".safetensors")  # .pt of earlier versions
 
 
 class RunDirectory:
