@@ -115,7 +115,7 @@ class Checked:
     def attr(self, name: str, kind: type | tuple[type, ...]) -> str | int | float:
         """CorruptError where the attribute is missing or of another type."""
         value = self.attrs().get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if value is None or not isinstance(value, kind) or isinstance(value, bool):
             raise CorruptError(
                 f"{self.path}: attribute {name} is {'missing' if value is None else type(value).__name__}; "
                 f"{self.remedy}",
