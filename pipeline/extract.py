@@ -23,7 +23,7 @@ from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.manifest import VideoEntry
-from pipeline.errors import CorruptError, PartialError, VtpError
+from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extraction import shards
 from pipeline.extraction.inputs import Inputs, read_inputs
 from pipeline.extraction.parts import (
@@ -349,6 +349,8 @@ def read_parts(cfg: ExtractConfig, names: Sequence[str]) -> dict[str, dataset.Pa
     for name in names:
         try:
             parts[name] = dataset.read_part(folder / name)
+        except TryAgainError:
+            raise
         except VtpError as error:
             reason = str(error).partition(";")[0]
             redo = shards.redo_command(cfg, shards.shard_of_part(cfg, name))

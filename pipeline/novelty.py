@@ -20,9 +20,10 @@ import torch
 from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
 from pipeline.files import atomic_folder, remove_leftovers, save_config, write_json
+from pipeline.kept_inputs import keep_inputs
 from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
 from pipeline.tasks import EPISODE_STEPS
 from pipeline.video import FRAME_SIZE
@@ -71,8 +72,10 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
         raise VtpError(
             f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}", code="output-is-folder"
         )
-    corpus = find_corpus(cfg)
     folder = parts_folder(out)
+    fits = cfg.model in ("auto", "corpus")
+    keep_inputs(cfg, [folder, *(path for path in written(out) if fits or path != model_folder(out))])
+    corpus = find_corpus(cfg)
     shared = json.dumps([corpus.sha256, cfg.model_dump(mode="json", include=SHARED)])
     with one_writer(lock_path(folder, cfg.shards, shard), out, settings=shared) as lock:
         for place, name in ((folder, None), *((out.parent, path.name) for path in written(out))):
@@ -276,6 +279,8 @@ def read_block(out: Path, block: Block, settings: dict[str, Any]) -> dict[str, n
     """The measures of a block; None where they are not there, damaged or of other settings: they are made again."""
     try:
         return dataset.read_measures(block_path(out, block), settings)
+    except TryAgainError:
+        raise
     except VtpError:
         return None
 

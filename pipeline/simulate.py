@@ -16,6 +16,7 @@ import pandas as pd
 from pipeline import processes, synthetic
 from pipeline.config import SimulateConfig
 from pipeline.files import atomic_path, remove_leftovers, save_config
+from pipeline.kept_inputs import keep_inputs
 from pipeline.outcomes import LoggingPolicy, SimulatedOutcomes, logging_policy, simulate_logs
 from pipeline.tasks import BUILT_IN, Task, load_task
 from pipeline.writer_lock import one_writer
@@ -41,6 +42,8 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     num_val = max(round(cfg.videos * cfg.val_fraction), 1) if cfg.val_fraction > 0 else 0
     num_val = min(num_val, cfg.videos - 1)  # something is left to learn from
     _say_what_has_no_effect(cfg, num_val)
+    names = ("config.yaml", "manifest.csv", TASK_FILE, "videos", "labels")
+    keep_inputs(cfg, [cfg.out / name for name in names])
     with one_writer(cfg.out / ".lock", cfg.out):
         for folder in (cfg.out, cfg.out / "videos", cfg.out / "labels"):
             remove_leftovers(folder)

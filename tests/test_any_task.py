@@ -107,7 +107,7 @@ def test_profit_is_what_was_good_less_what_was_damaged(trained, task):
 # Using the policy
 
 
-@pytest.mark.parametrize("to", ["onnx", "safetensors", "torchscript"])
+@pytest.mark.parametrize("to", ["onnx", "safetensors"])
 def test_an_exported_policy_acts_in_the_tasks_units(trained, task, to, tmp_path):
     path = policy.export(PolicyExportConfig(run=trained / "run", to=to, out=tmp_path / f"p{policy.SUFFIXES[to]}"))
     own, exported = (

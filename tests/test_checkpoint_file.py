@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -71,6 +72,28 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, write):
     with raises("checkpoint-untrusted", UntrustedError):
         load_checkpoint(path)
     assert not trace.exists(), "the payload ran"
+
+
+def plain_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "write",
+    [
+        plain_zip,
+        lambda path: torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False),
+        lambda path: torch.save({"a": Payload(path)}, path, _use_new_zipfile_serialization=False),
+        lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path)),
+    ],
+)
+def test_whole_files_that_are_none_of_its_own_are_not_taken_for_damage(tmp_path, write):
+    _, path = saved(tmp_path)
+    write(path)
+    with raises("checkpoint-untrusted", UntrustedError):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("value", [[1], 7, torch.zeros(3), None])

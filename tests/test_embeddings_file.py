@@ -1,4 +1,7 @@
+import os
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 
 import h5py
@@ -9,7 +12,7 @@ from raising import raises
 
 from pipeline import dataset
 from pipeline.dataset import hdf5
-from pipeline.errors import CorruptError, TryAgainError
+from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.tasks import load_task
 
 
@@ -255,3 +258,41 @@ def test_any_damaged_data_is_found(written, embeddings):
     written.write_bytes(data)
     with raises("file-damaged", CorruptError):
         dataset.read_embeddings(written)
+
+
+def test_a_file_that_is_open_elsewhere_is_busy(written):
+    script = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print(flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", script, written], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        with pytest.raises(TryAgainError) as caught:
+            dataset.read_embeddings(written)
+    finally:
+        holder.communicate()
+    assert (caught.value.code, caught.value.exit_code) == ("file-busy", 75)
+    dataset.read_embeddings(written)
+
+
+@pytest.mark.parametrize("value", [None, np.arange(3), 4.5])
+@pytest.mark.parametrize("name", ["content_sha256", "schema_version"])
+def test_attributes_of_another_type_are_named(written, name, value):
+    with h5py.File(written, "r+") as file:
+        del file.attrs[name]
+        if value is not None:
+            file.attrs[name] = value
+    with pytest.raises(CorruptError, match=name):
+        dataset.read_embeddings(written)
+
+
+@pytest.mark.parametrize("name", ["mean", "components", "scale"])
+def test_a_projector_that_is_not_finite_is_refused(written, name):
+    with h5py.File(written, "r+") as file:
+        file[f"projector/{name}"][0] = np.inf
+    with pytest.raises(CorruptError, match=f"projector/{name}"):
+        dataset.read_embeddings(written)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "e.h5")
+    with pytest.raises(VtpError, match="regular file"):
+        dataset.read_embeddings(tmp_path / "e.h5")

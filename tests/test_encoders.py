@@ -1,4 +1,7 @@
+import os
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -530,3 +533,27 @@ def test_learned_beats_random_on_a_probe(rendered):
     random = [accuracy(random_projector(seed, 512)) for seed in range(3)]
     assert min(learned) > max(random)
     assert np.mean(learned) > np.mean(random) + 0.02
+
+
+HASHES = """
+import hashlib
+import numpy as np
+from pipeline import encoders
+features = (np.random.default_rng(0).standard_normal((1500, 300)) * np.linspace(1, 5, 300)).astype(np.float32)
+fitted = [encoders.fit_projector(name, features, np.full(15, 100), np.ones(15, bool)) for name in encoders.FITTED]
+for projector in [*fitted, encoders.random_projector(0, 300)]:
+    print(projector.sha256, hashlib.sha256(projector.project(features).tobytes()).hexdigest())
+"""
+
+
+def test_projectors_and_embeddings_do_not_depend_on_the_number_of_threads():
+    def hashes(threads):
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        env = {**os.environ, **dict.fromkeys(names, str(threads))}
+        return subprocess.run(
+            [sys.executable, "-c", HASHES], env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    one, two, four = map(hashes, (1, 2, 4))
+    assert one.count("\n") == 3
+    assert one == two == four

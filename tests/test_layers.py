@@ -11,6 +11,7 @@ LAYERS = (  # a room imports from rooms above its own line only
     {"errors", "config", "processes", "stats", "econ", "text_files"},
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic", "writer_lock"},
+    {"kept_inputs"},
     {"extraction", "noise_gap", "outcomes"},
     {"simulate", "extract", "novelty", "rl", "survey"},
     {"runs", "doctor"},

@@ -1,8 +1,6 @@
 import json
 import logging
-import struct
 import sys
-import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -56,7 +54,6 @@ def nothing_runs(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("it was run")
 
-    monkeypatch.setattr(torch.jit, "load", refuse)
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
 
 
@@ -120,15 +117,11 @@ def test_the_card_says_where_the_policy_comes_from(trained, to):
     assert (card.observation_size, card.encoding.backbone, card.encoding.clip_len) == (128, "r3d_18", 16)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.load:FutureWarning")
 def test_the_card_is_read_with_each_formats_own_means(trained):
     run = trained / "run"
     with safe_open(run / "policy.safetensors", "pt") as file:
         texts = [file.metadata()["vtp"]]
     texts.append(onnxruntime.InferenceSession(run / "policy.onnx").get_modelmeta().custom_metadata_map["vtp"])
-    extra = {"vtp": ""}
-    torch.jit.load(run / "policy.pt", _extra_files=extra)
-    texts.append(extra["vtp"])
     (projector,) = {json.loads(text)["projector_sha256"] for text in texts}
     assert len(projector) == 64
 
@@ -188,12 +181,6 @@ def test_a_flipped_bit_is_found_before_anything_runs(trained, tmp_path, to, noth
     path, rng = copy(trained, tmp_path, to), np.random.default_rng(0)
     content = path.read_bytes()
     positions = rng.integers(len(content), size=12)
-    if to == "torchscript":  # a byte of each record: between them lies padding, which is nobody's
-        with zipfile.ZipFile(path) as archive:
-            records = [entry for entry in archive.infolist() if entry.compress_size]
-        lengths = [struct.unpack_from("<HH", content, entry.header_offset + 26) for entry in records]
-        starts = [entry.header_offset + 30 + sum(both) for entry, both in zip(records, lengths, strict=True)]
-        positions = [start + rng.integers(entry.compress_size) for start, entry in zip(starts, records, strict=True)]
     for position in positions:
         damaged = bytearray(content)
         damaged[position] ^= 4
@@ -209,58 +196,6 @@ def test_a_file_cut_short_is_refused(trained, tmp_path, to, kept, nothing_runs):
     path.write_bytes(path.read_bytes()[:kept])
     with raises("policy-corrupt", CorruptError):
         policy.load(path)
-
-
-class WritesWhenCalled(torch.nn.Module):
-    def __init__(self, target: str):
-        super().__init__()
-        self.target = target
-
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        torch.save(observations, self.target)
-        return observations[:, :2]
-
-
-class WritesWhenLoaded(torch.nn.Module):
-    def __init__(self, target: str):
-        super().__init__()
-        self.target = target
-
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        return observations[:, :2]
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[str, bool]:
-        return self.target, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[str, bool]) -> None:
-        self.target, self.training = state
-        torch.save(torch.zeros(1), self.target)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.parametrize("kind", [WritesWhenCalled, WritesWhenLoaded])
-def test_a_torchscript_that_does_more_than_arithmetic_is_not_run(trained, tmp_path, kind):
-    program = torch.jit.script(kind(str(tmp_path / "written")))
-    card = policy.load(trained / "run").card.model_dump_json()
-    torch.jit.save(program, tmp_path / "policy.pt", _extra_files={"vtp": card})
-    with raises("policy-untrusted", UntrustedError):
-        act(trained, tmp_path / "policy.pt")
-    assert not (tmp_path / "written").exists()
-    torch.jit.load(tmp_path / "policy.pt")(torch.zeros(1, 128))
-    assert (tmp_path / "written").exists(), "the program would have done nothing"
-
-
-def test_a_pickle_within_torchscript_is_not_run(trained, tmp_path, nothing_runs):
-    source, path = trained / "run" / "policy.pt", tmp_path / "policy.pt"
-    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(path, "w") as changed:
-        for name in archive.namelist():
-            is_data = name.endswith("/data.pkl")
-            changed.writestr(name, b"cos\nsystem\n(S'true'\ntR." if is_data else archive.read(name))
-    with raises("policy-untrusted", UntrustedError) as caught:
-        policy.load(path)
-    assert "os system" in str(caught.value)
 
 
 def test_an_onnx_graph_that_the_runtime_refuses_is_one_line(trained, tmp_path):
@@ -303,15 +238,11 @@ def test_an_onnx_graph_that_is_more_than_a_network_is_not_run(trained, tmp_path,
         policy.load(path)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_a_file_of_another_kind_is_named(trained, tmp_path):
-    with raises("policy-missing"):
+    with raises("policy-untrusted", UntrustedError):
         policy.load(trained / "run" / "best.pt")
     with raises("policy-missing"):
         policy.load(tmp_path / "policy.tflite")
-    torch.jit.save(torch.jit.script(torch.nn.Linear(128, 2)), tmp_path / "policy.pt", _extra_files={"vtp": "{}"})
-    with raises("policy-corrupt", CorruptError):
-        policy.load(tmp_path / "policy.pt")
 
 
 @pytest.mark.parametrize(
@@ -328,11 +259,11 @@ def test_a_policy_that_gives_no_actions_of_its_task_is_refused(trained, monkeypa
 
 
 def test_export_and_act(vtp, trained, tmp_path):
-    code, out, _ = vtp("policy", "export", trained / "run", "--to", "torchscript", "--out", "mine/grasp.pt")
-    assert (code, out) == (0, "wrote mine/grasp.pt; next: vtp act mine/grasp.pt --embeddings EMBEDDINGS\n")
-    code, out, err = vtp("act", "mine/grasp.pt", "--embeddings", trained / "embeddings.h5", "--out", "actions.csv")
+    code, out, _ = vtp("policy", "export", trained / "run", "--to", "onnx", "--out", "mine/grasp.onnx")
+    assert (code, out) == (0, "wrote mine/grasp.onnx; next: vtp act mine/grasp.onnx --embeddings EMBEDDINGS\n")
+    code, out, err = vtp("act", "mine/grasp.onnx", "--embeddings", trained / "embeddings.h5", "--out", "actions.csv")
     assert (code, out, err) == (0, "wrote actions.csv: actions in 120 clips\n", "")
-    code, out, _ = vtp("act", "mine/grasp.pt", "--embeddings", trained / "embeddings.h5")
+    code, out, _ = vtp("act", "mine/grasp.onnx", "--embeddings", trained / "embeddings.h5")
     assert (code, out) == (0, (tmp_path / "actions.csv").read_text())
     assert out.startswith(",".join(COLUMNS) + "\nv0,0,0.0,1.0,0.")
     code, out, _ = vtp("act", trained / "run", "--embeddings", trained / "embeddings.h5", "--json")

@@ -13,6 +13,7 @@ import yaml
 from pipeline.cli.flags import Settings
 from pipeline.cli.given import check_given
 from pipeline.errors import TryAgainError, VtpError
+from pipeline.kept_inputs import settings_from
 from pipeline.text_files import read_text
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -52,7 +53,8 @@ def command(
             cfg = settings.of(in_file | flags, argument=argument)
             check_given(cfg)
             try:
-                body(cfg, as_json=wants_json) if as_json else body(cfg)
+                with settings_from(None if config_file is None or _is_saved(config_file) else config_file):
+                    body(cfg, as_json=wants_json) if as_json else body(cfg)
             except KeyboardInterrupt as error:  # here, for typer would end with 130 and say nothing
                 raise TryAgainError(
                     "interrupted; run the same command again to go on", code="command-interrupted"
@@ -82,6 +84,12 @@ def command(
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether vtp itself left the settings there, beside an output: the same command may write them again."""
+    text = path.read_text(encoding="utf-8")
+    return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -248,8 +248,8 @@ class PolicyExportConfig(Config):
     """Write a run's best policy as one file that is used without the run."""
 
     run: Path = Field(description="Run directory.")
-    to: Literal["torchscript", "onnx", "safetensors"] = Field(description="Format.")
-    out: Path | None = Field(None, description="File to write; by default policy.pt, .onnx or .safetensors in the run.")
+    to: Literal["onnx", "safetensors"] = Field(description="Format.")
+    out: Path | None = Field(None, description="File to write; by default policy.onnx or .safetensors in the run.")
 
 
 class ActConfig(Config):

@@ -7,6 +7,7 @@ from pipeline.dataset.embeddings_file import (
     Embeddings,
     read_embeddings,
     read_rows,
+    video_paths,
     write_embeddings,
 )
 from pipeline.dataset.hdf5 import BLOCK_BYTES, CHUNK_BYTES
@@ -47,6 +48,7 @@ __all__ = [
     "split_rows",
     "train_rows",
     "video_of",
+    "video_paths",
     "write_embeddings",
     "write_measures",
     "write_novelty",

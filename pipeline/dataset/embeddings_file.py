@@ -16,6 +16,10 @@ from pipeline.tasks import Task, task_from_text, task_to_text
 
 SCHEMA_VERSION = 2
 EMBEDDING_DIM = 128
+ATTRS: dict[str, type | tuple[type, ...]] = {  # those that are calculated with or compared, and their types
+    "content_sha256": str, "weights_sha256": str, "projector_sha256": str, "projector": str, "backbone": str,
+    "clip_len": int, "clip_stride": int, "fps": (int, float), "tail": str,
+}  # fmt: skip
 NOT_CONTENT = ("videos/path", "task")  # other paths, or other prices, leave the content hash as it is
 
 
@@ -106,19 +110,19 @@ def read_embeddings(path: Path) -> Embeddings:
             logs = logs_in(checked, clips.num_clips, task)
         norm = None
         if "projector/norm" in checked:
-            norm = checked.array("projector/norm", (2, EMBEDDING_DIM), np.float64)
-        attrs = checked.attrs()
-        if "content_sha256" not in attrs:
-            raise CorruptError(f"{path} has no content_sha256; {checked.remedy}", code="file-incomplete")
+            norm = _finite(checked, "projector/norm", (2, EMBEDDING_DIM))
+        for name, kind in ATTRS.items():
+            if name == "content_sha256" or name in checked.attrs():
+                checked.attr(name, kind)
         return Embeddings(
             embeddings=checked.array("embeddings", (clips.num_clips, EMBEDDING_DIM), np.float32),
             clips=clips,
             videos=videos_in(checked, _video_fields("videos/contributor" in checked)),
             logs=logs,
-            projector_mean=checked.array("projector/mean", (feature_dim,), np.float64),
-            projector_components=checked.array("projector/components", (EMBEDDING_DIM, feature_dim), np.float64),
-            projector_scale=float(checked.array("projector/scale", (1,), np.float64)[0]),
-            attrs=attrs,
+            projector_mean=_finite(checked, "projector/mean", (feature_dim,)),
+            projector_components=_finite(checked, "projector/components", (EMBEDDING_DIM, feature_dim)),
+            projector_scale=float(_finite(checked, "projector/scale", (1,))[0]),
+            attrs=checked.attrs(),
             projector_norm=norm,
             task=task,
         )
@@ -128,6 +132,20 @@ def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
     """The embeddings [K, 128] of clips `rows`, in any order and as often as named; the rest stays on disk."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
         return checked.rows("embeddings", (None, EMBEDDING_DIM), rows)
+
+
+def _finite(checked: hdf5.Checked, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    values = checked.array(name, shape, np.float64)
+    if not np.isfinite(values).all() or (name == "projector/scale" and values[0] <= 0):
+        raise CorruptError(f"{checked.path}: {name} has numbers that cannot be; {checked.remedy}", code="file-numbers")
+    return values
+
+
+def video_paths(path: Path) -> list[Path]:
+    """Where the videos of an embeddings file lie."""
+    with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
+        num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
+        return [Path(name) for name in checked.strings("videos/path", num_videos)]
 
 
 def _video_fields(contributors: bool) -> tuple[str, ...]:

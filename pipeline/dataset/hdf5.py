@@ -6,6 +6,7 @@ or claim terabytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
@@ -16,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import atomic_path
 
 CHUNK_BYTES = 1 << 18
@@ -111,6 +112,17 @@ class Checked:
         values = {name: self.file.attrs[name] for name in self.file.attrs}
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
+    def attr(self, name: str, kind: type | tuple[type, ...]) -> str | int | float:
+        """CorruptError where the attribute is missing or of another type."""
+        value = self.attrs().get(name)
+        if value is None or not isinstance(value, kind) or isinstance(value, bool):
+            raise CorruptError(
+                f"{self.path}: attribute {name} is {'missing' if value is None else type(value).__name__}; "
+                f"{self.remedy}",
+                code="file-incomplete" if value is None else "file-attribute",
+            )
+        return value
+
     def belongs_to(self, content_sha256: str) -> None:
         """VtpError unless the file was made for the embeddings of that content."""
         found = self.file.attrs.get("content_sha256")
@@ -183,12 +195,19 @@ def _read(dataset: h5py.h5d.DatasetID, dtype: np.dtype) -> np.ndarray:
 @contextmanager
 def open_checked(path: Path, remedy: str, *, version: int) -> Iterator[Checked]:
     """Open for reading; whatever HDF5 itself finds wrong is a CorruptError that names the file."""
+    if path.exists() and not path.is_file():
+        raise VtpError(f"{path} is no regular file; name an HDF5 file", code="file-not-regular")
     try:
         with h5py.File(path, "r") as file:
             yield Checked(file, path, remedy, version)
     except FileNotFoundError as error:
         raise VtpError(f"{path} does not exist; {remedy}", code="file-missing") from error
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if getattr(error, "errno", None) in (errno.EAGAIN, errno.EACCES) and "unable to lock file" in str(error):
+            raise TryAgainError(
+                f"{path} is busy: another program has it open to write; close it there and run the same command again",
+                code="file-busy",
+            ) from error
         raise CorruptError(
             f"{path} is damaged ({str(error).splitlines()[0]}); {remedy}", code="file-damaged"
         ) from error

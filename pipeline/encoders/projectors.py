@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads
@@ -25,6 +27,18 @@ VIDEOS_A_BATCH = 8
 PAIRS_A_VIDEO = 32
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums of one order, whatever the number of processors: projectors and embeddings are hashed as they are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Projector:
     """embeddings = (features − mean) · componentsᵀ / scale, then a layer norm where there is one.
@@ -38,6 +52,7 @@ class Projector:
     name: str
     norm: np.ndarray | None = None  # [2, 128] float64, the layer norm's weight and bias
 
+    @one_thread()
     def project(self, features: np.ndarray) -> np.ndarray:
         """features: [N, D] → [N, 128] float32. In float64, so that a row does not depend on its neighbours."""
         embeddings = np.empty((len(features), EMBEDDING_DIM), np.float32)
@@ -63,6 +78,7 @@ def _blocks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK_ROWS) for start in range(0, num_rows, BLOCK_ROWS))
 
 
+@one_thread()
 def fit_pca(features: np.ndarray, rows: np.ndarray | None = None) -> Projector:
     """Principal components of features [N, D]; the scale makes the root mean square of their embeddings one.
 
@@ -88,6 +104,7 @@ def fit_pca(features: np.ndarray, rows: np.ndarray | None = None) -> Projector:
     return Projector(mean, components, scale, "pca")
 
 
+@one_thread()
 def random_projector(seed: int, feature_dim: int) -> Projector:
     """128 orthonormal directions drawn from the seed; neither centred nor scaled, as it sees no data."""
     gaussian = np.random.default_rng(seed).standard_normal((feature_dim, EMBEDDING_DIM))
@@ -95,6 +112,7 @@ def random_projector(seed: int, feature_dim: int) -> Projector:
     return Projector(np.zeros(feature_dim), (q * np.sign(np.diag(r))).T, 1.0, f"random:{seed}")
 
 
+@one_thread()
 def fit_learned(features: np.ndarray, video_lengths: Sequence[int], *, seed: int = 0) -> Projector:
     """A linear map and a layer norm, trained to foresee each clip's successor: no label is seen.
 
@@ -112,17 +130,12 @@ def fit_learned(features: np.ndarray, video_lengths: Sequence[int], *, seed: int
     mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     deviation = np.maximum(deviation, 1e-6 * max(deviation.max(), 1e-30))
     inputs = torch.from_numpy(((features - mean) / deviation).astype(np.float32))
-    rng, threads = np.random.default_rng(seed), torch.get_num_threads()
-    torch.set_num_threads(1)  # sums of one order
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            linear = nn.Linear(features.shape[1], EMBEDDING_DIM, bias=False)
-            norm = nn.LayerNorm(EMBEDDING_DIM, eps=NORM_EPS)
-            heads = AuxiliaryHeads(EMBEDDING_DIM, 0)
-            _train(linear, norm, heads, inputs, pairs, rng)
-    finally:
-        torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        linear = nn.Linear(features.shape[1], EMBEDDING_DIM, bias=False)
+        norm = nn.LayerNorm(EMBEDDING_DIM, eps=NORM_EPS)
+        heads = AuxiliaryHeads(EMBEDDING_DIM, 0)
+        _train(linear, norm, heads, inputs, pairs, np.random.default_rng(seed))
     components = linear.weight.detach().double().numpy() / deviation
     return Projector(mean, components, 1.0, "learned", torch.stack([norm.weight, norm.bias]).detach().double().numpy())
 

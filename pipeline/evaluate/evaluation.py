@@ -7,6 +7,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.dataset import rereading
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.evaluate.closed_loop import PIXEL_STREAM, PixelObserver, Progress, from_pixels
 from pipeline.files import atomic_folder, remove_leftovers
+from pipeline.kept_inputs import keep_inputs
 from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.rl.rollouts import SIM_EPISODES, in_simulator, on_clips
 from pipeline.rl.sac import Agent
@@ -49,6 +51,8 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
     out = run_directory.changed if cfg.scenes == "changed" else run_directory.evaluation
     agent, metadata = load_policy(cfg.run)
     validation = choose_validation(cfg, metadata)
+    clips = metadata.clips
+    keep_inputs(cfg, [out.path], reads=[] if clips is None else [Path(clips.embeddings)])
     with one_writer(out.path.with_name(f".{out.path.name}.lock"), out.path) as lock:
         remove_leftovers(run_directory.path, out.path.name)
         was_finished = _finished_at(run_directory)

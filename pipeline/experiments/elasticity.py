@@ -67,6 +67,7 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
     """Write the four curves and their figure; returns elasticities and shadow prices at today's values."""
     started = time.monotonic()
     files = RunDirectory(cfg.run)
+    folder = output_folder(cfg, "elasticity", run=files)
     multipliers = np.geomspace(1 / cfg.range, cfg.range, cfg.points)
     retrained: dict[tuple[str, float], list[Steps]] = {}
     if cfg.retrain:
@@ -77,7 +78,6 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
     else:
         model, table = run_outcomes(files)
         steps, judged_on = numbered(model, table), "the stored validation"
-    folder = output_folder(cfg.out, files)
     retrained_at = time.monotonic()
     rng, learned = np.random.default_rng(cfg.seed), isinstance(model, LearnedOutcomes)
 

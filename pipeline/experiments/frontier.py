@@ -109,7 +109,7 @@ def run(cfg: FrontierConfig) -> dict[str, Any]:
     `wall_s` is the time of both counts, drawing not included.
     """
     files = None if cfg.run is None else RunDirectory(cfg.run)
-    folder = output_folder(cfg.out, files)
+    folder = output_folder(cfg, "frontier", run=files)
     if files:
         model, steps = run_outcomes(files)
         policy = policy_actions(model, steps)

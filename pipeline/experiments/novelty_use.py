@@ -62,6 +62,7 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
             f"{novelty_path} does not exist; make it with: vtp novelty --embeddings {shlex.quote(str(cfg.embeddings))}",
             code="novelty-missing",
         )
+    folder = output_folder(cfg, "novelty", reads=[novelty_path])
     columns, attrs = dataset.read_novelty_scores(novelty_path, data.content_sha256)
     if not np.isfinite(columns["score"]).any():
         raise VtpError(
@@ -81,7 +82,7 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
         "videos_held_out": len(set(dataset.video_of(data, held_rows).tolist())),
         "wall_s": time.monotonic() - started,
     }  # fmt: skip
-    save(output_folder(cfg.out), "novelty", frame, _draw(frame, result), result)
+    save(folder, "novelty", frame, _draw(frame, result), result)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pipeline.config import ElasticityConfig, FrontierConfig, NoveltyExperimentConfig, SpreadConfig, ValueConfig
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path, make_folder, write_json
+from pipeline.kept_inputs import keep_inputs
 from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes
 from pipeline.runs import RunDirectory, load_metadata, load_outcomes
 from pipeline.tasks import task_from_text
@@ -43,11 +46,17 @@ STYLE: dict[Any, Any] = {
 in_style = matplotlib.rc_context(STYLE)  # a decorator of what draws
 
 
-def output_folder(out: Path | None, run: RunDirectory | None = None) -> Path:
-    """--out, or RUN/experiments."""
+Experiment = FrontierConfig | ElasticityConfig | SpreadConfig | ValueConfig | NoveltyExperimentConfig
+
+
+def output_folder(cfg: Experiment, name: str, *, run: RunDirectory | None = None, reads: Sequence[Path] = ()) -> Path:
+    """--out, or RUN/experiments; VtpError where the files called `name` there would replace what is read."""
+    out: Path | None = cfg.out
     folder = out if out is not None else None if run is None else run.experiments
     if folder is None:
         raise VtpError("there is no run to write into; name a folder with --out, or give RUN", code="out-missing")
+    written = [folder / f"{name}.{kind}" for kind in ("csv", "svg", "png", "json")]
+    keep_inputs(cfg, written, reads=[*([] if run is None else run.read), *reads])
     make_folder(folder)
     return folder
 

@@ -38,6 +38,7 @@ DRAWN = 1000  # points a line
 def run(cfg: SpreadConfig) -> dict[str, Any]:
     """Write the table and the figure; returns the key numbers. An episode with a gap in its numbers is left out."""
     files = RunDirectory(cfg.run)
+    folder = output_folder(cfg, "spread", run=files)
     metrics = files.read_metrics()
     lacking = [name for name in COLUMNS if name not in metrics]
     remedy = f"train it again with: {files.train_command}"
@@ -59,7 +60,7 @@ def run(cfg: SpreadConfig) -> dict[str, Any]:
             "estimator": files.read_estimator(),
         }
     )
-    save(output_folder(cfg.out, files), "spread", table, _draw(table, result), result)
+    save(folder, "spread", table, _draw(table, result), result)
     return result
 
 

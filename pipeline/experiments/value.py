@@ -68,12 +68,13 @@ Progress = Callable[[int, int], None]
 def run(cfg: ValueConfig, *, progress: Progress = lambda done, total: None) -> dict[str, Any]:
     """Value every video or contributor of the training split; writes the table and the figure, returns key numbers."""
     started = time.monotonic()
+    folder = output_folder(cfg, "value")
     data = dataset.read_embeddings(cfg.embeddings)
     from_logs = learns_from_logs(data, cfg.task, cfg.outcomes, draws_given="draws" in cfg.model_fields_set)
     by_source = _by_logs if from_logs else _by_simulation
     result, table = by_source(data, cfg, progress)
     result |= {"by": cfg.by, "seed": cfg.seed, "wall_s": time.monotonic() - started}
-    save(output_folder(cfg.out), "value", table, _draw(table, result), result)
+    save(folder, "value", table, _draw(table, result), result)
     return result
 
 

@@ -16,6 +16,8 @@ from pipeline.dataset.labels import DEFAULT_TASK, read_labels
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.manifest import VideoEntry
 from pipeline.errors import VtpError
+from pipeline.extraction.shards import parts_folder
+from pipeline.kept_inputs import keep_inputs
 from pipeline.tasks import BUILT_IN, Task, load_task
 from pipeline.video import VideoError
 
@@ -77,17 +79,11 @@ def read_all_labels(entries: Sequence[VideoEntry], task: Task | None) -> tuple[d
 
 
 def check_output(cfg: ExtractConfig, entries: Sequence[VideoEntry]) -> None:
-    """VtpError where --out, or the settings beside it, would replace a file that is read."""
-    inputs = {path for entry in entries for path in (entry.path, entry.labels) if path is not None}
-    tasks = {cfg.task} if cfg.task else {entry.task for entry in entries}
-    inputs |= {Path(os.path.realpath(name)) for name in tasks if name and name not in BUILT_IN}
-    inputs.add(Path(os.path.realpath(cfg.source)))
-    for path in (cfg.out, cfg.out.with_suffix(".yaml")):
-        if Path(os.path.realpath(path)) in inputs:
-            raise VtpError(
-                f"--out {cfg.out} would replace {path}, which the extraction reads; name another",
-                code="output-is-input",
-            )
+    """VtpError where the embeddings, or what lies beside them, would replace a file that is read."""
+    tasks = {entry.task for entry in entries} - {*BUILT_IN, None}
+    reads = [path for entry in entries for path in (entry.path, entry.labels) if path is not None]
+    written = [cfg.out, cfg.out.with_suffix(".yaml"), parts_folder(cfg.out), cfg.out.with_name("failures.jsonl")]
+    keep_inputs(cfg, written, reads=[*reads, *(Path(str(name)) for name in tasks)])
 
 
 def task_of(entries: Sequence[VideoEntry], given: str | None) -> Task | None:

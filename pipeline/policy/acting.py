@@ -13,6 +13,7 @@ from pipeline import dataset, encoders, runs
 from pipeline.config import ActConfig
 from pipeline.errors import CorruptError, VtpError
 from pipeline.files import atomic_path
+from pipeline.kept_inputs import keep_inputs
 from pipeline.outcomes import LearnedOutcomes
 from pipeline.policy.card import Card, Policy
 from pipeline.policy.clip_profit import ClipProfit, learned_profit, simulated_profit, unknown_profit
@@ -43,6 +44,9 @@ def act(cfg: ActConfig) -> pd.DataFrame:
     NaN where they cannot be known, and a line in the log says why.
     """
     policy = load(cfg.policy)
+    if cfg.out is not None:
+        trained_on = [] if policy.embeddings is None else [policy.embeddings]
+        keep_inputs(cfg, [cfg.out], reads=[*runs.RunDirectory(cfg.policy).read, *trained_on])
     if policy.card.encoding is None:
         raise VtpError(
             f"{cfg.policy} observes the simulator's state, not embeddings; train one that does: "

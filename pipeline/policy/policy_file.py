@@ -8,12 +8,13 @@ from pipeline import runs
 from pipeline.config import PolicyExportConfig
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path
-from pipeline.policy import onnx_format, safetensors_format, torchscript_format
-from pipeline.policy.card import Network, Policy, act_of, card_of
+from pipeline.kept_inputs import keep_inputs
+from pipeline.policy import onnx_format, safetensors_format
+from pipeline.policy.card import Network, Policy, act_of, card_of, untrusted
 from pipeline.runs.judgement import is_by_logs, judge_of, over_logging_policy
 
-FORMATS = {"torchscript": torchscript_format, "onnx": onnx_format, "safetensors": safetensors_format}
-SUFFIXES = {"torchscript": ".pt", "onnx": ".onnx", "safetensors": ".safetensors"}
+FORMATS = {"onnx": onnx_format, "safetensors": safetensors_format}
+SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors"}
 
 
 def export(cfg: PolicyExportConfig) -> Path:
@@ -26,6 +27,8 @@ def export(cfg: PolicyExportConfig) -> Path:
             code="output-suffix",
         )
     agent, metadata = runs.load_policy(cfg.run)
+    trained_on = [] if metadata.clips is None else [Path(metadata.clips.embeddings)]
+    keep_inputs(cfg, [path], reads=[*runs.RunDirectory(cfg.run).read, *trained_on])
     content = FORMATS[cfg.to].write(Network(agent).eval(), card_of(metadata, validation_of(runs.RunDirectory(cfg.run))))
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -39,6 +42,8 @@ def load(path: Path) -> Policy:
         card = card_of(metadata, validation_of(runs.RunDirectory(path)))
         return Policy(card, act_of(Network(agent)), None if metadata.clips is None else Path(metadata.clips.embeddings))
     known = {suffix: FORMATS[name] for name, suffix in SUFFIXES.items()}
+    if path.suffix == ".pt" and path.is_file():
+        raise untrusted(path, "a .pt file may be a program; vtp reads policies in ONNX and safetensors")
     if path.suffix not in known or not path.is_file():
         raise VtpError(
             f"{path} is neither a run directory nor a policy's file ({', '.join(known)}); "

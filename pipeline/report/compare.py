@@ -12,6 +12,7 @@ import pandas as pd
 from pipeline import files
 from pipeline.config import CompareConfig
 from pipeline.errors import VtpError
+from pipeline.kept_inputs import keep_inputs
 from pipeline.report.figures import csv_download
 from pipeline.report.summary_figures import finite
 from pipeline.report.templates import render
@@ -29,6 +30,10 @@ INTERVALS = {"profit": "profit_ci95", "oracle_ratio": "oracle_ratio_ci95"}
 
 def run(cfg: CompareConfig) -> list[dict[str, Any]]:
     """Write OUT/compare.csv and OUT/compare.html; returns a row a run, in the order given."""
+    page = RunDirectory(cfg.out).compare_page
+    keep_inputs(
+        cfg, [page, page.with_suffix(".csv")], reads=[file for run in cfg.runs for file in RunDirectory(run).read]
+    )
     rows = [read_row(path) for path in cfg.runs]
     for row in rows:
         row |= difference(row, rows[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from pipeline.errors import CorruptError, UntrustedError, VtpError
 from pipeline.files import atomic_path, file_sha256, write_text
 
 CODE = r"Unsupported (global|operand 149)"  # a name to be called, or the first word of a plain pickle
+PICKLE = b"\x80"  # its first byte, also of torch's files before 1.6
+PROGRAM = re.compile(r"/(code/.+|constants\.pkl)$")  # records of TorchScript
+RECORD = re.compile(r"/(data\.pkl|version|byteorder|data/\d+)$")  # records of torch.save
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -27,6 +31,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         write_text(checksums, "\n".join(known) + "\n")
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether the file is whole but nothing that vtp writes: a bare pickle, a program, or a zip of other things."""
+    with open(path, "rb") as file:
+        if file.read(1) == PICKLE:
+            return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # UnicodeDecodeError is a ValueError
+        return False
+    return any(PROGRAM.search(name) for name in names) or not any(RECORD.search(name) for name in names)
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without running code from it.
 
@@ -38,11 +55,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
     error: Exception | None = None
     checkpoint: Any = None
+    is_foreign = _is_foreign(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = None if is_foreign else torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError, struct.error) as caught:
         error = caught
-    if re.search(CODE, str(error)):
+    if re.search(CODE, str(error)) or is_foreign:
         raise UntrustedError(
             f"{path} holds more than tensors and plain values; it was not run; delete it, or train again",
             code="checkpoint-untrusted",

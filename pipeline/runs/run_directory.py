@@ -17,6 +17,7 @@ from pipeline.errors import VtpError
 EVALUATION = "evaluation"  # folder of a run for the latest vtp evaluate
 CHANGED = "changed"  # the same, in changed scenes
 SEED_FOLDER = "seed-"
+POLICY_SUFFIXES = (".pt", ".onnx", ".safetensors")  # .pt of earlier versions
 
 
 class RunDirectory:
@@ -83,16 +84,36 @@ class RunDirectory:
     def checksums(self, checkpoint: Path) -> Path:
         return checkpoint.with_name(checkpoint.name + ".sha256")
 
+    @property
+    def read(self) -> list[Path]:
+        """The files that are read of a run and of its evaluations, whether they exist or not."""
+        return [
+            file
+            for place in (self, self.evaluation, self.changed)
+            for file in (*place._checkpoints, *place._tables, place.config, place.finished, place.frame_index)
+        ]
+
+    @property
+    def written(self) -> list[Path]:
+        """What training writes here or removes; folders as a whole."""
+        return [
+            self.config, self.finished, *self._checkpoints, *self._tables, self.report,
+            *map(self.policy_file, POLICY_SUFFIXES), self.tensorboard, self.frames, self.evaluation.path,
+            self.changed.path, self.experiments, self.frame_cache,
+        ]  # fmt: skip
+
+    @property
+    def _checkpoints(self) -> list[Path]:
+        checkpoints = (self.last, self.previous, self.best)
+        return [*checkpoints, *map(self.checksums, checkpoints)]
+
+    @property
+    def _tables(self) -> list[Path]:
+        return [self.summary, self.metrics, self.validations, self.validation, self.estimator]
+
     def forget(self) -> bool:
         """Remove what an earlier run left here; whether there was anything."""
-        checkpoints = (self.last, self.previous, self.best)
-        made = [
-            self.finished, self.summary, *checkpoints, *map(self.checksums, checkpoints), self.metrics,
-            self.validations, self.validation, self.report, self.estimator,
-            *map(self.policy_file, (".pt", ".onnx", ".safetensors")),
-            self.tensorboard, self.frames, self.evaluation.path, self.changed.path, self.experiments,
-        ]  # fmt: skip
-        earlier = [path for path in made if path.exists()]
+        earlier = [path for path in self.written if path.exists() and path not in (self.config, self.frame_cache)]
         for path in earlier:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return bool(earlier)

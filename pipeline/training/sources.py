@@ -14,8 +14,16 @@ import pandas as pd
 import torch
 
 from pipeline import __version__, dataset, encoders, runs
-from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, TrainConfig, VideoTrainConfig, train_config
+from pipeline.config import (
+    EmbeddingsTrainConfig,
+    SimTrainConfig,
+    TrainConfig,
+    VideoTrainConfig,
+    parse_seeds,
+    train_config,
+)
 from pipeline.errors import VtpError
+from pipeline.kept_inputs import keep_inputs
 from pipeline.outcomes import LearnedOutcomes, OutcomeModel, SimulatedOutcomes, outcomes_of
 from pipeline.rl import rollouts
 from pipeline.rl.envs import EmbeddingEnv, SimEnv, VectorEnv
@@ -90,6 +98,10 @@ def check(cfg: TrainConfig) -> None:
             "or train without video: --source sim",
             code="embeddings-missing",
         )
+    run = RunDirectory(cfg.out)
+    places = [run, *(run.seed(seed) for seed in ([] if cfg.seeds is None else parse_seeds(cfg.seeds)))]
+    reads = [] if cfg.init is None else RunDirectory(cfg.init).read
+    keep_inputs(cfg, [file for place in places for file in place.written], reads=reads)
 
 
 def open_source(

@@ -1,0 +1,82 @@
+"""No output takes the place of an input: every stage says here what it will write, before its work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import VtpError
+
+OUTPUTS = ("out",)  # settings that name what is written; all others that name a file name one that is read
+MODELS = ("model", "weights")  # where these are folders, all in them is read
+_settings_file: ContextVar[Path | None] = ContextVar("settings_file", default=None)
+
+
+@contextmanager
+def settings_from(path: Path | None) -> Iterator[None]:
+    """The file that the settings were read from is an input too."""
+    token = _settings_file.set(path)
+    try:
+        yield
+    finally:
+        _settings_file.reset(token)
+
+
+def keep_inputs(cfg: Config, written: Iterable[Path], *, reads: Iterable[Path] = ()) -> None:
+    """VtpError where what will be written is an input, leads to one by links, or would hold or be held by one.
+
+    written: files, and folders that are replaced as a whole. Inputs are the files that the settings name, the videos of
+    embeddings among them, the file of the settings, and those that the stage `reads` besides.
+    """
+    inputs = [*_named_in(cfg), *reads]
+    if (path := _settings_file.get()) is not None:
+        inputs.append(path)
+    of_identity = {_identity(path): path for path in inputs}
+    resolved: dict[str, Path] | None = None
+    for out in written:
+        held_by = [out, *Path(os.path.realpath(out)).parents]  # an input that is a folder may hold outputs
+        taken = [
+            of_identity[found]
+            for place in held_by
+            if (found := _identity(place)) in of_identity and (place == out or not place.is_dir())
+        ]
+        if not taken and out.is_dir():
+            resolved = resolved or {os.path.realpath(path): path for path in inputs}
+            inside = os.path.join(os.path.realpath(out), "")
+            taken = [path for name, path in resolved.items() if name.startswith(inside)]
+        if taken:
+            raise VtpError(
+                f"{out} would be written over {taken[0]}, which this command reads; name another output",
+                code="output-is-input",
+            )
+
+
+def _named_in(cfg: Config) -> Iterator[Path]:
+    """The files and folders that settings name, and the videos of the embeddings files among them."""
+    from pipeline import dataset  # pandas takes long to import
+
+    for name in type(cfg).model_fields:
+        value: Any = getattr(cfg, name)
+        values = value if isinstance(value, list) else [value]
+        if name in OUTPUTS:
+            continue
+        for path in (Path(value) for value in values if isinstance(value, str | Path) and os.path.exists(value)):
+            yield path
+            if name in MODELS and path.is_dir():
+                yield from path.rglob("*")
+            if name in ("embeddings", "reference") and path.suffix.lower() in (".h5", ".hdf5"):
+                yield from dataset.video_paths(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """Equal for two names of one file: links of both kinds, other cases, bind mounts."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
