@@ -91,7 +91,7 @@ def test_what_is_refused_is_one_line(vtp, written, tmp_path):
             (written(no_errors, "few.h5"),),
             "the labels have no errors; say in the labels what was done",
         ),
-        ((tmp_path / "absent.h5",), "do not exist"),
+        ((tmp_path / "absent.h5",), "no embeddings at"),
         ((), "embeddings is missing"),
         ((written(data), "--steps", 3), "--steps 3: input should be greater than or equal to 10"),
         ((written(data), "--task", "bin-picking"), "task bin-picking has actions"),

@@ -36,7 +36,7 @@ def _policy(path: Path) -> None:
 
 
 def _embeddings(path: Path) -> None:
-    remedy = f"make them with `vtp extract VIDEOS --out {path}`; only vtp train --source sim needs none"
+    remedy = f"make them with `vtp extract VIDEOS --out {path}`"
     _file(path, "embeddings", remedy)
 
 
