@@ -33,8 +33,8 @@ from pipeline.writer_lock import one_writer
 # few for the means of videos, which want many mixtures of dishes. Simulated outcomes are drawn, those that logs lead to
 # expect are not: they want more episodes.
 FULL = {
-    "videos": 96, "steps": 16, "logs_episodes": 8000, "simulator_episodes": 8000, "centre": "video",
-    "episodes": 8, "eval_steps": 25, "value_rounds": 2, "value_tolerance": 1.0,
+    "videos": 96, "steps": 20, "logs_episodes": 8000, "simulator_episodes": 10_000, "centre": "video",
+    "episodes": 8, "eval_steps": 30, "value_rounds": 2, "value_tolerance": 1.0,
 }  # fmt: skip
 QUICK = {
     "videos": 32, "steps": 8, "logs_episodes": 4000, "simulator_episodes": 6000, "centre": "corpus",
