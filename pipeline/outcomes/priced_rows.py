@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -93,9 +94,9 @@ class PricedRows(OutcomeModel):
         )
         return self._priced(self._task.scaled(price=price, damage=damage), own_price, own_damage)
 
+    @abstractmethod
     def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> Self:
         """The same rows and outcomes at the task's prices, or rows' own."""
-        raise NotImplementedError
 
 
 def _own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ def _is_foreign(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # UnicodeDecodeError is a ValueError
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # no zip that can be listed: torch says what it is
         return False
     return any(PROGRAM.search(name) for name in names) or not any(RECORD.search(name) for name in names)
 
