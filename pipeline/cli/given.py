@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, EmbeddingsTrainConfig, VideoTrainConfig
 from pipeline.errors import VtpError
 
 
@@ -15,6 +15,10 @@ def check_given(cfg: Config) -> None:
     for name, check in _CHECKS.items():
         if (value := getattr(cfg, name, None)) is not None:
             check(value)
+    if (embeddings := getattr(cfg, "embeddings", None)) is not None:
+        has_other_source = isinstance(cfg, EmbeddingsTrainConfig | VideoTrainConfig)
+        or_else = ", or train without video: --source sim" if has_other_source else ""
+        _file(embeddings, "embeddings", f"make them with `vtp extract VIDEOS --out {embeddings}`{or_else}")
 
 
 def _run(run: Path) -> None:
@@ -33,11 +37,6 @@ def _policy(path: Path) -> None:
             f"{path} is neither a run directory nor a policy's file; make one with: vtp policy export RUN",
             code="policy-missing",
         )
-
-
-def _embeddings(path: Path) -> None:
-    remedy = f"make them with `vtp extract VIDEOS --out {path}`"
-    _file(path, "embeddings", remedy)
 
 
 def _novelty(path: Path) -> None:
@@ -66,7 +65,6 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "runs": _runs,
     "init": _run,
     "policy": _policy,
-    "embeddings": _embeddings,
     "novelty": _novelty,
     "reference": _reference,
     "task": _task,
