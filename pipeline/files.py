@@ -103,6 +103,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     if path.is_dir():
         raise VtpError(f"{path} is a folder; name a file in it", code="output-is-folder")
+    if path.exists() and not path.is_file():
+        raise VtpError(f"{path} is a device or a pipe, which stays; name a file", code="output-is-no-file")
     if not os.access(path.parent, os.W_OK):
         raise VtpError(f"{path} cannot be written: its folder is read-only; name another", code="folder-unwritable")
     temporary = _temporary(path)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
+from pipeline.encoders import one_thread
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
 from pipeline.files import atomic_folder, remove_leftovers, save_config, write_json
@@ -113,7 +116,8 @@ def _run(
                     len(parts), len(blocks), out)  # fmt: skip
         return {"path": None, "blocks": len(blocks), "blocks_measured": len(parts)}
     measures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    columns = score_clips(corpus, measures)
+    with one_thread():
+        columns = score_clips(corpus, measures)
     attrs = settings | {
         "model": scorer.name, "model_why": scorer.why, "sigmas": json.dumps(noise_gap.SIGMAS),
         "reference": str(cfg.reference or "the clips themselves, by two-fold cross-fitting"),
@@ -292,12 +296,33 @@ def measure_blocks(
     total, done = sum(block.num_clips for block in blocks), 0
     for block in blocks:
         measured = []
-        for rows, frames in read_clips(corpus, block, frame_size=scorer.frame_size, batch_size=cfg.batch_size):
-            measured.append(measure(scorer, corpus, rows, frames, draws=cfg.draws, seed=cfg.seed))
-            done += len(rows)
+        batches = read_clips(corpus, block, frame_size=scorer.frame_size, batch_size=cfg.batch_size)
+        for part in _measured(batches, scorer, corpus, draws=cfg.draws, seed=cfg.seed):
+            measured.append(part)
+            done += len(part["gap"])
             progress(done, total, "clips measured")
         columns = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
         dataset.write_measures(block_path(out, block), columns, settings)
+
+
+def _measured(
+    batches: Iterator[tuple[np.ndarray, np.ndarray]], scorer: Scorer, corpus: Corpus, *, draws: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The measures of each batch, in order. The corpus model measures a batch on one thread, and several side by side,
+    so that nothing depends on the number of threads; Stable Video Diffusion has all of them for itself."""
+    if scorer.name != "corpus":
+        for rows, frames in batches:
+            yield measure(scorer, corpus, rows, frames, draws=draws, seed=seed)
+        return
+    workers = torch.get_num_threads()
+    waiting: deque[Future[dict[str, np.ndarray]]] = deque()
+    with ThreadPoolExecutor(workers, "measure", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for rows, frames in batches:
+            waiting.append(pool.submit(measure, scorer, corpus, rows, frames, draws=draws, seed=seed))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def measure(

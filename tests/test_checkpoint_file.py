@@ -9,7 +9,8 @@ from torch import nn
 
 from pipeline.errors import CorruptError, UntrustedError
 from pipeline.rl.sac import Agent
-from pipeline.runs import load_checkpoint, save_checkpoint
+from pipeline.runs import RunDirectory, load_checkpoint, save_checkpoint
+from pipeline.training.checkpoints import newest
 
 
 def saved(tmp_path):
@@ -65,13 +66,34 @@ class Payload:
         return (open, (self.path, "w"))
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+PICKLES = [lambda value, path, n=n: path.write_bytes(pickle.dumps(value, protocol=n)) for n in range(6)]
+
+
+@pytest.mark.parametrize("write", [torch.save, *PICKLES])
 def test_code_in_a_checkpoint_does_not_run(tmp_path, write):
     trace, path = tmp_path / "it-ran", tmp_path / "evil.pt"
     write({"agent": Payload(str(trace))}, path)
     with raises("checkpoint-untrusted", UntrustedError):
         load_checkpoint(path)
     assert not trace.exists(), "the payload ran"
+
+
+def test_damage_to_a_name_is_no_untrusted_code(tmp_path):
+    _, path = saved(tmp_path)
+    data = path.read_bytes()
+    for name in (b"_rebuild_tensor_v3", b"_rebuild_tensor_vx"):  # of other arguments; of nothing
+        path.write_bytes(data.replace(b"_rebuild_tensor_v2", name, 1))
+        with raises("checkpoint-corrupt", CorruptError):
+            load_checkpoint(path)
+
+
+def test_a_checkpoint_without_its_parts_is_stepped_over(tmp_path):
+    _, whole = saved(tmp_path)
+    whole.rename(whole.with_name("previous.pt"))
+    (tmp_path / "last.pt.sha256").rename(tmp_path / "previous.pt.sha256")
+    torch.save({"agent": {}}, whole)
+    checkpoint = newest(RunDirectory(tmp_path))
+    assert checkpoint is not None and checkpoint["episode"] == 7
 
 
 def plain_zip(path):

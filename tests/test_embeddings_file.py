@@ -296,3 +296,22 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "e.h5")
     with pytest.raises(VtpError, match="regular file"):
         dataset.read_embeddings(tmp_path / "e.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("clip_len", 0), ("fps", np.nan), ("fps", -15.0), ("weights", np.array(["a", "b"], "S1"))]
+)
+def test_an_attribute_that_cannot_be_is_named(written, name, value):
+    with h5py.File(written, "a") as file:
+        file.attrs[name] = value
+    with raises("file-attribute", CorruptError) as caught:
+        dataset.read_embeddings(written)
+    assert f"attribute {name}" in str(caught.value)
+
+
+def test_a_missing_attribute_is_named_when_it_is_needed(written):
+    with h5py.File(written, "a") as file:
+        del file.attrs["backbone"]
+    with raises("file-incomplete", CorruptError) as caught:
+        dataset.read_embeddings(written).attrs["backbone"]
+    assert "attribute backbone is missing" in str(caught.value)

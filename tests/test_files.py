@@ -241,3 +241,12 @@ def test_leftovers_of_the_dead_are_removed_at_once_and_others_after_a_day(tmp_pa
         process.communicate(b"\n")
     files.remove_leftovers(tmp_path)
     assert sorted(path.name.split(".")[1] for path in tmp_path.iterdir()) == ["elsewhere", "mine", "new", "tmp"]
+
+
+def test_a_device_or_a_pipe_is_no_output(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with raises("output-is-no-file"):
+            files.write_text(tmp_path / name, "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]

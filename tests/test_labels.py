@@ -301,3 +301,10 @@ def test_the_bin_picking_example_is_whole(request):
     assert set(logs.context) == set(BINS.contexts)
     assert np.ptp(BINS.to_unit(logs.actions), axis=0).min() > 0.8
     assert (logs.errors <= logs.attempts).all() and logs.errors.sum() > 0
+
+
+@pytest.mark.parametrize("text", ["-", "?", "12%", "#", "+"])
+def test_the_name_of_a_kind_begins_with_a_letter(tmp_path, text):
+    with raises("labels-value") as caught:
+        read(tmp_path, f"step,novel\n0,\n1,{text}\n")
+    assert f"{text!r} in row 2" in str(caught.value)

@@ -297,3 +297,17 @@ def test_copies_go_to_one_split():
 def test_the_example_manifests_read_the_same(request):
     folder = request.config.rootpath / "manifests"
     assert find_videos(str(folder / "example.csv")) == find_videos(str(folder / "example.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("path,\na.mp4,\n", "manifest-unreadable"), ("path,note\na.mp4,\n", "manifest-unknown-column")]
+)
+def test_a_column_counts_though_it_is_empty(tmp_path, text, code):
+    with raises(code):
+        find_videos(str(write(tmp_path / "m.csv", text)))
+
+
+def test_whole_floats_of_json_are_ids_without_a_point(tmp_path):
+    text = '{"path": "a.mp4", "video_id": 1.0, "contributor": 3.0}\n{"path": "b.mp4", "video_id": 2}\n'
+    entries = find_videos(str(write(tmp_path / "m.jsonl", text)))
+    assert [(entry.video_id, entry.contributor) for entry in entries] == [("1", "3"), ("2", None)]

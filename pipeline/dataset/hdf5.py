@@ -69,6 +69,17 @@ def _holds(path: Path, content: memoryview) -> bool:
         return same and not file.read(1)
 
 
+class Attributes(dict[str, str | int | float]):
+    """Attributes of a file; CorruptError that names the one which is asked for and missing."""
+
+    def __init__(self, path: Path, remedy: str):
+        super().__init__()
+        self._path, self._remedy = path, remedy
+
+    def __missing__(self, name: str) -> str | int | float:
+        raise CorruptError(f"{self._path}: attribute {name} is missing; {self._remedy}", code="file-incomplete")
+
+
 class Checked:
     """An open file whose links are all its own; each array is checked for kind, shape and storage before it is read.
 
@@ -108,13 +119,21 @@ class Checked:
     def __contains__(self, name: str) -> bool:
         return name in self._datasets
 
-    def attrs(self) -> dict[str, str | int | float]:
-        values = {name: self.file.attrs[name] for name in self.file.attrs}
-        return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    def attrs(self) -> Attributes:
+        found = Attributes(self.path, self.remedy)
+        for name in self.file.attrs:
+            value = self.file.attrs[name]
+            found[name] = value.item() if isinstance(value, np.generic) else value
+        return found
 
     def attr(self, name: str, kind: type | tuple[type, ...]) -> str | int | float:
         """CorruptError where the attribute is missing or of another type."""
         value = self.attrs().get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and isinstance(value, kind)
+        if is_number and not 0 < float(value or 0) < math.inf:
+            raise CorruptError(
+                f"{self.path}: attribute {name} is {value}, not a number above 0; {self.remedy}", code="file-attribute"
+            )
         if value is None or not isinstance(value, kind) or isinstance(value, bool):
             raise CorruptError(
                 f"{self.path}: attribute {name} is {'missing' if value is None else type(value).__name__}; "

@@ -185,6 +185,12 @@ def _novelty(texts: Sequence[str], path: Path) -> tuple[list[str], list[str]]:
                 "write 0 or leave it empty for an ordinary clip, or give the kind",
                 code="labels-value",
             )
+        if np.isnan(_number(text)) and not text[0].isalpha():  # -, ? and the like stand for something else
+            raise VtpError(
+                f"labels {path}: novel {text!r} in row {row} is neither a number nor the name of a kind, which begins "
+                "with a letter; write 0 or leave it empty for an ordinary clip",
+                code="labels-value",
+            )
     kinds = ["" if not np.isnan(_number(text)) else text for text in numbers]
     return ["1" if kind else text for text, kind in zip(numbers, kinds, strict=True)], kinds
 

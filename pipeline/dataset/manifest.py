@@ -155,12 +155,7 @@ def read_manifest(path: Path) -> list[VideoEntry]:
         raise VtpError(
             f"manifest {path} has no rows; give one row a video, with at least a path", code="manifest-empty"
         )
-    unknown = sorted({name for row in rows for name in row} - set(COLUMNS))
-    if unknown:
-        raise VtpError(
-            f"manifest {path} has an unknown column {unknown[0]!r}; use {', '.join(COLUMNS)}",
-            code="manifest-unknown-column",
-        )
+    _check_columns(path, {name for row in rows for name in row})
     entries = [_entry(row, path.parent, f"manifest {path} row {number}") for number, row in enumerate(rows, 1)]
     counts = Counter(entry.video_id for entry in entries)
     duplicate, times = counts.most_common(1)[0]
@@ -170,6 +165,14 @@ def read_manifest(path: Path) -> list[VideoEntry]:
             code="manifest-repeated-id",
         )
     return entries
+
+
+def _check_columns(path: Path, names: Iterable[str]) -> None:
+    if unknown := sorted(set(names) - set(COLUMNS)):
+        raise VtpError(
+            f"manifest {path} has an unknown column {unknown[0]!r}; use {', '.join(COLUMNS)}",
+            code="manifest-unknown-column",
+        )
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -191,6 +194,10 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def _csv(path: Path) -> list[dict[str, Any]]:
     header, *rows = csv_rows(read_text(path)) or [[]]
+    if "" in header:
+        number = header.index("") + 1
+        raise ValueError(f"column {number} of its header has no name: drop it (a comma at the end makes one)")
+    _check_columns(path, header)
     if twice := [name for name in header if header.count(name) > 1]:
         raise ValueError(f"it has column {twice[0]!r} twice")
     return [_present(zip(header, row, strict=True)) for row in rows]
@@ -231,7 +238,7 @@ _READERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
 def _present(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """The fields of a row that are not empty."""
     return {
-        name: value
+        name: int(value) if name in IDS and isinstance(value, float) and value.is_integer() else value
         for name, value in fields
         if not (value is None or value is pd.NA or value == "" or (isinstance(value, float) and value != value))
     }

@@ -7,7 +7,15 @@ from pipeline.encoders.centring import RunningCentre, centre_videos
 from pipeline.encoders.clip_encoder import ClipEncoder, centre_crop, resized
 from pipeline.encoders.encoder import Encoder, computes_in_bf16, load_encoder
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
-from pipeline.encoders.projectors import FITTED, Projector, fit_learned, fit_pca, fit_projector, random_projector
+from pipeline.encoders.projectors import (
+    FITTED,
+    Projector,
+    fit_learned,
+    fit_pca,
+    fit_projector,
+    one_thread,
+    random_projector,
+)
 from pipeline.encoders.weights import seed_of, state_sha256
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "fit_pca",
     "fit_projector",
     "load_encoder",
+    "one_thread",
     "random_projector",
     "resized",
     "seed_of",

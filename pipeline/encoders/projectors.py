@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from pipeline.encoders.exact import orthonormal, product, symmetric_eigen
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads
 from pipeline.errors import VtpError
 
 FITTED = ("pca", "learned")
 NORM_EPS = 1e-5
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 1024  # no more than an exact product can sum
 
 LEARNED_STEPS = 600
 LEARNED_LR = 1e-3
@@ -29,7 +31,7 @@ PAIRS_A_VIDEO = 32
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums of one order, whatever the number of processors: projectors and embeddings are hashed as they are."""
+    """Sums of one order, whatever the number of processors: what is learned so is hashed as it is."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -52,12 +54,11 @@ class Projector:
     name: str
     norm: np.ndarray | None = None  # [2, 128] float64, the layer norm's weight and bias
 
-    @one_thread()
     def project(self, features: np.ndarray) -> np.ndarray:
-        """features: [N, D] → [N, 128] float32. In float64, so that a row does not depend on its neighbours."""
+        """features: [N, D] → [N, 128] float32; a row depends neither on its neighbours nor on the machine."""
         embeddings = np.empty((len(features), EMBEDDING_DIM), np.float32)
         for rows in _blocks(len(features)):
-            projected = ((features[rows] - self.mean) @ self.components.T) / self.scale
+            projected = product(features[rows] - self.mean, self.components.T) / self.scale
             if self.norm is not None:
                 centred = projected - projected.mean(axis=1, keepdims=True)
                 deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + NORM_EPS)
@@ -78,13 +79,12 @@ def _blocks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK_ROWS) for start in range(0, num_rows, BLOCK_ROWS))
 
 
-@one_thread()
 def fit_pca(features: np.ndarray, rows: np.ndarray | None = None) -> Projector:
     """Principal components of features [N, D]; the scale makes the root mean square of their embeddings one.
 
     rows: [M] whole numbers, those to fit, all where None; taken a block at a time, for a copy costs as much as the fit.
-    Each component's largest loading is positive, so that the signs are the same everywhere. Where the features span
-    fewer than 128 dimensions, the remaining components are zero.
+    Each component's largest loading is positive, and no bit depends on the machine: projectors are told apart by their
+    hash. Where the features span fewer than 128 dimensions, the remaining components are zero.
     """
     rows = np.arange(len(features)) if rows is None else rows
     blocks = [rows[block] for block in _blocks(len(rows))]
@@ -92,24 +92,21 @@ def fit_pca(features: np.ndarray, rows: np.ndarray | None = None) -> Projector:
     covariance = np.zeros((features.shape[1], features.shape[1]))
     for block in blocks:
         centred = features[block] - mean
-        covariance += centred.T @ centred
-    variances, vectors = np.linalg.eigh(covariance / len(rows))
-    variances, vectors = variances[::-1][:EMBEDDING_DIM], vectors.T[::-1][:EMBEDDING_DIM]
+        covariance += product(centred.T, centred)
+    variances, vectors = symmetric_eigen(covariance / len(rows), EMBEDDING_DIM)
     kept = variances > 1e-10 * max(variances[0], 1e-30)
     largest = np.abs(vectors).argmax(axis=1)
     signs = np.sign(vectors[np.arange(len(vectors)), largest])
     components = np.zeros((EMBEDDING_DIM, features.shape[1]))
     components[: len(vectors)] = vectors * signs[:, None] * kept[:, None]
-    scale = float(np.sqrt(variances[kept].sum() / EMBEDDING_DIM)) if kept.any() else 1.0
+    scale = math.sqrt(math.fsum(variances[kept]) / EMBEDDING_DIM) if kept.any() else 1.0
     return Projector(mean, components, scale, "pca")
 
 
-@one_thread()
 def random_projector(seed: int, feature_dim: int) -> Projector:
     """128 orthonormal directions drawn from the seed; neither centred nor scaled, as it sees no data."""
     gaussian = np.random.default_rng(seed).standard_normal((feature_dim, EMBEDDING_DIM))
-    q, r = np.linalg.qr(gaussian)
-    return Projector(np.zeros(feature_dim), (q * np.sign(np.diag(r))).T, 1.0, f"random:{seed}")
+    return Projector(np.zeros(feature_dim), orthonormal(gaussian).T, 1.0, f"random:{seed}")
 
 
 @one_thread()

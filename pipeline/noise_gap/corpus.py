@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.encoders import one_thread
 from pipeline.errors import CorruptError
 from pipeline.noise_gap.gap import Conditioned, noise_gap, shared_noise, velocity
 from pipeline.noise_gap.quiet import quietly
@@ -151,8 +152,17 @@ def fit(
     """Train on clips: images [M, T, 3, H, W] uint8, T at least num_frames, and their embeddings [M, D].
 
     Each update sees windows of num_frames frames from random starts, at sigmas drawn log-uniformly. Every tenth clip is
-    held out; training stops early once their gap no longer falls, and the best weights are kept.
+    held out; training stops early once their gap no longer falls, and the best weights are kept. The same on any number
+    of threads: it computes on one.
     """
+    with one_thread():
+        return _fit(images, embeddings, num_frames, updates, seed, progress)
+
+
+def _fit(
+    images: Tensor, embeddings: Tensor, num_frames: int, updates: int, seed: int,
+    progress: Callable[[int, int, str], None],
+) -> CorpusBackend:  # fmt: skip
     rng = torch.Generator().manual_seed(seed)
     codec = fit_codec(_scaled(images[:, :: max(1, images.shape[1] // 4)]).flatten(0, 1))
     latents = torch.cat([codec.encode(_scaled(clip)) for clip in images]).unflatten(0, images.shape[:2])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ import torch
 from pipeline.errors import CorruptError, UntrustedError, VtpError
 from pipeline.files import atomic_path, file_sha256, write_text
 
-CODE = r"Unsupported (global|operand 149)"  # a name to be called, or the first word of a plain pickle
-PICKLE = b"\x80"  # its first byte, also of torch's files before 1.6
+CODE = r"Unsupported global"  # a name to be called, if no bit of the file has changed
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, OSError, struct.error,
+)  # fmt: skip
 PROGRAM = re.compile(r"/(code/.+|constants\.pkl)$")  # records of TorchScript
 RECORD = re.compile(r"/(data\.pkl|version|byteorder|data/\d+)$")  # records of torch.save
 
@@ -34,14 +39,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def _is_foreign(path: Path) -> bool:
     """Whether the file is whole but nothing that vtp writes: a bare pickle, a program, or a zip of other things."""
     with open(path, "rb") as file:
-        if file.read(1) == PICKLE:
-            return True
+        try:  # of any protocol, as torch's files before 1.6 are
+            if sum(1 for _ in pickletools.genops(file)) > 1:
+                return True
+        except UNREADABLE:
+            pass
+    names = _names_of_whole_zip(path)
+    is_torchs = any(RECORD.search(name) for name in names) and not any(PROGRAM.search(name) for name in names)
+    return bool(names) and not is_torchs
+
+
+def _names_of_whole_zip(path: Path) -> list[str]:
+    """The records of a zip whose checksums are right; none of anything else."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # no zip that can be listed: torch says what it is
-        return False
-    return any(PROGRAM.search(name) for name in names) or not any(RECORD.search(name) for name in names)
+            return archive.namelist() if archive.testzip() is None else []
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, *UNREADABLE):
+        return []
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,9 +72,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     is_foreign = _is_foreign(path)
     try:
         checkpoint = None if is_foreign else torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError, struct.error) as caught:
+    except UNREADABLE as caught:
         error = caught
-    if re.search(CODE, str(error)) or is_foreign:
+    if is_foreign or (re.search(CODE, str(error)) and _names_of_whole_zip(path)):
         raise UntrustedError(
             f"{path} holds more than tensors and plain values; it was not run; delete it, or train again",
             code="checkpoint-untrusted",

@@ -12,6 +12,8 @@ from pipeline.runs import RunDirectory, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
+HELD = {"agent", "meta", "episode"}  # by every checkpoint
+
 
 def save(run: RunDirectory, state: dict[str, Any]) -> None:
     """Write the newest checkpoint; the one that was becomes the previous. A kill at any moment leaves one whole."""
@@ -34,6 +36,8 @@ def newest(run: RunDirectory) -> dict[str, Any] | None:
             continue
         try:
             checkpoint = load_checkpoint(path)
+            if lacking := HELD - checkpoint.keys():
+                raise CorruptError(f"{path} lacks {', '.join(sorted(lacking))}; train again", code="checkpoint-corrupt")
         except UntrustedError:
             raise
         except CorruptError as error:
