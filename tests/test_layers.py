@@ -8,7 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (  # a room imports from rooms above its own line only
-    {"errors", "config", "processes", "stats", "econ", "text_files"},
+    {"errors"},
+    {"config", "processes", "stats", "econ", "text_files"},
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic", "writer_lock"},
     {"kept_inputs"},
