@@ -64,6 +64,7 @@ def check_output(out: Path) -> Iterator[Finding]:
     if out.exists():
         try:
             data = dataset.read_embeddings(out)
+            dataset.check_rows(data.features)
             yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos")
         except VtpError as error:
             yield Finding(str(out), *_split(error), is_damage=isinstance(error, CorruptError))
@@ -78,7 +79,7 @@ def check_output(out: Path) -> Iterator[Finding]:
         return
     for path in part_paths(folder):
         try:
-            dataset.read_part(path)
+            dataset.check_rows(dataset.read_part(path).clips.features)
         except VtpError as error:
             yield Finding(path.name, str(error).partition(";")[0], f"run: {_redo(cfg, path.name)}", is_damage=True)
     try:

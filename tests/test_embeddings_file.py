@@ -1,3 +1,4 @@
+import itertools
 import os
 import resource
 import subprocess
@@ -122,17 +123,19 @@ def test_odd_file_names(tmp_path, embeddings):
 
 def test_a_failed_write_leaves_what_was_there(written, embeddings, monkeypatch):
     before = written.read_bytes()
-    monkeypatch.setattr(hdf5, "_holds", lambda path, content: False)
+    calls = itertools.count()
+    monkeypatch.setattr(hdf5.zlib, "crc32", lambda block, checksum: next(calls))
     with raises("file-not-written", CorruptError):
         dataset.write_embeddings(written, embeddings)
     assert written.read_bytes() == before
     assert [path.name for path in written.parent.iterdir()] == [written.name]
 
 
-def test_no_space_left(written, embeddings):
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.999])
+def test_no_space_left(written, embeddings, share):
     before = written.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(before)), limits[1]))
     try:
         with pytest.raises(
             TryAgainError, match=rf"no space left to write {written} \(\d+ bytes free\); free some"
@@ -258,6 +261,26 @@ def test_any_damaged_data_is_found(written, embeddings):
     written.write_bytes(data)
     with raises("file-damaged", CorruptError):
         dataset.read_embeddings(written)
+
+
+def test_features_stay_on_disk_until_they_are_asked_for(written, embeddings):
+    found = dataset.read_embeddings(written)
+    np.testing.assert_array_equal(found.features[1:3], embeddings.features[1:3])
+    np.testing.assert_array_equal(found.features[[0, 4]], embeddings.features[[0, 4]])
+    np.testing.assert_array_equal(np.asarray(found.features), embeddings.features)
+    assert (len(found.features), found.features.shape, found.features.dtype) == (5, (5, 512), np.float32)
+    dataset.write_embeddings(written, replace(embeddings, embeddings=embeddings.embeddings + 1))
+    with raises("file-changed"):
+        found.features[0]
+
+
+def test_damaged_features_are_found_when_they_are_read(written, embeddings):
+    data = bytearray(written.read_bytes())
+    data[data.find(embeddings.features[2].tobytes()) + 7] ^= 1
+    written.write_bytes(data)
+    features = dataset.read_embeddings(written).features
+    with raises("file-damaged", CorruptError):
+        dataset.check_rows(features)
 
 
 def test_a_file_that_is_open_elsewhere_is_busy(written):

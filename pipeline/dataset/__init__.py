@@ -10,7 +10,7 @@ from pipeline.dataset.embeddings_file import (
     video_paths,
     write_embeddings,
 )
-from pipeline.dataset.hdf5 import BLOCK_BYTES, CHUNK_BYTES
+from pipeline.dataset.hdf5 import Rows, check_rows
 from pipeline.dataset.labels import label_columns, read_labels
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.novelty_file import (
@@ -25,8 +25,6 @@ from pipeline.dataset.part_file import PART_SCHEMA_VERSION, Part, read_part, wri
 from pipeline.dataset.splits import split_rows, train_rows, video_of
 
 __all__ = [
-    "BLOCK_BYTES",
-    "CHUNK_BYTES",
     "CLIP_FIELDS",
     "EMBEDDING_DIM",
     "NOVELTY_SCHEMA_VERSION",
@@ -36,7 +34,9 @@ __all__ = [
     "Embeddings",
     "Logs",
     "Part",
+    "Rows",
     "Videos",
+    "check_rows",
     "label_columns",
     "read_embeddings",
     "read_labels",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.dataset.hdf5 import Checked, to_bytes
+from pipeline.dataset.hdf5 import Checked, Rows, to_bytes
 from pipeline.errors import CorruptError
 
 CLIP_FIELDS = {"start_frame": np.int64, "start_s": np.float64, "end_s": np.float64, "valid_frames": np.int64}
@@ -18,7 +18,7 @@ _VIDEO_NUMBERS = {"fps": np.float64, "num_frames": np.int64}
 class Clips:
     """The clips of V videos: those of video v are rows [offset[v], offset[v + 1])."""
 
-    features: np.ndarray  # [N, D] float32
+    features: Rows  # [N, D] float32
     start_frame: np.ndarray  # [N] int64
     start_s: np.ndarray  # [N] float64
     end_s: np.ndarray  # [N] float64
@@ -27,7 +27,7 @@ class Clips:
 
     @property
     def num_clips(self) -> int:
-        return len(self.features)
+        return self.features.shape[0]
 
     @property
     def num_videos(self) -> int:
@@ -48,9 +48,9 @@ class Videos:
     contributor: list[str] = field(default_factory=list)  # "" where unknown; in a file only where one is known
 
 
-def clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
+def clip_arrays(clips: Clips) -> dict[str, Rows]:
     return {
-        "features": clips.features.astype(np.float32, copy=False),
+        "features": clips.features,
         **{f"clips/{name}": getattr(clips, name).astype(dtype, copy=False) for name, dtype in CLIP_FIELDS.items()},
         "videos/offset": clips.offset.astype(np.int64, copy=False),
     }
@@ -65,13 +65,14 @@ def video_arrays(videos: Videos, fields: Sequence[str]) -> dict[str, np.ndarray]
 
 
 def clips_in(checked: Checked) -> Clips:
-    """CorruptError where the videos' offsets do not cover the clips."""
-    features = checked.array("features", (None, None), np.float32)
-    fields = {name: checked.array(f"clips/{name}", (len(features),), dtype) for name, dtype in CLIP_FIELDS.items()}
+    """Their features stay where they are. CorruptError where the videos' offsets do not cover the clips."""
+    features = checked.stored("features", (None, None), np.float32)
+    num_clips = len(features)
+    fields = {name: checked.array(f"clips/{name}", (num_clips,), dtype) for name, dtype in CLIP_FIELDS.items()}
     offset = checked.array("videos/offset", (None,), np.int64)
-    if len(offset) < 2 or offset[0] != 0 or offset[-1] != len(features) or (np.diff(offset) < 1).any():
+    if len(offset) < 2 or offset[0] != 0 or offset[-1] != num_clips or (np.diff(offset) < 1).any():
         raise CorruptError(
-            f"{checked.path}: videos/offset does not cover the {len(features)} clips; {checked.remedy}",
+            f"{checked.path}: videos/offset does not cover the {num_clips} clips; {checked.remedy}",
             code="file-offsets",
         )
     return Clips(features, **fields, offset=offset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from pipeline.dataset import hdf5
 from pipeline.dataset.clip_table import Clips, Videos, clip_arrays, clips_in, video_arrays, videos_in
+from pipeline.dataset.hdf5 import Rows
 from pipeline.dataset.logs import Logs, log_arrays, logs_in
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import Task, task_from_text, task_to_text
@@ -78,7 +78,7 @@ class Embeddings:
         return str(self.attrs["content_sha256"])
 
     @property
-    def features(self) -> np.ndarray:
+    def features(self) -> Rows:
         return self.clips.features
 
     @property
@@ -112,13 +112,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     if embeddings.logs is not None:
         assert embeddings.task is not None, "logs are of a task"
         arrays |= log_arrays(embeddings.logs, embeddings.task)
-    content = content_sha256(arrays)
-    hdf5.write(path, arrays, {**embeddings.attrs, "content_sha256": content}, version=SCHEMA_VERSION)
-    return content
-
-
-def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    return hdf5.hash_of({name: array for name, array in arrays.items() if name not in NOT_CONTENT})
+    return hdf5.write(path, arrays, embeddings.attrs, version=SCHEMA_VERSION, content=set(arrays) - set(NOT_CONTENT))
 
 
 def read_embeddings(path: Path) -> Embeddings:

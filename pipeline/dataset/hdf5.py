@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 import h5py
 import numpy as np
@@ -21,7 +23,7 @@ from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import atomic_path
 
 CHUNK_BYTES = 1 << 18
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 22
 
 
 def to_bytes(strings: Sequence[str]) -> np.ndarray:
@@ -30,43 +32,135 @@ def to_bytes(strings: Sequence[str]) -> np.ndarray:
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
-def hash_of(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data if array.size else b"")
-    return digest.hexdigest()
+class Rows(Protocol):
+    """An array that need not be in memory: its rows are asked for a block at a time. numpy's arrays are such."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 def write(
-    path: Path, arrays: Mapping[str, np.ndarray], attrs: Mapping[str, str | int | float], *, version: int
-) -> None:
-    """Make the file in memory, write it beside, read it back, rename.
+    path: Path,
+    arrays: Mapping[str, Rows],
+    attrs: Mapping[str, str | int | float],
+    *,
+    version: int,
+    content: Collection[str] = (),
+) -> str:
+    """Write the file beside, read it back, rename; a block of rows is in memory at a time.
 
-    HDF5 must not meet a full disk itself: it dies of it, or closes "well" with data missing.
+    Returns the sha256 of the arrays named in `content`, which is stored as content_sha256 where there are any.
     """
-    image = io.BytesIO()
-    with h5py.File(image, "w") as file:
-        for name, array in arrays.items():
-            row_bytes = max(1, array.nbytes // max(1, len(array)))
-            rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
-            file.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), fletcher32=True)
-        file.attrs.update({**attrs, "schema_version": version})
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            file.write(image.getbuffer())
-        if not _holds(temporary, image.getbuffer()):
-            raise CorruptError(f"{path} did not read back as written; check the disk", code="file-not-written")
+    with atomic_path(path) as temporary, open(temporary, "w+b") as plain:
+        guarded = _Guarded(plain)
+        try:
+            # No cache of chunks: what is read back comes from the disk's side of HDF5.
+            with h5py.File(guarded, "w", rdcc_nbytes=0) as file:
+                checksums = {name: _write_rows(file, name, array) for name, array in arrays.items()}
+                found = _read_back(file, checksums, content, path)
+                file.attrs.update({**attrs, "schema_version": version})
+                if content:
+                    file.attrs["content_sha256"] = found
+        except Exception as error:
+            if guarded.error is not None:
+                raise guarded.error from error
+            raise
+        if guarded.error is not None:
+            raise guarded.error
+    return found
 
 
-def _holds(path: Path, content: memoryview) -> bool:
-    with open(path, "rb") as file:
-        same = all(  # a bytearray compares by memcmp, a memoryview byte by byte
-            bytearray(file.read(BLOCK_BYTES)) == content[at : at + BLOCK_BYTES]
-            for at in range(0, len(content), BLOCK_BYTES)
-        )
-        return same and not file.read(1)
+def _write_rows(file: h5py.File, name: str, array: Rows) -> int:
+    """Write a dataset; returns the CRC of its bytes."""
+    chunks = (_chunk_rows(array), *array.shape[1:])
+    dataset = file.create_dataset(name, array.shape, array.dtype, chunks=chunks, fletcher32=True)
+    checksum = start = 0
+    for block in blocks(array):
+        dataset[start : start + len(block)] = block
+        checksum, start = zlib.crc32(block.data, checksum), start + len(block)
+    return checksum
+
+
+def _read_back(file: h5py.File, checksums: Mapping[str, int], content: Collection[str], path: Path) -> str:
+    """The hash of the arrays of `content`; CorruptError where any array is not as it was written."""
+    file.flush()
+    digest = hashlib.sha256()
+    for name in sorted(checksums):
+        dataset = file[name]
+        digest.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode() if name in content else b"")
+        checksum = 0
+        for block in blocks(dataset):
+            checksum = zlib.crc32(block.data, checksum)
+            digest.update(block.data if name in content else b"")
+        if checksum != checksums[name]:
+            raise CorruptError(f"{path} did not read back as written ({name}); check the disk", code="file-not-written")
+    return digest.hexdigest()
+
+
+def check_rows(array: Rows) -> None:
+    """Read all of it; CorruptError where a stored array is damaged."""
+    for _ in blocks(array):
+        pass
+
+
+def blocks(array: Rows) -> Iterator[np.ndarray]:
+    """All rows, whole chunks of them at a time."""
+    step = _chunk_rows(array) * (BLOCK_BYTES // CHUNK_BYTES)
+    for start in range(0, array.shape[0], step):
+        yield np.ascontiguousarray(array[start : start + step])
+
+
+def _chunk_rows(array: Rows) -> int:
+    row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
+    return max(1, min(array.shape[0], CHUNK_BYTES // row_bytes))
+
+
+class _Guarded:
+    """A file for HDF5, which must not meet a full disk itself: it dies of it, or closes "well" with data missing.
+
+    The first error is kept, and from then on nothing is written.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def readinto(self, buffer: memoryview) -> int:
+        found = self._file.read(len(buffer))
+        buffer[:] = found.ljust(len(buffer), b"\0")
+        return len(buffer)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: memoryview) -> int:
+        self._try(lambda: self._file.write(data))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._try(lambda: self._file.truncate(size))
+        return size
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                work()
+            except OSError as error:
+                self.error = error
 
 
 class Attributes(dict[str, str | int | float]):
@@ -91,6 +185,7 @@ class Checked:
         self.file = file
         self.path = path
         self.remedy = remedy
+        self._version = version
         self._datasets = dict(self._walk(file.id))
         found = file.attrs.get("schema_version")
         if not isinstance(found, int | np.integer):
@@ -164,12 +259,25 @@ class Checked:
         return _read(dataset, found).astype(np.float64)
 
     def array(self, name: str, shape: tuple[int | None, ...], dtype: type) -> np.ndarray:
+        dataset = self._typed(name, shape, dtype)
+        return _read(dataset, dataset.dtype)
+
+    def _typed(self, name: str, shape: tuple[int | None, ...], dtype: type) -> h5py.h5d.DatasetID:
         dataset = self.dataset(name, shape)
         if (found := dataset.dtype) != dtype:
             raise CorruptError(
                 f"{self.path}: {name} is {found}, not {np.dtype(dtype)}; {self.remedy}", code="file-type"
             )
-        return _read(dataset, found)
+        return dataset
+
+    def _mark(self) -> str:
+        """What tells this file from one that takes its place."""
+        return str(self.file.attrs.get("content_sha256"))
+
+    def stored(self, name: str, shape: tuple[int | None, ...], dtype: type) -> StoredRows:
+        """The array where it lies; its kind, shape and storage are checked now, its bytes when they are read."""
+        dataset = self._typed(name, shape, dtype)
+        return StoredRows(self.path, self.remedy, self._version, name, dataset.shape, dataset.dtype, self._mark())
 
     def rows(self, name: str, shape: tuple[int | None, ...], rows: np.ndarray) -> np.ndarray:
         """Some rows, in any order and as often as named; the rest stays on disk."""
@@ -209,6 +317,33 @@ def _read(dataset: h5py.h5d.DatasetID, dtype: np.dtype) -> np.ndarray:
     values = np.empty(dataset.shape, dtype)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
     return values
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """An array of a file, read when it is asked for: by rows, such as `features[:100]`, or whole by `np.asarray`."""
+
+    path: Path
+    remedy: str
+    version: int
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    mark: str  # of the file that was opened
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        with open_checked(self.path, self.remedy, version=self.version) as checked:
+            if checked._mark() != self.mark:
+                raise VtpError(
+                    f"{self.path} has been written anew since it was read; read it again", code="file-changed"
+                )
+            return h5py.Dataset(checked.dataset(self.name, self.shape))[rows]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
 
 
 @contextmanager

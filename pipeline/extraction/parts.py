@@ -150,6 +150,7 @@ def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
     for path in part_paths(folder):
         try:
             part = dataset.read_part(path)
+            dataset.check_rows(part.clips.features)
         except CorruptError as error:
             aside = path.with_suffix(".damaged")
             logger.warning("%s; set aside as %s", str(error).split(";")[0], aside.name)
