@@ -14,7 +14,7 @@ from pipeline.config import ExtractConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.labels import DEFAULT_TASK, read_labels
 from pipeline.dataset.logs import Logs
-from pipeline.dataset.manifest import VideoEntry
+from pipeline.dataset.segment import Segment
 from pipeline.errors import VtpError
 from pipeline.extraction.shards import parts_folder
 from pipeline.kept_inputs import keep_inputs
@@ -31,7 +31,7 @@ class Inputs:
     bad_labels: by video_id, what is wrong with the labels of videos that are therefore left out.
     """
 
-    entries: Sequence[VideoEntry]
+    entries: Sequence[Segment]
     task: Task | None
     logs: Mapping[str, Logs]
     bad_labels: Mapping[str, VideoError]
@@ -59,7 +59,7 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
     return Inputs(entries, task, logs, bad_labels)
 
 
-def read_all_labels(entries: Sequence[VideoEntry], task: Task | None) -> tuple[dict[str, Logs], dict[str, VideoError]]:
+def read_all_labels(entries: Sequence[Segment], task: Task | None) -> tuple[dict[str, Logs], dict[str, VideoError]]:
     """The logs of labelled videos, and what is wrong with the labels of others. VtpError if no video is left."""
     logs: dict[str, Logs] = {}
     bad_labels: dict[str, VideoError] = {}
@@ -78,7 +78,7 @@ def read_all_labels(entries: Sequence[VideoEntry], task: Task | None) -> tuple[d
     return logs, bad_labels
 
 
-def check_output(cfg: ExtractConfig, entries: Sequence[VideoEntry]) -> None:
+def check_output(cfg: ExtractConfig, entries: Sequence[Segment]) -> None:
     """VtpError where the embeddings, or what lies beside them, would replace a file that is read."""
     tasks = {entry.task for entry in entries} - {*BUILT_IN, None}
     reads = [path for entry in entries for path in (entry.path, entry.labels) if path is not None]
@@ -86,7 +86,7 @@ def check_output(cfg: ExtractConfig, entries: Sequence[VideoEntry]) -> None:
     keep_inputs(cfg, written, reads=[*reads, *(Path(str(name)) for name in tasks)])
 
 
-def task_of(entries: Sequence[VideoEntry], given: str | None) -> Task | None:
+def task_of(entries: Sequence[Segment], given: str | None) -> Task | None:
     """The one task of all videos: the one `given` by --task, else that of the manifest, else None."""
     named = [entry for entry in entries if entry.task is not None]
     if given is not None:
