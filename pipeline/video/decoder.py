@@ -387,7 +387,7 @@ class ClipStream(Iterator[Clip]):
         for number, one in zip(list(self.left), found, strict=True):
             if "code" in one:
                 del self.left[number]
-                wrong.append((number, VideoError(**one)))
+                wrong.append((number, VideoError(one["code"], one["reason"], one["fix"])))
             else:
                 self.infos[number] = VideoInfo(**one)
                 self._num_clips += self.infos[number].num_clips
