@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 
 from pipeline import __version__, dataset
 from pipeline.config import ExtractConfig, MergeConfig
+from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.segment import Content, Segment, assign_splits
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extraction import shards
 from pipeline.extraction.file_contents import Reading, changed, read_contents
-from pipeline.extraction.inputs import Inputs, read_inputs
+from pipeline.extraction.inputs import Inputs, as_video_error, read_inputs
 from pipeline.extraction.parts import (
     PartWriter,
     Settings,
@@ -33,6 +34,7 @@ from pipeline.extraction.parts import (
     finished_contents,
     join_labels,
     put_together,
+    since_start,
     steps_differ,
 )
 from pipeline.extraction.shards import Done, Failed, Ledger, parts_folder
@@ -123,7 +125,7 @@ def extract_videos(
     ledger: Ledger,
     encoder: Encoder,
     progress: Progress,
-    logs: Mapping[str, Logs],
+    logs: Mapping[str, Logs | FrameLogs],
 ) -> int:
     """Decode and encode the videos whose content no part holds; returns how many. `parts`: content to part.
 
@@ -290,15 +292,22 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
     numbers = [number_of[row.part, row.content] for row in done]
     fps = [float(parts[row.part].videos.fps[number]) for row, number in zip(done, numbers, strict=True)]
     finished = assign_splits(finished, [row.content for row in done], fps)
-    labelled = []
+    labelled, num_unseen = [], 0
     for entry, row, number in zip(finished, done, numbers, strict=True):
         try:
             if entry.video_id in inputs.bad_labels:
                 raise inputs.bad_labels[entry.video_id]
             logs = inputs.logs.get(entry.video_id)
-            labelled.append(join_labels(entry, parts[row.part], number, logs))
-        except VideoError as error:
-            failures.append(failure(entry, "labels", error))
+            labelled.append(join_labels(entry, parts[row.part], number, logs, inputs.task))
+            if isinstance(logs, FrameLogs):
+                num_unseen += logs.num_unseen("attempts", *since_start(parts[row.part].clips, number))
+        except VtpError as error:
+            failures.append(failure(entry, "labels", as_video_error(error)))
+    if num_unseen:
+        logger.warning(
+            "%d frames with attempts are in no clip, and their attempts are lost; --tail pad keeps those after a video's "
+            "last whole clip", num_unseen,
+        )  # fmt: skip
     rows = [asdict(row) for row in failures]
     failures_path = write_failures(cfg.out, rows)
     if not labelled:

@@ -16,11 +16,12 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.dataset.lerobot import INFO, LeRobot, is_lerobot
 from pipeline.dataset.segment import Segment, check_span
 from pipeline.errors import VtpError
 from pipeline.tasks import BUILT_IN
 from pipeline.text_files import csv_rows, means_missing, read_text
-from pipeline.video import Span, VideoError
+from pipeline.video import WHOLE, Span, VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,50 @@ VIDEO_SUFFIXES = frozenset(
 def find_videos(source: str, *, bare: bool = False) -> list[Segment]:
     """The videos of a folder, a glob, one video, or a manifest; ids are unique.
 
-    A folder with a manifest.csv, .jsonl or .parquet at its top stands for that manifest. Any other folder, or a `bare`
-    one, is searched to its bottom. Ids are paths below the folder, or below what a glob names before its first
-    wildcard: the same from anywhere.
+    A folder with a manifest.csv, .jsonl or .parquet at its top stands for that manifest, and a LeRobot data set for its
+    episodes. Any other folder, or a `bare` one, is searched to its bottom. Ids are paths below the folder, or below
+    what a glob names before its first wildcard: the same from anywhere.
     """
+    if not bare and (data := find_lerobot(source)) is not None:
+        return data.segments()
+    segments = _plain_videos(source, bare=bare)
+    if not bare:
+        _warn_of_lerobot(segments)
+    return segments
+
+
+def find_lerobot(source: str, camera: str | None = None) -> LeRobot | None:
+    """The LeRobot data set that a source is; None where it is none. A manifest at its top has precedence, aloud."""
+    folder = Path(source)
+    is_one = folder.is_dir() and is_lerobot(folder)
+    listed = next((path for path in _manifests(folder) if is_one), None)
+    if camera is not None and (not is_one or listed is not None):
+        why = f"{listed} stands for its folder" if listed is not None else f"source {source!r} is none"
+        raise VtpError(
+            f"--camera {camera} is of a LeRobot data set, and {why}; leave it out", code="camera-without-lerobot"
+        )
+    if listed is not None:
+        logger.warning("%s is a LeRobot data set, and its %s is taken instead of its meta", folder, listed.name)
+        return None
+    return LeRobot(folder, camera) if is_one else None
+
+
+def _warn_of_lerobot(segments: Sequence[Segment]) -> None:
+    """Files of a LeRobot data set that are taken one by one have no episodes."""
+    folders = {parent for segment in segments for parent in segment.path.parents if segment.span == WHOLE}
+    for folder in sorted(folders):
+        if (folder / INFO).is_file() and is_lerobot(folder):
+            logger.warning(
+                "%s is a LeRobot data set, and its files are taken as plain videos, whatever episodes they hold; give "
+                "the folder itself as the source", folder,
+            )  # fmt: skip
+
+
+def _manifests(folder: Path) -> list[Path]:
+    return [path for suffix in MANIFEST_SUFFIXES if (path := folder / f"manifest{suffix}").is_file()]
+
+
+def _plain_videos(source: str, *, bare: bool) -> list[Segment]:
     path = Path(source)
     if path.is_dir():
         return _of_folder(path, bare=bare)
@@ -69,14 +110,15 @@ def find_videos(source: str, *, bare: bool = False) -> list[Segment]:
 
 
 def _of_folder(folder: Path, *, bare: bool) -> list[Segment]:
-    manifests = [path for suffix in MANIFEST_SUFFIXES if (path := folder / f"manifest{suffix}").is_file()]
+    manifests = _manifests(folder)
     if bare:
-        if not manifests:
+        ignored = next(iter(manifests), folder / INFO)
+        if not ignored.is_file():
             raise VtpError(
                 f"--bare ignores the manifest of a folder, but {folder} has none; leave out --bare",
                 code="bare-without-manifest",
             )
-        logger.info("--bare: %s is ignored; its videos have no labels, splits and ids of their own", manifests[0])
+        logger.info("--bare: %s is ignored; its videos have no labels, splits and ids of their own", ignored)
         return _in_folder(folder)
     if not manifests:
         return _in_folder(folder)

@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline import dataset
 from pipeline.dataset import logs as clip_logs
+from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.segment import Content, Segment
 from pipeline.errors import CorruptError, VtpError
@@ -196,21 +197,34 @@ class LabelledVideo:
         return slice(*self.part.clips.offset[self.number : self.number + 2])
 
 
-def join_labels(entry: Segment, part: dataset.Part, number: int, logs: Logs | None) -> LabelledVideo:
-    """The video with its logs: step i belongs to clip i. VideoError where there are not as many."""
+def join_labels(
+    entry: Segment, part: dataset.Part, number: int, logs: Logs | FrameLogs | None, task: Task | None
+) -> LabelledVideo:
+    """The video with its logs: step i belongs to clip i. VtpError where there are not as many, or values are wrong."""
     if error := steps_differ(entry, int(np.diff(part.clips.offset)[number]), logs):
         raise error
-    return LabelledVideo(entry, part, number, logs)
+    if not isinstance(logs, FrameLogs):
+        return LabelledVideo(entry, part, number, logs)
+    assert task is not None, "logs are of a task"
+    start_s, end_s = since_start(part.clips, number)
+    return LabelledVideo(entry, part, number, logs.of_clips(start_s, end_s, task))
 
 
-def steps_differ(entry: Segment, num_clips: int, logs: Logs | None) -> VideoError | None:
+def since_start(clips: dataset.Clips, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """When a video's clips begin and end, since its first frame, which the first clip begins with."""
+    rows = slice(*clips.offset[number : number + 2])
+    return clips.start_s[rows] - clips.start_s[rows.start], clips.end_s[rows] - clips.start_s[rows.start]
+
+
+def steps_differ(entry: Segment, num_clips: int, logs: Logs | FrameLogs | None) -> VideoError | None:
     """The error of a video whose labels have not as many steps as it has clips."""
-    if logs is None or logs.num_clips == num_clips:
+    num_steps = logs.num_steps if isinstance(logs, FrameLogs) else None if logs is None else logs.num_clips
+    if num_steps in (None, num_clips):
         return None
-    assert entry.labels is not None
+    name = entry.labels.name if entry.labels is not None else entry.episode
     return VideoError(
         "labels",
-        f"{entry.labels.name} has {logs.num_clips} steps and the video {num_clips} clips",
+        f"{name} has {num_steps} steps and the video {num_clips} clips",
         "use the clip settings that the labels were made for, or leave the labels column empty",
     )
 
