@@ -540,7 +540,7 @@ import hashlib
 import numpy as np
 from pipeline import encoders
 features = (np.random.default_rng(0).standard_normal((1500, 300)) * np.linspace(1, 5, 300)).astype(np.float32)
-fitted = [encoders.fit_projector(name, features, np.full(15, 100), np.ones(15, bool)) for name in encoders.FITTED]
+fitted = [encoders.fit_projector(name, features, np.full(15, 100)) for name in encoders.FITTED]
 for projector in [*fitted, encoders.random_projector(0, 300)]:
     print(projector.sha256, hashlib.sha256(projector.project(features).tobytes()).hexdigest())
 """

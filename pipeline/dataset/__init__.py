@@ -22,6 +22,7 @@ from pipeline.dataset.novelty_file import (
     write_novelty,
 )
 from pipeline.dataset.part_file import PART_SCHEMA_VERSION, Part, read_part, write_part
+from pipeline.dataset.segment import Content, Segment, assign_splits
 from pipeline.dataset.splits import split_rows, train_rows, video_of
 
 __all__ = [
@@ -31,11 +32,14 @@ __all__ = [
     "PART_SCHEMA_VERSION",
     "SCHEMA_VERSION",
     "Clips",
+    "Content",
     "Embeddings",
     "Logs",
     "Part",
     "Rows",
+    "Segment",
     "Videos",
+    "assign_splits",
     "check_rows",
     "label_columns",
     "read_embeddings",

@@ -79,21 +79,18 @@ def _blocks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK_ROWS) for start in range(0, num_rows, BLOCK_ROWS))
 
 
-def fit_pca(features: np.ndarray, rows: np.ndarray | None = None) -> Projector:
+def fit_pca(features: np.ndarray) -> Projector:
     """Principal components of features [N, D]; the scale makes the root mean square of their embeddings one.
 
-    rows: [M] whole numbers, those to fit, all where None; taken a block at a time, for a copy costs as much as the fit.
     Each component's largest loading is positive, and no bit depends on the machine: projectors are told apart by their
     hash. Where the features span fewer than 128 dimensions, the remaining components are zero.
     """
-    rows = np.arange(len(features)) if rows is None else rows
-    blocks = [rows[block] for block in _blocks(len(rows))]
-    mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
+    mean = sum(features[rows].sum(axis=0, dtype=np.float64) for rows in _blocks(len(features))) / len(features)
     covariance = np.zeros((features.shape[1], features.shape[1]))
-    for block in blocks:
+    for block in _blocks(len(features)):
         centred = features[block] - mean
         covariance += product(centred.T, centred)
-    variances, vectors = symmetric_eigen(covariance / len(rows), EMBEDDING_DIM)
+    variances, vectors = symmetric_eigen(covariance / len(features), EMBEDDING_DIM)
     kept = variances > 1e-10 * max(variances[0], 1e-30)
     largest = np.abs(vectors).argmax(axis=1)
     signs = np.sign(vectors[np.arange(len(vectors)), largest])
@@ -161,10 +158,9 @@ def _train(
         schedule.step()
 
 
-def fit_projector(name: str, features: np.ndarray, video_lengths: np.ndarray, chosen: np.ndarray) -> Projector:
-    """The projector of that name, one of FITTED, fitted on the `chosen` [V] bool of the videos whose clips are [N, D].
+def fit_projector(name: str, features: np.ndarray, video_lengths: np.ndarray) -> Projector:
+    """The projector of that name, one of FITTED, fitted on videos whose clips are [N, D].
 
     video_lengths: [V] whole numbers, N in all.
     """
-    rows = np.flatnonzero(np.repeat(chosen, video_lengths))
-    return fit_pca(features, rows) if name == "pca" else fit_learned(features[rows], video_lengths[chosen])
+    return fit_pca(features) if name == "pca" else fit_learned(features, video_lengths)
