@@ -36,8 +36,8 @@ from pipeline.extraction.parts import (
     finished_contents,
     join_labels,
     put_together,
-    since_start,
     steps_differ,
+    times_of,
 )
 from pipeline.extraction.shards import Done, Failed, Ledger, parts_folder
 from pipeline.files import remove_leftovers, save_config, write_text
@@ -303,13 +303,13 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
             logs = inputs.logs.get(entry.video_id)
             labelled.append(join_labels(entry, row.part, parts[row.part], number, logs, inputs.task))
             if isinstance(logs, FrameLogs):
-                num_unseen += logs.num_unseen("attempts", *since_start(parts[row.part].clips, number))
+                num_unseen += logs.num_unseen("attempts", *times_of(parts[row.part], number))
         except VtpError as error:
             failures.append(failure(entry, "labels", as_video_error(error)))
     if num_unseen:
         logger.warning(
-            "%d frames with attempts are in no clip, and their attempts are lost; --tail pad keeps those after a video's "
-            "last whole clip", num_unseen,
+            "%d frames with attempts are in no clip, and their attempts are lost; --tail pad keeps those after a "
+            "video's last whole clip", num_unseen,
         )  # fmt: skip
     rows = [asdict(row) for row in failures]
     failures_path = write_failures(cfg.out, rows)

@@ -41,8 +41,8 @@ class FrameLogs:
         """The logs of clips that show [start_s, end_s) since the episode's start; VtpError where a value cannot be."""
         if self.num_steps not in (None, len(start_s)):
             raise VtpError(
-                f"{self.where} have {self.num_steps} steps and the video {len(start_s)} clips; use the clip settings that "
-                "the labels were made for",
+                f"{self.where} have {self.num_steps} steps and the video {len(start_s)} clips; use the clip settings "
+                "that the labels were made for",
                 code="labels-step",
             )
         columns = {"step": [str(step) for step in range(len(start_s))]}
@@ -64,7 +64,7 @@ class FrameLogs:
         return logs_of(columns | {name: list(texts) for name, texts in self.steps.items()}, task, self.where)
 
     def check(self, start_s: np.ndarray, end_s: np.ndarray, task: Task) -> list[Logs]:
-        """The logs as far as they are known before the clips are: of the frames, if these are the clips, and of the steps.
+        """The logs that are known before the clips are: of frames, if these will be the clips, and of steps.
 
         VtpError as in `of_clips`.
         """
@@ -96,6 +96,5 @@ def _rounded_into(values: list[float | str], task: Task, name: str) -> list[floa
     low, high = task.actions[name].low, task.actions[name].high
     slack = ROUNDING * max(abs(low), abs(high), high - low)
     inside = np.clip(np.asarray(values, float), low, high)
-    return [
-        float(near) if abs(near - float(value)) <= slack else value for near, value in zip(inside, values, strict=True)
-    ]
+    is_near = np.abs(inside - np.asarray(values, float)) <= slack
+    return np.where(is_near, inside, np.asarray(values, float)).tolist()

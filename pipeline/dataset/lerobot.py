@@ -79,6 +79,8 @@ class LeRobot:
             raise self._broken(f"fps is {fps}")
         self.fps = float(fps)
         self.features: dict[str, dict[str, Any]] = self.setting("features", dict)
+        if wrong := [name for name, feature in self.features.items() if not hasattr(feature, "get")]:
+            raise self._broken(f"{wrong[0]} is no object", "features")
         self.cameras = self._cameras(camera)
         self.episodes = _episodes_v3(self) if self.version == "v3.0" else _episodes_v2(self)
         if not self.episodes:
@@ -105,7 +107,7 @@ class LeRobot:
         )
 
     def _cameras(self, wanted: str | None) -> list[str]:
-        kinds = {name: feature.get("dtype") for name, feature in self.features.items() if isinstance(feature, dict)}
+        kinds = {name: feature.get("dtype") for name, feature in self.features.items()}
         videos = [name for name, kind in kinds.items() if kind == "video"]
         images = [name for name, kind in kinds.items() if kind == "image"]
         if wanted is not None:
@@ -114,10 +116,8 @@ class LeRobot:
             ]
             if len(found) != 1:
                 why = "stores that camera as images, not as video" if wanted in images else "has no such camera"
-                raise VtpError(
-                    f"--camera {wanted}: {self.folder} {why}; use one of {', '.join(videos) or 'none: it has no video'}",
-                    code="lerobot-camera",
-                )
+                known = f"use one of {', '.join(videos)}" if videos else "it has no video"
+                raise VtpError(f"--camera {wanted}: {self.folder} {why}; {known}", code="lerobot-camera")
             return found
         depth = [name for name in videos if _is_depth(self.features[name])]
         if depth and len(depth) < len(videos):
@@ -160,8 +160,8 @@ class LeRobot:
             match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(text))
             if name not in SPLITS or match is None:
                 raise VtpError(
-                    f"{self.folder / INFO}: split {name!r}: {text!r} is not one of {', '.join(SPLITS)} with a range such "
-                    "as 0:40; correct it",
+                    f"{self.folder / INFO}: split {name!r}: {text!r} is not one of {', '.join(SPLITS)} with a range "
+                    "such as 0:40; correct it",
                     code="lerobot-split",
                 )
             for number in range(*map(int, match.groups())):
@@ -238,13 +238,14 @@ def _episodes_v3(dataset: LeRobot) -> list[Episode]:
                 else:
                     span = Span(frame / dataset.fps, (frame + rows[number]["length"]) / dataset.fps)
                 spans[number][camera] = path, span, error
-    return [
-        Episode(
-            row["episode_index"], row["length"], tuple(row.get("tasks") or ()),
-            dataset.file("data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]), its_spans,
+    episodes = []
+    for row, its_spans in zip(rows, spans, strict=True):
+        place = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
+        tasks = tuple(map(str, row.get("tasks") or ()))
+        episodes.append(
+            Episode(row["episode_index"], row["length"], tasks, dataset.file("data_path", **place), its_spans)
         )
-        for row, its_spans in zip(rows, spans, strict=True)
-    ]  # fmt: skip
+    return episodes
 
 
 def _episodes_table(dataset: LeRobot) -> pa.Table:
@@ -283,7 +284,8 @@ def first_frames(starts_s: Sequence[float], lengths: Sequence[int], fps: float) 
     """
     first: list[int | None] = [None] * len(starts_s)
     expected = 0
-    for number in sorted((k for k, time_s in enumerate(starts_s) if 0 <= time_s < math.inf), key=starts_s.__getitem__):
+    known = [number for number, time_s in enumerate(starts_s) if -MOST_DRIFT <= time_s * fps < math.inf]
+    for number in sorted(known, key=starts_s.__getitem__):
         stated = starts_s[number] * fps
         start = expected if abs(stated - expected) <= MOST_DRIFT else math.floor(stated + 0.5)
         first[number], expected = start, start + lengths[number]

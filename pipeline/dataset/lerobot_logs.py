@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.frame_logs import FrameLogs
-from pipeline.dataset.lerobot import LeRobot, open_parquet, read_lines
+from pipeline.dataset.lerobot import Episode, LeRobot, open_parquet, read_lines
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import Task
 
@@ -38,28 +38,27 @@ def read_frame_logs(data: LeRobot, task: Task) -> tuple[dict[str, FrameLogs], di
 
     VtpError where the data set has no such columns at all.
     """
-    columns = {
-        name: (*_place(data, name, column.column), column.reduce) for name, column in task.frame_columns().items()
-    }
-    tables = outcome_tables(data)
-    if others := [path.name for name, path in tables.items() if name != task.name]:
-        logger.warning(
-            "%s: outcomes of other tasks than %s are not read: %s", data.folder, task.name, ", ".join(others)
-        )
+    mapped, tables = task.frame_columns(), outcome_tables(data)
+    columns = {name: _place(data, name, column.column) for name, column in mapped.items()}
+    if others := ", ".join(path.name for name, path in tables.items() if name != task.name):
+        logger.warning("%s: outcomes of other tasks than %s are not read: %s", data.folder, task.name, others)
     steps = _outcomes(data, tables[task.name]) if task.name in tables else {}
     texts = {} if "context" in columns else _contexts_by_text(data, task)
     values: dict[str, dict[str, np.ndarray]] = {episode.name: {} for episode in data.episodes}
     wrong: dict[str, VtpError] = {}
     if columns:
-        for path in dict.fromkeys(episode.data for episode in data.episodes):
-            _read_file(data, path, columns, values, wrong)
+        files: dict[Path, list[Episode]] = {}
+        for episode in data.episodes:
+            files.setdefault(episode.data, []).append(episode)
+        for path, episodes in files.items():
+            _read_file(data, path, episodes, columns, values, wrong)
     logs: dict[str, FrameLogs] = {}
     for episode in data.episodes:
         its_values, its_steps = values[episode.name], steps.get(episode.number, {})
         if episode.name in texts:
             its_values["context"] = np.full(episode.length, texts[episode.name], object)
         if (its_values or its_steps) and episode.name not in wrong:
-            reduce = {name: columns[name][2] if name in columns else "first" for name in its_values}
+            reduce = {name: mapped[name].reduce if name in mapped else "first" for name in its_values}
             where = f"labels of {data.folder} {episode.name}"
             logs[episode.name] = FrameLogs(where, data.fps, its_values, reduce, its_steps)
     return logs, wrong
@@ -120,29 +119,28 @@ def _flat(names: Any) -> list[str]:
 def _read_file(
     data: LeRobot,
     path: Path,
-    columns: Mapping[str, tuple[str, int | None, str]],
+    episodes: Sequence[Episode],
+    columns: Mapping[str, tuple[str, int | None]],
     values: dict[str, dict[str, np.ndarray]],
     wrong: dict[str, VtpError],
 ) -> None:
     """Fill in the values of a data file's episodes, or what is wrong with them."""
-    episodes = [episode for episode in data.episodes if episode.data == path]
     try:
-        needed = ["task_index" if name == TASK_TEXT else name for name, _, _ in columns.values()]
+        needed = ["task_index" if name == TASK_TEXT else name for name, _ in columns.values()]
         table = _read_columns(path, ["episode_index", "frame_index", *needed])
         number, frame = (table[name].to_numpy() for name in ("episode_index", "frame_index"))
-        arrays = {label: _values(data, table, path, label, *place[:2]) for label, place in columns.items()}
+        arrays = {label: _values(data, table, path, label, *place) for label, place in columns.items()}
     except CorruptError as error:
-        wrong |= {episode.name: error for episode in episodes}
+        wrong.update({episode.name: error for episode in episodes})
         return
     order = np.lexsort((frame, number))
-    starts, ends = (
-        np.searchsorted(number[order], [e.number for e in episodes], side=side) for side in ("left", "right")
-    )
+    numbers = [episode.number for episode in episodes]
+    starts, ends = (np.searchsorted(number[order], numbers, side=side) for side in ("left", "right"))
     for episode, start, end in zip(episodes, starts, ends, strict=True):
         if end - start != episode.length:
             wrong[episode.name] = CorruptError(
-                f"{path} has {end - start} frames of episode {episode.number} and meta states {episode.length}; fetch the "
-                "data set again",
+                f"{path} has {end - start} frames of episode {episode.number} and meta states {episode.length}; fetch "
+                "the data set again",
                 code="lerobot-damaged",
             )
             continue
@@ -179,7 +177,7 @@ def _values(data: LeRobot, table: pa.Table, path: Path, label: str, name: str, i
         return pc.cast(column, pa.float64()).to_numpy().astype(np.float64)
     except pa.ArrowException as error:
         raise CorruptError(
-            f"{path}: {label} cannot be made of column {name!r} ({str(error).splitlines()[0]}); map another column to it",
+            f"{path}: {label} cannot be made of column {name!r} ({str(error).splitlines()[0]}); map another column",
             code="lerobot-damaged",
         ) from error
 

@@ -19,6 +19,7 @@ from pipeline.dataset.lerobot_logs import outcome_tables, read_frame_logs
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.segment import Segment
 from pipeline.errors import VtpError
+from pipeline.extraction.parts import clip_times
 from pipeline.extraction.shards import parts_folder
 from pipeline.kept_inputs import keep_inputs
 from pipeline.tasks import BUILT_IN, Task, load_task
@@ -70,7 +71,7 @@ def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
     Labels are read of the clips that there will be if the video is as long as the data set says.
     """
     entries = data.segments()
-    check_output(cfg, entries)
+    check_output(cfg, entries, [*(data.folder / "meta").rglob("*"), *(episode.data for episode in data.episodes)])
     task = load_task(cfg.task) if cfg.task is not None else task_of_outcomes(data)
     if task is None:
         return Inputs(entries, None, {}, {})
@@ -78,24 +79,25 @@ def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
     logs: list[Logs] = []
     for episode in data.episodes:
         if episode.name in frame_logs:
-            edges_s = np.arange(episode.length + 1) / data.fps
             windows = clip_windows(
-                edges_s, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail
-            ).frame_indices
+                np.arange(episode.length + 1) / data.fps, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride,
+                fps=cfg.fps, tail=cfg.tail,
+            )  # fmt: skip
+            times_s = clip_times(windows.valid_frames, cfg.clip_stride, cfg.fps)
             try:
-                logs += frame_logs[episode.name].check(edges_s[windows[:, 0]], edges_s[windows[:, -1] + 1], task)
+                logs += frame_logs[episode.name].check(*times_s, task)
             except VtpError as error:
                 wrong[episode.name] = error
     if wrong and len(wrong) == len(data.episodes):
         raise next(iter(wrong.values()))
     bad_labels = {entry.video_id: as_video_error(wrong[entry.episode]) for entry in entries if entry.episode in wrong}
-    for name, error in wrong.items():
-        logger.warning("%s will be left out: %s", name, error)
+    for name, why in wrong.items():
+        logger.warning("%s will be left out: %s", name, why)
     if logs:
         warn_of_unlogged(logs, task)
     else:
         logger.warning(
-            "%s has no logs of task %s: its file maps no column of the frames, and there is no meta/outcomes_%s.parquet",
+            "%s has no logs of task %s: the task's file maps no columns, and there is no meta/outcomes_%s.parquet",
             data.folder, task.name, task.name,
         )  # fmt: skip
     of_entry = {entry.video_id: frame_logs[entry.episode] for entry in entries if entry.episode in frame_logs}
@@ -146,12 +148,12 @@ def read_all_labels(entries: Sequence[Segment], task: Task | None) -> tuple[dict
     return logs, bad_labels
 
 
-def check_output(cfg: ExtractConfig, entries: Sequence[Segment]) -> None:
+def check_output(cfg: ExtractConfig, entries: Sequence[Segment], reads: Sequence[Path] = ()) -> None:
     """VtpError where the embeddings, or what lies beside them, would replace a file that is read."""
     tasks = {entry.task for entry in entries} - {*BUILT_IN, None}
-    reads = [path for entry in entries for path in (entry.path, entry.labels) if path is not None]
+    of_entries = [path for entry in entries for path in (entry.path, entry.labels) if path is not None]
     written = [cfg.out, cfg.out.with_suffix(".yaml"), parts_folder(cfg.out), cfg.out.with_name("failures.jsonl")]
-    keep_inputs(cfg, written, reads=[*reads, *(Path(str(name)) for name in tasks)])
+    keep_inputs(cfg, written, reads=[*reads, *of_entries, *(Path(str(name)) for name in tasks)])
 
 
 def task_of(entries: Sequence[Segment], given: str | None) -> Task | None:

@@ -209,14 +209,18 @@ def join_labels(
     if not isinstance(logs, FrameLogs):
         return LabelledVideo(entry, part_name, part, number, logs)
     assert task is not None, "logs are of a task"
-    start_s, end_s = since_start(part.clips, number)
-    return LabelledVideo(entry, part_name, part, number, logs.of_clips(start_s, end_s, task))
+    return LabelledVideo(entry, part_name, part, number, logs.of_clips(*times_of(part, number), task))
 
 
-def since_start(clips: dataset.Clips, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """When a video's clips begin and end, since its first frame, which the first clip begins with."""
-    rows = slice(*clips.offset[number : number + 2])
-    return clips.start_s[rows] - clips.start_s[rows.start], clips.end_s[rows] - clips.start_s[rows.start]
+def times_of(part: dataset.Part, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """When a video's clips begin and end, in seconds since its first frame: a clip of n samples lasts n / fps."""
+    valid_frames = part.clips.valid_frames[slice(*part.clips.offset[number : number + 2])]
+    return clip_times(valid_frames, int(part.settings["clip_stride"]), float(part.settings["fps"]))
+
+
+def clip_times(valid_frames: np.ndarray, clip_stride: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    start_s = np.arange(len(valid_frames)) * clip_stride / fps
+    return start_s, start_s + valid_frames / fps
 
 
 def steps_differ(entry: Segment, num_clips: int, logs: Logs | FrameLogs | None) -> VideoError | None:

@@ -134,8 +134,8 @@ class Task(_Model):
     """Work as data. Actions and contexts keep the order of the file, in which arrays hold them.
 
     step_s: seconds of work that one clip stands for; None: each clip's own length. scenario: which of the simulator's
-    scenarios the contexts are; "" where they are all. attempts, errors, successes, context: the columns of a data set with
-    values per frame that labels are made of; errors may be given as successes among the attempts.
+    scenarios the contexts are; "" where they are all. attempts, errors, successes, context: the columns of a data set
+    with values per frame that labels are made of; errors may be given as successes among the attempts.
     """
 
     name: str
