@@ -51,6 +51,15 @@ def test_all_settings_that_name_a_file_name_an_input(folder, name):
     refused(ExtractConfig(**{"source": "x", name: "hard.csv"}), "in/m.csv")
 
 
+@pytest.mark.parametrize(
+    "cfg", [PolicyExportConfig(run="run", to="onnx"), SimulateConfig(logger="human"), NpyExportConfig(split="train")]
+)
+def test_a_word_of_several_names_no_file(folder, cfg):
+    for word in ("onnx", "human", "npy", "train"):
+        (folder / word).mkdir()
+    keep_inputs(cfg, [folder / "onnx", folder / "human", folder / "npy", folder / "train"])
+
+
 def test_all_of_a_model_s_folder_is_read(folder):
     refused(NoveltyConfig(embeddings="none.h5", model="folder"), "in/m.csv")
 

@@ -5,6 +5,16 @@ The command line is generated from these models, so a parameter has one name fro
 
 from pipeline.config.arrays import alone, parse_seeds, slurm_minutes
 from pipeline.config.base import Config
+from pipeline.config.exports import (
+    AnyExportConfig,
+    D3rlpyExportConfig,
+    ExportConfig,
+    LerobotExportConfig,
+    MinariExportConfig,
+    NpyExportConfig,
+    ParquetExportConfig,
+    export_config,
+)
 from pipeline.config.results import (
     CompareConfig,
     DemoConfig,
@@ -30,19 +40,26 @@ from pipeline.config.videos import DoctorConfig, ExtractConfig, MergeConfig, Nov
 
 __all__ = [
     "ActConfig",
+    "AnyExportConfig",
     "CompareConfig",
     "Config",
+    "D3rlpyExportConfig",
     "DemoConfig",
     "DoctorConfig",
     "ElasticityConfig",
     "EmbeddingsTrainConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "ExtractConfig",
     "FrontierConfig",
+    "LerobotExportConfig",
     "LogsConfig",
     "MergeConfig",
+    "MinariExportConfig",
     "NoveltyConfig",
     "NoveltyExperimentConfig",
+    "NpyExportConfig",
+    "ParquetExportConfig",
     "PolicyExportConfig",
     "ReportConfig",
     "SimTrainConfig",
@@ -52,6 +69,7 @@ __all__ = [
     "ValueConfig",
     "VideoTrainConfig",
     "alone",
+    "export_config",
     "parse_seeds",
     "slurm_minutes",
     "train_config",

@@ -53,6 +53,11 @@ def write(
             rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
             file.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), fletcher32=True)
         file.attrs.update({**attrs, "schema_version": version})
+    save(path, image)
+
+
+def save(path: Path, image: io.BytesIO) -> None:
+    """Write a file that was made in memory, whole; CorruptError where the disk does not give it back."""
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(image.getbuffer())
