@@ -63,7 +63,9 @@ def _named_in(cfg: Config) -> Iterator[Path]:
     for name, field in type(cfg).model_fields.items():
         value: Any = getattr(cfg, name)
         values = value if isinstance(value, list) else [value]
-        if name in OUTPUTS or Literal in map(get_origin, (field.annotation, *get_args(field.annotation))):
+        if name in OUTPUTS or any(
+            get_origin(kind) is Literal for kind in (field.annotation, *get_args(field.annotation))
+        ):
             continue  # one word of several names no file, though one may be called so
         for path in (Path(value) for value in values if isinstance(value, str | Path) and os.path.exists(value)):
             yield path

@@ -9,7 +9,16 @@ from small_runs import write_embeddings
 
 from pipeline import dataset
 from pipeline.cli import command
-from pipeline.config import ActConfig, ExtractConfig, FrontierConfig, NoveltyConfig, ValueConfig
+from pipeline.config import (
+    ActConfig,
+    ExtractConfig,
+    FrontierConfig,
+    NoveltyConfig,
+    NpyExportConfig,
+    PolicyExportConfig,
+    SimulateConfig,
+    ValueConfig,
+)
 from pipeline.errors import VtpError
 from pipeline.kept_inputs import keep_inputs, settings_from
 

@@ -58,22 +58,27 @@ def priced_logs(data: Embeddings, priced: str | None) -> PricedLogs | None:
     """What the labels log, at the prices of the task `priced`, by default those recorded; None without labels.
 
     Steps are priced as in training: where a label names no context, the context is the one that training takes.
+    VtpError where `priced` has nothing to price.
     """
-    if data.logs is None:
-        if priced is not None:
-            raise VtpError(
-                f"--task {priced} has no effect: the clips have no labels, so there are no rewards to price; leave it "
-                "out",
-                code="task-without-logs",
-            )
-        return None
-    logs, clips = data.logs, clip_contexts(data, priced)
-    logger.info("steps are priced by %s", clips.described)
-    terms = clip_terms(data, clips)
-    per_hour = SECONDS_PER_HOUR / terms.step_s
-    value = econ.step_value(logs.attempts, logs.errors, terms.price_usd, terms.damage_usd)
-    earned = worth(logs.attempts, logs.errors, value, per_hour, costs_usd_per_hour=clips.task.total_costs_usd_per_hour)
-    return PricedLogs(clips.task, logs.actions, earned.profit / per_hour)
+    found = None
+    if data.logs is not None:
+        logs, clips = data.logs, clip_contexts(data, priced)
+        terms = clip_terms(data, clips)
+        per_hour = SECONDS_PER_HOUR / terms.step_s
+        value = econ.step_value(logs.attempts, logs.errors, terms.price_usd, terms.damage_usd)
+        costs = clips.task.total_costs_usd_per_hour
+        earned = worth(logs.attempts, logs.errors, value, per_hour, costs_usd_per_hour=costs)
+        found = PricedLogs(clips.task, logs.actions, earned.profit / per_hour)
+        if np.isfinite(found.reward_usd).any():
+            logger.info("rewards are priced by %s", clips.described)
+            return found
+    if priced is not None:
+        raise VtpError(
+            f"--task {priced} has no effect: no clip's labels have attempts and errors, so there is no reward to "
+            "price; leave it out",
+            code="task-without-outcomes",
+        )
+    return found
 
 
 def steps_of(data: Embeddings, logs: PricedLogs | None, videos: np.ndarray, *, must_have: str | None = None) -> Steps:
@@ -98,6 +103,11 @@ def steps_of(data: Embeddings, logs: PricedLogs | None, videos: np.ndarray, *, m
             f"--to {must_have} needs what was done in each clip and what came of it: {lack}; say so in the labels and "
             "extract again, or use --to npy, parquet or lerobot",
             code="logs-missing",
+        )
+    if reward_usd is None:
+        logger.info(
+            "written without %s, because no clip's labels have %s",
+            *(("actions and rewards", "all actions") if actions is None else ("rewards", "attempts and errors")),
         )
     if left_out := of_videos - int(is_step.sum()):
         logger.warning(

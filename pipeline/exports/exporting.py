@@ -113,6 +113,8 @@ def check_output(cfg: AnyExportConfig, out: Path) -> None:
     """VtpError where something is at the output that the settings do not let be replaced, or its name cannot be."""
     if cfg.to == "minari":
         minari_folder.check_name(out)
+    if out.name in ("", ".."):
+        raise VtpError(f"--out {out} is a folder that is there; name a new one in it", code="output-name")
     if out.is_symlink():
         raise VtpError(f"--out {out} is a link; name the file or folder itself", code="output-is-link")
     if not out.exists():
@@ -120,7 +122,6 @@ def check_output(cfg: AnyExportConfig, out: Path) -> None:
     if cfg.to in FILES:
         if out.is_dir():
             raise VtpError(f"--out {out} is a folder, and {cfg.to} is one file; name it", code="output-is-folder")
-        may_replace = True
     else:
         if not out.is_dir():
             raise VtpError(
@@ -128,9 +129,10 @@ def check_output(cfg: AnyExportConfig, out: Path) -> None:
             )
         if not os.listdir(out):
             return
-        may_replace = (out / ORIGIN).is_file()
-    if not may_replace:
-        raise VtpError(f"--out {out} holds files that are no export of vtp's; name a new folder", code="output-exists")
+        if not (out / ORIGIN).is_file():
+            raise VtpError(
+                f"--out {out} holds files that are no export of vtp's; name a new folder", code="output-exists"
+            )
     if not cfg.overwrite:
         raise VtpError(f"--out {out} exists; name another, or add --overwrite", code="output-exists")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,16 @@ from pipeline.files import make_folder, write_json
 
 VERSION = "v3.0"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+LISTS = ("observation.embedding", "action")  # vectors, of whatever length
 CHUNK_FILES = 1000  # files of a folder, at most
 FILE_MB = 100
-QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
+STATS: dict[str, Callable[[np.ndarray], np.floating]] = {
+    "min": np.min,
+    "max": np.max,
+    "mean": np.mean,
+    "std": np.std,
+    **{f"q{percent:02d}": partial(np.percentile, q=percent) for percent in (1, 10, 50, 90, 99)},
+}
 NO_TASK = "unknown"  # what is done, where no label says it; LeRobot wants a text
 
 
@@ -37,7 +45,7 @@ def write(folder: Path, data: Embeddings, steps: Steps, progress: Callable[[int,
     make_folder(folder / "meta")
     tasks = pd.DataFrame({"task_index": range(len(names))}, index=pd.Index(names, name="task"))
     tasks.to_parquet(folder / "meta" / "tasks.parquet")
-    episodes = []
+    episodes: list[dict[str, Any]] = []
     for number, (some, start) in enumerate(_files(steps.episodes, columns)):
         place = {"chunk_index": number // CHUNK_FILES, "file_index": number % CHUNK_FILES}
         end = start + sum(len(episode.rows) for episode in some)
@@ -56,9 +64,6 @@ def write(folder: Path, data: Embeddings, steps: Steps, progress: Callable[[int,
     pq.write_table(pa.Table.from_pylist(episodes), path)
     write_json(folder / "meta" / "stats.json", {name: _stats(values) for name, values in columns.items()})
     write_json(folder / "meta" / "info.json", _info(data, steps, columns, len(names), fps))
-
-
-LISTS = ("observation.embedding", "action")  # which are vectors, of whatever length
 
 
 def _columns(
@@ -168,16 +173,9 @@ def _info(data: Embeddings, steps: Steps, columns: dict[str, np.ndarray], num_ta
 
 def _stats(values: np.ndarray) -> dict[str, list[float]]:
     """Over all frames, a number for each dimension."""
-    table = values.reshape(len(values), -1).astype(np.float64)
-    quantiles = np.quantile(table, QUANTILES, axis=0)
-    return {
-        "min": table.min(0).tolist(),
-        "max": table.max(0).tolist(),
-        "mean": table.mean(0).tolist(),
-        "std": table.std(0).tolist(),
-        "count": [len(table)],
-        **{f"q{round(100 * q):02d}": row.tolist() for q, row in zip(QUANTILES, quantiles, strict=True)},
-    }
+    columns = [column.astype(np.float64) for column in values.reshape(len(values), -1).T]
+    stats = {name: [float(of(column)) for column in columns] for name, of in STATS.items()}
+    return {**stats, "count": [len(values)]}
 
 
 def _arrow(values: np.ndarray, is_list: bool) -> pa.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -16,13 +17,14 @@ from pipeline.dataset.manifest import VIDEO_SUFFIXES
 
 INDEX = "videos.csv"
 NAME_BYTES = 180  # of a name before its suffix; a file's name ends at 255
+KEY_CHARS = 64  # of the backbone's name
 UNSAFE = r'[\x00-\x1f\x7f/\\:*?"<>|]'  # in the names of files on any system
 
 
 def write(folder: Path, data: Embeddings, videos: np.ndarray, progress: Callable[[int, int, str], None]) -> None:
     """NAME_BACKBONE.npy [n, 128] float32, NAME_timestamps_ms.npy and NAME_ends_ms.npy [n] float64, NAME_fps.npy."""
     clips, fps = data.clips, np.array(float(data.attrs["fps"]))
-    key = re.sub(r"[^\w.-]", "-", str(data.attrs["backbone"]))
+    key = re.sub(r"[^\w.-]", "-", str(data.attrs["backbone"]))[-KEY_CHARS:]
     names = file_names([data.videos.id[video] for video in videos], (key, "timestamps_ms", "ends_ms", "fps"))
     with open(folder / INDEX, "w", newline="", encoding="utf-8") as file:
         index = csv.writer(file)
@@ -38,15 +40,9 @@ def write(folder: Path, data: Embeddings, videos: np.ndarray, progress: Callable
             for suffix, array in arrays.items():
                 np.save(folder / f"{name}_{suffix}.npy", array, allow_pickle=False)
             shown = data.videos
+            num_clips = rows.stop - rows.start
             index.writerow(
-                [
-                    name,
-                    shown.id[video],
-                    shown.split[video],
-                    rows.stop - rows.start,
-                    shown.path[video],
-                    shown.sha256[video],
-                ]
+                [name, shown.id[video], shown.split[video], num_clips, shown.path[video], shown.sha256[video]]
             )
             progress(done + 1, len(videos), name)
 
@@ -61,7 +57,7 @@ def file_names(video_ids: Sequence[str], suffixes: Sequence[str]) -> list[str]:
     level = [0] * len(levels)
     while True:
         names = [candidates[number] for candidates, number in zip(levels, level, strict=True)]
-        files = [[f"{name}_{suffix}".casefold() for suffix in suffixes] for name in names]
+        files = [[unicodedata.normalize("NFC", f"{name}_{suffix}").casefold() for suffix in suffixes] for name in names]
         counts = Counter(file for some in files for file in some)
         colliding = [
             index

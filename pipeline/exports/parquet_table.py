@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset import Embeddings, read_novelty_scores, video_of
+from pipeline.errors import CorruptError
 from pipeline.exports.clip_steps import PricedLogs
 
 BLOCK_ROWS = 65_536
@@ -73,6 +74,12 @@ def clip_columns(
         columns |= {"reward_usd": logs.reward_usd}
     if novelty is not None:
         found, _ = read_novelty_scores(novelty, data.content_sha256)
+        if any(len(found.get(name, ())) != data.num_clips for name in ("score", "weight")):
+            raise CorruptError(
+                f"{novelty} has no score and weight for each of {data.num_clips} clips; make it again with: "
+                f"vtp novelty --out {novelty}",
+                code="file-shape",
+            )
         columns |= {"novelty": found["score"], "weight": found["weight"]}
     return {name: values for name, values in columns.items() if values is not None}
 
