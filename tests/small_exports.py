@@ -1,5 +1,6 @@
 """A small data set of four videos to export, and the call that exports it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -49,3 +50,8 @@ def unlogged(data, *clips, of=("attempts",)):
 
 def export(to, path, **settings):
     return exports.run(export_config(to=to, embeddings=path, **settings))
+
+
+def code_of_page(page, name):
+    """The Python in a format's section of docs/exports.md."""
+    return re.search(rf"\n## {name}\n.*?```python\n(.*?)```", page, re.S).group(1)

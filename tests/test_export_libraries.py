@@ -1,5 +1,6 @@
 """Exports read by the libraries that they are for, each put beside our own packages for the test alone."""
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -7,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from export_readers import READERS
-from small_exports import IN_ORDER, PRESSING, export, five_clips_each, unlogged
+from small_exports import IN_ORDER, PRESSING, code_of_page, export, five_clips_each, unlogged
 
 from pipeline import dataset
 from pipeline.tasks import parse_task
@@ -25,8 +26,8 @@ PACKAGES = {
         "lerobot==0.4.4",  # the last one for Python below 3.12
         "datasets<5", "dill", "multiprocess", "xxhash", "jsonlines", "draccus==0.10.0", "mergedeep", "toml",
         "pyyaml-include==1.4.1", "typing-inspect", "mypy-extensions", "aiohttp", "aiosignal", "aiohappyeyeballs",
-        "attrs", "frozenlist", "multidict", "propcache", "yarl", "httpx", "httpcore", "h11", "anyio", "sniffio", "requests",
-        "urllib3", "charset_normalizer", "idna", "einops", "deepdiff<8.7", "orderly-set", "accelerate", "psutil",
+        "attrs", "frozenlist", "multidict", "propcache", "yarl", "httpx", "httpcore", "h11", "anyio", "sniffio",
+        "requests", "urllib3", "charset_normalizer", "idna", "einops", "deepdiff<8.7", "orderly-set", "accelerate", "psutil",
         "termcolor", "imageio",
     ],
 }  # fmt: skip
@@ -94,16 +95,24 @@ def library(request, tmp_path_factory):
     return request.param, folder
 
 
-def read_by(library, path, tmp_path):
-    """What the library itself reads, an episode each."""
-    name, folder = library
-    program = KEEP + READ[name] + SAVE
-    environment = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+def run_with(library, program, tmp_path, *arguments):
+    """Run a program that imports the library, in tmp_path."""
+    environment = {
+        "PYTHONPATH": str(library[1]),
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(tmp_path),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", program, str(path), str(tmp_path / "kept.npz")],
+        [sys.executable, "-c", program, *map(str, arguments)], cwd=tmp_path,
         env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def read_by(library, path, tmp_path):
+    """What the library itself reads, an episode each."""
+    run_with(library, KEEP + READ[library[0]] + SAVE, tmp_path, path, tmp_path / "kept.npz")
     found = np.load(tmp_path / "kept.npz")
     episodes = [{} for _ in range(int(found["count"]))]
     for key in set(found.files) - {"count"}:
@@ -132,3 +141,19 @@ def test_the_library_reads_equal_arrays_ids_and_times(library, tmp_path):
     np.testing.assert_array_equal(
         np.concatenate([one["actions"] for one in episodes]), data.logs.actions[rows].astype(np.float32)
     )
+
+
+CHECK = {
+    "minari": "assert len(ids) == 4 and episode.observations.shape == (6, 128)",
+    "d3rlpy": "assert buffer.episodes[0].observations.shape == (5, 128)",
+    "lerobot": "assert len(data) == 20 and frame['observation.embedding'].shape == (128,)",
+}
+
+
+def test_the_code_of_the_page_and_of_the_command_loads_it(library, tmp_path, request):
+    dataset.write_embeddings(tmp_path / "data/embeddings.h5", five_clips_each(parse_task(PRESSING, "pressing.yaml")))
+    result = export(library[0], tmp_path / "data/embeddings.h5")
+    program = code_of_page((request.config.rootpath / "docs/exports.md").read_text(), library[0])
+    imports = "\n".join(re.findall(r"^(?:import|from) .*$", program, re.M))
+    run_with(library, f"{program}\n{CHECK[library[0]]}\n", tmp_path)
+    run_with(library, f"{imports}\n{result.load}\n", tmp_path)
