@@ -27,8 +27,8 @@ PACKAGES = {
         "datasets<5", "dill", "multiprocess", "xxhash", "jsonlines", "draccus==0.10.0", "mergedeep", "toml",
         "pyyaml-include==1.4.1", "typing-inspect", "mypy-extensions", "aiohttp", "aiosignal", "aiohappyeyeballs",
         "attrs", "frozenlist", "multidict", "propcache", "yarl", "httpx", "httpcore", "h11", "anyio", "sniffio",
-        "requests", "urllib3", "charset_normalizer", "idna", "einops", "deepdiff<8.7", "orderly-set", "accelerate", "psutil",
-        "termcolor", "imageio",
+        "requests", "urllib3", "charset_normalizer", "idna", "einops", "deepdiff<8.7", "orderly-set", "accelerate",
+        "psutil", "termcolor", "imageio",
     ],
 }  # fmt: skip
 READ = {

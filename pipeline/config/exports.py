@@ -31,6 +31,8 @@ class _PricedExportSettings(_ExportSettings):
 
 
 class NpyExportConfig(_ExportSettings):
+    """Write each video's embeddings and times as arrays."""
+
     to: Literal["npy"] = Field(
         "npy",
         description="npy: arrays per video, named as video_features does; parquet: one table, a row per clip; lerobot: "
@@ -39,19 +41,27 @@ class NpyExportConfig(_ExportSettings):
 
 
 class ParquetExportConfig(_PricedExportSettings):
+    """Write a table with a row per clip."""
+
     to: Literal["parquet"] = Field("parquet", description=NpyExportConfig.model_fields["to"].description)
     novelty: Path | None = Field(None, description="Novelty file whose scores and weights to add; by default none.")
 
 
 class LerobotExportConfig(_PricedExportSettings):
+    """Write a LeRobot data set."""
+
     to: Literal["lerobot"] = Field("lerobot", description=NpyExportConfig.model_fields["to"].description)
 
 
 class MinariExportConfig(_PricedExportSettings):
+    """Write a Minari data set."""
+
     to: Literal["minari"] = Field("minari", description=NpyExportConfig.model_fields["to"].description)
 
 
 class D3rlpyExportConfig(_PricedExportSettings):
+    """Write a replay buffer of d3rlpy."""
+
     to: Literal["d3rlpy"] = Field("d3rlpy", description=NpyExportConfig.model_fields["to"].description)
 
 
