@@ -31,7 +31,7 @@ def read_parquet(path):
     frame = pq.read_table(path).to_pandas()
     episodes = []
     for video_id, rows in frame.groupby("video_id", sort=False):
-        actions = rows[[name for name in rows if name.startswith("action.")]]
+        actions = rows[[name for name in ("pressure", "dwell") if name in rows]]
         episodes.append(
             {
                 "video_id": video_id,

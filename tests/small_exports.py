@@ -7,7 +7,7 @@ import numpy as np
 from logged_data import data_set
 
 from pipeline import exports
-from pipeline.config import export_config
+from pipeline.config import ExportConfig, Settings
 
 IDS = ["kitchen/a.mp4", "yard/a.mp4", "b.mkv", "c"]
 SPLITS = ["val", "train", "test", "train"]
@@ -49,7 +49,7 @@ def unlogged(data, *clips, of=("attempts",)):
 
 
 def export(to, path, **settings):
-    return exports.run(export_config(to=to, embeddings=path, **settings))
+    return exports.run(Settings(ExportConfig).of({"to": to, "embeddings": path, **settings}))
 
 
 def code_of_page(page, name):

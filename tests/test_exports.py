@@ -18,6 +18,7 @@ from small_exports import IDS, IN_ORDER, PRESSING, SPLITS, export, five_clips_ea
 from pipeline import dataset
 from pipeline.exports.npy_folder import NAME_BYTES, file_names
 from pipeline.tasks import parse_task
+from pipeline.tasks.task import RESERVED
 
 FORMATS = tuple(READERS)
 OF_EPISODES = ("lerobot", "minari", "d3rlpy")
@@ -143,9 +144,10 @@ def test_the_table_is_tidy(saved, task, tmp_path):
     data = replace(data, logs=replace(data.logs, price_usd=price))
     table = pq.read_table(export("parquet", save(tmp_path, data)).path)
     assert table.column_names == [
-        "video_id", "clip", "start_s", "end_s", "start_frame", "valid_frames", "split", "path", "context",
-        "action.pressure", "action.dwell", "attempts", "errors", "price_usd", "novel", "reward_usd", "embedding",
+        "video_id", "clip", "start_s", "end_s", "start_frame", "valid_frames", "split", "path",
+        "pressure", "dwell", "context", "attempts", "errors", "price_usd", "novel", "reward_usd", "embedding",
     ]  # fmt: skip
+    assert set(table.column_names) - {"pressure", "dwell"} <= RESERVED  # names that no action can take
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[128]"
     assert table["clip"].to_pylist() == [0, 1, 2, 3, 4] * 4
     assert table["attempts"].to_pylist()[:5] == [4, 2, 4, None, 4]

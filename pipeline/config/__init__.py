@@ -13,7 +13,6 @@ from pipeline.config.exports import (
     MinariExportConfig,
     NpyExportConfig,
     ParquetExportConfig,
-    export_config,
 )
 from pipeline.config.results import (
     CompareConfig,
@@ -26,6 +25,7 @@ from pipeline.config.results import (
     SpreadConfig,
     ValueConfig,
 )
+from pipeline.config.settings import Settings
 from pipeline.config.training import (
     ActConfig,
     EmbeddingsTrainConfig,
@@ -62,6 +62,7 @@ __all__ = [
     "ParquetExportConfig",
     "PolicyExportConfig",
     "ReportConfig",
+    "Settings",
     "SimTrainConfig",
     "SimulateConfig",
     "SpreadConfig",
@@ -69,7 +70,6 @@ __all__ = [
     "ValueConfig",
     "VideoTrainConfig",
     "alone",
-    "export_config",
     "parse_seeds",
     "slurm_minutes",
     "train_config",

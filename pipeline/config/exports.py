@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from pipeline.config.base import Config
 
@@ -67,9 +67,3 @@ class D3rlpyExportConfig(_PricedExportSettings):
 
 AnyExportConfig = NpyExportConfig | ParquetExportConfig | LerobotExportConfig | MinariExportConfig | D3rlpyExportConfig
 ExportConfig = Annotated[AnyExportConfig, Field(discriminator="to")]
-_ADAPTER: TypeAdapter[AnyExportConfig] = TypeAdapter(ExportConfig)
-
-
-def export_config(**values: Any) -> AnyExportConfig:
-    """The settings of an export whose format is among the values; ValidationError if one breaks a rule."""
-    return _ADAPTER.validate_python(values)

@@ -6,6 +6,7 @@ import itertools
 import keyword
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,7 +23,8 @@ RESERVED = frozenset(
     {
         "step", "episode", "row", "context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel",
         "novel_kind", "reward", "profit", "video_id", "clip", "start_s", "end_s", "profit_usd_per_hour",
-        "profit_low", "profit_high",
+        "profit_low", "profit_high", "split", "contributor", "path", "start_frame", "valid_frames", "reward_usd",
+        "embedding",
         "novelty", "weight",  # of which the metrics have a mean, as of every action
     }
 )  # fmt: skip
@@ -126,6 +128,13 @@ class Task(_Model):
     error_target: ErrorTarget = ErrorTarget()
     simulator: Simulator | None = None
     scenario: str = ""
+
+    @classmethod
+    def from_yaml(cls, name: str | Path) -> Task:
+        """The task of a YAML file, or a built-in one by its name. VtpError names the line and key of what is wrong."""
+        from pipeline.tasks.task_file import load_task
+
+        return load_task(str(name))
 
     @field_validator("name")
     @classmethod
