@@ -56,7 +56,7 @@ CASES = {
     ),
     "export": Case(
         "export {data} --to lerobot --out e",
-        (r"wrote e: 10 clips of 5 videos in 5 episodes", r"next, in Python: LeRobotDataset\('vtp/e', root='e'\)"),
+        (r"wrote e: \d clips of \d videos in \d episodes", r"next, in Python: LeRobotDataset\('vtp/e', root='e'\)"),
     ),
     "train": Case(
         "train --source sim --episodes 4 --num-envs 4 --warmup-steps 100 --out new",

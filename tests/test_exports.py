@@ -199,6 +199,11 @@ def test_clips_without_logs_cut_their_video(saved, tmp_path, caplog, to):
         np.testing.assert_array_equal(episodes[1]["after"], data.embeddings[9])
 
 
+def test_a_video_without_any_step_does_not_count(saved, tmp_path):
+    result = export("d3rlpy", save(tmp_path, unlogged(saved[0], *range(5, 10))))
+    assert (result.num_videos, result.num_episodes, result.num_clips, result.left_out) == (3, 3, 15, 5)
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_data_set_without_logs(saved, tmp_path, to):
     path = save(tmp_path, replace(without_logs(saved[0]), task=None))

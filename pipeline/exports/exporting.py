@@ -17,7 +17,7 @@ from pipeline.config import AnyExportConfig, MinariExportConfig, NpyExportConfig
 from pipeline.dataset import Embeddings, read_embeddings
 from pipeline.errors import VtpError
 from pipeline.exports import d3rlpy_file, lerobot_folder, minari_folder, npy_folder, parquet_table
-from pipeline.exports.clip_steps import SPLITS, priced_logs, steps_of
+from pipeline.exports.clip_steps import SPLITS, Steps, priced_logs, steps_of
 from pipeline.files import atomic_folder, atomic_path, remove_leftovers, write_json
 from pipeline.kept_inputs import keep_inputs
 
@@ -61,36 +61,39 @@ def run(cfg: AnyExportConfig, *, progress: Progress = lambda done, total, text: 
     remove_leftovers(out.parent, out.name)
     if cfg.to in FILES:
         with atomic_path(out) as temporary:
-            num_episodes, left_out = _write_file(cfg, data, videos, temporary, origin, progress)
+            steps = _write_file(cfg, data, videos, temporary, origin, progress)
     else:
         with atomic_folder(out) as temporary:
-            num_episodes, left_out = _write_folder(cfg, data, videos, temporary, out.name, progress)
+            steps = _write_folder(cfg, data, videos, temporary, out.name, progress)
             write_json(temporary / ORIGIN, origin)
-    num_clips = int(np.diff(data.offset)[videos].sum()) - left_out
-    return ExportResult(out, cfg.to, num_clips, len(videos), num_episodes, left_out, _loading(cfg, out))
+    num_clips, num_videos, num_episodes, left_out = int(np.diff(data.offset)[videos].sum()), len(videos), len(videos), 0
+    if steps is not None:
+        num_clips, num_episodes, left_out = steps.num_steps, len(steps.episodes), steps.left_out
+        num_videos = len({episode.video for episode in steps.episodes})
+    return ExportResult(out, cfg.to, num_clips, num_videos, num_episodes, left_out, _loading(cfg, out))
 
 
 def _write_file(
     cfg: AnyExportConfig, data: Embeddings, videos: np.ndarray, path: Path, origin: dict[str, str], progress: Progress
-) -> tuple[int, int]:
-    """Episodes written, and clips left out."""
+) -> Steps | None:
+    """The steps that were written; None where every clip was."""
     assert not isinstance(cfg, NpyExportConfig)
     logs = priced_logs(data, cfg.task)
     if isinstance(cfg, ParquetExportConfig):
         parquet_table.write(path, data, logs, videos, cfg.novelty, json.dumps(origin), progress)
-        return len(videos), 0
+        return None
     steps = steps_of(data, logs, videos, must_have=cfg.to)
     d3rlpy_file.write(path, data, steps, origin, progress)
-    return len(steps.episodes), steps.left_out
+    return steps
 
 
 def _write_folder(
     cfg: AnyExportConfig, data: Embeddings, videos: np.ndarray, folder: Path, name: str, progress: Progress
-) -> tuple[int, int]:
-    """Episodes written, and clips left out. name: of the folder when it is whole."""
+) -> Steps | None:
+    """The steps that were written; None where every clip was. name: of the folder when it is whole."""
     if isinstance(cfg, NpyExportConfig):
         npy_folder.write(folder, data, videos, progress)
-        return len(videos), 0
+        return None
     logs = priced_logs(data, cfg.task)
     if isinstance(cfg, MinariExportConfig):
         steps = steps_of(data, logs, videos, must_have=cfg.to)
@@ -98,7 +101,7 @@ def _write_folder(
     else:
         steps = steps_of(data, logs, videos)
         lerobot_folder.write(folder, data, steps, progress)
-    return len(steps.episodes), steps.left_out
+    return steps
 
 
 def default_out(cfg: AnyExportConfig) -> Path:
