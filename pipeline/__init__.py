@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.api import (
         Validation,
         evaluate,
+        export,
         extract,
         load_policy,
         read_dataset,
@@ -36,6 +37,7 @@ __all__ = [
     "Validation",
     "VtpError",
     "evaluate",
+    "export",
     "extract",
     "load_policy",
     "read_dataset",

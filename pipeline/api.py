@@ -18,11 +18,12 @@ import pipeline.evaluate as evaluation
 import pipeline.extract as extraction
 import pipeline.simulate as simulation
 import pipeline.train as training
-from pipeline import policy
+from pipeline import exports, policy
 from pipeline.cluster import launch
-from pipeline.config import EvaluateConfig, ExtractConfig, Settings, SimulateConfig, TrainConfig
+from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, Settings, SimulateConfig, TrainConfig
 from pipeline.dataset import Embeddings, read_embeddings
 from pipeline.errors import VtpError
+from pipeline.exports import ExportResult
 from pipeline.extract import ExtractResult
 from pipeline.policy import Policy
 from pipeline.report import verdict
@@ -82,6 +83,12 @@ def extract(source: str | Path, *, progress: Progress | None = None, **settings:
 def read_dataset(path: str | Path) -> Embeddings:
     """An embeddings file: its arrays, `to_pandas()` and `to_torch(split)`. CorruptError where it is damaged."""
     return read_embeddings(Path(path))
+
+
+def export(embeddings: str | Path, to: str, *, progress: Progress | None = None, **settings: Any) -> ExportResult:
+    """Write a data set in the files of other libraries. Settings: those of `vtp export`, such as split="train"."""
+    cfg = Settings[Any](ExportConfig).of({"embeddings": embeddings, "to": to, **settings})
+    return exports.run(cfg, progress=progress or (lambda done, total, text: None))
 
 
 def train(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pipeline.config import Config
 from pipeline.errors import VtpError
@@ -60,11 +60,13 @@ def _named_in(cfg: Config) -> Iterator[Path]:
     """The files and folders that settings name, and the videos of the embeddings files among them."""
     from pipeline import dataset  # pandas takes long to import
 
-    for name in type(cfg).model_fields:
+    for name, field in type(cfg).model_fields.items():
         value: Any = getattr(cfg, name)
         values = value if isinstance(value, list) else [value]
-        if name in OUTPUTS:
-            continue
+        if name in OUTPUTS or any(
+            get_origin(kind) is Literal for kind in (field.annotation, *get_args(field.annotation))
+        ):
+            continue  # one word of several names no file, though one may be called so
         for path in (Path(value) for value in values if isinstance(value, str | Path) and os.path.exists(value)):
             yield path
             if name in MODELS and path.is_dir():

@@ -46,7 +46,7 @@ def test_a_stage_is_a_module_and_a_function(name):
 def test_the_page_runs(request, tmp_path, monkeypatch):
     page = (request.config.rootpath / "docs/python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     for block in blocks:

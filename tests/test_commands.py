@@ -54,6 +54,10 @@ CASES = {
             "nothing can be learned: every logged step of a context has the same",
         ),
     ),
+    "export": Case(
+        "export {data} --to lerobot --out e",
+        (r"wrote e: \d clips of \d videos in \d episodes", r"next, in Python: LeRobotDataset\('vtp/e', root='e'\)"),
+    ),
     "train": Case(
         "train --source sim --episodes 4 --num-envs 4 --warmup-steps 100 --out new",
         (*SUMMARY, "next: vtp evaluate new"),

@@ -1,3 +1,4 @@
+import ctypes
 import errno
 import hashlib
 import json
@@ -200,6 +201,31 @@ def test_a_folder_takes_the_place_of_the_one_before_whole(tmp_path):
         raise KeyboardInterrupt
     assert [file.name for file in path.iterdir()] == ["second"]
     assert leftovers(tmp_path) == []
+
+
+def test_a_folder_of_many_files_is_flushed_at_once(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(files, "fsync_path", flushed.append)
+    for count in (files.MANY_FILES, files.MANY_FILES + 1):
+        flushed.clear()
+        with files.atomic_folder(tmp_path / "many") as temporary:
+            for number in range(count):
+                (temporary / str(number)).write_text(str(number))
+        assert len(list((tmp_path / "many").iterdir())) == count
+        assert len(flushed) == (count + 2 if count == files.MANY_FILES else 1)  # files and folder, then its parent
+
+
+def test_a_disk_that_cannot_be_flushed_is_said(tmp_path, monkeypatch):
+    class Broken:
+        def syncfs(self, fd):
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Broken())
+    monkeypatch.setattr(files, "MANY_FILES", 0)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), files.atomic_folder(tmp_path / "many") as temporary:
+        (temporary / "one").write_text("1")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Leftovers

@@ -9,7 +9,16 @@ from small_runs import write_embeddings
 
 from pipeline import dataset
 from pipeline.cli import command
-from pipeline.config import ActConfig, ExtractConfig, FrontierConfig, NoveltyConfig, ValueConfig
+from pipeline.config import (
+    ActConfig,
+    ExtractConfig,
+    FrontierConfig,
+    NoveltyConfig,
+    NpyExportConfig,
+    PolicyExportConfig,
+    SimulateConfig,
+    ValueConfig,
+)
 from pipeline.errors import VtpError
 from pipeline.kept_inputs import keep_inputs, settings_from
 
@@ -49,6 +58,15 @@ def test_outputs_beside_and_within_an_input_s_folder_are_not(folder):
 @pytest.mark.parametrize("name", ["source", "task", "weights", "projector"])
 def test_all_settings_that_name_a_file_name_an_input(folder, name):
     refused(ExtractConfig(**{"source": "x", name: "hard.csv"}), "in/m.csv")
+
+
+@pytest.mark.parametrize(
+    "cfg", [PolicyExportConfig(run="run", to="onnx"), SimulateConfig(logger="human"), NpyExportConfig(split="train")]
+)
+def test_a_word_of_several_names_no_file(folder, cfg):
+    for word in ("onnx", "human", "npy", "train"):
+        (folder / word).mkdir()
+    keep_inputs(cfg, [folder / "onnx", folder / "human", folder / "npy", folder / "train"])
 
 
 def test_all_of_a_model_s_folder_is_read(folder):

@@ -14,7 +14,7 @@ LAYERS = (  # a room imports from rooms above its own line only
     {"dataset", "synthetic", "writer_lock"},
     {"kept_inputs"},
     {"extraction", "noise_gap", "outcomes"},
-    {"simulate", "extract", "novelty", "rl", "survey"},
+    {"simulate", "extract", "exports", "novelty", "rl", "survey"},
     {"runs", "doctor"},
     {"training", "evaluate", "policy"},
     {"train", "experiments"},

@@ -28,10 +28,12 @@ from pipeline.cli.show import (
 )
 from pipeline.config import (
     ActConfig,
+    AnyExportConfig,
     CompareConfig,
     DemoConfig,
     DoctorConfig,
     EvaluateConfig,
+    ExportConfig,
     ExtractConfig,
     LogsConfig,
     MergeConfig,
@@ -154,6 +156,20 @@ def logs(cfg: LogsConfig, *, as_json: bool) -> None:
         print_json(survey.as_json(found))
     else:
         print_survey(found)
+
+
+@command(ExportConfig, argument="embeddings", as_json=True)
+def export_(cfg: AnyExportConfig, *, as_json: bool) -> None:
+    from pipeline import exports
+
+    with progress("export") as advance:
+        result = exports.run(cfg, progress=advance)
+    if as_json:
+        print_json(asdict(result) | {"path": str(result.path)})
+        return
+    episodes = "" if cfg.to in ("npy", "parquet") else f" in {result.num_episodes} episodes"
+    print(f"wrote {result.path}: {result.num_clips} clips of {result.num_videos} videos{episodes}")
+    print(f"next, in Python: {result.load}")
 
 
 @command(TrainConfig, as_json=True)

@@ -5,6 +5,15 @@ The command line is generated from these models, so a parameter has one name fro
 
 from pipeline.config.arrays import alone, parse_seeds, slurm_minutes
 from pipeline.config.base import Config
+from pipeline.config.exports import (
+    AnyExportConfig,
+    D3rlpyExportConfig,
+    ExportConfig,
+    LerobotExportConfig,
+    MinariExportConfig,
+    NpyExportConfig,
+    ParquetExportConfig,
+)
 from pipeline.config.results import (
     CompareConfig,
     DemoConfig,
@@ -31,19 +40,26 @@ from pipeline.config.videos import DoctorConfig, ExtractConfig, MergeConfig, Nov
 
 __all__ = [
     "ActConfig",
+    "AnyExportConfig",
     "CompareConfig",
     "Config",
+    "D3rlpyExportConfig",
     "DemoConfig",
     "DoctorConfig",
     "ElasticityConfig",
     "EmbeddingsTrainConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "ExtractConfig",
     "FrontierConfig",
+    "LerobotExportConfig",
     "LogsConfig",
     "MergeConfig",
+    "MinariExportConfig",
     "NoveltyConfig",
     "NoveltyExperimentConfig",
+    "NpyExportConfig",
+    "ParquetExportConfig",
     "PolicyExportConfig",
     "ReportConfig",
     "Settings",

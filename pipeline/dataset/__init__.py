@@ -21,6 +21,7 @@ from pipeline.dataset.novelty_file import (
     write_measures,
     write_novelty,
 )
+from pipeline.dataset.other_layouts import write_layout
 from pipeline.dataset.part_file import PART_SCHEMA_VERSION, Part, read_part, write_part
 from pipeline.dataset.segment import Content, Segment, assign_splits
 from pipeline.dataset.splits import split_rows, train_rows, video_of
@@ -54,6 +55,7 @@ __all__ = [
     "video_of",
     "video_paths",
     "write_embeddings",
+    "write_layout",
     "write_measures",
     "write_novelty",
     "write_part",

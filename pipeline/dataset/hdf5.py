@@ -56,23 +56,33 @@ def write(
 
     Returns the sha256 of the arrays named in `content`, which is stored as content_sha256 where there are any.
     """
+    with new_file(path) as file:
+        checksums = {name: _write_rows(file, name, array) for name, array in arrays.items()}
+        found = _read_back(file, checksums, content, path)
+        file.attrs.update({**attrs, "schema_version": version})
+        if content:
+            file.attrs["content_sha256"] = found
+    return found
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """A file to write, which takes its place when it is whole.
+
+    HDF5 must not meet a full disk itself: it dies of it, or closes "well" with data missing.
+    """
     with atomic_path(path) as temporary, open(temporary, "w+b") as plain:
         guarded = _Guarded(plain)
         try:
             # No cache of chunks: what is read back comes from the disk's side of HDF5.
             with h5py.File(guarded, "w", rdcc_nbytes=0) as file:
-                checksums = {name: _write_rows(file, name, array) for name, array in arrays.items()}
-                found = _read_back(file, checksums, content, path)
-                file.attrs.update({**attrs, "schema_version": version})
-                if content:
-                    file.attrs["content_sha256"] = found
+                yield file
         except Exception as error:
             if guarded.error is not None:
                 raise guarded.error from error
             raise
         if guarded.error is not None:
             raise guarded.error
-    return found
 
 
 def _write_rows(file: h5py.File, name: str, array: Rows) -> int:
@@ -121,10 +131,7 @@ def _chunk_rows(array: Rows) -> int:
 
 
 class _Guarded:
-    """A file for HDF5, which must not meet a full disk itself: it dies of it, or closes "well" with data missing.
-
-    The first error is kept, and from then on nothing is written.
-    """
+    """A file whose writer is told of no error: the first is kept, and from then on nothing is written."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

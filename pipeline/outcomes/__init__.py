@@ -5,7 +5,14 @@ from pipeline.outcomes.learned import Caution, LearnedOutcomes
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.logging_policy import LOGGERS, LoggingPolicy, logging_policy
 from pipeline.outcomes.model import OutcomeModel, Outcomes, Terms, expected_worth, step_value, step_worth
-from pipeline.outcomes.of_dataset import clip_contexts, learned_from, logged_steps, outcomes_of, what_logs_lack
+from pipeline.outcomes.of_dataset import (
+    clip_contexts,
+    clip_terms,
+    learned_from,
+    logged_steps,
+    outcomes_of,
+    what_logs_lack,
+)
 from pipeline.outcomes.off_policy import OffPolicyEstimate, Targets, estimate_off_policy
 from pipeline.outcomes.optimum import Reference, best_action, blind, oracle
 from pipeline.outcomes.simulated import SimulatedOutcomes
@@ -29,6 +36,7 @@ __all__ = [
     "blind",
     "bootstraps",
     "clip_contexts",
+    "clip_terms",
     "estimate_off_policy",
     "expected_worth",
     "learned_from",

@@ -13,6 +13,8 @@ from pipeline.errors import VtpError
 from pipeline.outcomes.clip_groups import clip_groups
 from pipeline.outcomes.learned import SECONDS_PER_MINUTE, LearnedOutcomes
 from pipeline.outcomes.logged import LoggedSteps
+from pipeline.outcomes.model import Terms
+from pipeline.outcomes.priced_rows import own_or_else
 from pipeline.outcomes.simulated import SimulatedOutcomes
 from pipeline.tasks import Task, load_task, repriced
 
@@ -172,6 +174,16 @@ def clip_contexts(data: Embeddings, priced: str | None = None) -> ClipContexts:
         data.clips.end_s - data.clips.start_s,
         is_labelled,
         _describe(data, whole, labels, default, is_labelled),
+    )
+
+
+def clip_terms(data: Embeddings, clips: ClipContexts) -> Terms:
+    """What steps on the clips [N] are priced by, as outcome models price them; here for logs that teach nothing too."""
+    task = clips.task
+    return Terms(
+        own_or_else(clips.price_usd, task.price_usd[clips.context]),
+        own_or_else(clips.damage_usd, task.damage_usd[clips.context]),
+        clips.step_s if task.step_s is None else np.full(data.num_clips, task.step_s),
     )
 
 

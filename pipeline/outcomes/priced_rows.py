@@ -37,8 +37,8 @@ class PricedRows(OutcomeModel):
     ):
         self._task, self._context = task, context
         self._own_price, self._own_damage = price_usd, damage_usd
-        self._price = _own_or_else(price_usd, task.price_usd[context])
-        self._damage = _own_or_else(damage_usd, task.damage_usd[context])
+        self._price = own_or_else(price_usd, task.price_usd[context])
+        self._damage = own_or_else(damage_usd, task.damage_usd[context])
         self._step_s = np.broadcast_to(step_s, len(context))
         self._is_labelled, self._description = is_labelled, description
 
@@ -99,5 +99,5 @@ class PricedRows(OutcomeModel):
         """The same rows and outcomes at the task's prices, or rows' own."""
 
 
-def _own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:
+def own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:
     return usual if own is None else np.where(np.isnan(own), usual, own)

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import LogsConfig
 from pipeline.dataset import Embeddings, read_embeddings
 from pipeline.errors import VtpError
-from pipeline.outcomes import Caution, LoggedSteps, Terms, learned_from, logged_steps, what_logs_lack
+from pipeline.outcomes import Caution, LoggedSteps, Terms, clip_terms, learned_from, logged_steps, what_logs_lack
 from pipeline.outcomes.identification import LOG_OWN_COUNTS
 from pipeline.outcomes.learned import NO_CAUTION
 from pipeline.outcomes.of_dataset import ClipContexts, clip_contexts
@@ -83,7 +83,7 @@ def survey(
     steps = logged_steps(data, task, clips.context, rows)
     if steps.num_steps == 0:
         raise VtpError(f"{where} has no logs of these clips; log some of them", code="logs-missing")
-    contexts = _contexts(clips, steps, np.arange(data.num_clips) if rows is None else rows, _terms(data, clips))
+    contexts = _contexts(clips, steps, np.arange(data.num_clips) if rows is None else rows, clip_terms(data, clips))
     everything = contexts.pop("")
     progress(0, 1 + len(contexts), f"learning from {steps.num_steps:,} steps")
     found, wanted, description = None, [], ""
@@ -135,20 +135,6 @@ def _contexts(clips: ClipContexts, steps: LoggedSteps, rows: np.ndarray, terms: 
         if num_clips := int(np.count_nonzero(clips.context[rows] == number)):
             found[name] = of(steps.context == number, num_clips)
     return found
-
-
-def _terms(data: Embeddings, clips: ClipContexts) -> Terms:
-    """What steps on the clips [N] are priced by, as outcome models price them; here for logs that teach nothing too."""
-    task = clips.task
-
-    def own_or(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:
-        return usual if own is None else np.where(np.isnan(own), usual, own)
-
-    return Terms(
-        own_or(clips.price_usd, task.price_usd[clips.context]),
-        own_or(clips.damage_usd, task.damage_usd[clips.context]),
-        clips.step_s if task.step_s is None else np.full(data.num_clips, task.step_s),
-    )
 
 
 def as_json(value: Any) -> Any:

@@ -1,0 +1,166 @@
+"""The stage: an embeddings file to the files of another library, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import __version__
+from pipeline.config import AnyExportConfig, MinariExportConfig, NpyExportConfig, ParquetExportConfig
+from pipeline.dataset import Embeddings, read_embeddings
+from pipeline.errors import VtpError
+from pipeline.exports import d3rlpy_file, lerobot_folder, minari_folder, npy_folder, parquet_table
+from pipeline.exports.clip_steps import SPLITS, Steps, priced_logs, steps_of
+from pipeline.files import atomic_folder, atomic_path, remove_leftovers, write_json
+from pipeline.kept_inputs import keep_inputs
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+FILES = {"parquet": ".parquet", "d3rlpy": ".d3rlpy.h5"}  # formats of one file, and how its name ends by default
+FOLDERS = {"npy": "-npy", "lerobot": "-lerobot", "minari": "-minari-v0"}
+ORIGIN = "export.json"  # in a folder: what it was made of, and that vtp may replace it
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written. left_out: clips of the videos whose labels lack what the format needs."""
+
+    path: Path
+    to: str
+    num_clips: int
+    num_videos: int
+    num_episodes: int
+    left_out: int
+    load: str  # Python that loads it
+
+
+def run(cfg: AnyExportConfig, *, progress: Progress = lambda done, total, text: None) -> ExportResult:
+    """Write the data set in the format `cfg.to`.
+
+    VtpError where the output exists, unless `cfg.overwrite` and it is an earlier export, or where the labels lack what
+    the format needs; then nothing was written.
+    """
+    out = cfg.out or default_out(cfg)
+    keep_inputs(cfg, [out])
+    check_output(cfg, out)
+    progress(0, 1, f"reading {cfg.embeddings}")
+    data = read_embeddings(cfg.embeddings)
+    videos = videos_of_split(data, cfg)
+    origin = {
+        "to": cfg.to, "vtp_version": __version__, "embeddings": str(cfg.embeddings), "split": cfg.split or "all",
+        "content_sha256": data.content_sha256,
+    }  # fmt: skip
+    remove_leftovers(out.parent, out.name)
+    if cfg.to in FILES:
+        with atomic_path(out) as temporary:
+            steps = _write_file(cfg, data, videos, temporary, origin, progress)
+    else:
+        with atomic_folder(out) as temporary:
+            steps = _write_folder(cfg, data, videos, temporary, out.name, progress)
+            write_json(temporary / ORIGIN, origin)
+    num_clips, num_videos, num_episodes, left_out = int(np.diff(data.offset)[videos].sum()), len(videos), len(videos), 0
+    if steps is not None:
+        num_clips, num_episodes, left_out = steps.num_steps, len(steps.episodes), steps.left_out
+        num_videos = len({episode.video for episode in steps.episodes})
+    return ExportResult(out, cfg.to, num_clips, num_videos, num_episodes, left_out, _loading(cfg, out))
+
+
+def _write_file(
+    cfg: AnyExportConfig, data: Embeddings, videos: np.ndarray, path: Path, origin: dict[str, str], progress: Progress
+) -> Steps | None:
+    """The steps that were written; None where every clip was."""
+    assert not isinstance(cfg, NpyExportConfig)
+    logs = priced_logs(data, cfg.task)
+    if isinstance(cfg, ParquetExportConfig):
+        parquet_table.write(path, data, logs, videos, cfg.novelty, json.dumps(origin), progress)
+        return None
+    steps = steps_of(data, logs, videos, must_have=cfg.to)
+    d3rlpy_file.write(path, data, steps, origin, progress)
+    return steps
+
+
+def _write_folder(
+    cfg: AnyExportConfig, data: Embeddings, videos: np.ndarray, folder: Path, name: str, progress: Progress
+) -> Steps | None:
+    """The steps that were written; None where every clip was. name: of the folder when it is whole."""
+    if isinstance(cfg, NpyExportConfig):
+        npy_folder.write(folder, data, videos, progress)
+        return None
+    logs = priced_logs(data, cfg.task)
+    if isinstance(cfg, MinariExportConfig):
+        steps = steps_of(data, logs, videos, must_have=cfg.to)
+        minari_folder.write(folder, data, steps, name, progress)
+    else:
+        steps = steps_of(data, logs, videos)
+        lerobot_folder.write(folder, data, steps, progress)
+    return steps
+
+
+def default_out(cfg: AnyExportConfig) -> Path:
+    """Beside the embeddings, named after them and the format."""
+    stem = cfg.embeddings.stem
+    if cfg.to == "minari":
+        stem = re.sub(r"[^\w-]", "_", stem)
+    return cfg.embeddings.with_name(stem + (FILES | FOLDERS)[cfg.to])
+
+
+def check_output(cfg: AnyExportConfig, out: Path) -> None:
+    """VtpError where something is at the output that the settings do not let be replaced, or its name cannot be."""
+    if cfg.to == "minari":
+        minari_folder.check_name(out)
+    if out.name in ("", ".."):
+        raise VtpError(f"--out {out} is a folder that is there; name a new one in it", code="output-name")
+    if out.is_symlink():
+        raise VtpError(f"--out {out} is a link; name the file or folder itself", code="output-is-link")
+    if not out.exists():
+        return
+    if cfg.to in FILES:
+        if out.is_dir():
+            raise VtpError(f"--out {out} is a folder, and {cfg.to} is one file; name it", code="output-is-folder")
+    else:
+        if not out.is_dir():
+            raise VtpError(
+                f"--out {out} is a file, and {cfg.to} is a folder of files; name a folder", code="output-is-file"
+            )
+        if not os.listdir(out):
+            return
+        if not (out / ORIGIN).is_file():
+            raise VtpError(
+                f"--out {out} holds files that are no export of vtp's; name a new folder", code="output-exists"
+            )
+    if not cfg.overwrite:
+        raise VtpError(f"--out {out} exists; name another, or add --overwrite", code="output-exists")
+
+
+def videos_of_split(data: Embeddings, cfg: AnyExportConfig) -> np.ndarray:
+    """The videos [V] that are exported."""
+    split = np.array(data.videos.split)
+    if cfg.split is None:
+        return np.arange(data.num_videos)
+    videos = np.flatnonzero(split == cfg.split)
+    if len(videos) == 0:
+        counts = ", ".join(f"{int((split == name).sum())} {name}" for name in SPLITS)
+        raise VtpError(
+            f"no video of {cfg.embeddings} is in split {cfg.split} ({counts}); name another, or leave --split out",
+            code="split-empty",
+        )
+    return videos
+
+
+def _loading(cfg: AnyExportConfig, out: Path) -> str:
+    path = os.fspath(out)
+    return {
+        "npy": f"pandas.read_csv({os.path.join(path, npy_folder.INDEX)!r})  # and numpy.load",
+        "parquet": f"pandas.read_parquet({path!r})",
+        "lerobot": f"LeRobotDataset({'vtp/' + out.name!r}, root={path!r})",
+        "minari": f"minari.MinariDataset({os.path.join(path, 'data')!r})",
+        "d3rlpy": f"d3rlpy.dataset.ReplayBuffer.load(open({path!r}, 'rb'), d3rlpy.dataset.InfiniteBuffer())",
+    }[cfg.to]
