@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 from pipeline import __version__, dataset
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset import manifest
-from pipeline.dataset.logs import Logs
 from pipeline.dataset.manifest import VideoEntry
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extraction import shards
 from pipeline.extraction.inputs import Inputs, read_inputs
 from pipeline.extraction.parts import (
+    Finished,
     PartWriter,
     Settings,
     check_settings,
@@ -90,7 +90,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
 
         mine = shards.share(inputs.entries, cfg.shards, shard)
         ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
-        num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress, inputs.logs)
+        num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress, inputs)
         logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
         if cfg.shards > 1:
             failures = [asdict(row) for row in ledger.failures]
@@ -127,13 +127,13 @@ class _Reading:
 def extract_videos(
     cfg: ExtractConfig,
     entries: Sequence[VideoEntry],
-    parts: dict[str, str],
+    parts: dict[str, Finished],
     ledger: Ledger,
     encoder: Encoder,
     progress: Progress,
-    logs: Mapping[str, Logs],
+    inputs: Inputs,
 ) -> int:
-    """Decode and encode the videos whose content no part holds; returns how many. `parts`: content to part.
+    """Decode and encode the videos whose content no part holds; returns how many. `parts`: where contents are finished.
 
     Clips are encoded in the order in which decoders have them ready. A clip's features do not depend on that. Labels
     that do not fit are told of as soon as their video is decoded, not after all of them.
@@ -143,11 +143,26 @@ def extract_videos(
     for_pyav: set[str] = set()  # ids of videos that decord may have hung or died of
     decoding: dict[str, _Reading] = {}
     encoded: dict[str, list[_Reading]] = {}  # by content; done as soon as their part is written
+    num_clips = {sha256: finished.num_clips for sha256, finished in parts.items()}  # of all that is decoded
+    left_out = {entry.video_id for entry in entries if entry.video_id in inputs.bad_labels}  # at stage labels
     num_decoded = 0
 
     def finish(video: _Reading) -> None:
+        entry = video.entry
+        if misfit := steps_differ(entry, num_clips[video.sha256], inputs.logs.get(entry.video_id)):
+            logger.warning("%s will be left out: %s", entry.video_id, misfit)
+            left_out.add(entry.video_id)
         encoded.setdefault(video.sha256, []).append(video)
-        progress(len(entries) - len(queue) - len(decoding), len(entries), video.entry.video_id)
+        progress(len(entries) - len(queue) - len(decoding), len(entries), entry.video_id)
+
+    def stop_if_too_many_failed() -> None:
+        failed = left_out | {row.video_id for row in ledger.failures}
+        if cfg.max_failures is not None and len(failed) > cfg.max_failures:
+            raise PartialError(
+                f"{len(failed)} videos failed, more than --max-failures {cfg.max_failures}; {ledger.path} and, for "
+                "labels, the log name each: mend them or raise it, and run the same command again",
+                code="too-many-failures",
+            )
 
     def fail(entry: VideoEntry, error: VideoError) -> None:
         tries[entry.video_id] += 1
@@ -158,15 +173,10 @@ def extract_videos(
             return
         ledger.record(failure(entry, "decode", error))
         progress(len(entries) - len(queue) - len(decoding), len(entries), entry.video_id)
-        if cfg.max_failures is not None and len(ledger.failures) > cfg.max_failures:
-            raise PartialError(
-                f"{len(ledger.failures)} videos failed, more than --max-failures {cfg.max_failures}; each is in "
-                f"{ledger.path}: mend them or raise it, and run the same command again",
-                code="too-many-failures",
-            )
+        stop_if_too_many_failed()
 
     def record(part: str, contents: Sequence[str]) -> None:
-        parts.update(dict.fromkeys(contents, part))
+        parts.update({sha256: Finished(part, num_clips[sha256]) for sha256 in contents})
         record_done()
         ledger.write_if_due()
 
@@ -174,13 +184,14 @@ def extract_videos(
         for sha256 in parts.keys() & encoded.keys():
             for video in encoded.pop(sha256):
                 entry = video.entry
-                ledger.record(Done(entry.video_id, str(entry.path), video.stamp, sha256, parts[sha256]))
+                ledger.record(Done(entry.video_id, str(entry.path), video.stamp, sha256, parts[sha256].part))
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
     decoders: DecoderPool[_Reading] = DecoderPool(
         num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, verify=cfg.verify, frame_size=encoder.frame_size
     )
     try:
+        stop_if_too_many_failed()
         with decoders as pool:
             while queue or decoding:
                 while queue and pool.num_idle:
@@ -192,6 +203,7 @@ def extract_videos(
                         continue
                     if video.sha256 in parts or video.sha256 in encoded:
                         finish(video)
+                        stop_if_too_many_failed()
                     elif video.sha256 in decoding:
                         decoding[video.sha256].twins.append(video)
                     else:
@@ -215,11 +227,11 @@ def extract_videos(
                         writer.discard(video.sha256)
                         fail(video.entry, event)
                     else:
-                        if misfit := steps_differ(video.entry, event.num_clips, logs.get(video.entry.video_id)):
-                            logger.warning("%s will be left out: %s", video.entry.video_id, misfit)
+                        num_clips[video.sha256] = event.num_clips
                         finish(video)
                         num_decoded += 1
                         writer.finish(video.sha256, event)
+                        stop_if_too_many_failed()
     finally:  # what is finished is kept, also when the user has had enough
         writer.close()
         record_done()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -144,9 +144,16 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.h5"))
 
 
-def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
-    """The part of each content that needs no decoding. Damaged parts are set aside, other settings refused."""
-    contents: dict[str, str] = {}
+class Finished(NamedTuple):
+    """Where a content's features lie, and of how many clips."""
+
+    part: str
+    num_clips: int
+
+
+def finished_contents(folder: Path, settings: Settings) -> dict[str, Finished]:
+    """The contents that need no decoding. Damaged parts are set aside, other settings refused."""
+    contents: dict[str, Finished] = {}
     for path in part_paths(folder):
         try:
             part = dataset.read_part(path)
@@ -156,7 +163,10 @@ def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
             path.replace(aside)
             continue
         check_settings(part, folder, settings)
-        contents |= dict.fromkeys(part.videos.sha256, path.name)
+        counts = np.diff(part.clips.offset).tolist()
+        contents |= {
+            sha256: Finished(path.name, count) for sha256, count in zip(part.videos.sha256, counts, strict=True)
+        }
     return contents
 
 
