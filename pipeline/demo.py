@@ -25,7 +25,7 @@ from pipeline.config import (
 )
 from pipeline.errors import VtpError
 from pipeline.experiments import elasticity, frontier, spread, value
-from pipeline.files import write_json
+from pipeline.files import save_config, write_json
 from pipeline.runs import RunDirectory
 from pipeline.writer_lock import one_writer
 
@@ -41,6 +41,7 @@ QUICK = {
     "episodes": 8, "eval_steps": 8, "value_rounds": 2, "value_tolerance": 3.0,
 }  # fmt: skip
 WHENCE = {"logged": "learned from the demonstrations' logs", "simulator": "simulated, without the logs"}
+SETTINGS = "demo.yaml"  # in the folder of a demo: what is there may be replaced
 RATIO = ("oracle_ratio", "oracle_ratio_ci95")
 
 
@@ -56,8 +57,12 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
 def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[str, Any]:
     started = time.monotonic()
     run = RunDirectory(cfg.out)
-    if run.config.exists() and not (cfg.out / "demos").is_dir():
-        raise VtpError(f"{cfg.out} holds a run that is no demo; choose another --out", code="run-is-no-demo")
+    if any(not path.name.startswith(".") for path in cfg.out.iterdir()) and not (cfg.out / SETTINGS).exists():
+        raise VtpError(
+            f"{cfg.out} holds something that no vtp demo left there, for it has no {SETTINGS}; choose another --out",
+            code="folder-is-no-demo",
+        )
+    save_config(cfg.out / SETTINGS, cfg)
     size = QUICK if cfg.quick else FULL
     embeddings = cfg.out / "embeddings.h5"
     manifest = simulate.run(

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__, dataset
+from pipeline import __version__, dataset, named_weights
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import VideoEntry
@@ -36,8 +36,9 @@ from pipeline.extraction.parts import (
     steps_differ,
 )
 from pipeline.extraction.shards import Done, Failed, Ledger, Stamp, parts_folder
-from pipeline.files import file_sha256, remove_leftovers, save_config, write_text
+from pipeline.files import check_file_place, file_sha256, remove_leftovers, save_config, write_text
 from pipeline.tasks import BUILT_IN
+from pipeline.text_files import read_text
 from pipeline.video import Clip, DecoderPool, Restart, VideoError, check_file, unreadable
 from pipeline.writer_lock import one_writer
 
@@ -69,11 +70,7 @@ class ExtractResult:
 def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: None) -> ExtractResult:
     """Decode and encode this process's share of the videos; with one shard, put the embeddings file together too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
-    if cfg.out.is_dir():
-        raise VtpError(
-            f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}",
-            code="output-is-folder",
-        )
+    check_file_place(cfg.out)
     inputs = read_inputs(cfg)
     from pipeline import encoders
 
@@ -377,8 +374,17 @@ def write_failures(out: Path, rows: Sequence[dict[str, str]]) -> Path:
     _write_rows(parts_folder(out) / "failures.jsonl", rows)
     path = out.parent / "failures.jsonl"
     outputs = sorted(out.parent.glob("*.parts/failures.jsonl"))
-    _write_rows(path, [json.loads(line) for output in outputs for line in output.read_text().splitlines()])
+    _write_rows(path, [row for output in outputs for row in _read_rows(output)])
     return path
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of an output's failures; none, aloud, if they cannot be read: those of others are not lost for that."""
+    try:
+        return [json.loads(line) for line in read_text(path).split("\n") if line]
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read and is left out of failures.jsonl beside it: %s", path, error)
+        return []
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -404,16 +410,11 @@ def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Project
     from pipeline import encoders
     from pipeline.encoders import Projector
 
-    if spec in encoders.FITTED:
-        return spec
-    if (seed := encoders.seed_of(spec)) is not None:
-        return encoders.random_projector(seed, feature_dim)
-    if not Path(spec).is_file():
-        raise VtpError(
-            f"projector {spec!r} is not a file; use pca, learned, random:SEED, or an embeddings file",
-            code="projector-missing",
-        )
-    source = dataset.read_embeddings(Path(spec))
+    file = named_weights.check_projector(spec)
+    if file is None:
+        seed = named_weights.seed_of(spec)
+        return spec if seed is None else encoders.random_projector(seed, feature_dim)
+    source = dataset.read_embeddings(file)
     if source.attrs.get("weights_sha256") != weights_sha256:
         raise VtpError(
             f"projector {spec} belongs to weights {str(source.attrs.get('weights_sha256'))[:12]}, not to "

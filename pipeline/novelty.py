@@ -25,10 +25,11 @@ from pipeline.dataset import manifest
 from pipeline.encoders import one_thread
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
-from pipeline.files import atomic_folder, remove_leftovers, save_config, write_json
+from pipeline.files import atomic_folder, check_file_place, remove_leftovers, save_config, write_json
 from pipeline.kept_inputs import keep_inputs
 from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
 from pipeline.tasks import EPISODE_STEPS
+from pipeline.text_files import read_text
 from pipeline.video import FRAME_SIZE
 from pipeline.writer_lock import WriterLock, one_writer
 
@@ -71,10 +72,7 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     started_s = time.monotonic()
     shard = shard_number(cfg.shards, cfg.shard)
     out = cfg.out or cfg.embeddings.with_name("novelty.h5")
-    if out.is_dir():
-        raise VtpError(
-            f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}", code="output-is-folder"
-        )
+    check_file_place(out)
     folder = parts_folder(out)
     fits = cfg.model in ("auto", "corpus")
     keep_inputs(cfg, [folder, *(path for path in written(out) if fits or path != model_folder(out))])
@@ -238,7 +236,7 @@ def written(out: Path) -> tuple[Path, ...]:
 
 def _fits(folder: Path, what: dict[str, Any]) -> bool:
     try:
-        return json.loads((folder / "corpus.json").read_text(encoding="utf-8")) == what
+        return json.loads(read_text(folder / "corpus.json")) == what
     except (OSError, ValueError):
         return False
 

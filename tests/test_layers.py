@@ -9,6 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (  # a room imports from rooms above its own line only
     {"errors", "config", "processes", "stats", "econ", "text_files"},
+    {"named_weights", "run_directory"},
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic", "writer_lock"},
     {"kept_inputs"},

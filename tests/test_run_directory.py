@@ -169,7 +169,7 @@ def literals(path):
 
 @pytest.mark.parametrize("module", sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")))
 def test_file_names_of_a_run_occur_nowhere_else(module):
-    if module == "runs/run_directory.py":
+    if module == "run_directory.py":
         return
     # At the end of a literal, so that {run}/summary.json is found and a sentence about it is not.
     found = {name for text in literals(ROOT / module) for name in FILE_NAMES if text.split("/")[-1] == name}

@@ -128,6 +128,12 @@ def read_embeddings(path: Path) -> Embeddings:
         )
 
 
+def check_embeddings(path: Path) -> None:
+    """As `read_embeddings`, of what the file's first bytes and links tell."""
+    with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION):
+        pass
+
+
 def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
     """The embeddings [K, 128] of clips `rows`, in any order and as often as named; the rest stays on disk."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:

@@ -18,7 +18,6 @@ from pipeline.encoders.exact import orthonormal, product, symmetric_eigen
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads
 from pipeline.errors import VtpError
 
-FITTED = ("pca", "learned")
 NORM_EPS = 1e-5
 BLOCK_ROWS = 1024  # no more than an exact product can sum
 
