@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -79,6 +80,38 @@ class RunDirectory:
     @property
     def has_seeds(self) -> bool:
         return any(self.path.glob(f"{SEED_FOLDER}*/config.yaml"))
+
+    @property
+    def source(self) -> str | None:
+        """The source that the settings name, empty if they name none; None if there are none that can be read."""
+        try:
+            return str(_yaml_mapping(self.config).get("source") or "")[:60]
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            return None
+
+    @property
+    def foreign_reason(self) -> str | None:
+        """Why the settings, or without those the rest, cannot be a run's; None if they can."""
+        if self.source is not None:
+            wanted = f"not {', '.join(SOURCES)}"
+            return (
+                None if self.source in SOURCES else f"the source in its {self.config.name} is {self.source!r}, {wanted}"
+            )
+        if self.config.exists() or self.best.exists() or self.last.exists():
+            return None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if read_text(self.metrics).startswith("episode,"):
+                return None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if "source" in _json_mapping(self.summary):
+                return None
+        return f"it has no {self.config.name}, and no checkpoint, {self.metrics.name} or {self.summary.name} of vtp"
+
+    @property
+    def foreign(self) -> Path | None:
+        """A file that training would write over, if anything is here that no training left."""
+        is_run = self.source in SOURCES or any(self.checksums(path).exists() for path in (self.best, self.last))
+        return None if is_run else next((path for path in self.written if os.path.lexists(path)), None)
 
     @property
     def is_finished(self) -> bool:
@@ -187,19 +220,18 @@ def check_run(path: Path) -> None:
             f"{train}",
             code="run-empty",
         )
-    with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError):  # whoever needs them says so
-        if (source := _yaml_mapping(run.config).get("source")) not in SOURCES:
-            what = "no source" if source is None else f"source {str(source)[:60]!r}"
-            raise VtpError(
-                f"{path} is not a run: {run.config.name} in it has {what}, not {', '.join(SOURCES)}; make one with: "
-                f"{train}",
-                code="run-of-another-kind",
-            )
+    if (reason := run.foreign_reason) is not None:
+        raise VtpError(f"{path} is not a run: {reason}; make one with: {train}", code="run-of-another-kind")
 
 
 def check_new_run(path: Path, *, seeds: bool, overwrite: bool) -> None:
     """VtpError if a training into `path`, of one seed or several, would neither begin nor go on."""
     run = RunDirectory(path)
+    if (foreign := run.foreign) is not None:
+        raise VtpError(
+            f"{path} is no run, but has {foreign.name}, which training would replace; choose another --out",
+            code="folder-is-no-run",
+        )
     if seeds and run.metrics.exists():
         raise VtpError(f"{run} holds the run of one seed; choose another --out", code="run-of-one-seed")
     if not seeds and run.has_seeds:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from small_runs import write_embeddings
 
 RUN = """
 import sys
@@ -49,18 +50,21 @@ LINES = {  # what is wrong, and the text that names it
     "train --source sim --out text": "a file is in its place",
     "train --source sim --out done": "done holds a run already",
     "train --source sim --out done --seeds 0-1": "done holds the run of one seed",
+    "train --source sim --out demos": "demos is no run, but has config.yaml",
+    "train --source sim --out demos --overwrite": "demos is no run, but has config.yaml",
     "evaluate nowhere": "nowhere",
     "evaluate empty": "empty holds none of",
     "evaluate done/evaluation": "name its run, done",
     "novelty --embeddings missing.h5": "missing.h5",
     "novelty --embeddings fifo --out n.h5": "fifo is not a regular file",
+    "novelty --embeddings embeddings.h5 --model nowhere --out n.h5": "--model nowhere is neither",
     "act nowhere": "nowhere",
     "act text": "text is neither a run directory nor a policy's file",
     "policy export nowhere --to onnx": "nowhere",
     "policy export done --to onnx --out p.txt": "p.txt must end in .onnx",
     "report nowhere": "nowhere",
-    "report demos": "demos is not a run: config.yaml in it has no source",
-    "report parts": "config.yaml in it has source '/videos'",
+    "report demos": "demos is not a run: the source in its config.yaml is ''",
+    "report parts": "the source in its config.yaml is '/videos'",
     "compare nowhere elsewhere": "nowhere",
     "logs missing.h5": "missing.h5",
     "experiment elasticity nowhere": "nowhere",
@@ -69,6 +73,8 @@ LINES = {  # what is wrong, and the text that names it
     "experiment frontier --task bare.yaml --out f": "task bare has no simulator",
     "experiment value --embeddings missing.h5": "missing.h5",
     "merge missing.h5": "missing.h5",
+    "merge empty": "empty holds none of",
+    "merge done": "done holds no seeds",
     "doctor nowhere": "nowhere",
     "doctor empty": "empty is no regular file",
 }
@@ -96,6 +102,7 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
     os.mkfifo(folder / "fifo")
     (folder / "text").write_text("a text")
+    write_embeddings(folder / "embeddings.h5")
     (folder / "bare.yaml").write_text(
         "name: bare\nhuman_wage_usd: 20\nactions: {speed: {low: 0, high: 1}}\n"
         "contexts: {price_usd: 0.1, damage_usd: 0}\n"

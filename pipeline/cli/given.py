@@ -40,6 +40,10 @@ def check_given(cfg: Config) -> None:
         _shard(cfg)
     if isinstance(cfg, SimTrainConfig) or (isinstance(cfg, FrontierConfig) and cfg.run is None):
         _simulator(cfg)
+    if isinstance(cfg, NoveltyConfig):
+        _model(cfg.model)
+    if isinstance(cfg, MergeConfig) and cfg.out.is_dir():
+        _seeds(cfg.out)
     _output(cfg)
 
 
@@ -118,6 +122,26 @@ def _shard(cfg: ExtractConfig | NoveltyConfig) -> None:
 
     if not (isinstance(cfg, ExtractConfig) and (cfg.launcher or cfg.devices)):
         shard_number(cfg.shards, cfg.shard)
+
+
+def _model(name: str) -> None:
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/"))
+    if name not in ("auto", "corpus") and not Path(name).is_dir() and (Path(name).exists() or not is_hub_id):
+        raise VtpError(
+            f"--model {name} is neither auto, corpus, a folder nor an id of the hub such as owner/name; correct it",
+            code="model-missing",
+        )
+
+
+def _seeds(out: Path) -> None:
+    from pipeline.run_directory import RunDirectory, check_run
+
+    check_run(out)
+    if not RunDirectory(out).has_seeds:
+        raise VtpError(
+            f"{out} holds no seeds to assemble; name the --out of a vtp train --seeds, or an embeddings file's path",
+            code="run-of-one-seed",
+        )
 
 
 def _output(cfg: Config) -> None:

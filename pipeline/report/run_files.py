@@ -141,8 +141,8 @@ def _mapping_yaml(path: Path) -> dict[str, Any]:
 
 def _mapping_json(path: Path) -> dict[str, Any]:
     value = json.loads(read_text(path))
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
+    if not isinstance(value, dict) or not value:
+        raise ValueError("not an object with names")
     return value
 
 
