@@ -26,7 +26,7 @@ from pipeline.encoders import one_thread
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
 from pipeline.files import atomic_folder, check_file_place, remove_leftovers, save_config, write_json
-from pipeline.kept_inputs import keep_inputs
+from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, settings_of
 from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
 from pipeline.tasks import EPISODE_STEPS
 from pipeline.text_files import read_text
@@ -76,6 +76,9 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     folder = parts_folder(out)
     fits = cfg.model in ("auto", "corpus")
     keep_inputs(cfg, [folder, *(path for path in written(out) if fits or path != model_folder(out))])
+    keep_others({out: is_hdf5_or_empty, out.with_suffix(".yaml"): settings_of("embeddings", "model", "draws")})
+    if fits:
+        keep_others({model_folder(out): lambda path: (path / "corpus.json").exists()})
     corpus = find_corpus(cfg)
     shared = json.dumps([corpus.sha256, cfg.model_dump(mode="json", include=SHARED)])
     with one_writer(lock_path(folder, cfg.shards, shard), out, settings=shared) as lock:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from pipeline import processes, synthetic
 from pipeline.config import SimulateConfig
-from pipeline.errors import VtpError
 from pipeline.files import atomic_path, remove_leftovers, save_config
-from pipeline.kept_inputs import keep_inputs
+from pipeline.kept_inputs import keep_inputs, keep_others, settings_of
 from pipeline.outcomes import LoggingPolicy, SimulatedOutcomes, logging_policy, simulate_logs
 from pipeline.tasks import BUILT_IN, Task, load_task
-from pipeline.text_files import read_text
 from pipeline.writer_lock import one_writer
 
 logger = logging.getLogger(__name__)
@@ -48,7 +44,8 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     _say_what_has_no_effect(cfg, num_val)
     names = ("config.yaml", "manifest.csv", TASK_FILE, "videos", "labels")
     keep_inputs(cfg, [cfg.out / name for name in names])
-    _refuse_foreign(cfg.out, names)
+    is_ours = settings_of(*SimulateConfig.model_fields)(cfg.out / "config.yaml")
+    keep_others({cfg.out / name: lambda _: is_ours for name in names})
     with one_writer(cfg.out / ".lock", cfg.out):
         for folder in (cfg.out, cfg.out / "videos", cfg.out / "labels"):
             remove_leftovers(folder)
@@ -71,23 +68,6 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
         manifest = cfg.out / "manifest.csv"
         _write_csv(manifest, pd.DataFrame(rows))
         return manifest
-
-
-def _refuse_foreign(out: Path, names: Sequence[str]) -> None:
-    """VtpError if something is in the place of what will be written, and no `vtp simulate` left it there."""
-    found = [name for name in names if os.path.lexists(out / name)]
-    if not found:
-        return
-    try:
-        settings = yaml.safe_load(read_text(out / "config.yaml"))
-        is_ours = isinstance(settings, dict) and settings.keys() == SimulateConfig.model_fields.keys()
-    except (OSError, ValueError, yaml.YAMLError):
-        is_ours = False
-    if not is_ours:
-        raise VtpError(
-            f"{out} has {found[0]}, which this would replace and no vtp simulate left there; choose another --out",
-            code="folder-is-no-demos",
-        )
 
 
 def simulated_task(cfg: SimulateConfig) -> Task:
