@@ -23,7 +23,7 @@ from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.encoders import one_thread
-from pipeline.errors import CorruptError, TryAgainError, VtpError
+from pipeline.errors import TryAgainError, VtpError
 from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
 from pipeline.files import atomic_folder, check_file_place, remove_leftovers, save_config, write_json
 from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, settings_of
@@ -129,12 +129,6 @@ def _run(
 def find_corpus(cfg: NoveltyConfig) -> Corpus:
     """The clips to score and those that are ordinary by definition; VtpError where they cannot be compared."""
     data = dataset.read_embeddings(cfg.embeddings)
-    if not np.isfinite(data.embeddings).all():
-        row = int(np.flatnonzero(~np.isfinite(data.embeddings).all(axis=1))[0])
-        raise CorruptError(
-            f"{cfg.embeddings}: the embedding of clip {row} is not finite; extract its video again",
-            code="embeddings-damaged",
-        )
     if cfg.reference is None:
         return Corpus((data,), np.ones(data.num_clips, bool))
     if cfg.reference.suffix.lower() in manifest.MANIFEST_SUFFIXES:
