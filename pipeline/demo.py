@@ -26,6 +26,7 @@ from pipeline.config import (
 from pipeline.errors import VtpError
 from pipeline.experiments import elasticity, frontier, spread, value
 from pipeline.files import save_config, write_json
+from pipeline.kept_inputs import DEMO, keep_others_from_demo
 from pipeline.runs import RunDirectory
 from pipeline.writer_lock import one_writer
 
@@ -41,7 +42,6 @@ QUICK = {
     "episodes": 8, "eval_steps": 8, "value_rounds": 2, "value_tolerance": 3.0,
 }  # fmt: skip
 WHENCE = {"logged": "learned from the demonstrations' logs", "simulator": "simulated, without the logs"}
-SETTINGS = "demo.yaml"  # in the folder of a demo: what is there may be replaced
 RATIO = ("oracle_ratio", "oracle_ratio_ci95")
 
 
@@ -57,12 +57,8 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
 def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[str, Any]:
     started = time.monotonic()
     run = RunDirectory(cfg.out)
-    if any(not path.name.startswith(".") for path in cfg.out.iterdir()) and not (cfg.out / SETTINGS).exists():
-        raise VtpError(
-            f"{cfg.out} holds something that no vtp demo left there, for it has no {SETTINGS}; choose another --out",
-            code="folder-is-no-demo",
-        )
-    save_config(cfg.out / SETTINGS, cfg)
+    keep_others_from_demo(cfg.out)
+    save_config(cfg.out / DEMO, cfg)
     size = QUICK if cfg.quick else FULL
     embeddings = cfg.out / "embeddings.h5"
     manifest = simulate.run(

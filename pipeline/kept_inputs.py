@@ -73,6 +73,18 @@ def keep_others(written: Mapping[Path, Callable[[Path], bool]]) -> None:
             )
 
 
+DEMO = "demo.yaml"  # in the folder of a demo: what is there may be replaced
+
+
+def keep_others_from_demo(out: Path) -> None:
+    """VtpError if the folder holds what no demo left there."""
+    if out.is_dir() and not (out / DEMO).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise VtpError(
+            f"{out} holds something that no vtp demo left there, for it has no {DEMO}; choose another --out",
+            code="folder-is-no-demo",
+        )
+
+
 def settings_of(*names: str) -> Callable[[Path], bool]:
     """Whether a file holds settings, those of these names among them."""
 

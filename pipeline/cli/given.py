@@ -9,12 +9,14 @@ from typing import Any
 from pipeline.config import (
     ActConfig,
     Config,
+    DemoConfig,
     DoctorConfig,
     EmbeddingsTrainConfig,
     ExtractConfig,
     FrontierConfig,
     MergeConfig,
     NoveltyConfig,
+    NoveltyExperimentConfig,
     PolicyExportConfig,
     SimTrainConfig,
     VideoTrainConfig,
@@ -42,6 +44,10 @@ def check_given(cfg: Config) -> None:
         _simulator(cfg)
     if isinstance(cfg, NoveltyConfig):
         _model(cfg.model)
+    if isinstance(cfg, NoveltyExperimentConfig) and cfg.novelty is None:
+        _novelty(cfg.embeddings.with_name("novelty.h5"))
+    if isinstance(cfg, FrontierConfig) and cfg.run is None and cfg.out is None:
+        raise VtpError("there is no run to write into; name a folder with --out, or give RUN", code="out-missing")
     if isinstance(cfg, MergeConfig) and cfg.out.is_dir():
         _seeds(cfg.out)
     _output(cfg)
@@ -131,6 +137,11 @@ def _model(name: str) -> None:
             f"--model {name} is neither auto, corpus, a folder nor an id of the hub such as owner/name; correct it",
             code="model-missing",
         )
+    if name not in ("auto", "corpus") and Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise VtpError(
+            f"model {name} has no readable model_index.json; give a folder in diffusers format, or --model corpus",
+            code="model-wrong",
+        )
 
 
 def _seeds(out: Path) -> None:
@@ -146,7 +157,7 @@ def _seeds(out: Path) -> None:
 
 def _output(cfg: Config) -> None:
     from pipeline.files import check_file_place, check_folder_place
-    from pipeline.kept_inputs import keep_inputs
+    from pipeline.kept_inputs import keep_inputs, keep_others_from_demo
     from pipeline.run_directory import RunDirectory, check_new_run
 
     out: Path | None = getattr(cfg, "out", None)
@@ -158,6 +169,8 @@ def _output(cfg: Config) -> None:
         keep_inputs(cfg, [out], reads=[] if run is None else RunDirectory(run).read)
         return
     check_folder_place(out)
+    if isinstance(cfg, DemoConfig):
+        keep_others_from_demo(out)
     if isinstance(cfg, TRAININGS):
         check_new_run(out, seeds=cfg.seeds is not None, overwrite=cfg.overwrite)
         keep_inputs(cfg, RunDirectory(out).written, reads=[] if cfg.init is None else RunDirectory(cfg.init).read)
