@@ -132,9 +132,10 @@ def test_bad_weight_files(tmp_path):
     with raises("weights-wrong") as caught:
         load_encoder("r3d_18", str(tmp_path / "other.pt"))
     assert "stem.0.weight" in str(caught.value)
-    (tmp_path / "noise.pt").write_bytes(b"noise")
-    with raises("weights-damaged", CorruptError):
-        load_encoder("r3d_18", str(tmp_path / "noise.pt"))
+    for noise in (b"noise", b"\x80\x04.", b"\x80\x02noise", b"PK\x03\x04noise"):
+        (tmp_path / "noise.pt").write_bytes(noise)
+        with raises("weights-damaged", CorruptError):
+            load_encoder("r3d_18", str(tmp_path / "noise.pt"))
     torch.save({"run": time.sleep}, tmp_path / "code.pt")
     with raises("weights-damaged", CorruptError):
         load_encoder("r3d_18", str(tmp_path / "code.pt"))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from small_runs import write_embeddings
 
-from pipeline import dataset, demo, simulate
+from pipeline import dataset, demo, novelty, simulate
 from pipeline.cli import command
 from pipeline.config import (
     ActConfig,
@@ -104,6 +104,15 @@ def test_an_extraction_replaces_nothing_that_none_left(folder, name, text, is_ou
         check_output(cfg, [])
     assert (caught.value.code, (folder / "out" / name).read_text()) == ("output-is-foreign", text)
     assert str(folder / "out" / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("n.h5", "a table"), ("n.yaml", "mine: 1"), ("n.model", "a file")])
+def test_novelty_replaces_nothing_that_it_did_not_leave(folder, name, text):
+    write_embeddings(folder / "e.h5")
+    (folder / name).write_text(text)
+    with pytest.raises(VtpError) as caught:
+        novelty.run(NoveltyConfig(embeddings=folder / "e.h5", out=folder / "n.h5"))
+    assert (caught.value.code, (folder / name).read_text()) == ("output-is-foreign", text)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "manifest.csv", "videos", "labels", "task.yaml"])

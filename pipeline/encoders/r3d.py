@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import pickle
 import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -31,6 +32,10 @@ MEAN, STD = _PRESET.mean, _PRESET.std
 _FRAME_SIZE = tuple(_PRESET.resize_size)
 _KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
 _WAYS_OUT = WAYS_OUT["r3d_18"]
+UNREADABLE = (  # what torch raises of damaged files
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, struct.error,
+)  # fmt: skip
 
 
 def preprocess(clips: Tensor) -> Tensor:
@@ -91,7 +96,7 @@ def load_network(weights: str) -> tuple[VideoResNet, str]:
 def _from_state_dict(path: Path) -> VideoResNet:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except UNREADABLE as error:
         reason = source.first_line(error)
         raise CorruptError(
             f"weights {path} cannot be loaded safely ({reason}); {_WAYS_OUT}", code="weights-damaged"
