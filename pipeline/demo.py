@@ -29,7 +29,8 @@ from pipeline.config import (
 )
 from pipeline.errors import VtpError
 from pipeline.experiments import elasticity, frontier, spread, value
-from pipeline.files import write_json
+from pipeline.files import save_config, write_json
+from pipeline.kept_inputs import DEMO, keep_others_from_demo
 from pipeline.runs import RunDirectory
 from pipeline.writer_lock import one_writer
 
@@ -60,8 +61,8 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
 def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[str, Any]:
     started = time.monotonic()
     run = RunDirectory(cfg.out)
-    if run.config.exists() and not (cfg.out / "demos").is_dir():
-        raise VtpError(f"{cfg.out} holds a run that is no demo; choose another --out", code="run-is-no-demo")
+    keep_others_from_demo(cfg.out)
+    save_config(cfg.out / DEMO, cfg)
     size = QUICK if cfg.quick else FULL
     embeddings = cfg.out / "embeddings.h5"
     manifest = simulation.run(

@@ -34,6 +34,15 @@ class Finding:
 
 
 def run(cfg: DoctorConfig) -> list[Finding]:
+    """VtpError if an output is named and nothing of it is there, or something else."""
+    if cfg.out.exists() and not cfg.out.is_file():
+        raise VtpError(f"{cfg.out} is no regular file; name the --out of a vtp extract", code="output-is-no-file")
+    if "out" in cfg.model_fields_set and not (cfg.out.exists() or parts_folder(cfg.out).exists()):
+        raise VtpError(
+            f"there are neither embeddings at {cfg.out} nor {parts_folder(cfg.out).name} beside them; name the --out "
+            "of a vtp extract, or no path to check this machine alone",
+            code="output-missing",
+        )
     return [*check_machine(cfg.out), *check_output(cfg.out)]
 
 

@@ -12,24 +12,24 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline import __version__, dataset
+from pipeline import __version__, dataset, named_weights
 from pipeline.callable_stage import make_callable
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset.frame_logs import FrameLogs
-from pipeline.dataset.logs import Logs
 from pipeline.dataset.segment import Content, Segment, assign_splits
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extraction import shards
 from pipeline.extraction.file_contents import Reading, changed, read_contents
 from pipeline.extraction.inputs import Inputs, as_video_error, read_inputs
 from pipeline.extraction.parts import (
+    Finished,
     PartWriter,
     Settings,
     check_settings,
@@ -40,8 +40,9 @@ from pipeline.extraction.parts import (
     times_of,
 )
 from pipeline.extraction.shards import Done, Failed, Ledger, parts_folder
-from pipeline.files import remove_leftovers, save_config, write_text
+from pipeline.files import check_file_place, remove_leftovers, save_config, write_text
 from pipeline.tasks import BUILT_IN
+from pipeline.text_files import read_text
 from pipeline.video import Clip, DecoderPool, Restart, VideoError
 from pipeline.writer_lock import one_writer
 
@@ -74,11 +75,7 @@ class ExtractResult:
 def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: None) -> ExtractResult:
     """Decode and encode this process's share of the videos; with one shard, put the embeddings file together too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
-    if cfg.out.is_dir():
-        raise VtpError(
-            f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}",
-            code="output-is-folder",
-        )
+    check_file_place(cfg.out)
     inputs = read_inputs(cfg)
     from pipeline import encoders
 
@@ -97,7 +94,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
 
         mine = shards.share(inputs.entries, cfg.shards, shard)
         ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
-        num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress, inputs.logs)
+        num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress, inputs)
         logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
         if cfg.shards > 1:
             failures = [asdict(row) for row in ledger.failures]
@@ -124,13 +121,13 @@ def landed(cfg: ExtractConfig, ids: Set[str]) -> int:
 def extract_videos(
     cfg: ExtractConfig,
     entries: Sequence[Segment],
-    parts: dict[Content, str],
+    parts: dict[Content, Finished],
     ledger: Ledger,
     encoder: Encoder,
     progress: Progress,
-    logs: Mapping[str, Logs | FrameLogs],
+    inputs: Inputs,
 ) -> int:
-    """Decode and encode the videos whose content no part holds; returns how many. `parts`: content to part.
+    """Decode and encode the videos whose content no part holds; returns how many. `parts`: where contents are finished.
 
     All segments of a file are cut in one pass. Clips are encoded in the order in which decoders have them ready. A
     clip's features do not depend on that. Labels that do not fit are told of as soon as their video is decoded, not
@@ -144,6 +141,8 @@ def extract_videos(
     tries: Counter[str] = Counter()
     for_pyav: set[str] = set()  # ids of videos that decord may have hung or died of
     encoded: dict[Content, list[Reading]] = {}  # done as soon as their part is written
+    num_clips = {content: finished.num_clips for content, finished in parts.items()}  # of all that is decoded
+    left_out = {entry.video_id for entry in entries if entry.video_id in inputs.bad_labels}  # at stage labels
     num_decoded = num_ended = 0
 
     def end(entry: Segment) -> None:
@@ -151,9 +150,22 @@ def extract_videos(
         num_ended += 1
         progress(num_ended, len(entries), entry.video_id)
 
+    def stop_if_too_many_failed() -> None:
+        failed = left_out | {row.video_id for row in ledger.failures}
+        if cfg.max_failures is not None and len(failed) > cfg.max_failures:
+            raise PartialError(
+                f"{len(failed)} videos failed, more than --max-failures {cfg.max_failures}; {ledger.path} and, for "
+                "labels, the log name each: mend them or raise it, and run the same command again",
+                code="too-many-failures",
+            )
+
     def finish(video: Reading) -> None:
+        entry = video.entry
+        if misfit := steps_differ(entry, num_clips[video.content], inputs.logs.get(entry.video_id)):
+            logger.warning("%s will be left out: %s", entry.video_id, misfit)
+            left_out.add(entry.video_id)
         encoded.setdefault(video.content, []).append(video)
-        end(video.entry)
+        end(entry)
 
     def fail(entry: Segment, error: VideoError) -> None:
         tries[entry.video_id] += 1
@@ -164,15 +176,10 @@ def extract_videos(
             return
         ledger.record(failure(entry, "decode" if entry.error is None else "manifest", error))
         end(entry)
-        if cfg.max_failures is not None and len(ledger.failures) > cfg.max_failures:
-            raise PartialError(
-                f"{len(ledger.failures)} videos failed, more than --max-failures {cfg.max_failures}; each is in "
-                f"{ledger.path}: mend them or raise it, and run the same command again",
-                code="too-many-failures",
-            )
+        stop_if_too_many_failed()
 
     def record(part: str, contents: Sequence[Content]) -> None:
-        parts.update(dict.fromkeys(contents, part))
+        parts.update({content: Finished(part, num_clips[content]) for content in contents})
         record_done()
         ledger.write_if_due()
 
@@ -180,7 +187,9 @@ def extract_videos(
         for content in parts.keys() & encoded.keys():
             for video in encoded.pop(content):
                 entry = video.entry
-                done = Done(entry.video_id, str(entry.path), video.stamp, content.sha256, parts[content], *entry.span)
+                done = Done(
+                    entry.video_id, str(entry.path), video.stamp, content.sha256, parts[content].part, *entry.span
+                )
                 ledger.record(done)
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
@@ -188,6 +197,7 @@ def extract_videos(
         num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, verify=cfg.verify, frame_size=encoder.frame_size
     )
     try:
+        stop_if_too_many_failed()
         with decoders as pool:
             while queue or decoding:
                 while queue and pool.num_idle:
@@ -197,6 +207,7 @@ def extract_videos(
                         sha256 = video.content.sha256
                         if video.content in parts or video.content in encoded:
                             finish(video)
+                            stop_if_too_many_failed()
                         elif sha256 in decoding or video.content in wanted:
                             waiting.setdefault(sha256, []).append(video.entry)
                         else:
@@ -221,11 +232,11 @@ def extract_videos(
                         writer.discard(video.content)
                         fail(video.entry, event)
                     else:
-                        if misfit := steps_differ(video.entry, event.num_clips, logs.get(video.entry.video_id)):
-                            logger.warning("%s will be left out: %s", video.entry.video_id, misfit)
+                        num_clips[video.content] = event.num_clips
                         finish(video)
                         num_decoded += 1
                         writer.finish(video.content, event)
+                        stop_if_too_many_failed()
                     sha256 = video.content.sha256
                     decoding[sha256] -= 1
                     if decoding[sha256] == 0:
@@ -369,8 +380,17 @@ def write_failures(out: Path, rows: Sequence[dict[str, str]]) -> Path:
     _write_rows(parts_folder(out) / "failures.jsonl", rows)
     path = out.parent / "failures.jsonl"
     outputs = sorted(out.parent.glob("*.parts/failures.jsonl"))
-    _write_rows(path, [json.loads(line) for output in outputs for line in output.read_text().splitlines()])
+    _write_rows(path, [row for output in outputs for row in _read_rows(output)])
     return path
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of an output's failures; none, aloud, if they cannot be read: those of others are not lost for that."""
+    try:
+        return [json.loads(line) for line in read_text(path).split("\n") if line]
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read and is left out of failures.jsonl beside it: %s", path, error)
+        return []
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -396,16 +416,11 @@ def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Project
     from pipeline import encoders
     from pipeline.encoders import Projector
 
-    if spec in encoders.FITTED:
-        return spec
-    if (seed := encoders.seed_of(spec)) is not None:
-        return encoders.random_projector(seed, feature_dim)
-    if not Path(spec).is_file():
-        raise VtpError(
-            f"projector {spec!r} is not a file; use pca, learned, random:SEED, or an embeddings file",
-            code="projector-missing",
-        )
-    source = dataset.read_embeddings(Path(spec))
+    file = named_weights.check_projector(spec)
+    if file is None:
+        seed = named_weights.seed_of(spec)
+        return spec if seed is None else encoders.random_projector(seed, feature_dim)
+    source = dataset.read_embeddings(file)
     if source.attrs.get("weights_sha256") != weights_sha256:
         raise VtpError(
             f"projector {spec} belongs to weights {str(source.attrs.get('weights_sha256'))[:12]}, not to "

@@ -107,6 +107,26 @@ def make_folder(path: Path) -> None:
             ) from error
 
 
+def check_folder_place(path: Path) -> None:
+    """VtpError if a file is in the place of the folder, or of one that it would be in."""
+    for place in (path, *path.parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                raise VtpError(
+                    f"{path} cannot be a folder, because a file is in its place; name another", code="folder-is-file"
+                )
+            return
+
+
+def check_file_place(path: Path) -> None:
+    """VtpError if a folder, a device or a pipe is in the place of the file, or a file in that of its folder."""
+    if path.is_dir():
+        raise VtpError(f"{path} is a folder; name a file in it", code="output-is-folder")
+    if path.exists() and not path.is_file():
+        raise VtpError(f"{path} is a device or a pipe, which stays; name a file", code="output-is-no-file")
+    check_folder_place(path.parent)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling to write; on success it is fsynced and renamed to `path`, on any error removed.
@@ -114,10 +134,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises TryAgainError where the disk is full; what stood at `path` before is untouched.
     """
     make_folder(path.parent)
-    if path.is_dir():
-        raise VtpError(f"{path} is a folder; name a file in it", code="output-is-folder")
-    if path.exists() and not path.is_file():
-        raise VtpError(f"{path} is a device or a pipe, which stays; name a file", code="output-is-no-file")
+    check_file_place(path)
     if not os.access(path.parent, os.W_OK):
         raise VtpError(f"{path} cannot be written: its folder is read-only; name another", code="folder-unwritable")
     temporary = _temporary(path)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import yaml
+
 from pipeline.config import Config
 from pipeline.errors import VtpError
+from pipeline.text_files import read_text
 
 OUTPUTS = ("out",)  # settings that name what is written; all others that name a file name one that is read
 MODELS = ("model", "weights")  # where these are folders, all in them is read
@@ -54,6 +57,50 @@ def keep_inputs(cfg: Config, written: Iterable[Path], *, reads: Iterable[Path] =
                 f"{out} would be written over {taken[0]}, which this command reads; name another output",
                 code="output-is-input",
             )
+
+
+def keep_others(written: Mapping[Path, Callable[[Path], bool]]) -> None:
+    """VtpError if a file, beside an output and named after it, is not one that an earlier command like this one left.
+
+    written: each such file, and whether what is there is such a one.
+    """
+    for path, is_ours in written.items():
+        if os.path.lexists(path) and not is_ours(path):
+            raise VtpError(
+                f"{path} would be written over, and no earlier command of this kind left it; move it, or name another "
+                "output",
+                code="output-is-foreign",
+            )
+
+
+DEMO = "demo.yaml"  # in the folder of a demo: what is there may be replaced
+
+
+def keep_others_from_demo(out: Path) -> None:
+    """VtpError if the folder holds what no demo left there."""
+    if out.is_dir() and not (out / DEMO).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise VtpError(
+            f"{out} holds something that no vtp demo left there, for it has no {DEMO}; choose another --out",
+            code="folder-is-no-demo",
+        )
+
+
+def settings_of(*names: str) -> Callable[[Path], bool]:
+    """Whether a file holds settings, those of these names among them."""
+
+    def is_ours(path: Path) -> bool:
+        try:
+            settings = yaml.safe_load(read_text(path))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            return False
+        return isinstance(settings, dict) and settings.keys() >= set(names)
+
+    return is_ours
+
+
+def is_hdf5_or_empty(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
 
 
 def _named_in(cfg: Config) -> Iterator[Path]:

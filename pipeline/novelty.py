@@ -23,12 +23,13 @@ from pipeline import dataset, noise_gap
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.encoders import one_thread
-from pipeline.errors import CorruptError, TryAgainError, VtpError
+from pipeline.errors import TryAgainError, VtpError
 from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
-from pipeline.files import atomic_folder, remove_leftovers, save_config, write_json
-from pipeline.kept_inputs import keep_inputs
+from pipeline.files import atomic_folder, check_file_place, remove_leftovers, save_config, write_json
+from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, settings_of
 from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
 from pipeline.tasks import EPISODE_STEPS
+from pipeline.text_files import read_text
 from pipeline.video import FRAME_SIZE
 from pipeline.writer_lock import WriterLock, one_writer
 
@@ -71,13 +72,13 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     started_s = time.monotonic()
     shard = shard_number(cfg.shards, cfg.shard)
     out = cfg.out or cfg.embeddings.with_name("novelty.h5")
-    if out.is_dir():
-        raise VtpError(
-            f"--out {out} is a folder; name a file in it, such as {out / 'novelty.h5'}", code="output-is-folder"
-        )
+    check_file_place(out)
     folder = parts_folder(out)
     fits = cfg.model in ("auto", "corpus")
     keep_inputs(cfg, [folder, *(path for path in written(out) if fits or path != model_folder(out))])
+    keep_others({out: is_hdf5_or_empty, out.with_suffix(".yaml"): settings_of("embeddings", "model", "draws")})
+    if fits:
+        keep_others({model_folder(out): lambda path: (path / "corpus.json").exists()})
     corpus = find_corpus(cfg)
     shared = json.dumps([corpus.sha256, cfg.model_dump(mode="json", include=SHARED)])
     with one_writer(lock_path(folder, cfg.shards, shard), out, settings=shared) as lock:
@@ -128,12 +129,6 @@ def _run(
 def find_corpus(cfg: NoveltyConfig) -> Corpus:
     """The clips to score and those that are ordinary by definition; VtpError where they cannot be compared."""
     data = dataset.read_embeddings(cfg.embeddings)
-    if not np.isfinite(data.embeddings).all():
-        row = int(np.flatnonzero(~np.isfinite(data.embeddings).all(axis=1))[0])
-        raise CorruptError(
-            f"{cfg.embeddings}: the embedding of clip {row} is not finite; extract its video again",
-            code="embeddings-damaged",
-        )
     if cfg.reference is None:
         return Corpus((data,), np.ones(data.num_clips, bool))
     if cfg.reference.suffix.lower() in manifest.MANIFEST_SUFFIXES:
@@ -239,7 +234,7 @@ def written(out: Path) -> tuple[Path, ...]:
 
 def _fits(folder: Path, what: dict[str, Any]) -> bool:
     try:
-        return json.loads((folder / "corpus.json").read_text(encoding="utf-8")) == what
+        return json.loads(read_text(folder / "corpus.json")) == what
     except (OSError, ValueError):
         return False
 

@@ -17,7 +17,7 @@ from pipeline import processes, synthetic
 from pipeline.callable_stage import make_callable
 from pipeline.config import SimulateConfig
 from pipeline.files import atomic_path, remove_leftovers, save_config
-from pipeline.kept_inputs import keep_inputs
+from pipeline.kept_inputs import keep_inputs, keep_others, settings_of
 from pipeline.outcomes import LoggingPolicy, SimulatedOutcomes, logging_policy, simulate_logs
 from pipeline.tasks import BUILT_IN, Task, load_task
 from pipeline.writer_lock import one_writer
@@ -45,6 +45,8 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     _say_what_has_no_effect(cfg, num_val)
     names = ("config.yaml", "manifest.csv", TASK_FILE, "videos", "labels")
     keep_inputs(cfg, [cfg.out / name for name in names])
+    is_ours = settings_of(*SimulateConfig.model_fields)(cfg.out / "config.yaml")
+    keep_others({cfg.out / name: lambda _: is_ours for name in names})
     with one_writer(cfg.out / ".lock", cfg.out):
         for folder in (cfg.out, cfg.out / "videos", cfg.out / "labels"):
             remove_leftovers(folder)

@@ -32,6 +32,8 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
             raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a regular file")
         with open(fd, "rb", closefd=False) as file:
             content = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
+        if content is None:  # of some that the system makes as they are read
+            raise ValueError("it has nothing to be read now")
         if max(status.st_size, len(content)) > max_bytes:
             raise ValueError(f"it has more than {max_bytes} bytes")
     finally:

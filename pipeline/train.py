@@ -22,6 +22,7 @@ from pipeline.errors import TryAgainError, VtpError
 from pipeline.files import make_folder, remove_leftovers, save_config, write_json
 from pipeline.processes import interrupts_held
 from pipeline.rl.rollouts import validation_profit
+from pipeline.run_directory import check_new_run, finished_already
 from pipeline.runs import PolicyMetadata, RunDirectory, load_policy, save_checkpoint, write_summary
 from pipeline.training import Record, Source, Trainer, check, newest, open_source, refuse_other_settings, save, slim
 from pipeline.training.checkpoints import remove_previous
@@ -181,15 +182,14 @@ def begin(cfg: TrainConfig, metadata: PolicyMetadata) -> dict[str, Any] | None:
     """
     make_folder(cfg.out)
     run = RunDirectory(cfg.out)
-    if run.has_seeds:
-        raise VtpError(f"{run} holds several seeds; choose another --out, or go on with --seeds", code="run-has-seeds")
+    check_new_run(cfg.out, seeds=False, overwrite=cfg.overwrite)
     for folder in (run.path, run.frames, run.frame_cache):
         remove_leftovers(folder)
     settings = cfg.model_copy(update={"overwrite": False})
     if not cfg.overwrite:
-        checkpoint = None if run.is_finished else newest(run)
-        if checkpoint is None and (run.is_finished or run.summary.exists()):
-            raise VtpError(f"{run} holds a run already; choose another --out, or add --overwrite", code="run-finished")
+        checkpoint = newest(run)
+        if checkpoint is None and run.summary.exists():
+            raise finished_already(run)
         if checkpoint:
             refuse_other_settings(run, settings)
             _refuse_other_data(run, PolicyMetadata.from_state(checkpoint["meta"], str(run.last)), metadata)

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import yaml
 from factories import write_video
+from small_runs import write_embeddings, write_novelty
 from typer.main import get_command
 
 from pipeline import cli, config
@@ -36,8 +38,8 @@ def trained_with(monkeypatch, tmp_path):
     from pipeline import train
 
     (tmp_path / "data").mkdir()
-    for name in ("data/embeddings.h5", "n.h5"):
-        (tmp_path / name).touch()
+    write_embeddings(tmp_path / "data/embeddings.h5")
+    write_novelty(tmp_path / "n.h5", np.ones(120), "0" * 64)
 
     seen = []
 

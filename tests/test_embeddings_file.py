@@ -315,6 +315,15 @@ def test_a_projector_that_is_not_finite_is_refused(written, name):
         dataset.read_embeddings(written)
 
 
+def test_embeddings_that_are_not_finite_are_refused(tmp_path, embeddings):
+    values = embeddings.embeddings.copy()
+    values[1, 3] = np.inf
+    dataset.write_embeddings(tmp_path / "e.h5", replace(embeddings, embeddings=values))
+    with raises("embeddings-damaged", CorruptError) as caught:
+        dataset.read_embeddings(tmp_path / "e.h5")
+    assert "the embedding of clip 1 is not finite" in str(caught.value)
+
+
 def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "e.h5")
     with pytest.raises(VtpError, match="regular file"):

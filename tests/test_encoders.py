@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.models.video import R3D_18_Weights, r3d_18
 from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerVideoProcessor
 
-from pipeline import synthetic
+from pipeline import named_weights, synthetic
 from pipeline.encoders import (
     Projector,
     RunningCentre,
@@ -27,14 +27,13 @@ from pipeline.encoders import (
     random_projector,
     weights,
 )
-from pipeline.encoders import encoder as encoder_module
 from pipeline.encoders.fast.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
 from pipeline.encoders.r3d import preprocess
 from pipeline.errors import CorruptError, VtpError
 from pipeline.synthetic import dynamics
 from pipeline.tasks import load_task
 
-NEEDS_VNNI = pytest.mark.skipif(not encoder_module.computes_in_int8(), reason="this processor has no VNNI")
+NEEDS_VNNI = pytest.mark.skipif(not named_weights.computes_in_int8(), reason="this processor has no VNNI")
 PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
 
 
@@ -103,13 +102,13 @@ def test_random_weights_come_from_the_seed_alone(encoder):
 
 
 def test_precision_is_resolved(monkeypatch):
-    monkeypatch.setattr(encoder_module, "_processor_has", lambda *_: True)
+    monkeypatch.setattr(named_weights, "_processor_has", lambda *_: True)
     assert load_encoder("r3d_18", "random:0").precision == "int8"
-    monkeypatch.setattr(encoder_module, "computes_in_int8", lambda: False)
+    monkeypatch.setattr(named_weights, "computes_in_int8", lambda: False)
     assert load_encoder("r3d_18", "random:0").precision == "bf16"
     with raises("precision-unsupported"):
         load_encoder("r3d_18", "random:0", "int8")
-    monkeypatch.setattr(encoder_module, "computes_in_bf16", lambda: False)
+    monkeypatch.setattr(named_weights, "computes_in_bf16", lambda: False)
     assert load_encoder("r3d_18", "random:0").precision == "fp32"
 
 
@@ -133,9 +132,10 @@ def test_bad_weight_files(tmp_path):
     with raises("weights-wrong") as caught:
         load_encoder("r3d_18", str(tmp_path / "other.pt"))
     assert "stem.0.weight" in str(caught.value)
-    (tmp_path / "noise.pt").write_bytes(b"noise")
-    with raises("weights-damaged", CorruptError):
-        load_encoder("r3d_18", str(tmp_path / "noise.pt"))
+    for noise in (b"noise", b"\x80\x04.", b"\x80\x02noise", b"PK\x03\x04noise"):
+        (tmp_path / "noise.pt").write_bytes(noise)
+        with raises("weights-damaged", CorruptError):
+            load_encoder("r3d_18", str(tmp_path / "noise.pt"))
     torch.save({"run": time.sleep}, tmp_path / "code.pt")
     with raises("weights-damaged", CorruptError):
         load_encoder("r3d_18", str(tmp_path / "code.pt"))

@@ -406,6 +406,25 @@ def test_too_many_failures_stop_it(config, videos, encoder):
     assert extract.run(config(max_failures=4)).num_videos == 3
 
 
+@pytest.mark.parametrize("labels", ["step,context\n0,plate\n", "step,context\n0,nothing known\n"])
+def test_videos_that_fail_at_their_labels_are_failures_too(config, videos, encoder, labels):
+    """Also where they were decoded before, and each once, however it fails."""
+    (videos / "bad.csv").write_text(labels)
+    (videos / "no.mp4").write_text("no video at all")
+    source = manifest_of(videos, "path,labels\n0.mp4,bad.csv\n1.mp4,bad.csv\n2.mp4,\nno.mp4,bad.csv\n")
+    stopped = config(source=source, max_failures=2)
+    for _ in range(2):
+        with raises("too-many-failures", PartialError) as caught:
+            extract.run(stopped)
+        assert str(caught.value).startswith("3 videos failed, more than --max-failures 2")
+        assert not stopped.out.exists()
+    result = extract.run(config(source=source, max_failures=3))
+    assert result.num_videos == 1 and len(result.failures) == 3
+    with raises("too-many-failures", PartialError):
+        extract.run(stopped)
+    assert dataset.read_embeddings(result.path).videos.id == ["2.mp4"]
+
+
 def test_copies_are_decoded_once_and_fail_together(config, videos, encoder):
     damaged = write_video(videos / "bad.mkv", 60, options={"g": "10"})
     data = bytearray(damaged.read_bytes())

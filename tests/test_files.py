@@ -122,7 +122,7 @@ def test_json_is_strict_and_ends_in_a_newline(tmp_path):
         config.SimulateConfig(out=Path("räume/x y"), val_fraction=0.0),
         config.ExtractConfig(source="videos: #1", fps=29.97),
         config.EmbeddingsTrainConfig(lr=1e-5, novelty=None),
-        config.VideoTrainConfig(novelty=Path("n.h5"), buffer_size=7),
+        config.VideoTrainConfig(novelty=Path("n.h5"), buffer_size=700),
         config.EvaluateConfig(run=Path("runs/a")),
         config.DemoConfig(quick=True),
     ],

@@ -7,10 +7,11 @@ import pytest
 import yaml
 from small_runs import write_embeddings
 
-from pipeline import dataset
+from pipeline import dataset, demo, novelty, simulate
 from pipeline.cli import command
 from pipeline.config import (
     ActConfig,
+    DemoConfig,
     ExtractConfig,
     FrontierConfig,
     NoveltyConfig,
@@ -20,6 +21,7 @@ from pipeline.config import (
     ValueConfig,
 )
 from pipeline.errors import VtpError
+from pipeline.extraction.inputs import check_output
 from pipeline.kept_inputs import keep_inputs, settings_from
 
 
@@ -90,3 +92,58 @@ def test_settings_written_by_hand_are_an_input_and_saved_ones_are_not(folder):
     with settings_from(folder / "mine.yaml"):
         refused(ExtractConfig(source="x"), "mine.yaml")
     keep_inputs(ExtractConfig(source="x"), [folder / "mine.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_ours"),
+    [
+        ("e.h5", "a table", False), ("e.h5", "", True), ("e.h5", "\x89HDF", False),
+        ("e.yaml", "mine: 1", False), ("e.yaml", "source: [", False), ("e.yaml", "source: v\nclip_len: 16", True),
+        ("e.parts/config.yaml", "mine: 1", False),
+        ("failures.jsonl", "mine", False), ("failures.jsonl", '{"video_id": "a"}', False), ("failures.jsonl", "", True),
+        ("failures.jsonl", '{"video_id": "a", "stage": "decode", "reason": "r"}\n', True),
+    ],
+)  # fmt: skip
+def test_an_extraction_replaces_nothing_that_none_left(folder, name, text, is_ours):
+    (folder / "out" / name).parent.mkdir(parents=True)
+    (folder / "out" / name).write_text(text)
+    cfg = ExtractConfig(source="in", out=folder / "out" / "e.h5")
+    if is_ours:
+        check_output(cfg, [])
+        return
+    with pytest.raises(VtpError) as caught:
+        check_output(cfg, [])
+    assert (caught.value.code, (folder / "out" / name).read_text()) == ("output-is-foreign", text)
+    assert str(folder / "out" / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("n.h5", "a table"), ("n.yaml", "mine: 1"), ("n.model", "a file")])
+def test_novelty_replaces_nothing_that_it_did_not_leave(folder, name, text):
+    write_embeddings(folder / "e.h5")
+    (folder / name).write_text(text)
+    with pytest.raises(VtpError) as caught:
+        novelty.run(NoveltyConfig(embeddings=folder / "e.h5", out=folder / "n.h5"))
+    assert (caught.value.code, (folder / name).read_text()) == ("output-is-foreign", text)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.csv", "videos", "labels", "task.yaml"])
+def test_simulate_replaces_nothing_that_it_did_not_leave(folder, name):
+    cfg = SimulateConfig(out=folder / "d", videos=2, steps=1)
+    (folder / "d").mkdir()
+    (folder / "d" / name).mkdir()
+    with pytest.raises(VtpError) as caught:
+        simulate.run(cfg)
+    assert caught.value.code == "output-is-foreign"
+    assert [path.name for path in (folder / "d").iterdir()] == [name]
+    (folder / "d" / name).rmdir()
+    for _ in range(2):  # its own it makes again
+        simulate.run(cfg)
+
+
+def test_the_demo_replaces_nothing_that_it_did_not_leave(folder):
+    (folder / "d").mkdir()
+    (folder / "d" / "embeddings.h5").write_text("mine")
+    with pytest.raises(VtpError) as caught:
+        demo.run(DemoConfig(out=folder / "d"), stage=lambda label: pytest.fail(label))
+    assert caught.value.code == "folder-is-no-demo"
+    assert [path.name for path in (folder / "d").iterdir()] == ["embeddings.h5"]

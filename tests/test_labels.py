@@ -129,6 +129,8 @@ def test_an_unknown_context_has_no_number(tmp_path):
         ("step,propensity\n0,-0.5\n", "labels-value"),
         ("step,propensity\n0,nan\n", "labels-value"),
         ("step,novel\n0,2\n", "labels-value"),
+        ("step,novel\n0,normal\n", "labels-value"),
+        ("step,novel\n0,Unknown\n", "labels-value"),
         ("step,context\n0,bolt\n", "labels-unknown-context"),
         ("step,attempts,errors\n0,2,3\n", "labels-more-errors-than-attempts"),
         ("step\n0\n2\n", "labels-step"),
@@ -223,6 +225,8 @@ def test_without_a_task_labels_are_of_dishwashing(tmp_path):
     np.testing.assert_array_equal(logs.actions, [[0.1, 0.2]])
     for text, code in [
         ("step,grip\n0,1\n", "labels-unknown-column"),
+        ("step,novel\n0,normal\n", "labels-value"),
+        ("step,novel\n0,Unknown\n", "labels-value"),
         ("step,context\n0,bolt\n", "labels-unknown-context"),
         ("step,speed\n0,1.5\n", "labels-value"),
     ]:

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (  # a room imports from rooms above its own line only
     {"errors", "callable_stage"},
     {"config", "processes", "stats", "econ", "text_files"},
+    {"named_weights", "run_directory"},
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic", "writer_lock"},
     {"kept_inputs"},

@@ -263,6 +263,9 @@ def test_bad_json_lines(tmp_path):
     with raises("manifest-unreadable"):
         find_videos(str(write(tmp_path / "m.jsonl", '["a.mp4"]\n')))
     with raises("manifest-unreadable") as caught:
+        find_videos(str(write(tmp_path / "m.jsonl", '{"path": "a\\ud800.mp4"}\n')))
+    assert "line 1: " in str(caught.value)
+    with raises("manifest-unreadable") as caught:
         find_videos(str(write(tmp_path / "m.jsonl", '{"path": "a.mp4"}\n{"path": "b.mp4", "path": "c.mp4"}\n')))
     assert "line 2: a name occurs twice" in str(caught.value)
 

@@ -1,11 +1,13 @@
 import ast
 import json
+import os
 from pathlib import Path
 
 import pytest
 from raising import raises
 
 import pipeline
+from pipeline.run_directory import check_new_run, check_run
 from pipeline.runs import RunDirectory
 
 ROOT = Path(pipeline.__file__).parent
@@ -93,6 +95,58 @@ def test_seeds_are_runs_inside_the_run(run):
     assert Path(run) == run.path and str(run) == str(run.path)
 
 
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [
+        ({}, "run-empty"),
+        ({"notes.txt": "mine"}, "run-empty"),
+        ({"config.yaml": "source: sim"}, None),
+        ({"config.yaml": "a: ["}, None),  # whoever needs them says so
+        ({"config.yaml": "videos: 3"}, "run-of-another-kind"),
+        ({"config.yaml": "source: /videos", "summary.json": '{"source": "sim"}'}, "run-of-another-kind"),
+        ({"metrics.csv": "episode,profit\n1,2\n"}, None),
+        ({"metrics.csv": "loss,step\n1,2\n"}, "run-of-another-kind"),
+        ({"summary.json": '{"source": "sim"}'}, None),
+        ({"summary.json": "{}"}, "run-of-another-kind"),
+        ({"best.pt": ""}, None),
+    ],
+)
+def test_what_is_a_run(run, files, code):
+    run.path.mkdir()
+    for name, text in files.items():
+        (run.path / name).write_text(text)
+    if code is None:
+        check_run(run.path)
+    else:
+        with raises(code):
+            check_run(run.path)
+    run.evaluation.path.mkdir()
+    if run.config.exists():
+        with raises("run-is-evaluation"):
+            check_run(run.evaluation.path)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "frames", "experiments", "report.html", "metrics.csv"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_training_replaces_nothing_that_no_training_left(run, name, overwrite):
+    run.path.mkdir()
+    (run.path / "notes.txt").write_text("mine")
+    check_new_run(run.path, seeds=False, overwrite=overwrite)
+    (run.path / name).mkdir()
+    for settings in (None, "videos: 3"):
+        if settings:
+            run.config.write_text(settings)
+        for seeds in (False, True):
+            with raises("folder-is-no-run"):
+                check_new_run(run.path, seeds=seeds, overwrite=overwrite)
+    run.config.write_text("source: video")
+    check_new_run(run.path, seeds=False, overwrite=overwrite)
+    run.finished.touch()
+    if not overwrite:
+        with raises("run-finished"):
+            check_new_run(run.path, seeds=False, overwrite=False)
+
+
 READERS = {"read_summary": "summary", "read_steps": "validation", "read_metrics": "metrics", "read_settings": "config"}
 
 
@@ -132,11 +186,21 @@ def test_a_folder_in_the_place_of_a_file_cannot_be_read(run):
         run.read_summary()
 
 
-def test_what_is_written_is_read(run):
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run):
     run.path.mkdir()
-    run.summary.write_text(json.dumps({"profit_mean": 1.5}))
-    run.config.write_text("source: sim\nseed: 3\n")
-    run.metrics.write_text("episode,profit\n1,20.5\n2,\n")
+    os.mkfifo(run.summary)
+    with raises("run-file-bad") as caught:
+        run.read_summary()
+    assert "a FIFO, not a regular file" in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_what_is_written_is_read(run, encoding):
+    """Also after another program has saved it with a byte order mark."""
+    run.path.mkdir()
+    run.summary.write_text(json.dumps({"profit_mean": 1.5}), encoding)
+    run.config.write_text("source: sim\nseed: 3\n", encoding)
+    run.metrics.write_text("episode,profit\n1,20.5\n2,\n", encoding)
     run.validation.write_text("episode,row,context,speed\n0,0,NA,0.5\n0,1,01,0.25\n")
     assert run.read_summary() == {"profit_mean": 1.5}
     assert run.read_settings() == {"source": "sim", "seed": 3}
@@ -169,7 +233,7 @@ def literals(path):
 
 @pytest.mark.parametrize("module", sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")))
 def test_file_names_of_a_run_occur_nowhere_else(module):
-    if module == "runs/run_directory.py":
+    if module == "run_directory.py":
         return
     # At the end of a literal, so that {run}/summary.json is found and a sentence about it is not.
     found = {name for text in literals(ROOT / module) for name in FILE_NAMES if text.split("/")[-1] == name}

@@ -31,6 +31,19 @@ def test_what_would_block_or_fill_the_memory_is_refused_at_once(tmp_path):
         read_text(tmp_path / "latin")
 
 
+def test_a_file_that_has_nothing_to_read_yet_is_refused(tmp_path, monkeypatch):
+    """As some of /proc are, which call themselves regular."""
+    reading, writing = os.pipe()
+    monkeypatch.setattr("pipeline.text_files.stat.S_ISREG", lambda mode: True)
+    os.set_blocking(reading, False)
+    try:
+        with pytest.raises(ValueError, match="nothing to be read"):
+            read_text(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_rows_of_csv():
     assert csv_rows(' a ,b\n\n1,"x\ny"\n2,\n') == [["a", "b"], ["1", "x\ny"], ["2", ""]]
     assert csv_rows("") == []

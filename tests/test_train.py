@@ -133,19 +133,9 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
     assert (tmp_path / "run" / "best.pt").read_bytes() != before
 
 
-def test_too_small_a_buffer_writes_nothing(tmp_path):
-    with raises("buffer-too-small"):
-        train.run(sim_config(tmp_path, buffer_size=4))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("settings", "code"),
-    [({"warmup_steps": 5000}, "nothing-learned"), ({"warmup_steps": 600, "buffer_size": 500}, "buffer-too-small")],
-)
-def test_a_run_that_cannot_learn_says_so(tmp_path, settings, code):
-    with raises(code):
-        train.run(sim_config(tmp_path, **settings))
+def test_a_run_that_cannot_learn_says_so(tmp_path):
+    with raises("nothing-learned"):
+        train.run(sim_config(tmp_path, warmup_steps=5000))
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

@@ -92,7 +92,7 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 
 def _is_saved(path: Path) -> bool:
     """Whether vtp itself left the settings there, beside an output: the same command may write them again."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, max_bytes=MAX_CONFIG_BYTES)
     return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
 
 

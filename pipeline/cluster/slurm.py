@@ -22,9 +22,10 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, pickle_lo
 
 from pipeline.cluster.array import Failure, Task, failed, lost
 from pipeline.config import slurm_minutes
-from pipeline.errors import TryAgainError, VtpError
+from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import make_folder, write_json
 from pipeline.processes import SAFE_PATH
+from pipeline.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +110,18 @@ def parameters(
 
 def running(folder: Path, settings: dict[str, Any]) -> SlurmArray | None:
     """The array that was submitted from this folder, where it has not ended; VtpError if its settings are others."""
+    path = folder / "array.json"
     try:
-        earlier = json.loads((folder / "array.json").read_text(encoding="utf-8"))
+        earlier = json.loads(read_text(path))
+        array = SlurmArray(folder, earlier["id"], earlier["tasks"])
     except FileNotFoundError:
         return None
-    array, states = SlurmArray(folder, earlier["id"], earlier["tasks"]), squeue()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{path} is damaged ({error}), so it is not known whether an array runs; delete it if squeue shows none",
+            code="array-damaged",
+        ) from error
+    states = squeue()
     if states is None:
         raise TryAgainError(
             f"array {array.id} was submitted for this, and Slurm does not answer; try again later", code="slurm-silent"

@@ -52,6 +52,12 @@ def check_launcher(cfg: Any) -> None:
             raise ValueError(f"--{name.replace('_', '-')} needs --launcher slurm")
 
 
+def check_shard(cfg: Any) -> None:
+    """ValueError where the shard is none of the shards."""
+    if isinstance(cfg.shard, int) and cfg.shard >= cfg.shards:
+        raise ValueError(f"shard ({cfg.shard}) is not below shards ({cfg.shards}); count from 0")
+
+
 def alone(cfg: C) -> C:
     """The same settings without launcher and devices: those of one task of the array."""
     names = [name for name in ("launcher", "devices", *SLURM_SETTINGS) if name in type(cfg).model_fields]

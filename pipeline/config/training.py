@@ -113,6 +113,16 @@ class _TrainSettings(Config):
         check_launcher(self)
         return self
 
+    @model_validator(mode="after")
+    def _the_buffer_holds_what_comes_before_learning(self) -> _TrainSettings:
+        for name in ("num_envs", "warmup_steps"):
+            if self.buffer_size < (least := getattr(self, name)):
+                raise ValueError(
+                    f"--buffer-size {self.buffer_size} is below --{name.replace('_', '-')} {least}; raise the former "
+                    "or lower the latter"
+                )
+        return self
+
 
 class SimTrainConfig(_TrainSettings):
     """Train a policy in the simulator."""
@@ -250,6 +260,14 @@ class PolicyExportConfig(Config):
     run: Path = Field(description="Run directory.")
     to: Literal["onnx", "safetensors"] = Field(description="Format.")
     out: Path | None = Field(None, description="File to write; by default policy.onnx or .safetensors in the run.")
+
+    @model_validator(mode="after")
+    def _the_file_is_named_after_its_format(self) -> PolicyExportConfig:
+        if self.out is not None and self.out.suffix != f".{self.to}":
+            raise ValueError(
+                f"--out {self.out} must end in .{self.to}, by which vtp act knows a policy in {self.to}; rename it"
+            )
+        return self
 
 
 class ActConfig(Config):

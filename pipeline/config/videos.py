@@ -15,6 +15,7 @@ from pipeline.config.arrays import (
     SlurmPartition,
     SlurmTime,
     check_launcher,
+    check_shard,
     device_numbers,
 )
 from pipeline.config.base import MAX_SEED, Config, Shard
@@ -113,8 +114,7 @@ class ExtractConfig(Config):
 
     @model_validator(mode="after")
     def _shard_is_one_of_them(self) -> ExtractConfig:
-        if isinstance(self.shard, int) and self.shard >= self.shards:
-            raise ValueError(f"shard ({self.shard}) is not below shards ({self.shards}); count from 0")
+        check_shard(self)
         return self
 
     @model_validator(mode="after")
@@ -169,3 +169,8 @@ class NoveltyConfig(Config):
         None, description="Which of the shards this process is, from 0; auto: the index of the array job."
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the noise and of the corpus model.")
+
+    @model_validator(mode="after")
+    def _shard_is_one_of_them(self) -> NoveltyConfig:
+        check_shard(self)
+        return self

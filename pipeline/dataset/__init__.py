@@ -5,6 +5,7 @@ from pipeline.dataset.embeddings_file import (
     EMBEDDING_DIM,
     SCHEMA_VERSION,
     Embeddings,
+    check_embeddings,
     read_embeddings,
     read_rows,
     video_paths,
@@ -15,6 +16,7 @@ from pipeline.dataset.labels import label_columns, read_labels
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.novelty_file import (
     NOVELTY_SCHEMA_VERSION,
+    check_novelty,
     read_measures,
     read_novelty_scores,
     read_novelty_weights,
@@ -41,6 +43,8 @@ __all__ = [
     "Segment",
     "Videos",
     "assign_splits",
+    "check_embeddings",
+    "check_novelty",
     "check_rows",
     "label_columns",
     "read_embeddings",

@@ -141,7 +141,7 @@ def read_embeddings(path: Path) -> Embeddings:
             if name == "content_sha256" or name in checked.attrs():
                 checked.attr(name, kind)
         return Embeddings(
-            embeddings=checked.array("embeddings", (clips.num_clips, EMBEDDING_DIM), np.float32),
+            embeddings=_embeddings(checked, clips.num_clips),
             clips=clips,
             videos=videos_in(checked, VIDEO_FIELDS),
             logs=logs,
@@ -155,10 +155,27 @@ def read_embeddings(path: Path) -> Embeddings:
         )
 
 
+def check_embeddings(path: Path) -> None:
+    """As `read_embeddings`, of what the file's first bytes and links tell."""
+    with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION):
+        pass
+
+
 def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
     """The embeddings [K, 128] of clips `rows`, in any order and as often as named; the rest stays on disk."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
         return checked.rows("embeddings", (None, EMBEDDING_DIM), rows)
+
+
+def _embeddings(checked: hdf5.Checked, num_clips: int) -> np.ndarray:
+    embeddings = checked.array("embeddings", (num_clips, EMBEDDING_DIM), np.float32)
+    if not np.isfinite(embeddings).all():
+        clip = int(np.argmin(np.isfinite(embeddings).all(axis=1)))
+        raise CorruptError(
+            f"{checked.path}: the embedding of clip {clip} is not finite; extract its video again",
+            code="embeddings-damaged",
+        )
+    return embeddings
 
 
 def _finite(checked: hdf5.Checked, name: str, shape: tuple[int, ...]) -> np.ndarray:

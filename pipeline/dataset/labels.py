@@ -53,6 +53,7 @@ _RANGES = {
     "propensity": _Range(is_positive=True),
     "novel": _Range(high=1.0),
 }
+_ORDINARY = frozenset("ordinary normal usual regular known familiar unknown undefined missing".split())  # noqa: SIM905
 _YES_AND_NO = dict.fromkeys(("true", "yes", "t", "y", "on"), "1") | dict.fromkeys(("false", "no", "f", "n", "off"), "0")
 
 
@@ -183,10 +184,10 @@ def _novelty(texts: Sequence[str], where: str) -> tuple[list[str], list[str]]:
     """Numbers and kinds: the name of a kind stands for 1, an empty value for 0, and a word for yes or no is no kind."""
     numbers = [_YES_AND_NO.get(text.casefold(), text or "0") for text in texts]
     for row, text in enumerate(numbers, 1):
-        if means_missing(text):
+        if means_missing(text) or text.casefold() in _ORDINARY:
             raise VtpError(
-                f"{where}: novel {text!r} in row {row} is a word for a missing value, not a kind of novelty; "
-                "write 0 or leave it empty for an ordinary clip, or give the kind",
+                f"{where}: novel {text!r} in row {row} is a word for an ordinary clip or a missing value, not a "
+                "kind of novelty; write 0 or leave it empty for an ordinary clip, or give the kind",
                 code="labels-value",
             )
         if np.isnan(_number(text)) and not text[0].isalpha():  # -, ? and the like stand for something else

@@ -249,6 +249,7 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line, object_pairs_hook=_without_repeats)
+            json.dumps(row, ensure_ascii=False).encode()  # an escape may stand for half a character
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(row, dict):

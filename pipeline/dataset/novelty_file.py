@@ -40,6 +40,12 @@ def read_novelty_scores(path: Path, content_sha256: str) -> tuple[dict[str, np.n
         return columns | {"weight": checked.array("weight", (None,), np.float32)}, checked.attrs()
 
 
+def check_novelty(path: Path) -> None:
+    """VtpError unless the file opens as one of novelty."""
+    with hdf5.open_checked(path, _remedy(path), version=NOVELTY_SCHEMA_VERSION):
+        pass
+
+
 def write_measures(path: Path, measures: Mapping[str, np.ndarray], settings: Mapping[str, str | int | float]) -> None:
     """One block of clips on its way to novelty.h5."""
     hdf5.write(path, measures, settings, version=NOVELTY_SCHEMA_VERSION)

@@ -5,10 +5,9 @@ Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until
 
 from pipeline.encoders.centring import RunningCentre, centre_videos
 from pipeline.encoders.clip_encoder import ClipEncoder, centre_crop, resized
-from pipeline.encoders.encoder import Encoder, computes_in_bf16, load_encoder
+from pipeline.encoders.encoder import Encoder, load_encoder
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
 from pipeline.encoders.projectors import (
-    FITTED,
     Projector,
     fit_learned,
     fit_pca,
@@ -16,7 +15,8 @@ from pipeline.encoders.projectors import (
     one_thread,
     random_projector,
 )
-from pipeline.encoders.weights import seed_of, state_sha256
+from pipeline.encoders.weights import state_sha256
+from pipeline.named_weights import FITTED, computes_in_bf16
 
 __all__ = [
     "EMBEDDING_DIM",
@@ -38,6 +38,5 @@ __all__ = [
     "one_thread",
     "random_projector",
     "resized",
-    "seed_of",
     "state_sha256",
 ]

@@ -15,6 +15,7 @@ from pipeline.encoders import weights as source
 from pipeline.encoders.encoder import PASS_CLIPS
 from pipeline.encoders.heads import EMBEDDING_DIM, Normalizer
 from pipeline.encoders.projectors import NORM_EPS, Projector
+from pipeline.named_weights import check_encoder
 
 CROP, RESIZED = 112, (128, 171)  # of R3D-18's preset: the crop that it sees, and the frames that this is cut from
 
@@ -51,6 +52,7 @@ class ClipEncoder(nn.Module):
 
     def __init__(self, weights: str, projector: Projector, *, layers: str, frame_size: int):
         super().__init__()
+        check_encoder("r3d_18", weights, "fp32")
         network, self.weights = r3d.load_network(weights)
         self.weights_sha256 = source.state_sha256(network.state_dict())
         self.layers, self.frame_size = layers, frame_size

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import named_weights
 from pipeline.encoders import r3d
 from pipeline.encoders.backbone import Backbone
 from pipeline.errors import VtpError
@@ -63,17 +63,13 @@ def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_
     else random:0). precision: fp32, bf16, int8 (on the processor only), or auto: of a GPU bf16, of a processor int8 (of
     r3d_18) or bf16, where it computes in it.
     """
+    named_weights.check_encoder(backbone, weights, precision)
     device = "cuda" if precision != "int8" and torch.cuda.is_available() else "cpu"
     if device == "cuda":  # one algorithm a shape, and no fp32 of ten bits
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
         logger.info("encoding on %s", torch.cuda.get_device_name())
     if precision == "auto":
         precision = _fastest(backbone, device)
-    elif precision == "int8" and not computes_in_int8():
-        raise VtpError(
-            "precision int8 needs a processor with VNNI, which this one lacks; use bf16, fp32 or auto",
-            code="precision-unsupported",
-        )
     try:
         loaded = _load(backbone, "kinetics400" if weights == "auto" else weights, precision, device)
     except VtpError as error:
@@ -87,32 +83,14 @@ def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_
 def _load(backbone: str, weights: str, precision: str, device: str) -> Backbone:
     if backbone == "r3d_18":
         return r3d.load(weights, precision, device)
-    if backbone == "timesformer_b":
-        from pipeline.encoders import timesformer  # transformers takes a second to import
+    from pipeline.encoders import timesformer  # transformers takes a second to import
 
-        return timesformer.load(weights, precision, device)
-    raise VtpError(f"backbone {backbone!r} is unknown; use r3d_18 or timesformer_b", code="backbone-unknown")
+    return timesformer.load(weights, precision, device)
 
 
 def _fastest(backbone: str, device: str) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if backbone == "r3d_18" and computes_in_int8():
+    if backbone == "r3d_18" and named_weights.computes_in_int8():
         return "int8"
-    return "bf16" if computes_in_bf16() else "fp32"
-
-
-def computes_in_bf16() -> bool:
-    """Whether the processor has bf16 arithmetic; without it bf16 is slower than fp32."""
-    return _processor_has("avx512_bf16", "amx_bf16")
-
-
-def computes_in_int8() -> bool:
-    """Whether the processor multiplies and adds bytes in one instruction; without it int8 is slower than fp32."""
-    return _processor_has("avx512_vnni", "avx_vnni", "amx_int8")
-
-
-def _processor_has(*features: str) -> bool:
-    """Whether it has one of these features."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and not set(features).isdisjoint(cpuinfo.read_text().split())
+    return "bf16" if named_weights.computes_in_bf16() else "fp32"

@@ -18,7 +18,6 @@ from pipeline.encoders.exact import orthonormal, product, symmetric_eigen
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads
 from pipeline.errors import VtpError
 
-FITTED = ("pca", "learned")
 NORM_EPS = 1e-5
 BLOCK_ROWS = 1024  # no more than an exact product can sum
 
@@ -107,7 +106,7 @@ def random_projector(seed: int, feature_dim: int) -> Projector:
 
 
 @one_thread()
-def fit_learned(features: np.ndarray, video_lengths: Sequence[int], *, seed: int = 0) -> Projector:
+def fit_learned(features: np.ndarray, video_lengths: Sequence[int] | np.ndarray, *, seed: int = 0) -> Projector:
     """A linear map and a layer norm, trained to foresee each clip's successor: no label is seen.
 
     features: [N, D], the clips of one video after the other; video_lengths: [V], their numbers, N in all. The losses

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import pickle
 import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipeline.encoders.backbone import Backbone
 from pipeline.encoders.fast.int8 import ByteR3D
 from pipeline.encoders.fast.winograd import FastR3D
 from pipeline.errors import CorruptError, VtpError
+from pipeline.named_weights import WAYS_OUT, seed_of
 
 FEATURE_DIM = 512
 ARITHMETIC = {  # bf16 was plain convolutions before it was Winograd's
@@ -29,7 +31,11 @@ _PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
 MEAN, STD = _PRESET.mean, _PRESET.std
 _FRAME_SIZE = tuple(_PRESET.resize_size)
 _KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
-_WAYS_OUT = "pass --weights FILE with a state dict, or --weights random:SEED"
+_WAYS_OUT = WAYS_OUT["r3d_18"]
+UNREADABLE = (  # what torch raises of damaged files
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, struct.error,
+)  # fmt: skip
 
 
 def preprocess(clips: Tensor) -> Tensor:
@@ -75,24 +81,22 @@ def _forward(network: VideoResNet, precision: str, device: str) -> Callable[[Ten
 
 def load_network(weights: str) -> tuple[VideoResNet, str]:
     """The network without its classifier, and the resolved name of its weights."""
-    if (seed := source.seed_of(weights)) is not None:
+    if (seed := seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = r3d_18(weights=None)
     else:
         path = _kinetics_file() if weights == "kinetics400" else Path(weights)
-        network = _from_state_dict(path, weights)
+        network = _from_state_dict(path)
         weights = weights if weights == "kinetics400" else str(path.resolve())
     network.fc = nn.Identity()
     return network.eval().requires_grad_(False), weights
 
 
-def _from_state_dict(path: Path, name: str) -> VideoResNet:
-    if not path.is_file():
-        raise VtpError(f"weights {name!r} is not a file; {_WAYS_OUT}, or --weights kinetics400", code="weights-missing")
+def _from_state_dict(path: Path) -> VideoResNet:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except UNREADABLE as error:
         reason = source.first_line(error)
         raise CorruptError(
             f"weights {path} cannot be loaded safely ({reason}); {_WAYS_OUT}", code="weights-damaged"

@@ -19,12 +19,14 @@ from transformers.utils import logging as transformers_logging
 from pipeline.encoders import weights as source
 from pipeline.encoders.backbone import Backbone
 from pipeline.errors import CorruptError, VtpError
+from pipeline.named_weights import WAYS_OUT, seed_of
+from pipeline.text_files import read_text
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)  # of the published weights
 ARITHMETIC = {"cpu": 1, "cuda": 101}
 _KINETICS = "facebook/timesformer-base-finetuned-k400"
 _KINETICS_REVISION = "refs/pr/5"  # its main branch has a pickle only
-_WAYS_OUT = "pass --weights FOLDER with config.json and model.safetensors, or --weights random:SEED"
+_WAYS_OUT = WAYS_OUT["timesformer_b"]
 
 
 def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
@@ -32,10 +34,6 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
 
     Its forward takes clips on the device, cpu or cuda.
     """
-    if precision == "int8":
-        raise VtpError(
-            "precision int8 is for r3d_18 only; for timesformer_b use bf16, fp32 or auto", code="precision-unsupported"
-        )
     network, name, (mean, std) = _load_network(weights)
     config = network.config
     size, num_frames = config.image_size, config.num_frames
@@ -85,17 +83,13 @@ def preprocess(
 
 def _load_network(weights: str) -> tuple[TimesformerModel, str, tuple[tuple[float, ...], tuple[float, ...]]]:
     """The network, the resolved name of its weights, and the mean and deviation that they expect."""
-    if (seed := source.seed_of(weights)) is not None:
+    if (seed := seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return TimesformerModel(TimesformerConfig()).eval().requires_grad_(False), weights, (MEAN, STD)
     if weights == "kinetics400":
         return *_from_hub(), (MEAN, STD)
     folder = Path(weights)
-    if not folder.is_dir():
-        raise VtpError(
-            f"weights {weights!r} is not a folder; {_WAYS_OUT}, or --weights kinetics400", code="weights-missing"
-        )
     return _from_folder(folder), str(folder.resolve()), _normalisation(folder)
 
 
@@ -122,11 +116,6 @@ def _from_folder(folder: Path) -> TimesformerModel:
     if config.get("model_type") != "timesformer":
         raise VtpError(
             f"weights {folder} are a {config.get('model_type')!r}, not a timesformer; {_WAYS_OUT}", code="weights-wrong"
-        )
-    if not any(folder.glob("model*.safetensors")):
-        raise VtpError(
-            f"weights {folder} have no model.safetensors (pickles are not loaded); {_WAYS_OUT}",
-            code="weights-incomplete",
         )
     try:
         with _quietly():
@@ -167,9 +156,7 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _json(path: Path) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise VtpError(f"weights {path.parent} have no {path.name}; {_WAYS_OUT}", code="weights-incomplete") from error
+        value = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise CorruptError(
             f"weights: {path} cannot be read ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"

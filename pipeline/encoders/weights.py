@@ -1,30 +1,15 @@
-"""Where weights come from: seeds, files, downloads; and what they hash to."""
+"""Where weights are downloaded from, and what they hash to."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 import urllib.request
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from pipeline.errors import VtpError
-
 PROBE_S = 10.0
-
-
-def seed_of(spec: str) -> int | None:
-    """SEED of `random:SEED`; None for anything else."""
-    if not spec.startswith("random"):
-        return None
-    match = re.fullmatch(r"random:(\d{1,9})", spec)
-    if match is None:
-        raise VtpError(
-            f"{spec!r} names no seed; write random:SEED with a whole number, such as random:0", code="seed-missing"
-        )
-    return int(match[1])
 
 
 def probe(url: str) -> None:

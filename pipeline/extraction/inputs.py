@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,9 @@ from pipeline.dataset.segment import Segment
 from pipeline.errors import VtpError
 from pipeline.extraction.parts import clip_times
 from pipeline.extraction.shards import parts_folder
-from pipeline.kept_inputs import keep_inputs
+from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, settings_of
 from pipeline.tasks import BUILT_IN, Task, load_task
+from pipeline.text_files import read_text
 from pipeline.video import VideoError, clip_windows
 
 logger = logging.getLogger(__name__)
@@ -154,6 +156,23 @@ def check_output(cfg: ExtractConfig, entries: Sequence[Segment], reads: Sequence
     of_entries = [path for entry in entries for path in (entry.path, entry.labels) if path is not None]
     written = [cfg.out, cfg.out.with_suffix(".yaml"), parts_folder(cfg.out), cfg.out.with_name("failures.jsonl")]
     keep_inputs(cfg, written, reads=[*reads, *of_entries, *(Path(str(name)) for name in tasks)])
+    is_settings = settings_of("source", "clip_len")
+    keep_others(
+        {
+            cfg.out: is_hdf5_or_empty,
+            cfg.out.with_suffix(".yaml"): is_settings,
+            parts_folder(cfg.out) / "config.yaml": is_settings,
+            cfg.out.with_name("failures.jsonl"): _lists_failures,
+        }
+    )
+
+
+def _lists_failures(path: Path) -> bool:
+    try:
+        rows = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+    except (OSError, ValueError, RecursionError):
+        return False
+    return all(isinstance(row, dict) and row.keys() >= {"video_id", "stage", "reason"} for row in rows)
 
 
 def task_of(entries: Sequence[Segment], given: str | None) -> Task | None:

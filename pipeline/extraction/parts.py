@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -155,9 +155,16 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.h5"))
 
 
-def finished_contents(folder: Path, settings: Settings) -> dict[Content, str]:
-    """The part of each content that needs no decoding. Damaged parts are set aside, other settings refused."""
-    contents: dict[Content, str] = {}
+class Finished(NamedTuple):
+    """Where a content's features lie, and of how many clips."""
+
+    part: str
+    num_clips: int
+
+
+def finished_contents(folder: Path, settings: Settings) -> dict[Content, Finished]:
+    """The contents that need no decoding. Damaged parts are set aside, other settings refused."""
+    contents: dict[Content, Finished] = {}
     for path in part_paths(folder):
         try:
             part = dataset.read_part(path)
@@ -168,7 +175,10 @@ def finished_contents(folder: Path, settings: Settings) -> dict[Content, str]:
             path.replace(aside)
             continue
         check_settings(part, folder, settings)
-        contents |= dict.fromkeys(part.videos.contents, path.name)
+        counts = np.diff(part.clips.offset).tolist()
+        contents |= {
+            content: Finished(path.name, count) for content, count in zip(part.videos.contents, counts, strict=True)
+        }
     return contents
 
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
 
 from pipeline.config import ExtractConfig
 from pipeline.dataset.segment import Content, Segment
 from pipeline.errors import CorruptError, VtpError
 from pipeline.files import write_text
+from pipeline.text_files import read_text
 from pipeline.video import Span
 
 ARRAY_INDEX = {  # the variable in which an array job is told its number
@@ -202,10 +202,10 @@ def write_rows(path: Path, outcomes: Iterable[Outcome]) -> None:
 def read_ledger(path: Path) -> list[Outcome]:
     """Its rows; none where there is no such ledger yet."""
     try:
-        return [_outcome(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [_outcome(json.loads(line)) for line in read_text(path).split("\n") if line]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CorruptError(
             f"{path} is damaged ({error}); delete it and run the same extraction again", code="ledger-damaged"
         ) from error
@@ -229,8 +229,8 @@ def saved_config(out: Path) -> ExtractConfig:
             code="parts-missing",
         )
     try:
-        return ExtractConfig(**yaml.safe_load(path.read_text(encoding="utf-8")) | {"out": out})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
+        return ExtractConfig(**yaml.safe_load(read_text(path)) | {"out": out})
+    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise CorruptError(
             f"{path} holds no settings of this vtp ({str(error).splitlines()[0]}); run the same vtp extract again",
             code="config-damaged",

@@ -17,6 +17,7 @@ from pipeline.errors import VtpError
 from pipeline.files import file_sha256
 from pipeline.noise_gap.gap import Conditioned, shared_noise
 from pipeline.noise_gap.quiet import quietly
+from pipeline.text_files import read_text
 
 HUB_ID = "stabilityai/stable-video-diffusion-img2vid"
 NOISE_AUGMENTATION = 0.02
@@ -113,7 +114,7 @@ def load_svd(location: str, *, device: str = "cpu") -> SvdBackend:
 def pipeline_class(folder: Path) -> str:
     """The class that the folder's model_index.json names."""
     try:
-        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+        return str(json.loads(read_text(folder / "model_index.json"))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VtpError(
             f"model {folder} has no readable model_index.json; give a folder in diffusers format, or --model corpus",

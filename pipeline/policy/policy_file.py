@@ -6,27 +6,21 @@ from pathlib import Path
 
 from pipeline import runs
 from pipeline.config import PolicyExportConfig
-from pipeline.errors import VtpError
 from pipeline.files import atomic_path
 from pipeline.kept_inputs import keep_inputs
 from pipeline.policy import onnx_format, safetensors_format
-from pipeline.policy.card import Network, act_of, card_of, untrusted
+from pipeline.policy.card import Network, act_of, card_of
 from pipeline.policy.loaded_policy import Policy
+from pipeline.run_directory import check_policy
 from pipeline.runs.judgement import is_by_logs, judge_of, over_logging_policy
 
 FORMATS = {"onnx": onnx_format, "safetensors": safetensors_format}
-SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors"}
+SUFFIXES = {name: f".{name}" for name in FORMATS}
 
 
 def export(cfg: PolicyExportConfig) -> Path:
     """Write the run's best policy in that format; returns the file."""
-    suffix = SUFFIXES[cfg.to]
-    path = cfg.out or runs.RunDirectory(cfg.run).policy_file(suffix)
-    if path.suffix != suffix:
-        raise VtpError(
-            f"--out {path} must end in {suffix}, by which vtp act knows a policy in {cfg.to}; rename it",
-            code="output-suffix",
-        )
+    path = cfg.out or runs.RunDirectory(cfg.run).policy_file(SUFFIXES[cfg.to])
     agent, metadata = runs.load_policy(cfg.run)
     trained_on = [] if metadata.clips is None else [Path(metadata.clips.embeddings)]
     keep_inputs(cfg, [path], reads=[*runs.RunDirectory(cfg.run).read, *trained_on])
@@ -38,21 +32,13 @@ def export(cfg: PolicyExportConfig) -> Path:
 
 def load(path: Path) -> Policy:
     """The policy of a run directory or of an exported file; CorruptError where it is damaged or not to be trusted."""
+    check_policy(path)
     if path.is_dir():
         agent, metadata = runs.load_policy(path)
         card = card_of(metadata, validation_of(runs.RunDirectory(path)))
         embeddings = None if metadata.clips is None else metadata.clips.embeddings
         return Policy(card, act_of(Network(agent))).at(path, embeddings)
-    known = {suffix: FORMATS[name] for name, suffix in SUFFIXES.items()}
-    if path.suffix == ".pt" and path.is_file():
-        raise untrusted(path, "a .pt file may be a program; vtp reads policies in ONNX and safetensors")
-    if path.suffix not in known or not path.is_file():
-        raise VtpError(
-            f"{path} is neither a run directory nor a policy's file ({', '.join(known)}); "
-            "make one with: vtp policy export RUN",
-            code="policy-missing",
-        )
-    policy = known[path.suffix].read(path, path.read_bytes())
+    policy = FORMATS[path.suffix.removeprefix(".")].read(path, path.read_bytes())
     trained_on = policy.card.provenance.get("embeddings")
     return policy.at(path, None if trained_on is None else str(trained_on))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.config import ReportConfig
+from pipeline.kept_inputs import keep_inputs
 from pipeline.report.page import build_page
 from pipeline.report.run_files import read_run
 from pipeline.report.templates import render
@@ -15,6 +16,8 @@ from pipeline.report.templates import render
 def run(cfg: ReportConfig) -> Path:
     """Write RUN/report.html from what RUN holds, and return its path; what is missing is said on the page."""
     files_of_run = read_run(cfg.run)
+    given = [files_of_run.config.get(name) for name in ("embeddings", "novelty")]
+    keep_inputs(cfg, [files_of_run.run.report], reads=[*files_of_run.run.read, *(Path(str(p)) for p in given if p)])
     page = build_page(files_of_run)
     fields = {field.name: getattr(page, field.name) for field in dataclasses.fields(page)}
     files.write_text(files_of_run.run.report, render("template.html", fields))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.themed import data_uri, themed
 from pipeline.report.words import DASH, count, listed, number, percent, usd
 from pipeline.runs import RunDirectory
+from pipeline.text_files import read_text
 from pipeline.training.revenue_split import skill_in_words
 
 FIGURE_BYTES = 600_000  # of one figure before base64
@@ -117,9 +119,9 @@ def _command(run: RunDirectory, name: str, config: dict[str, Any]) -> str:
 
 
 def _read(folder: Path, name: str, title: str, shows: str) -> Experiment:
-    result = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    table = pd.read_csv(folder / f"{name}.csv", dtype={"name": str})
-    image, kind = themed((folder / f"{name}.svg").read_text(encoding="utf-8")).encode(), "svg+xml"
+    result = json.loads(read_text(folder / f"{name}.json"))
+    table = pd.read_csv(io.StringIO(read_text(folder / f"{name}.csv")), dtype={"name": str})
+    image, kind = themed(read_text(folder / f"{name}.svg")).encode(), "svg+xml"
     if len(image) > FIGURE_BYTES:
         image, kind = (folder / f"{name}.png").read_bytes(), "png"
     if len(image) > FIGURE_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import logging
 import math
@@ -15,9 +16,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from pipeline.errors import VtpError
 from pipeline.report.summary_figures import finite_values, largest, read_contexts
+from pipeline.run_directory import check_run
 from pipeline.runs import RunDirectory
+from pipeline.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +74,8 @@ class RunFiles:
 
 def read_run(path: Path) -> RunFiles:
     """Read everything that the page can show of a run."""
+    check_run(path)
     run = RunDirectory(path)
-    train = f"vtp train --out {shlex.quote(str(path))}"
-    if not path.is_dir():
-        raise VtpError(f"{path} is not a run directory; make one with: {train}", code="run-missing")
-    if not any(file.exists() for file in (run.config, run.summary, run.metrics)):
-        raise VtpError(
-            f"{path} holds none of {run.config.name}, {run.summary.name} and {run.metrics.name}, so it is not a run; "
-            f"make one with: {train}",
-            code="run-empty",
-        )
-
     missing: dict[str, Missing] = {}
     evaluate = f"vtp evaluate {shlex.quote(str(path))}"
     train = f"vtp train --source embeddings --out {shlex.quote(str(path))}"
@@ -111,7 +104,7 @@ def read_run(path: Path) -> RunFiles:
         )  # fmt: skip
     metrics = read("metrics", run.metrics, _numbers_csv, pd.DataFrame(), "there are no learning curves", train)
     validation = read(
-        "validation", run.latest.validation, pd.read_csv, pd.DataFrame(), "single actions cannot be shown", evaluate
+        "validation", run.latest.validation, _csv, pd.DataFrame(), "single actions cannot be shown", evaluate
     )
     validations = read(
         "validations",
@@ -140,22 +133,26 @@ def read_run(path: Path) -> RunFiles:
 
 
 def _mapping_yaml(path: Path) -> dict[str, Any]:
-    value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    value = yaml.safe_load(read_text(path))
     if not isinstance(value, dict):
         raise ValueError("not a mapping")
     return value
 
 
 def _mapping_json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
+    value = json.loads(read_text(path))
+    if not isinstance(value, dict) or not value:
+        raise ValueError("not an object with names")
     return value
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(read_text(path)))
 
 
 def _numbers_csv(path: Path) -> pd.DataFrame:
     """A table of numbers; an empty or unreadable cell, or an infinite one, is NaN. At least one row."""
-    table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
+    table = _csv(path).apply(pd.to_numeric, errors="coerce")
     if table.empty:
         raise ValueError("no rows")
     return table.replace([math.inf, -math.inf], math.nan)
@@ -166,7 +163,7 @@ def _read_frames(path: Path, budget: int, contexts: list[str]) -> tuple[list[Fra
 
     contexts: those whose frames are wanted; of every context where it is empty.
     """
-    entries = json.loads(path.read_text(encoding="utf-8"))
+    entries = json.loads(read_text(path))
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "file" in e for e in entries):
         raise ValueError("not a list of objects with a file each")
     entries = [entry for entry in entries if not contexts or str(entry.get("context")) in contexts]
@@ -200,8 +197,7 @@ def _read_failures(path: Path, missing: dict[str, Missing], embeddings: Path) ->
     """The failures beside the embeddings: [] where extraction recorded none, None where that is not known."""
     extract = f"vtp extract VIDEOS --out {shlex.quote(str(embeddings))}"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines if line.strip()]
+        entries = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         if not all(isinstance(entry, dict) and entry.keys() >= {"video_id", "reason", "fix"} for entry in entries):
             raise ValueError("not one object a line with video_id, reason and fix")
     except FileNotFoundError:

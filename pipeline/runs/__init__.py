@@ -1,5 +1,6 @@
 """Run directories: what lies in them, policies read from them, the figures of their evaluations."""
 
+from pipeline.run_directory import RunDirectory
 from pipeline.runs.checkpoint_file import load_checkpoint, save_checkpoint
 from pipeline.runs.loading import (
     agent_of,
@@ -14,7 +15,6 @@ from pipeline.runs.loading import (
     outcomes_trained_on,
 )
 from pipeline.runs.metadata import ClipInputs, Encoding, OutcomesKind, PolicyMetadata
-from pipeline.runs.run_directory import RunDirectory
 from pipeline.runs.summary import summarise, write_summary
 
 __all__ = [

@@ -66,7 +66,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory", code="checkpoint-missing")
     checksums = path.with_name(path.name + ".sha256")
-    is_damaged = checksums.is_file() and file_sha256(path) not in checksums.read_text().split()
+    is_damaged = checksums.is_file() and file_sha256(path).encode() not in checksums.read_bytes().split()
     error: Exception | None = None
     checkpoint: Any = None
     is_foreign = _is_foreign(path)

@@ -12,9 +12,9 @@ from pipeline.errors import CorruptError, VtpError
 from pipeline.outcomes import LearnedOutcomes, SimulatedOutcomes, outcomes_of
 from pipeline.rl.envs import SimEnv
 from pipeline.rl.sac import Agent
+from pipeline.run_directory import RunDirectory
 from pipeline.runs.checkpoint_file import load_checkpoint
 from pipeline.runs.metadata import ClipInputs, OutcomesKind, PolicyMetadata
-from pipeline.runs.run_directory import RunDirectory
 from pipeline.tasks import Task
 
 

@@ -13,10 +13,11 @@ from pipeline import econ
 from pipeline.files import atomic_path, write_json
 from pipeline.outcomes import OutcomeModel, blind, expected_worth, oracle
 from pipeline.rl.rollouts import actions_of, expected_profit
+from pipeline.run_directory import RunDirectory
 from pipeline.runs.judgement import JUDGES
 from pipeline.runs.metadata import PolicyMetadata
-from pipeline.runs.run_directory import RunDirectory
 from pipeline.stats import interval95, linearised, ratio_interval95
+from pipeline.text_files import read_text
 
 PLAYED_IN_A_CHAIN = ("simulator", "closed loop from pixels")  # validations whose contexts come by chance
 ContextMix = Literal["stationary", "as met"]
@@ -144,7 +145,7 @@ def write_summary(
 def _stages_so_far(path: Path) -> dict[str, float]:
     """Seconds of the stages that an earlier summary knows; none where it cannot be read: it is replaced anyway."""
     try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["stages_wall_s"]
+        stages = json.loads(read_text(path))["stages_wall_s"]
         return {str(name): float(seconds) for name, seconds in stages.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
 
 from pipeline import dataset, training
 from pipeline.config import SimTrainConfig, TrainConfig, alone, parse_seeds, train_config
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import make_folder, save_config, write_json
+from pipeline.run_directory import check_new_run
 from pipeline.runs import RunDirectory, load_metadata
 from pipeline.runs.judgement import judge_of, over_logging_policy
 from pipeline.stats import bootstrap95, interquartile_mean
+from pipeline.text_files import read_text
 from pipeline.writer_lock import one_writer
 
 SAME = (  # or the seeds cannot be averaged
@@ -38,8 +39,7 @@ def prepare(cfg: TrainConfig) -> list[TrainConfig]:
     A finished run is kept, so that the same command goes on and one with more seeds adds to what is there.
     """
     run = RunDirectory(cfg.out)
-    if run.metrics.exists():
-        raise VtpError(f"{cfg.out} holds the run of one seed; choose another --out", code="run-of-one-seed")
+    check_new_run(cfg.out, seeds=True, overwrite=cfg.overwrite)
     training.check(cfg)
     configs = [config_of(cfg, seed) for seed in parse_seeds(cfg.seeds or "")]
     if not cfg.overwrite:
@@ -81,10 +81,10 @@ def read_config(run: Path) -> TrainConfig:
     """The settings that a run, or several seeds, were started with."""
     path = RunDirectory(run).config
     try:
-        return train_config(**yaml.safe_load(path.read_text(encoding="utf-8")))
+        return train_config(**yaml.safe_load(read_text(path)))
     except FileNotFoundError as error:
         raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise CorruptError(
             f"{path} holds no settings of this version of vtp train; train again", code="run-settings-corrupt"
         ) from error
@@ -148,7 +148,7 @@ def merge(run: Path, *, changed: bool = False) -> dict[str, Any]:
 def _read_summary(run: Path, *, changed: bool) -> dict[str, Any]:
     path = (RunDirectory(run).changed if changed else RunDirectory(run).latest).summary
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(read_text(path))
         if lacking := {*SAME, *AVERAGED, *BY_SEED, "episodes", "contexts", "provenance"} - set(summary):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (OSError, ValueError, TypeError) as error:

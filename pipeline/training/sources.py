@@ -83,15 +83,6 @@ class Source(NamedTuple):
 
 def check(cfg: TrainConfig) -> None:
     """VtpError where a run with these settings could not begin."""
-    if cfg.buffer_size < cfg.num_envs:
-        raise VtpError(
-            f"--buffer-size {cfg.buffer_size} is below --num-envs {cfg.num_envs}; raise it", code="buffer-too-small"
-        )
-    if cfg.buffer_size < cfg.warmup_steps:
-        raise VtpError(
-            f"--buffer-size {cfg.buffer_size} is below --warmup-steps {cfg.warmup_steps}; lower the latter",
-            code="buffer-too-small",
-        )
     if not isinstance(cfg, SimTrainConfig) and not cfg.embeddings.is_file():
         raise VtpError(
             f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
-from pipeline.errors import VtpError
+from pipeline.errors import UntrustedError, VtpError
+from pipeline.text_files import read_text
+
+if TYPE_CHECKING:
+    import pandas as pd  # which takes long to import
 
 EVALUATION = "evaluation"  # folder of a run for the latest vtp evaluate
 CHANGED = "changed"  # the same, in changed scenes
 SEED_FOLDER = "seed-"
-POLICY_SUFFIXES = (".pt", ".onnx", ".safetensors")  # .pt of earlier versions
+POLICY_SUFFIXES = (".onnx", ".safetensors")
+EARLIER_SUFFIX = ".pt"  # of policies that earlier versions wrote
+SOURCES = ("sim", "embeddings", "video")  # which the settings of a training name
 
 
 class RunDirectory:
@@ -74,6 +82,38 @@ class RunDirectory:
         return any(self.path.glob(f"{SEED_FOLDER}*/config.yaml"))
 
     @property
+    def source(self) -> str | None:
+        """The source that the settings name, empty if they name none; None if there are none that can be read."""
+        try:
+            return str(_yaml_mapping(self.config).get("source") or "")[:60]
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            return None
+
+    @property
+    def foreign_reason(self) -> str | None:
+        """Why the settings, or without those the rest, cannot be a run's; None if they can."""
+        if self.source is not None:
+            wanted = f"not {', '.join(SOURCES)}"
+            return (
+                None if self.source in SOURCES else f"the source in its {self.config.name} is {self.source!r}, {wanted}"
+            )
+        if self.config.exists() or self.best.exists() or self.last.exists():
+            return None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if read_text(self.metrics).startswith("episode,"):
+                return None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            if "source" in _json_mapping(self.summary):
+                return None
+        return f"it has no {self.config.name}, and no checkpoint, {self.metrics.name} or {self.summary.name} of vtp"
+
+    @property
+    def foreign(self) -> Path | None:
+        """A file that training would write over, if anything is here that no training left."""
+        is_run = self.source in SOURCES or any(self.checksums(path).exists() for path in (self.best, self.last))
+        return None if is_run else next((path for path in self.written if os.path.lexists(path)), None)
+
+    @property
     def is_finished(self) -> bool:
         return self.finished.exists()
 
@@ -98,8 +138,8 @@ class RunDirectory:
         """What training writes here or removes; folders as a whole."""
         return [
             self.config, self.finished, *self._checkpoints, *self._tables, self.report,
-            *map(self.policy_file, POLICY_SUFFIXES), self.tensorboard, self.frames, self.evaluation.path,
-            self.changed.path, self.experiments, self.frame_cache,
+            *map(self.policy_file, (*POLICY_SUFFIXES, EARLIER_SUFFIX)), self.tensorboard, self.frames,
+            self.evaluation.path, self.changed.path, self.experiments, self.frame_cache,
         ]  # fmt: skip
 
     @property
@@ -166,8 +206,64 @@ class RunDirectory:
             raise VtpError(f"{path} cannot be read ({reason}); make it with: {command}", code="run-file-bad") from error
 
 
+def check_run(path: Path) -> None:
+    """VtpError unless it is the directory of a run, or the folder of several seeds."""
+    run, train = RunDirectory(path), f"vtp train --out {shlex.quote(str(path))}"
+    if not path.is_dir():
+        raise VtpError(f"{path} is no run directory; make one with: {train}", code="run-missing")
+    if path.name in (EVALUATION, CHANGED) and RunDirectory(path.parent).config.exists():
+        raise VtpError(f"{path} is an evaluation; name its run, {path.parent}", code="run-is-evaluation")
+    parts = (run.config, run.summary, run.metrics, run.best, run.last)
+    if not any(file.exists() for file in parts):
+        raise VtpError(
+            f"{path} holds none of {', '.join(file.name for file in parts)}, so it is not a run; make one with: "
+            f"{train}",
+            code="run-empty",
+        )
+    if (reason := run.foreign_reason) is not None:
+        raise VtpError(f"{path} is not a run: {reason}; make one with: {train}", code="run-of-another-kind")
+
+
+def check_new_run(path: Path, *, seeds: bool, overwrite: bool) -> None:
+    """VtpError if a training into `path`, of one seed or several, would neither begin nor go on."""
+    run = RunDirectory(path)
+    if (foreign := run.foreign) is not None:
+        raise VtpError(
+            f"{path} is no run, but has {foreign.name}, which training would replace; choose another --out",
+            code="folder-is-no-run",
+        )
+    if seeds and run.metrics.exists():
+        raise VtpError(f"{run} holds the run of one seed; choose another --out", code="run-of-one-seed")
+    if not seeds and run.has_seeds:
+        raise VtpError(f"{run} holds several seeds; choose another --out, or go on with --seeds", code="run-has-seeds")
+    if not seeds and run.is_finished and not overwrite:
+        raise finished_already(run)
+
+
+def finished_already(run: RunDirectory) -> VtpError:
+    return VtpError(f"{run} holds a run already; choose another --out, or add --overwrite", code="run-finished")
+
+
+def check_policy(path: Path) -> None:
+    """VtpError unless it is a run directory or a file with the name of a policy; UntrustedError if that may be code."""
+    if path.is_dir():
+        check_run(path)
+    elif path.suffix == EARLIER_SUFFIX and path.is_file():
+        raise UntrustedError(
+            f"refused to load {path}: a .pt file may be a program; vtp reads policies in ONNX and safetensors; export "
+            "the policy again",
+            code="policy-untrusted",
+        )
+    elif path.suffix not in POLICY_SUFFIXES or not path.is_file():
+        raise VtpError(
+            f"{path} is neither a run directory nor a policy's file ({', '.join(POLICY_SUFFIXES)}); make one with: "
+            "vtp policy export RUN",
+            code="policy-missing",
+        )
+
+
 def _json_mapping(path: Path) -> dict[str, Any]:
-    return _mapping(json.loads(path.read_text(encoding="utf-8")))
+    return _mapping(json.loads(read_text(path)))
 
 
 def _estimator(path: Path) -> dict[str, Any]:
@@ -175,7 +271,7 @@ def _estimator(path: Path) -> dict[str, Any]:
 
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:
-    return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return _mapping(yaml.safe_load(read_text(path)))
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -190,7 +286,9 @@ def _steps_table(path: Path) -> pd.DataFrame:
 
 
 def _table(path: Path, **options: Any) -> pd.DataFrame:
-    table = pd.read_csv(path, **options)
+    import pandas as pd
+
+    table = pd.read_csv(io.StringIO(read_text(path)), **options)
     if table.empty:
         raise ValueError("it has no rows")
     return table

@@ -1,0 +1,93 @@
+"""Encoders and projectors as settings name them: what is wrong with a name or its file, known without loading any."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.errors import CorruptError, VtpError
+
+BACKBONES = ("r3d_18", "timesformer_b")
+FITTED = ("pca", "learned")  # projectors that are fitted to the clips
+TORCH_FILES = (b"PK\x03\x04", b"\x80")  # how a state dict begins, as an archive or as a pickle
+WAYS_OUT = {
+    "r3d_18": "pass --weights FILE with a state dict, or --weights random:SEED",
+    "timesformer_b": "pass --weights FOLDER with config.json and model.safetensors, or --weights random:SEED",
+}
+
+
+def seed_of(spec: str) -> int | None:
+    """SEED of `random:SEED`; None for anything else."""
+    if not spec.startswith("random"):
+        return None
+    match = re.fullmatch(r"random:(\d{1,9})", spec)
+    if match is None:
+        raise VtpError(
+            f"{spec!r} names no seed; write random:SEED with a whole number, such as random:0", code="seed-missing"
+        )
+    return int(match[1])
+
+
+def check_encoder(backbone: str, weights: str, precision: str) -> None:
+    """VtpError if there is no such encoder, or its weights are not there or are of another kind."""
+    if backbone not in BACKBONES:
+        raise VtpError(f"backbone {backbone!r} is unknown; use {' or '.join(BACKBONES)}", code="backbone-unknown")
+    if precision == "int8" and backbone != "r3d_18":
+        raise VtpError(
+            f"precision int8 is for r3d_18 only; for {backbone} use bf16, fp32 or auto", code="precision-unsupported"
+        )
+    if precision == "int8" and not computes_in_int8():
+        raise VtpError(
+            "precision int8 needs a processor with VNNI, which this one lacks; use bf16, fp32 or auto",
+            code="precision-unsupported",
+        )
+    if weights in ("auto", "kinetics400") or seed_of(weights) is not None:
+        return
+    path, ways_out = Path(weights), WAYS_OUT[backbone]
+    if backbone == "r3d_18":
+        if not path.is_file():
+            raise VtpError(
+                f"weights {weights!r} is not a file; {ways_out}, or --weights kinetics400", code="weights-missing"
+            )
+        with open(path, "rb") as file:
+            if not file.read(4).startswith(TORCH_FILES):
+                raise CorruptError(f"weights {path} is no file of PyTorch; {ways_out}", code="weights-damaged")
+        return
+    if not path.is_dir():
+        raise VtpError(
+            f"weights {weights!r} is not a folder; {ways_out}, or --weights kinetics400", code="weights-missing"
+        )
+    if not (path / "config.json").is_file():
+        raise VtpError(f"weights {path} have no config.json; {ways_out}", code="weights-incomplete")
+    if not any(path.glob("model*.safetensors")):
+        raise VtpError(
+            f"weights {path} have no model.safetensors (pickles are not loaded); {ways_out}", code="weights-incomplete"
+        )
+
+
+def check_projector(spec: str) -> Path | None:
+    """The embeddings file whose projector it is, if it is one; VtpError unless it is that, fitted or random:SEED."""
+    if spec in FITTED or seed_of(spec) is not None:
+        return None
+    if not Path(spec).is_file():
+        raise VtpError(
+            f"projector {spec!r} is not a file; use {', '.join(FITTED)}, random:SEED, or an embeddings file",
+            code="projector-missing",
+        )
+    return Path(spec)
+
+
+def computes_in_bf16() -> bool:
+    """Whether the processor has bf16 arithmetic; without it bf16 is slower than fp32."""
+    return _processor_has("avx512_bf16", "amx_bf16")
+
+
+def computes_in_int8() -> bool:
+    """Whether the processor multiplies and adds bytes in one instruction; without it int8 is slower than fp32."""
+    return _processor_has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def _processor_has(*features: str) -> bool:
+    """Whether it has one of these features."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and not set(features).isdisjoint(cpuinfo.read_text().split())
