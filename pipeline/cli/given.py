@@ -148,7 +148,8 @@ def _seeds(out: Path) -> None:
     from pipeline.run_directory import RunDirectory, check_run
 
     check_run(out)
-    if not RunDirectory(out).has_seeds:
+    run = RunDirectory(out)
+    if run.metrics.exists() and not run.has_seeds:
         raise VtpError(
             f"{out} holds no seeds to assemble; name the --out of a vtp train --seeds, or an embeddings file's path",
             code="run-of-one-seed",
