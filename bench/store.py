@@ -1,4 +1,4 @@
-"""The store at 10,000 small videos in parts of four dozen: seconds to merge, to read all, to read 1,000 random clips.
+"""The store at 10,000 small videos in parts of four dozen: seconds and memory to merge, to read, and to begin training.
 
 Features are random numbers; parts, ledgers and the rest are what an extraction in shards leaves behind.
 """
@@ -6,18 +6,24 @@ Features are random numbers; parts, ledgers and the rest are what an extraction 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import dataset, extract
-from pipeline.config import ExtractConfig, MergeConfig
+from pipeline import dataset, exports, extract, train
+from pipeline.config import EmbeddingsTrainConfig, ExtractConfig, MergeConfig, ParquetExportConfig
 from pipeline.extraction import shards
 from pipeline.extraction.parts import PART_VIDEOS
 from pipeline.files import save_config
+from pipeline.tasks import load_task
 
 CLIPS = 6  # a video, of about six seconds
 SETTINGS = {"backbone": "r3d_18", "weights_sha256": "0" * 64, "transform": "none", "precision": "fp32", "arithmetic": 1,
@@ -51,10 +57,63 @@ def write_parts(folder: Path, num_videos: int) -> ExtractConfig:
     return cfg
 
 
-def seconds(work) -> float:
+def anonymous_bytes() -> int:
+    """Resident memory of this process that is no file's: what the page cache holds is the kernel's to take back."""
+    rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(rows["RssAnon"].split()[0]) * 1024
+
+
+def measured(work: Callable[[], object]) -> dict[str, float]:
+    """Seconds of the work, and the bytes that it took at most beyond those held before it."""
+    before, peak, has_ended = anonymous_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not has_ended.wait(0.02):
+            peak = max(peak, anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     started = time.perf_counter()
     work()
-    return round(time.perf_counter() - started, 3)
+    spent_s = time.perf_counter() - started
+    has_ended.set()
+    watcher.join()
+    return {"s": round(spent_s, 3), "bytes": max(peak - before, 0), "resident_bytes": peak}
+
+
+def with_logs(path: Path) -> None:
+    """Give the embeddings file logs of plates and pans, as if they had been extracted with labels."""
+    data = dataset.read_embeddings(path)
+    rng, task = np.random.default_rng(2), load_task("dishwashing").in_scenario("mixed")
+    names = np.array(task.context_names, object)
+    attempts = rng.poisson(1.0, data.num_clips).astype(float)
+    logs = dataset.Logs(
+        context=names[rng.integers(len(names), size=data.num_clips)],
+        actions=rng.random((data.num_clips, 2)),
+        attempts=attempts,
+        errors=rng.binomial(attempts.astype(int), 0.05).astype(float),
+        novel=np.full(data.num_clips, np.nan),
+    )
+    dataset.write_embeddings(path, replace(data, logs=logs, task=task))
+
+
+class _Begun(Exception):
+    pass
+
+
+def begin_training(folder: Path, outcomes: str) -> None:
+    """Train until the first episodes are done."""
+
+    def tell(done: int, total: int, news: object) -> None:
+        if isinstance(news, dict):
+            raise _Begun
+
+    with contextlib.suppress(_Begun):
+        train.run(
+            EmbeddingsTrainConfig(embeddings=folder / "embeddings.h5", out=folder / outcomes, outcomes=outcomes),
+            progress=tell,
+        )
 
 
 def main() -> None:
@@ -65,12 +124,18 @@ def main() -> None:
         cfg = write_parts(Path(folder), num_videos)
         rows = np.random.default_rng(1).choice(CLIPS * num_videos, 1000, replace=False)
         result = {
-            "merge_s": seconds(lambda: extract.merge(MergeConfig(out=cfg.out))),
-            "read_all_s": seconds(lambda: dataset.read_embeddings(cfg.out)),
-            "read_1000_s": seconds(lambda: dataset.read_rows(cfg.out, rows)),
+            "merge": measured(lambda: extract.merge(MergeConfig(out=cfg.out))),
+            "read": measured(lambda: dataset.read_embeddings(cfg.out)),
+            "read_1000": measured(lambda: dataset.read_rows(cfg.out, rows)),
+            "export_parquet": measured(
+                lambda: exports.run(ParquetExportConfig(embeddings=cfg.out, out=Path(folder) / "clips.parquet"))
+            ),
         }
+        with_logs(cfg.out)
+        for outcomes in ("simulator", "logged"):
+            result[f"train_{outcomes}"] = measured(partial(begin_training, Path(folder), outcomes))
         size = {"videos": num_videos, "clips": CLIPS * num_videos, "file_bytes": cfg.out.stat().st_size}
-    print(json.dumps(result | size))
+    print(json.dumps(size | result))
 
 
 if __name__ == "__main__":
