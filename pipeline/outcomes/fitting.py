@@ -15,6 +15,7 @@ FOLDS = 4
 PRIORS = {Prior(shape): 0.0 for shape in (0.3, 1.0, 3.0, 10.0, 100.0)} | {
     Prior(shape, is_product=False): -3.0 for shape in (1.0, 10.0)
 }
+COARSE = 3.0  # nats by which held-out videos must prefer fine polynomials to coarse ones, which waver less
 CONTRADICTION = 4.0  # nats of held-out likelihood that a direction must cost to be called contradicted
 OVERDISPERSED = 2.33  # of a standard normal: one in a hundred Poisson logs exceeds it
 
@@ -71,10 +72,14 @@ def fit_head(
 
     weights: [M, N], of the steps in each member's bootstrap of videos. directions: of each action.
     """
-    basis = Basis(list(directions.values()))
-    counts = replace(counts, causes=basis(unit))
     folds = folds_of(video)
-    scores = {prior: bonus + held_out(basis, counts, folds, prior).sum() for prior, bonus in PRIORS.items()}
+    fine, coarse = (Basis(list(directions.values()), is_coarse=is_coarse) for is_coarse in (False, True))
+    basis, scores = fine, _scores(fine, unit, counts, folds)
+    if coarse.shape != fine.shape:
+        others = _scores(coarse, unit, counts, folds)
+        if max(others.values()) + COARSE > max(scores.values()):
+            basis, scores = coarse, others
+    counts = replace(counts, causes=basis(unit))
     prior = max(scores, key=lambda one: scores[one])
     counts = replace(counts, dispersion=_dispersion(basis, counts, prior))
     contradicted = _contradicted(name, unit, counts, folds, directions, prior)
@@ -96,6 +101,12 @@ def held_out(basis: Basis, counts: Counts, folds: np.ndarray, prior: Prior) -> n
     weights = (folds != np.arange(folds.max() + 1)[:, None]).astype(float)
     found = surfaces.fit(basis, counts, weights, prior)
     return counts.log_likelihood(found)[folds, np.arange(len(folds))]
+
+
+def _scores(basis: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray) -> dict[Prior, float]:
+    """The held-out likelihood of every prior, and how readily it is believed, as a logarithm."""
+    counts = replace(counts, causes=basis(unit))
+    return {prior: bonus + held_out(basis, counts, folds, prior).sum() for prior, bonus in PRIORS.items()}
 
 
 def _shares(scores: dict[Prior, float], num_members: int, rng: np.random.Generator) -> list[tuple[Prior, np.ndarray]]:
@@ -126,7 +137,8 @@ def _contradicted(
     directions: dict[str, Direction | None],
     prior: Prior,
 ) -> tuple[str, ...]:
-    declared = held_out(Basis(list(directions.values())), counts, folds, prior).sum()
+    basis = Basis(list(directions.values()))
+    declared = held_out(basis, replace(counts, causes=basis(unit)), folds, prior).sum()
     found = []
     for action, direction in directions.items():
         if direction is None:
