@@ -26,7 +26,8 @@ class Head:
 
     surfaces: [M, G, 1 + B], of M members of the ensemble. dispersion: of negative binomial counts, 0 for Poisson ones.
     prior: the prior that held-out videos speak for most. contradicted: declared directions, as `errors falls with
-    care`, that held-out videos speak against. counts: what it was fitted to.
+    care`, that held-out videos speak against. counts: what it was fitted to, with causes of the `fine` basis, by which
+    other members are fitted: coarse polynomials would be too sure of what few steps leave open.
     """
 
     basis: Basis
@@ -34,6 +35,7 @@ class Head:
     dispersion: float
     prior: Prior
     contradicted: tuple[str, ...]
+    fine: Basis
     counts: Counts
 
     def refitted(self, weights: np.ndarray, rng: np.random.Generator, rounds: int) -> Head:
@@ -41,13 +43,14 @@ class Head:
 
         Its prior and dispersion stay those that all counts speak for, which is what makes it quick.
         """
-        return replace(self, surfaces=surfaces.fit(self.basis, self.counts, weights, self.prior, rng, rounds))
+        found = surfaces.fit(self.fine, self.counts, weights, self.prior, rng, rounds)
+        return replace(self, basis=self.fine, surfaces=found)
 
     def untaught(self, num_members: int, rng: np.random.Generator, rounds: int) -> Head:
         """The same head with members of one group that know only the level of all counts, and declared directions."""
         counts = self.counts.level()
-        found = surfaces.fit(self.basis, counts, np.ones((num_members, 1)), self.prior, rng, rounds)
-        return replace(self, surfaces=found, counts=counts)
+        found = surfaces.fit(self.fine, counts, np.ones((num_members, 1)), self.prior, rng, rounds)
+        return replace(self, basis=self.fine, surfaces=found, counts=counts)
 
     def rates(self, group: np.ndarray, unit: np.ndarray) -> np.ndarray:
         """Rates [M, n] at actions [n, A] of the unit box, in groups [n]."""
@@ -82,11 +85,12 @@ def fit_head(
     counts = replace(counts, causes=basis(unit))
     prior = max(scores, key=lambda one: scores[one])
     counts = replace(counts, dispersion=_dispersion(basis, counts, prior))
-    contradicted = _contradicted(name, unit, counts, folds, directions, prior)
+    fine_counts = replace(counts, causes=fine(unit))
+    contradicted = _contradicted(name, unit, fine, fine_counts, folds, directions, prior)
     found = np.empty((len(weights), counts.num_groups, counts.causes.shape[1]))
     for one, which in _shares(scores, len(weights), rng):
         found[which] = surfaces.fit(basis, counts, weights[which], one, rng)
-    return Head(basis, found, counts.dispersion, prior, contradicted, counts)
+    return Head(basis, found, counts.dispersion, prior, contradicted, fine, fine_counts)
 
 
 def folds_of(video: np.ndarray, rng: np.random.Generator | None = None, most: int = FOLDS) -> np.ndarray:
@@ -132,19 +136,19 @@ def _dispersion(basis: Basis, counts: Counts, prior: Prior) -> float:
 def _contradicted(
     name: str,
     unit: np.ndarray,
+    basis: Basis,
     counts: Counts,
     folds: np.ndarray,
     directions: dict[str, Direction | None],
     prior: Prior,
 ) -> tuple[str, ...]:
-    basis = Basis(list(directions.values()))
-    declared = held_out(basis, replace(counts, causes=basis(unit)), folds, prior).sum()
+    declared = held_out(basis, counts, folds, prior).sum()
     found = []
     for action, direction in directions.items():
         if direction is None:
             continue
-        basis = Basis([None if other == action else one for other, one in directions.items()])
-        free = held_out(basis, replace(counts, causes=basis(unit)), folds, prior).sum()
+        other_basis = Basis([None if other == action else one for other, one in directions.items()])
+        free = held_out(other_basis, replace(counts, causes=other_basis(unit)), folds, prior).sum()
         if free > declared + CONTRADICTION:
             found.append(f"{name} {direction} with {action}")
     return tuple(found)
