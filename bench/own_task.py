@@ -130,6 +130,10 @@ class Hidden(PricedRows):
     def _alike(self) -> np.ndarray:
         return self.shown[:, None]
 
+    def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> Hidden:
+        assert price_usd is None and damage_usd is None
+        return Hidden(task, self.shown, self._surface)
+
     def expected(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
         per_minute, errors = self._surface.rates(self.shown[rows], self.task.to_unit(actions))
         attempts = per_minute * self._step_s[rows] / 60

@@ -5,7 +5,8 @@ import pytest
 from raising import raises
 from worlds import DISHES, PLATES
 
-from pipeline.outcomes import Caution, LearnedOutcomes, LoggedSteps
+from pipeline.outcomes import Caution, LearnedOutcomes, LoggedSteps, bootstraps
+from pipeline.outcomes.fitting import fit_head
 from pipeline.outcomes.surfaces import Basis, Counts, Prior, fit
 
 
@@ -30,6 +31,30 @@ def test_a_probability_that_crosses_a_half_is_followed():
     counts = counts_of(basis, unit, share * trials, trials, is_binomial=True)
     found = fit(basis, counts, np.ones((1, 200)), Prior(1.0))
     np.testing.assert_allclose(counts.rates(found)[0], share, atol=0.04)
+
+
+@pytest.mark.parametrize("direction", ["rises", "falls"])
+def test_coarse_polynomials_keep_directions(direction):
+    """Of two actions degree 2 instead of 4; an action without a direction keeps its degree."""
+    fine, coarse = Basis([direction, None]), Basis([direction, None], is_coarse=True)
+    assert (fine.shape, coarse.shape) == ((5, 7), (3, 7))
+    along = np.column_stack([np.linspace(0, 1, 30), np.full(30, 0.4)])
+    change = np.diff(coarse(along), axis=0)
+    assert (change >= -1e-12).all() if direction == "rises" else (change <= 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("rate", "degree"), [(lambda u: 4 + 5 * u + 3 * u**2, 4), (lambda u: 2 + 10 / (1 + np.exp(-8 * (u - 0.5))), 8)]
+)
+def test_held_out_videos_say_how_fine_a_surface_is(rate, degree):
+    """Whether the rate rises evenly or jumps, on 4,000 steps of 40 videos."""
+    rng = np.random.default_rng(0)
+    unit, video, minutes = rng.random((4000, 1)), np.arange(4000) // 100, np.full(4000, 1.0)
+    counts = Counts(np.empty((4000, 0)), np.zeros(4000, int), 1, rng.poisson(rate(unit[:, 0])).astype(float), minutes)
+    head = fit_head("attempts", unit, counts, video, {"force": "rises"}, bootstraps(video, 8, rng), rng)
+    assert head.basis.shape == (degree + 1,)
+    at = np.array([0.1, 0.4, 0.6, 0.9])
+    np.testing.assert_allclose(head.rates(np.zeros(4, int), at[:, None]).mean(0), rate(at), rtol=0.1)
 
 
 @pytest.mark.parametrize("is_binomial", [True, False])

@@ -15,6 +15,7 @@ FOLDS = 4
 PRIORS = {Prior(shape): 0.0 for shape in (0.3, 1.0, 3.0, 10.0, 100.0)} | {
     Prior(shape, is_product=False): -3.0 for shape in (1.0, 10.0)
 }
+COARSE = 3.0  # nats by which held-out videos must prefer fine polynomials to coarse ones, which waver less
 CONTRADICTION = 4.0  # nats of held-out likelihood that a direction must cost to be called contradicted
 OVERDISPERSED = 2.33  # of a standard normal: one in a hundred Poisson logs exceeds it
 
@@ -25,7 +26,8 @@ class Head:
 
     surfaces: [M, G, 1 + B], of M members of the ensemble. dispersion: of negative binomial counts, 0 for Poisson ones.
     prior: the prior that held-out videos speak for most. contradicted: declared directions, as `errors falls with
-    care`, that held-out videos speak against. counts: what it was fitted to.
+    care`, that held-out videos speak against. counts: what it was fitted to, with causes of the `fine` basis, by which
+    other members are fitted: coarse polynomials would be too sure of what few steps leave open.
     """
 
     basis: Basis
@@ -33,6 +35,7 @@ class Head:
     dispersion: float
     prior: Prior
     contradicted: tuple[str, ...]
+    fine: Basis
     counts: Counts
 
     def refitted(self, weights: np.ndarray, rng: np.random.Generator, rounds: int) -> Head:
@@ -40,13 +43,14 @@ class Head:
 
         Its prior and dispersion stay those that all counts speak for, which is what makes it quick.
         """
-        return replace(self, surfaces=surfaces.fit(self.basis, self.counts, weights, self.prior, rng, rounds))
+        found = surfaces.fit(self.fine, self.counts, weights, self.prior, rng, rounds)
+        return replace(self, basis=self.fine, surfaces=found)
 
     def untaught(self, num_members: int, rng: np.random.Generator, rounds: int) -> Head:
         """The same head with members of one group that know only the level of all counts, and declared directions."""
         counts = self.counts.level()
-        found = surfaces.fit(self.basis, counts, np.ones((num_members, 1)), self.prior, rng, rounds)
-        return replace(self, surfaces=found, counts=counts)
+        found = surfaces.fit(self.fine, counts, np.ones((num_members, 1)), self.prior, rng, rounds)
+        return replace(self, basis=self.fine, surfaces=found, counts=counts)
 
     def rates(self, group: np.ndarray, unit: np.ndarray) -> np.ndarray:
         """Rates [M, n] at actions [n, A] of the unit box, in groups [n]."""
@@ -71,17 +75,22 @@ def fit_head(
 
     weights: [M, N], of the steps in each member's bootstrap of videos. directions: of each action.
     """
-    basis = Basis(list(directions.values()))
-    counts = replace(counts, causes=basis(unit))
     folds = folds_of(video)
-    scores = {prior: bonus + held_out(basis, counts, folds, prior).sum() for prior, bonus in PRIORS.items()}
+    fine, coarse = (Basis(list(directions.values()), is_coarse=is_coarse) for is_coarse in (False, True))
+    basis, scores = fine, _scores(fine, unit, counts, folds)
+    if coarse.shape != fine.shape:
+        others = _scores(coarse, unit, counts, folds)
+        if max(others.values()) + COARSE > max(scores.values()):
+            basis, scores = coarse, others
+    counts = replace(counts, causes=basis(unit))
     prior = max(scores, key=lambda one: scores[one])
     counts = replace(counts, dispersion=_dispersion(basis, counts, prior))
-    contradicted = _contradicted(name, unit, counts, folds, directions, prior)
+    fine_counts = replace(counts, causes=fine(unit))
+    contradicted = _contradicted(name, unit, fine, fine_counts, folds, directions, prior)
     found = np.empty((len(weights), counts.num_groups, counts.causes.shape[1]))
     for one, which in _shares(scores, len(weights), rng):
         found[which] = surfaces.fit(basis, counts, weights[which], one, rng)
-    return Head(basis, found, counts.dispersion, prior, contradicted, counts)
+    return Head(basis, found, counts.dispersion, prior, contradicted, fine, fine_counts)
 
 
 def folds_of(video: np.ndarray, rng: np.random.Generator | None = None, most: int = FOLDS) -> np.ndarray:
@@ -96,6 +105,12 @@ def held_out(basis: Basis, counts: Counts, folds: np.ndarray, prior: Prior) -> n
     weights = (folds != np.arange(folds.max() + 1)[:, None]).astype(float)
     found = surfaces.fit(basis, counts, weights, prior)
     return counts.log_likelihood(found)[folds, np.arange(len(folds))]
+
+
+def _scores(basis: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray) -> dict[Prior, float]:
+    """The held-out likelihood of every prior, and how readily it is believed, as a logarithm."""
+    counts = replace(counts, causes=basis(unit))
+    return {prior: bonus + held_out(basis, counts, folds, prior).sum() for prior, bonus in PRIORS.items()}
 
 
 def _shares(scores: dict[Prior, float], num_members: int, rng: np.random.Generator) -> list[tuple[Prior, np.ndarray]]:
@@ -121,18 +136,19 @@ def _dispersion(basis: Basis, counts: Counts, prior: Prior) -> float:
 def _contradicted(
     name: str,
     unit: np.ndarray,
+    basis: Basis,
     counts: Counts,
     folds: np.ndarray,
     directions: dict[str, Direction | None],
     prior: Prior,
 ) -> tuple[str, ...]:
-    declared = held_out(Basis(list(directions.values())), counts, folds, prior).sum()
+    declared = held_out(basis, counts, folds, prior).sum()
     found = []
     for action, direction in directions.items():
         if direction is None:
             continue
-        basis = Basis([None if other == action else one for other, one in directions.items()])
-        free = held_out(basis, replace(counts, causes=basis(unit)), folds, prior).sum()
+        other_basis = Basis([None if other == action else one for other, one in directions.items()])
+        free = held_out(other_basis, replace(counts, causes=other_basis(unit)), folds, prior).sum()
         if free > declared + CONTRADICTION:
             found.append(f"{name} {direction} with {action}")
     return tuple(found)

@@ -36,15 +36,16 @@ HIGHEST_PROBABILITY = 1 - 1e-6
 class Basis:
     """Causes at actions of the unit box: the background, then the cells.
 
-    directions: of each action, `rises`, `falls` or None where it is not declared.
+    directions: of each action, `rises`, `falls` or None where it is not declared. is_coarse: polynomials of actions
+    with a direction have half the degree.
     """
 
-    def __init__(self, directions: Sequence[Direction | None]):
+    def __init__(self, directions: Sequence[Direction | None], *, is_coarse: bool = False):
         self.directions = tuple(directions)
-        count = len(self.directions)
-        self.shape = tuple(
-            1 + (FREE_DEGREE if direction is None else MONOTONE_DEGREE).get(count, 1) for direction in self.directions
-        )
+        free, monotone = (degree.get(len(self.directions), 1) for degree in (FREE_DEGREE, MONOTONE_DEGREE))
+        if is_coarse:
+            monotone = math.ceil(monotone / 2)
+        self.shape = tuple(1 + (free if direction is None else monotone) for direction in self.directions)
         self.cells = np.stack(np.unravel_index(np.arange(math.prod(self.shape)), self.shape))  # [A, B]
 
     def __call__(self, unit: np.ndarray) -> np.ndarray:
