@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import yaml
+from logged_data import simulated_data
 from raising import raises
 from worlds import grasping
 
 from pipeline.dataset import Clips, Embeddings, Logs, Videos
-from pipeline.outcomes import outcomes_of
+from pipeline.outcomes import of_dataset, outcomes_of
 from pipeline.tasks import Task, load_task
 
 DISHWASHING = load_task("dishwashing")
@@ -134,3 +135,15 @@ def test_an_unknown_label_and_a_task_without_simulator_are_errors():
     assert "egg, nut" in str(caught.value)
     with raises("outcomes-unknown"):
         outcomes_of(data_of(Task.model_validate(grasping(simulator=None)), ["egg", "nut"]))
+
+
+# Many steps
+
+
+def test_of_very_many_steps_those_of_every_so_many_videos_are_learned_from(monkeypatch):
+    data = simulated_data(DISHWASHING.in_scenario("mixed"), videos=10, steps=6)
+    assert outcomes_of(data).steps.num_steps == 60
+    monkeypatch.setattr(of_dataset, "MOST_STEPS", 20)
+    model = outcomes_of(data)
+    assert np.unique(model.steps.video).tolist() == [0, 3, 6, 9]
+    assert model.description.startswith("learned from 24 logged steps of 4 videos, one in 3 of all 60 steps, ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from pipeline.outcomes.simulated import SimulatedOutcomes
 from pipeline.tasks import Task, load_task, repriced
 
 logger = logging.getLogger(__name__)
+
+MOST_STEPS = 1 << 15  # that are learned from: more hardly tell more, and take minutes
 
 Kind = Literal["auto", "logged", "simulator"]
 
@@ -82,8 +85,9 @@ def outcomes_of(
 
 def learned_from(data: Embeddings, clips: ClipContexts, rows: np.ndarray | None = None) -> LearnedOutcomes:
     """Outcomes learned from the logs of clips `rows` [n], default all; VtpError where none can be learned."""
-    steps = logged_steps(data, clips.task, clips.context, rows)
-    steps.check_learnable()
+    logged = logged_steps(data, clips.task, clips.context, rows)
+    logged.check_learnable()
+    steps, share = _not_too_many(logged)
     step_s = clips.step_s if clips.task.step_s is None else np.full(data.num_clips, clips.task.step_s)
     minutes = step_s[steps.rows] / SECONDS_PER_MINUTE
     group = clip_groups(clips.task, clips.context, data.embeddings, steps, minutes)
@@ -96,8 +100,19 @@ def learned_from(data: Embeddings, clips: ClipContexts, rows: np.ndarray | None 
         damage_usd=clips.damage_usd,
         step_s=step_s,
         is_labelled=clips.is_labelled,
-        description=f"learned from {steps.num_steps:,} logged steps of {steps.num_videos} videos, {clips.described}",
+        description=f"learned from {steps.num_steps:,} logged steps of {steps.num_videos:,} videos{share}, "
+        f"{clips.described}",
     )
+
+
+def _not_too_many(steps: LoggedSteps) -> tuple[LoggedSteps, str]:
+    """Those of evenly spaced videos where there are more than MOST_STEPS, and which share of all that is, in words."""
+    every = math.ceil(steps.num_steps / MOST_STEPS)
+    if every == 1:
+        return steps, ""
+    _, number = np.unique(steps.video, return_inverse=True)
+    fewer = steps.take(number.reshape(-1) % every == 0)
+    return fewer, f", one in {every} of all {steps.num_steps:,} steps"
 
 
 def logged_steps(data: Embeddings, task: Task, context: np.ndarray, rows: np.ndarray | None = None) -> LoggedSteps:
