@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 from pipeline import __version__, dataset
 from pipeline.callable_stage import make_callable
 from pipeline.config import ExtractConfig, MergeConfig
-from pipeline.dataset import manifest
+from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.logs import Logs
-from pipeline.dataset.manifest import VideoEntry
+from pipeline.dataset.segment import Content, Segment, assign_splits
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extraction import shards
-from pipeline.extraction.inputs import Inputs, read_inputs
+from pipeline.extraction.file_contents import Reading, changed, read_contents
+from pipeline.extraction.inputs import Inputs, as_video_error, read_inputs
 from pipeline.extraction.parts import (
     PartWriter,
     Settings,
@@ -35,11 +36,12 @@ from pipeline.extraction.parts import (
     join_labels,
     put_together,
     steps_differ,
+    times_of,
 )
-from pipeline.extraction.shards import Done, Failed, Ledger, Stamp, parts_folder
-from pipeline.files import file_sha256, remove_leftovers, save_config, write_text
+from pipeline.extraction.shards import Done, Failed, Ledger, parts_folder
+from pipeline.files import remove_leftovers, save_config, write_text
 from pipeline.tasks import BUILT_IN
-from pipeline.video import Clip, DecoderPool, Restart, VideoError, check_file, unreadable
+from pipeline.video import Clip, DecoderPool, Restart, VideoError
 from pipeline.writer_lock import one_writer
 
 if TYPE_CHECKING:
@@ -81,7 +83,9 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
     given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # refused now, not after the work
     folder, settings = parts_folder(cfg.out), feature_settings(cfg, encoder)
-    shared = json.dumps([[entry.video_id for entry in inputs.entries], cfg.shards, settings])  # by all shards
+    shared = json.dumps(
+        [[(entry.video_id, entry.span) for entry in inputs.entries], cfg.shards, settings]
+    )  # by all shards
     with one_writer(shards.lock_path(folder, cfg.shards, shard), cfg.out, settings=shared) as lock:
         parts = finished_contents(folder, settings)
         remove_leftovers(folder)
@@ -115,50 +119,49 @@ def landed(cfg: ExtractConfig, ids: Set[str]) -> int:
     return len(ids & {row.video_id for row in shards.read_ledgers(parts_folder(cfg.out), cfg.shards)})
 
 
-@dataclass
-class _Reading:
-    """A video file whose content is known, and the others of the same content that came while it was decoded."""
-
-    entry: VideoEntry
-    sha256: str
-    stamp: Stamp
-    twins: list[_Reading] = field(default_factory=list)
-
-
 def extract_videos(
     cfg: ExtractConfig,
-    entries: Sequence[VideoEntry],
-    parts: dict[str, str],
+    entries: Sequence[Segment],
+    parts: dict[Content, str],
     ledger: Ledger,
     encoder: Encoder,
     progress: Progress,
-    logs: Mapping[str, Logs],
+    logs: Mapping[str, Logs | FrameLogs],
 ) -> int:
     """Decode and encode the videos whose content no part holds; returns how many. `parts`: content to part.
 
-    Clips are encoded in the order in which decoders have them ready. A clip's features do not depend on that. Labels
-    that do not fit are told of as soon as their video is decoded, not after all of them.
+    All segments of a file are cut in one pass. Clips are encoded in the order in which decoders have them ready. A
+    clip's features do not depend on that. Labels that do not fit are told of as soon as their video is decoded, not
+    after all of them.
     """
-    queue = deque(entries)
+    queue: dict[Path, list[Segment]] = {}  # by file
+    for entry in entries:
+        queue.setdefault(entry.path, []).append(entry)
+    waiting: dict[str, list[Segment]] = {}  # by the content of a file that is being decoded: of its copies, or the same
+    decoding: Counter[str] = Counter()  # segments by the content of their file
     tries: Counter[str] = Counter()
     for_pyav: set[str] = set()  # ids of videos that decord may have hung or died of
-    decoding: dict[str, _Reading] = {}
-    encoded: dict[str, list[_Reading]] = {}  # by content; done as soon as their part is written
-    num_decoded = 0
+    encoded: dict[Content, list[Reading]] = {}  # done as soon as their part is written
+    num_decoded = num_ended = 0
 
-    def finish(video: _Reading) -> None:
-        encoded.setdefault(video.sha256, []).append(video)
-        progress(len(entries) - len(queue) - len(decoding), len(entries), video.entry.video_id)
+    def end(entry: Segment) -> None:
+        nonlocal num_ended
+        num_ended += 1
+        progress(num_ended, len(entries), entry.video_id)
 
-    def fail(entry: VideoEntry, error: VideoError) -> None:
+    def finish(video: Reading) -> None:
+        encoded.setdefault(video.content, []).append(video)
+        end(video.entry)
+
+    def fail(entry: Segment, error: VideoError) -> None:
         tries[entry.video_id] += 1
         if error.code in WORTH_ANOTHER_TRY and tries[entry.video_id] <= cfg.retries:
             if error.code in ("crashed", "timeout") and cfg.decoder == "auto":
                 for_pyav.add(entry.video_id)
-            queue.append(entry)
+            queue.setdefault(entry.path, []).append(entry)
             return
-        ledger.record(failure(entry, "decode", error))
-        progress(len(entries) - len(queue) - len(decoding), len(entries), entry.video_id)
+        ledger.record(failure(entry, "decode" if entry.error is None else "manifest", error))
+        end(entry)
         if cfg.max_failures is not None and len(ledger.failures) > cfg.max_failures:
             raise PartialError(
                 f"{len(ledger.failures)} videos failed, more than --max-failures {cfg.max_failures}; each is in "
@@ -166,61 +169,67 @@ def extract_videos(
                 code="too-many-failures",
             )
 
-    def record(part: str, contents: Sequence[str]) -> None:
+    def record(part: str, contents: Sequence[Content]) -> None:
         parts.update(dict.fromkeys(contents, part))
         record_done()
         ledger.write_if_due()
 
     def record_done() -> None:
-        for sha256 in parts.keys() & encoded.keys():
-            for video in encoded.pop(sha256):
+        for content in parts.keys() & encoded.keys():
+            for video in encoded.pop(content):
                 entry = video.entry
-                ledger.record(Done(entry.video_id, str(entry.path), video.stamp, sha256, parts[sha256]))
+                done = Done(entry.video_id, str(entry.path), video.stamp, content.sha256, parts[content], *entry.span)
+                ledger.record(done)
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
-    decoders: DecoderPool[_Reading] = DecoderPool(
+    decoders: DecoderPool[Reading] = DecoderPool(
         num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, verify=cfg.verify, frame_size=encoder.frame_size
     )
     try:
         with decoders as pool:
             while queue or decoding:
                 while queue and pool.num_idle:
-                    entry = queue.popleft()
-                    try:
-                        video = read_content(entry, ledger)
-                    except VideoError as error:
-                        fail(entry, error)
-                        continue
-                    if video.sha256 in parts or video.sha256 in encoded:
-                        finish(video)
-                    elif video.sha256 in decoding:
-                        decoding[video.sha256].twins.append(video)
-                    else:
-                        decoding[video.sha256] = video
+                    path = next(iter(queue))
+                    wanted: dict[Content, Reading] = {}
+                    for video in read_contents(path, queue.pop(path), ledger, fail):
+                        sha256 = video.content.sha256
+                        if video.content in parts or video.content in encoded:
+                            finish(video)
+                        elif sha256 in decoding or video.content in wanted:
+                            waiting.setdefault(sha256, []).append(video.entry)
+                        else:
+                            wanted[video.content] = video
+                    if wanted:
+                        decoding.update(content.sha256 for content in wanted)
+                        was_hung = any(video.entry.video_id in for_pyav for video in wanted.values())
                         pool.submit(
-                            video, entry.path,
+                            {video: content.span for content, video in wanted.items()}, path,
                             clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail,
-                            decoder="pyav" if entry.video_id in for_pyav else None,
+                            decoder="pyav" if was_hung else None,
                         )  # fmt: skip
                 for video, event in pool.events():
                     if isinstance(event, Clip):
-                        writer.add(video.sha256, event)
+                        writer.add(video.content, event)
                         continue
                     if isinstance(event, Restart):
-                        writer.discard(video.sha256)
+                        writer.discard(video.content)
                         continue
                     event = changed(video) or event
-                    del decoding[video.sha256]
-                    queue.extendleft(twin.entry for twin in video.twins)
                     if isinstance(event, VideoError):
-                        writer.discard(video.sha256)
+                        writer.discard(video.content)
                         fail(video.entry, event)
                     else:
                         if misfit := steps_differ(video.entry, event.num_clips, logs.get(video.entry.video_id)):
                             logger.warning("%s will be left out: %s", video.entry.video_id, misfit)
                         finish(video)
                         num_decoded += 1
-                        writer.finish(video.sha256, event)
+                        writer.finish(video.content, event)
+                    sha256 = video.content.sha256
+                    decoding[sha256] -= 1
+                    if decoding[sha256] == 0:
+                        del decoding[sha256]
+                        for entry in waiting.pop(sha256, []):
+                            queue.setdefault(entry.path, []).append(entry)
     finally:  # what is finished is kept, also when the user has had enough
         writer.close()
         record_done()
@@ -260,62 +269,46 @@ def portable(cfg: ExtractConfig) -> ExtractConfig:
     return cfg.model_copy(update={**paths, "shard": None})
 
 
-def failure(entry: VideoEntry, stage: str, error: VideoError) -> Failed:
+def failure(entry: Segment, stage: str, error: VideoError) -> Failed:
     name = entry.video_id if entry.video_id.isprintable() else repr(entry.video_id)
     logger.warning("%s: %s", name, error)
     return Failed(str(entry.path), entry.video_id, stage, error.code, error.reason, error.fix)
 
 
-def read_content(entry: VideoEntry, ledger: Ledger) -> _Reading:
-    """The file's sha256, checked against the manifest's, and its stamp from before it was read."""
-    try:
-        check_file(entry.path)
-        stamp = file_stamp(entry.path)
-        sha256 = ledger.known_sha256(entry, stamp) or file_sha256(entry.path)
-    except OSError as error:
-        raise unreadable(error) from error
-    if entry.sha256 not in (None, sha256):
-        raise VideoError(
-            "checksum", f"sha256 is {sha256[:12]}, not the manifest's {entry.sha256[:12]}", "fetch the file again"
-        )
-    return _Reading(entry, sha256, stamp)
-
-
-def changed(video: _Reading) -> VideoError | None:
-    """What is wrong if the file is no longer the one that was hashed."""
-    try:
-        if file_stamp(video.entry.path) == video.stamp:
-            return None
-    except OSError:
-        pass
-    return VideoError("changed", "changed while it was read", "run the same command again when it is complete")
-
-
-def file_stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> ExtractResult:
     """Write the embeddings file and failures.jsonl from the parts and ledgers of all shards."""
     folder, entries = parts_folder(cfg.out), inputs.entries
-    outcomes = {row.video_id: row for row in shards.read_ledgers(folder, cfg.shards)}
+    span_of = {entry.video_id: entry.span for entry in entries}
+    outcomes = {
+        row.video_id: row
+        for row in shards.read_ledgers(folder, cfg.shards)
+        if isinstance(row, Failed) or row.content.span == span_of.get(row.video_id)
+    }
     check_complete(cfg, entries, outcomes)
     failures = [row for entry in entries if isinstance(row := outcomes[entry.video_id], Failed)]
     done = [row for entry in entries if isinstance(row := outcomes[entry.video_id], Done)]
     finished = [entry for entry in entries if isinstance(outcomes[entry.video_id], Done)]
-    finished = manifest.assign_splits(finished, [row.sha256 for row in done])
     parts = read_parts(cfg, sorted({row.part for row in done}))
-    labelled = []
-    for entry, row in zip(finished, done, strict=True):
-        part = parts[row.part]
+    number_of = {(name, content): k for name, part in parts.items() for k, content in enumerate(part.videos.contents)}
+    numbers = [number_of[row.part, row.content] for row in done]
+    fps = [float(parts[row.part].videos.fps[number]) for row, number in zip(done, numbers, strict=True)]
+    finished = assign_splits(finished, [row.content for row in done], fps)
+    labelled, num_unseen = [], 0
+    for entry, row, number in zip(finished, done, numbers, strict=True):
         try:
             if entry.video_id in inputs.bad_labels:
                 raise inputs.bad_labels[entry.video_id]
             logs = inputs.logs.get(entry.video_id)
-            labelled.append(join_labels(entry, part, part.videos.sha256.index(row.sha256), logs))
-        except VideoError as error:
-            failures.append(failure(entry, "labels", error))
+            labelled.append(join_labels(entry, parts[row.part], number, logs, inputs.task))
+            if isinstance(logs, FrameLogs):
+                num_unseen += logs.num_unseen("attempts", *times_of(parts[row.part], number))
+        except VtpError as error:
+            failures.append(failure(entry, "labels", as_video_error(error)))
+    if num_unseen:
+        logger.warning(
+            "%d frames with attempts are in no clip, and their attempts are lost; --tail pad keeps those after a "
+            "video's last whole clip", num_unseen,
+        )  # fmt: skip
     rows = [asdict(row) for row in failures]
     failures_path = write_failures(cfg.out, rows)
     if not labelled:
@@ -329,7 +322,7 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
     return ExtractResult(cfg.out, embeddings.num_clips, embeddings.num_videos, num_decoded, rows, failures_path)
 
 
-def check_complete(cfg: ExtractConfig, entries: Sequence[VideoEntry], outcomes: dict[str, Done | Failed]) -> None:
+def check_complete(cfg: ExtractConfig, entries: Sequence[Segment], outcomes: dict[str, Done | Failed]) -> None:
     """CorruptError with the first shard that has not dealt with all of its videos."""
     if all(entry.video_id in outcomes for entry in entries):
         return

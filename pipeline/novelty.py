@@ -151,14 +151,15 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
 
 def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarray:
     assert cfg.reference is not None
-    wanted = {str(entry.path): entry.video_id for entry in manifest.read_manifest(cfg.reference)}
-    if missing := [name for path, name in wanted.items() if path not in set(data.videos.path)]:
+    wanted = {(str(entry.path), entry.span): entry.video_id for entry in manifest.read_manifest(cfg.reference)}
+    held = [(path, content.span) for path, content in zip(data.videos.path, data.videos.contents, strict=True)]
+    if missing := [name for key, name in wanted.items() if key not in set(held)]:
         raise VtpError(
             f"--reference {cfg.reference} names {missing[0]!r}, which {cfg.embeddings} does not hold; "
             f"extract it too, or give an embeddings file",
             code="reference-missing",
         )
-    return np.repeat([path in wanted for path in data.videos.path], np.diff(data.offset))
+    return np.repeat([key in wanted for key in held], np.diff(data.offset))
 
 
 def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progress) -> Scorer:

@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 
+import lerobot_by_hand as by_hand
 import pytest
 from factories import write_video
 from pixel_encoder import PixelEncoder
 
 from pipeline import dataset, encoders, extract
-from pipeline.config import ExtractConfig
+from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.extraction import parts
 
 pytestmark = pytest.mark.slow
@@ -88,7 +89,7 @@ def whole(videos, tmp_path_factory):
 def finished(cfg):
     """Every content that some part holds, as often as it was decoded."""
     return [
-        s for path in parts.part_paths(extract.parts_folder(cfg.out)) for s in dataset.read_part(path).videos.sha256
+        c for path in parts.part_paths(extract.parts_folder(cfg.out)) for c in dataset.read_part(path).videos.contents
     ]
 
 
@@ -114,6 +115,27 @@ def test_random_kills(cfg, whole):
         else:
             assert set(before) <= set(finished(cfg))
     check_end(cfg, expected)
+
+
+def test_kills_of_three_shards_of_a_lerobot_data_set(tmp_path):
+    folder = by_hand.write_v3(tmp_path / "data", drift=lambda camera, k: (-1) ** k)
+    settings = {"source": str(folder), "clip_len": 4, "clip_stride": 4}
+    whole = ExtractConfig(out=tmp_path / "whole/embeddings.h5", **settings)
+    assert exit_code(in_child(whole)) == 0
+    rng, kills = random.Random(1), 0
+    cfg = ExtractConfig(out=tmp_path / "shards/embeddings.h5", shards=3, **settings)
+    while kills < 10:
+        for shard in range(3):
+            before = finished(cfg)
+            process = in_child(cfg.model_copy(update={"shard": shard}), die_at=rng.randrange(1, 12))
+            kills += exit_code(process) == -signal.SIGKILL
+            assert set(before) <= set(finished(cfg))
+    for shard in range(3):
+        assert exit_code(in_child(cfg.model_copy(update={"shard": shard}))) == 0
+    extract.merge(MergeConfig(out=cfg.out))
+    assert cfg.out.read_bytes() == whole.out.read_bytes()
+    decoded = finished(cfg)
+    assert len(decoded) == len(set(decoded)) == 24, "a finished episode was decoded again"
 
 
 def test_a_kill_at_every_write(cfg, whole):

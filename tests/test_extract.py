@@ -335,12 +335,12 @@ def grow_at_submit(monkeypatch, times):
     submit = extract.DecoderPool.submit
     left = [None] * times
 
-    def grow(pool, video, path, **options):
+    def grow(pool, segments, path, **options):
         if left:
             left.pop()
             with open(path, "ab") as file:
                 file.write(bytes.fromhex("0000000866726565"))  # a box of nothing: the video stays whole
-        submit(pool, video, path, **options)
+        submit(pool, segments, path, **options)
 
     monkeypatch.setattr(extract.DecoderPool, "submit", grow)
 
@@ -362,11 +362,11 @@ def test_a_video_gets_another_try(config, videos, encoder, monkeypatch):
 def test_a_decoder_that_dies_is_followed_by_pyav(config, encoder, monkeypatch):
     submit, killed = extract.DecoderPool.submit, []
 
-    def kill_first(pool, video, path, **options):
-        submit(pool, video, path, **options)
+    def kill_first(pool, segments, path, **options):
+        submit(pool, segments, path, **options)
         if not killed:
-            killed.append(video.entry.video_id)
-            (decoder,) = (busy for busy, (other, _) in pool._busy.items() if other is video)
+            killed.extend(video.entry.video_id for video in segments)
+            (decoder,) = (busy for busy, (others, _) in pool._busy.items() if others == list(segments))
             while decoder._starting:
                 decoder.receive()
             decoder._process.kill()
@@ -384,8 +384,8 @@ def test_clips_before_a_restart_are_discarded(config, encoder, monkeypatch):
     def begin_twice(pool):
         for video, event in events(pool):
             yield video, event
-            if video.sha256 not in begun:  # its first clip is followed by a restart, and the same clip once more
-                begun.add(video.sha256)
+            if video.content not in begun:  # its first clip is followed by a restart, and the same clip once more
+                begun.add(video.content)
                 yield video, Restart("decord fails")
                 yield video, event
 

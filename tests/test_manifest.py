@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from raising import raises
 
-from pipeline.dataset.manifest import VideoEntry, assign_splits, find_videos
+from pipeline.dataset import Content, Segment, assign_splits
+from pipeline.dataset.manifest import find_videos
 
 
 def touch(folder, *names):
@@ -34,7 +35,7 @@ def test_glob_and_single_file(tmp_path):
     touch(tmp_path, "b.mp4", "a.mp4", "sub/c.mp4")
     assert [entry.path.name for entry in find_videos(f"{tmp_path}/*.mp4")] == ["a.mp4", "b.mp4"]
     assert [entry.path.name for entry in find_videos(f"{tmp_path}/**/*.mp4")] == ["a.mp4", "b.mp4", "c.mp4"]
-    assert find_videos(f"{tmp_path}/a.mp4") == [VideoEntry("a.mp4", (tmp_path / "a.mp4").resolve())]
+    assert find_videos(f"{tmp_path}/a.mp4") == [Segment("a.mp4", (tmp_path / "a.mp4").resolve())]
 
 
 def test_ids_of_a_glob_are_the_same_from_anywhere(tmp_path, monkeypatch):
@@ -90,8 +91,8 @@ def test_all_formats_read_the_same(tmp_path, write_rows):
     write_rows(path)
     root = tmp_path.resolve()
     assert find_videos(str(path)) == [
-        VideoEntry("one", root / "one.mp4", split="test", task="dishwashing", labels=root / "one.csv"),
-        VideoEntry("sub/two.mp4", root / "sub/two.mp4", sha256="a" * 64),
+        Segment("one", root / "one.mp4", split="test", task="dishwashing", labels=root / "one.csv"),
+        Segment("sub/two.mp4", root / "sub/two.mp4", sha256="a" * 64),
     ]
 
 
@@ -270,7 +271,7 @@ def test_bad_json_lines(tmp_path):
 
 
 def test_splits_by_hash_of_the_id():
-    entries = [VideoEntry(str(k), None) for k in range(1000)]
+    entries = [Segment(str(k), None) for k in range(1000)]
     splits = [entry.split for entry in assign_splits(entries)]
     expected = ["val" if hashlib.sha256(e.video_id.encode()).digest()[0] < 51 else "train" for e in entries]
     assert splits == expected  # 51/256 = 0.199; the one byte decides all of these
@@ -279,19 +280,20 @@ def test_splits_by_hash_of_the_id():
 
 
 def test_a_given_split_is_kept():
-    entries = [VideoEntry(str(k), None, split=split) for k, split in enumerate(["test", "val", "train"] * 10)]
+    entries = [Segment(str(k), None, split=split) for k, split in enumerate(["test", "val", "train"] * 10)]
     assert assign_splits(entries) == entries
 
 
 def test_copies_go_to_one_split():
-    entries = [VideoEntry(str(k), None) for k in range(40)]
+    entries = [Segment(str(k), None) for k in range(40)]
+    same = [Content("same")] * 40
     assert len({entry.split for entry in assign_splits(entries)}) == 2
-    assert {entry.split for entry in assign_splits(entries, ["same"] * 40)} == {assign_splits(entries)[0].split}
-    entries[7] = VideoEntry("7", None, split="test")
-    assert {entry.split for entry in assign_splits(entries, ["same"] * 40)} == {"test"}
-    entries[9] = VideoEntry("9", None, split="train")
+    assert {entry.split for entry in assign_splits(entries, same)} == {assign_splits(entries)[0].split}
+    entries[7] = Segment("7", None, split="test")
+    assert {entry.split for entry in assign_splits(entries, same)} == {"test"}
+    entries[9] = Segment("9", None, split="train")
     with raises("split-of-copies"):
-        assign_splits(entries, ["same"] * 40)
+        assign_splits(entries, same)
 
 
 def test_the_example_manifests_read_the_same(request):

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from raising import raises
 
 from pipeline.config import ExtractConfig
-from pipeline.dataset.manifest import VideoEntry
+from pipeline.dataset import Segment
 from pipeline.errors import CorruptError
 from pipeline.extraction import shards
 
@@ -26,8 +26,8 @@ def test_shares_cover_all_videos_once(tmp_path):
     entries = []
     for number, size in enumerate([1 << 20, 10, 1 << 19, 1 << 19, 0]):
         (tmp_path / str(number)).write_bytes(bytes(size))
-        entries.append(VideoEntry(str(number), tmp_path / str(number)))
-    entries.append(VideoEntry("gone", tmp_path / "gone"))
+        entries.append(Segment(str(number), tmp_path / str(number)))
+    entries.append(Segment("gone", tmp_path / "gone"))
     shares = [[entry.video_id for entry in shards.share(entries, 2, shard)] for shard in range(2)]
     assert shares == [["0", "1", "gone"], ["2", "3", "4"]]  # a video costs something, however small
     assert shards.share(entries, 1, 0) == entries
@@ -58,7 +58,7 @@ def test_shards_are_numbered_from_zero(monkeypatch):
 
 
 def test_ledger_round_trip(tmp_path):
-    entries = [VideoEntry(name, tmp_path / name) for name in ("a", "odd \udcff", "c")]
+    entries = [Segment(name, tmp_path / name) for name in ("a", "odd \udcff", "c")]
     ledger = shards.Ledger(tmp_path / "shard.jsonl", entries)
     done = shards.Done("a", str(tmp_path / "a"), (5, 1, 2), "a" * 64, "part-1.h5")
     failed = shards.Failed("odd \udcff", "odd \udcff", "decode", "empty", "the file is empty", "fetch it again")
@@ -68,10 +68,10 @@ def test_ledger_round_trip(tmp_path):
     assert shards.read_ledger(tmp_path / "shard.jsonl") == [done, failed]
     again = shards.Ledger(tmp_path / "shard.jsonl", entries)
     assert (ledger.failures, again.failures) == ([failed], [])  # what failed is tried again
-    assert again.known_sha256(entries[0], (5, 1, 2)) == "a" * 64
-    assert again.known_sha256(entries[0], (5, 1, 3)) is None
-    assert again.known_sha256(entries[1], (5, 1, 2)) is None
-    assert shards.Ledger(tmp_path / "shard.jsonl", entries[1:]).known_sha256(entries[0], (5, 1, 2)) is None
+    assert again.known_sha256(entries[0].path, (5, 1, 2)) == "a" * 64
+    assert again.known_sha256(entries[0].path, (5, 1, 3)) is None
+    assert again.known_sha256(entries[1].path, (5, 1, 2)) is None
+    assert shards.Ledger(tmp_path / "shard.jsonl", entries[1:]).known_sha256(entries[0].path, (5, 1, 2)) is None
 
 
 def test_a_damaged_ledger_is_named(tmp_path):

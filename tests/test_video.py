@@ -1,3 +1,4 @@
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from raising import raises
 from torchvision.transforms.functional import resize
 
 from pipeline.video import (
+    WHOLE,
     Clip,
     Decoder,
     DecoderPool,
@@ -28,7 +30,7 @@ from pipeline.video import (
     clip_windows,
     resize_frame,
 )
-from pipeline.video.child import Progress
+from pipeline.video.child import Cut, Progress
 from pipeline.video.orientation import Orientation
 from pipeline.video.readers import choose_reader
 from pipeline.video.scan import Scan, check_times
@@ -415,7 +417,7 @@ def test_the_pool_gives_what_one_decoder_gives(folder, decoder):
     with DecoderPool(2) as pool:
         while waiting or pool.num_idle < 2:
             while waiting and pool.num_idle:
-                pool.submit(waiting[0], waiting.pop(0), **options)
+                pool.submit({waiting[0]: WHOLE}, waiting.pop(0), **options)
             for path, event in pool.events():
                 if isinstance(event, Clip):
                     clips[path].append(event.frames)
@@ -430,16 +432,16 @@ def test_the_pool_gives_what_one_decoder_gives(folder, decoder):
 def test_a_hung_video_holds_up_no_other(folder, plain):
     with DecoderPool(2, timeout_s=60) as pool:
         options = dict(clip_len=16, clip_stride=16, fps=15, tail="drop")
-        pool.submit("warm", plain, **options)
-        pool.submit("hangs", plain, **options)
+        pool.submit({"warm": WHOLE}, plain, **options)
+        pool.submit({"hangs": WHOLE}, plain, **options)
         ended = []
         while len(ended) < 2:
             ended += [video for video, event in pool.events() if isinstance(event, VideoInfo)]
-        pool.submit("hangs", plain, **options)
+        pool.submit({"hangs": WHOLE}, plain, **options)
         (hung,) = pool._busy
         hung._process.send_signal(signal.SIGSTOP)
         hung._slack_s = 3.0
-        pool.submit("fine", plain, **options)
+        pool.submit({"fine": WHOLE}, plain, **options)
         ends = []
         while pool.num_idle < 2:
             ends += [(video, event) for video, event in pool.events() if not isinstance(event, Clip)]
@@ -559,7 +561,12 @@ def test_progress_is_told_once(monkeypatch):
     progress = Progress(connection=None)
     progress.start("decord", 2.0)
     edges_s = 2.0 + np.arange(5)
-    assert list(progress.follow([1, 2, 3], edges_s)) == [1, 2, 3]  # each as it begins to be shown
+    whole = [Cut(0, 0, 9, None)]
+    assert list(itertools.islice(progress.follow([1, 2, 3], edges_s, whole), 3)) == [
+        1,
+        2,
+        3,
+    ]  # as it begins to be shown
     progress.send({"clip": 1}, 3.0)  # a clip that overlaps what was told
     progress.send({"clip": 2}, 6.0)
     assert [message["passed_s"] for message in sent] == [0.0, 1.0, 1.0, 0.0, 2.0]
@@ -590,7 +597,7 @@ def test_what_decord_cannot_open_is_read_by_pyav(tmp_path):
 def test_the_pool_says_that_pyav_begins_again(plain):
     options = dict(clip_len=8, clip_stride=8, fps=15, tail="drop")
     with DecoderPool(1) as pool:
-        pool.submit("video", plain, **options)
+        pool.submit({"video": WHOLE}, plain, **options)
         (decoder,) = pool._busy
         receive, events, failed = decoder.receive, [], []
 

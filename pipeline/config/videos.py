@@ -46,14 +46,22 @@ class SimulateConfig(Config):
 class ExtractConfig(Config):
     """Turn videos into one 128-D embedding per clip."""
 
-    source: str = Field(description="Folder, glob, one video, or a manifest (.csv, .jsonl, .parquet).")
+    source: str = Field(
+        description="Folder, glob, one video, a manifest (.csv, .jsonl, .parquet), or a LeRobot data set's folder."
+    )
     out: Path = Field(Path("data/embeddings.h5"), description="HDF5 file to write.")
     task: str | None = Field(
         None,
         description="Task of all videos: dishwashing, bricklaying, bin-picking, or a task's YAML file; by default the "
         "one in the manifest's column.",
     )
-    bare: bool = Field(False, description="Ignore a folder's manifest: take its videos without labels, splits and ids.")
+    bare: bool = Field(
+        False,
+        description="Ignore a folder's manifest or LeRobot's meta: take its videos without labels, splits and ids.",
+    )
+    camera: str | None = Field(
+        None, description="Camera of a LeRobot data set, such as observation.images.front; by default all."
+    )
     clip_len: int = Field(16, ge=1, le=256, description="Frames per clip.")
     clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
     fps: float = Field(15.0, gt=0, le=240, description="Frames per second, sampled by presentation time.")

@@ -23,6 +23,7 @@ from pipeline.dataset.novelty_file import (
 )
 from pipeline.dataset.other_layouts import write_layout
 from pipeline.dataset.part_file import PART_SCHEMA_VERSION, Part, read_part, write_part
+from pipeline.dataset.segment import Content, Segment, assign_splits
 from pipeline.dataset.splits import split_rows, train_rows, video_of
 
 __all__ = [
@@ -34,10 +35,13 @@ __all__ = [
     "PART_SCHEMA_VERSION",
     "SCHEMA_VERSION",
     "Clips",
+    "Content",
     "Embeddings",
     "Logs",
     "Part",
+    "Segment",
     "Videos",
+    "assign_splits",
     "label_columns",
     "read_embeddings",
     "read_labels",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from pipeline.dataset.hdf5 import Checked, to_bytes
+from pipeline.dataset.segment import Content
 from pipeline.errors import CorruptError
+from pipeline.video import Span
 
 CLIP_FIELDS = {"start_frame": np.int64, "start_s": np.float64, "end_s": np.float64, "valid_frames": np.int64}
-_VIDEO_NUMBERS = {"fps": np.float64, "num_frames": np.int64}
+_VIDEO_NUMBERS = {"fps": np.float64, "num_frames": np.int64, "start_s": np.float64, "end_s": np.float64}
+_WHERE_KNOWN = ("contributor", "episode", "start_s", "end_s")  # in a file only where one video has it
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,29 @@ class Clips:
 
 @dataclass(frozen=True)
 class Videos:
-    """V videos; `id`, `path`, `split` and `contributor` are those of the run that wrote the file."""
+    """V videos or segments; id, path, split, contributor and episode are those of the run that wrote the file."""
 
-    sha256: list[str]
+    sha256: list[str]  # of the file
     fps: np.ndarray  # [V] float64, of the source
     num_frames: np.ndarray  # [V] int64, of the source
     decoder: list[str]  # decord or pyav
     id: list[str] = field(default_factory=list)
     path: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
-    contributor: list[str] = field(default_factory=list)  # "" where unknown; in a file only where one is known
+    contributor: list[str] = field(default_factory=list)  # "" where unknown
+    episode: list[str] = field(default_factory=list)  # what several cameras show
+    start_s: np.ndarray | None = None  # [V] float64, of a segment within its file; NaN: from the file's start
+    end_s: np.ndarray | None = None  # [V] float64; NaN: to its end
+
+    @property
+    def contents(self) -> list[Content]:
+        """What each video shows."""
+        nothing = np.full(len(self.sha256), np.nan)
+        spans = zip(*(nothing if times is None else times for times in (self.start_s, self.end_s)), strict=True)
+        return [
+            Content(sha256, Span(*(None if np.isnan(time) else float(time) for time in span)))
+            for sha256, span in zip(self.sha256, spans, strict=True)
+        ]
 
 
 def clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
@@ -57,11 +74,16 @@ def clip_arrays(clips: Clips) -> dict[str, np.ndarray]:
 
 
 def video_arrays(videos: Videos, fields: Sequence[str]) -> dict[str, np.ndarray]:
-    values = {name: getattr(videos, name) for name in fields}
+    values = {name: getattr(videos, name) for name in fields if name not in _WHERE_KNOWN or _is_known(videos, name)}
     return {
         f"videos/{name}": to_bytes(value) if isinstance(value, list) else value.astype(_VIDEO_NUMBERS[name], copy=False)
         for name, value in values.items()
     }
+
+
+def _is_known(videos: Videos, name: str) -> bool:
+    values = getattr(videos, name)
+    return values is not None and any(value != "" and value == value for value in values)
 
 
 def clips_in(checked: Checked) -> Clips:
@@ -79,6 +101,11 @@ def clips_in(checked: Checked) -> Clips:
 
 def videos_in(checked: Checked, fields: Sequence[str]) -> Videos:
     num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
-    numbers = {name: checked.array(f"videos/{name}", (num_videos,), _VIDEO_NUMBERS[name]) for name in _VIDEO_NUMBERS}
-    texts = {name: checked.strings(f"videos/{name}", num_videos) for name in fields if name not in _VIDEO_NUMBERS}
-    return Videos(fps=numbers["fps"], num_frames=numbers["num_frames"], **texts)
+    there = [name for name in fields if name not in _WHERE_KNOWN or f"videos/{name}" in checked]
+    values: dict[str, Any] = {
+        name: checked.array(f"videos/{name}", (num_videos,), _VIDEO_NUMBERS[name])
+        if name in _VIDEO_NUMBERS
+        else checked.strings(f"videos/{name}", num_videos)
+        for name in there
+    }
+    return Videos(**values)

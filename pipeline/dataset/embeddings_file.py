@@ -27,6 +27,7 @@ ATTRS: dict[str, type | tuple[type, ...]] = {  # those that are calculated with 
     "content_sha256": str, "weights_sha256": str, "projector_sha256": str, "projector": str, "backbone": str,
     "clip_len": int, "clip_stride": int, "fps": (int, float), "tail": str, "weights": str, "transform": str,
 }  # fmt: skip
+VIDEO_FIELDS = tuple(Videos.__dataclass_fields__)
 NOT_CONTENT = ("videos/path", "task")  # other paths, or other prices, leave the content hash as it is
 
 
@@ -99,7 +100,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     arrays = {
         "embeddings": embeddings.embeddings.astype(np.float32, copy=False),
         **clip_arrays(embeddings.clips),
-        **video_arrays(embeddings.videos, _video_fields(any(embeddings.videos.contributor))),
+        **video_arrays(embeddings.videos, VIDEO_FIELDS),
         "projector/mean": embeddings.projector_mean.astype(np.float64),
         "projector/components": embeddings.projector_components.astype(np.float64),
         "projector/scale": np.array([embeddings.projector_scale], np.float64),
@@ -148,7 +149,7 @@ def read_embeddings(path: Path) -> Embeddings:
         return Embeddings(
             embeddings=checked.array("embeddings", (clips.num_clips, EMBEDDING_DIM), np.float32),
             clips=clips,
-            videos=videos_in(checked, _video_fields("videos/contributor" in checked)),
+            videos=videos_in(checked, VIDEO_FIELDS),
             logs=logs,
             projector_mean=_finite(checked, "projector/mean", (feature_dim,)),
             projector_components=_finite(checked, "projector/components", (EMBEDDING_DIM, feature_dim)),
@@ -178,10 +179,6 @@ def video_paths(path: Path) -> list[Path]:
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
         num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
         return [Path(name) for name in checked.strings("videos/path", num_videos)]
-
-
-def _video_fields(contributors: bool) -> tuple[str, ...]:
-    return tuple(name for name in Videos.__dataclass_fields__ if contributors or name != "contributor")
 
 
 def _remedy(path: Path) -> str:

@@ -93,39 +93,43 @@ def _default_task() -> Task:
 
 
 def _read(path: Path, task: Task) -> Logs:
-    columns = _columns(path)
+    return logs_of(_columns(path), task, f"labels {path}")
+
+
+def logs_of(columns: dict[str, list[str]], task: Task, where: str) -> Logs:
+    """The logs of texts by column; `where` names these labels in errors, as "labels PATH" does."""
     allowed = label_columns(task)
     for name in columns:
         if name == "context" and task.is_unnamed:
-            _check_context_is_empty(columns[name], path, task)
+            _check_context_is_empty(columns[name], where, task)
         elif name not in allowed:
             raise VtpError(
-                f"labels {path} have an unknown column {name!r}; for task {task.name} use {', '.join(allowed)}",
+                f"{where} have an unknown column {name!r}; for task {task.name} use {', '.join(allowed)}",
                 code="labels-unknown-column",
             )
     if "step" not in columns:
-        raise VtpError(f"labels {path} have no column step; number the rows from 0", code="labels-no-step")
+        raise VtpError(f"{where} have no column step; number the rows from 0", code="labels-no-step")
     num_steps = len(columns["step"])
     if num_steps == 0:
-        raise VtpError(f"labels {path} have no rows; give one row a clip", code="labels-empty")
+        raise VtpError(f"{where} have no rows; give one row a clip", code="labels-empty")
     kinds = None
     if "novel" in columns:
-        columns["novel"], kinds = _novelty(columns["novel"], path)
+        columns["novel"], kinds = _novelty(columns["novel"], where)
     ranges = _RANGES | {name: _Range(action.low, action.high) for name, action in task.actions.items()}
     numbers = {
-        name: _numbers(texts, ranges[name], f"labels {path}: {name}", may_be_unknown=name not in ("step", "novel"))
+        name: _numbers(texts, ranges[name], f"{where}: {name}", may_be_unknown=name not in ("step", "novel"))
         for name, texts in columns.items()
         if name != "context"
     }
     order = np.argsort(numbers["step"], kind="stable")
     if not np.array_equal(numbers["step"][order], np.arange(num_steps)):
         raise VtpError(
-            f"labels {path}: steps do not count from 0 to {num_steps - 1} without a gap; number them so",
+            f"{where}: steps do not count from 0 to {num_steps - 1} without a gap; number them so",
             code="labels-step",
         )
     context = np.full(num_steps, "", object)
     if "context" in columns and not task.is_unnamed:
-        context[:] = _contexts(columns["context"], path, task)
+        context[:] = _contexts(columns["context"], where, task)
 
     def column(name: str) -> np.ndarray:
         return numbers[name][order] if name in numbers else np.full(num_steps, np.nan)
@@ -147,7 +151,7 @@ def _read(path: Path, task: Task) -> Logs:
     if (logs.errors > logs.attempts).any():
         step = int(np.argmax(logs.errors > logs.attempts))
         raise VtpError(
-            f"labels {path}: errors {logs.errors[step]:.15g} in row {order[step] + 1} are more than its attempts "
+            f"{where}: errors {logs.errors[step]:.15g} in row {order[step] + 1} are more than its attempts "
             f"{logs.attempts[step]:.15g}; correct one of them, or leave it empty",
             code="labels-more-errors-than-attempts",
         )
@@ -175,19 +179,19 @@ def _columns(path: Path) -> dict[str, list[str]]:
     return {name: [row[index].strip() for row in rows[1:]] for index, name in enumerate(header)}
 
 
-def _novelty(texts: Sequence[str], path: Path) -> tuple[list[str], list[str]]:
+def _novelty(texts: Sequence[str], where: str) -> tuple[list[str], list[str]]:
     """Numbers and kinds: the name of a kind stands for 1, an empty value for 0, and a word for yes or no is no kind."""
     numbers = [_YES_AND_NO.get(text.casefold(), text or "0") for text in texts]
     for row, text in enumerate(numbers, 1):
         if means_missing(text):
             raise VtpError(
-                f"labels {path}: novel {text!r} in row {row} is a word for a missing value, not a kind of novelty; "
+                f"{where}: novel {text!r} in row {row} is a word for a missing value, not a kind of novelty; "
                 "write 0 or leave it empty for an ordinary clip, or give the kind",
                 code="labels-value",
             )
         if np.isnan(_number(text)) and not text[0].isalpha():  # -, ? and the like stand for something else
             raise VtpError(
-                f"labels {path}: novel {text!r} in row {row} is neither a number nor the name of a kind, which begins "
+                f"{where}: novel {text!r} in row {row} is neither a number nor the name of a kind, which begins "
                 "with a letter; write 0 or leave it empty for an ordinary clip",
                 code="labels-value",
             )
@@ -214,22 +218,22 @@ def _number(text: str) -> float:
         return np.nan
 
 
-def _contexts(texts: Sequence[str], path: Path, task: Task) -> Sequence[str]:
+def _contexts(texts: Sequence[str], where: str, task: Task) -> Sequence[str]:
     for row, text in enumerate(texts, 1):
         if text and text not in task.contexts:
             raise VtpError(
-                f"labels {path}: context {text!r} in row {row} is unknown in task {task.name}; use one of "
+                f"{where}: context {text!r} in row {row} is unknown in task {task.name}; use one of "
                 f"{', '.join(task.contexts)}, or leave it empty",
                 code="labels-unknown-context",
             )
     return texts
 
 
-def _check_context_is_empty(texts: Sequence[str], path: Path, task: Task) -> None:
+def _check_context_is_empty(texts: Sequence[str], where: str, task: Task) -> None:
     for row, text in enumerate(texts, 1):
         if text:
             raise VtpError(
-                f"labels {path}: context {text!r} in row {row} has no price, because task {task.name} names no "
+                f"{where}: context {text!r} in row {row} has no price, because task {task.name} names no "
                 "context; leave the column empty, or name the contexts in the task's file",
                 code="labels-context-unnamed",
             )

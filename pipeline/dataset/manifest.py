@@ -1,59 +1,88 @@
-"""Which videos there are: folders, globs and manifests, and their splits."""
+"""Which videos and segments of videos there are: folders, globs and manifests."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline.dataset.lerobot import INFO, LeRobot, is_lerobot
+from pipeline.dataset.segment import Segment, check_span
 from pipeline.errors import VtpError
 from pipeline.tasks import BUILT_IN
 from pipeline.text_files import csv_rows, means_missing, read_text
+from pipeline.video import WHOLE, Span, VideoError
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("video_id", "path", "sha256", "split", "task", "labels", "contributor")
+COLUMNS = ("video_id", "path", "start_s", "end_s", "sha256", "split", "task", "labels", "contributor")
 IDS = ("video_id", "contributor")
+SECONDS = ("start_s", "end_s")
 FILES = ("path", "task", "labels")
 SPLITS = ("train", "val", "test")
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
-VAL_FRACTION = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class VideoEntry:
-    """One video to extract; whether the file is there and readable shows when its turn comes."""
-
-    video_id: str
-    path: Path  # absolute, symlinks resolved
-    sha256: str | None = None
-    split: str | None = None
-    task: str | None = None  # a built-in one, or the path of its file, absolute
-    labels: Path | None = None
-    contributor: str | None = None  # who is paid for it
-
-
-def find_videos(source: str, *, bare: bool = False) -> list[VideoEntry]:
+def find_videos(source: str, *, bare: bool = False) -> list[Segment]:
     """The videos of a folder, a glob, one video, or a manifest; ids are unique.
 
-    A folder with a manifest.csv, .jsonl or .parquet at its top stands for that manifest. Any other folder, or a `bare`
-    one, is searched to its bottom. Ids are paths below the folder, or below what a glob names before its first
-    wildcard: the same from anywhere.
+    A folder with a manifest.csv, .jsonl or .parquet at its top stands for that manifest, and a LeRobot data set for its
+    episodes. Any other folder, or a `bare` one, is searched to its bottom. Ids are paths below the folder, or below
+    what a glob names before its first wildcard: the same from anywhere.
     """
+    if not bare and (data := find_lerobot(source)) is not None:
+        return data.segments()
+    segments = _plain_videos(source, bare=bare)
+    if not bare:
+        _warn_of_lerobot(segments)
+    return segments
+
+
+def find_lerobot(source: str, camera: str | None = None) -> LeRobot | None:
+    """The LeRobot data set that a source is; None where it is none. A manifest at its top has precedence, aloud."""
+    folder = Path(source)
+    is_one = folder.is_dir() and is_lerobot(folder)
+    listed = next((path for path in _manifests(folder) if is_one), None)
+    if camera is not None and (not is_one or listed is not None):
+        why = f"{listed} stands for its folder" if listed is not None else f"source {source!r} is none"
+        raise VtpError(
+            f"--camera {camera} is of a LeRobot data set, and {why}; leave it out", code="camera-without-lerobot"
+        )
+    if listed is not None:
+        logger.warning("%s is a LeRobot data set, and its %s is taken instead of its meta", folder, listed.name)
+        return None
+    return LeRobot(folder, camera) if is_one else None
+
+
+def _warn_of_lerobot(segments: Sequence[Segment]) -> None:
+    """Files of a LeRobot data set that are taken one by one have no episodes."""
+    folders = {parent for segment in segments for parent in segment.path.parents if segment.span == WHOLE}
+    for folder in sorted(folders):
+        if (folder / INFO).is_file() and is_lerobot(folder):
+            logger.warning(
+                "%s is a LeRobot data set, and its files are taken as plain videos, whatever episodes they hold; give "
+                "the folder itself as the source", folder,
+            )  # fmt: skip
+
+
+def _manifests(folder: Path) -> list[Path]:
+    return [path for suffix in MANIFEST_SUFFIXES if (path := folder / f"manifest{suffix}").is_file()]
+
+
+def _plain_videos(source: str, *, bare: bool) -> list[Segment]:
     path = Path(source)
     if path.is_dir():
         return _of_folder(path, bare=bare)
@@ -65,7 +94,7 @@ def find_videos(source: str, *, bare: bool = False) -> list[VideoEntry]:
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
         return read_manifest(path)
     if path.exists():
-        return [VideoEntry(path.name, _resolved(path))]
+        return [Segment(path.name, _resolved(path))]
     if glob.has_magic(source):
         found = sorted(Path(name) for name in glob.glob(source, recursive=True))
         files = [name for name in found if not name.is_dir()]
@@ -74,21 +103,22 @@ def find_videos(source: str, *, bare: bool = False) -> list[VideoEntry]:
                 f"source {source!r} matches no file; quote the glob and check its folder", code="source-empty"
             )
         root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-        return [VideoEntry(name.relative_to(root).as_posix(), _resolved(name)) for name in files]
+        return [Segment(name.relative_to(root).as_posix(), _resolved(name)) for name in files]
     raise VtpError(
         f"source {source!r} does not exist; give a folder, a glob, a video or a manifest", code="source-missing"
     )
 
 
-def _of_folder(folder: Path, *, bare: bool) -> list[VideoEntry]:
-    manifests = [path for suffix in MANIFEST_SUFFIXES if (path := folder / f"manifest{suffix}").is_file()]
+def _of_folder(folder: Path, *, bare: bool) -> list[Segment]:
+    manifests = _manifests(folder)
     if bare:
-        if not manifests:
+        ignored = next(iter(manifests), folder / INFO)
+        if not ignored.is_file():
             raise VtpError(
                 f"--bare ignores the manifest of a folder, but {folder} has none; leave out --bare",
                 code="bare-without-manifest",
             )
-        logger.info("--bare: %s is ignored; its videos have no labels, splits and ids of their own", manifests[0])
+        logger.info("--bare: %s is ignored; its videos have no labels, splits and ids of their own", ignored)
         return _in_folder(folder)
     if not manifests:
         return _in_folder(folder)
@@ -109,7 +139,7 @@ def _of_folder(folder: Path, *, bare: bool) -> list[VideoEntry]:
     return entries
 
 
-def _in_folder(folder: Path) -> list[VideoEntry]:
+def _in_folder(folder: Path) -> list[Segment]:
     videos, num_files = _videos_below(folder)
     if not videos:
         raise VtpError(
@@ -118,7 +148,7 @@ def _in_folder(folder: Path) -> list[VideoEntry]:
             code="source-empty",
         )
     start = len(os.path.join(os.path.realpath(folder), ""))
-    return [VideoEntry(file.path[start:], _resolved(file) if file.is_symlink() else Path(file.path)) for file in videos]
+    return [Segment(file.path[start:], _resolved(file) if file.is_symlink() else Path(file.path)) for file in videos]
 
 
 def _videos_below(folder: Path) -> tuple[list[os.DirEntry[str]], int]:
@@ -148,8 +178,11 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path))
 
 
-def read_manifest(path: Path) -> list[VideoEntry]:
-    """The rows of a manifest. VtpError names the row: row 1 is the first below the header."""
+def read_manifest(path: Path) -> list[Segment]:
+    """The rows of a manifest. VtpError names the row: row 1 is the first below the header.
+
+    A segment whose times are wrong, and those that share an id, carry their error, as long as there are others.
+    """
     rows = _read_rows(path)
     if not rows:
         raise VtpError(
@@ -158,13 +191,18 @@ def read_manifest(path: Path) -> list[VideoEntry]:
     _check_columns(path, {name for row in rows for name in row})
     entries = [_entry(row, path.parent, f"manifest {path} row {number}") for number, row in enumerate(rows, 1)]
     counts = Counter(entry.video_id for entry in entries)
-    duplicate, times = counts.most_common(1)[0]
-    if times > 1:
-        raise VtpError(
-            f"manifest {path} has video_id {duplicate!r} {times} times; give each video an id of its own",
-            code="manifest-repeated-id",
-        )
-    return entries
+    segments = {entry.video_id: entry for entry in reversed(entries)}  # of those that share an id, the first
+    for video_id, times in counts.items():
+        if times > 1:
+            error = VideoError(
+                "repeated_id", f"manifest {path} has video_id {video_id!r} {times} times",
+                "give each video or segment an id of its own",
+            )  # fmt: skip
+            segments[video_id] = replace(segments[video_id], error=error)
+    if all(segment.error is not None for segment in segments.values()):
+        error = next(segment.error for segment in segments.values() if segment.error is not None)
+        raise VtpError(str(error), code=f"manifest-{error.code.replace('_', '-')}")
+    return [segments[video_id] for video_id in counts]
 
 
 def _check_columns(path: Path, names: Iterable[str]) -> None:
@@ -181,7 +219,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         rows = _READERS[path.suffix.lower()](path)
         for number, row in enumerate(rows, 1):
             for name, value in row.items():
-                _check_value(name, value, number, path.parent)
+                if name not in SECONDS:  # of which a wrong one is its segment's own fault
+                    _check_value(name, value, number, path.parent)
     except (ValueError, OSError) as error:  # pandas' and json's own errors are ValueErrors
         raise VtpError(
             f"manifest {path} cannot be read ({str(error).splitlines()[0]}); see manifests/README.md",
@@ -228,7 +267,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _parquet(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError("it is not a regular file")
-    rows = pd.read_parquet(path).astype(object).to_dict("records")
+    table = pd.read_parquet(path)
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")  # NaN is what pandas writes for no value
     return [_present((str(name), value) for name, value in row.items()) for row in rows]
 
 
@@ -240,7 +280,7 @@ def _present(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return {
         name: int(value) if name in IDS and isinstance(value, float) and value.is_integer() else value
         for name, value in fields
-        if not (value is None or value is pd.NA or value == "" or (isinstance(value, float) and value != value))
+        if not (value is None or value == "" or (isinstance(value, float) and value != value and name not in SECONDS))
     }
 
 
@@ -261,7 +301,7 @@ def _drop_point_zero(rows: Sequence[dict[str, Any]], name: str) -> None:
                 row[name] = str(row[name]).removesuffix(".0")
 
 
-def _entry(row: dict[str, str], root: Path, where: str) -> VideoEntry:
+def _entry(row: dict[str, str], root: Path, where: str) -> Segment:
     if "path" not in row:
         raise VtpError(f"{where} has no path; give the video's path relative to the manifest", code="manifest-no-path")
     sha256 = row.get("sha256", "").lower() or None
@@ -277,15 +317,41 @@ def _entry(row: dict[str, str], root: Path, where: str) -> VideoEntry:
             code="manifest-unknown-split",
         )
     path = _under_root(row["path"], root, where)
-    return VideoEntry(
-        video_id=row.get("video_id", Path(row["path"]).as_posix()),
+    span, error = _span(row, where)
+    return Segment(
+        video_id=row.get("video_id", Path(row["path"]).as_posix() + _fragment(row)),
         path=path,
+        start_s=span.start_s,
+        end_s=span.end_s,
+        error=error,
         sha256=sha256,
         split=split,
         task=_task(row["task"], root, where) if "task" in row else None,
         labels=_under_root(row["labels"], root, where) if "labels" in row else None,
         contributor=row.get("contributor"),
     )
+
+
+def _span(row: dict[str, str], where: str) -> tuple[Span, VideoError | None]:
+    """The row's times, and what is wrong with them."""
+    try:
+        for name in SECONDS:
+            if name in row and not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", row[name].strip()):
+                raise VideoError(
+                    "segment_not_seconds", f"{name} {row[name]!r} is not a number of seconds",
+                    "write seconds, such as 12.5, or leave it empty",
+                )  # fmt: skip
+        span = Span(*(float(row[name]) if name in row else None for name in SECONDS))
+        check_span(span)
+    except VideoError as error:
+        return Span(), VideoError(error.code, f"{where}: {error.reason}", error.fix)
+    return span, None
+
+
+def _fragment(row: dict[str, str]) -> str:
+    """What names a segment of a file, as in a media fragment's URI: #t=12,30.5."""
+    start, end = (row.get(name, "").strip() for name in SECONDS)
+    return f"#t={start},{end}".rstrip(",") if start or end else ""
 
 
 def _task(name: str, root: Path, where: str) -> str:
@@ -318,28 +384,3 @@ def _under_root(name: str, root: Path, where: str) -> Path:
             code="manifest-leads-out",
         )
     return resolved
-
-
-def assign_splits(entries: Sequence[VideoEntry], contents: Sequence[str] | None = None) -> list[VideoEntry]:
-    """Give each video without a split one: val for about a fifth, by the hash of its id, else train.
-
-    A video keeps its split however many others come or go. contents: the sha256 of each; copies of one video go to one
-    split, and VtpError names two that the manifest sets apart.
-    """
-    split_of: dict[str, tuple[str, str]] = {}  # by content: its split, and the video that has it
-    keys = [entry.video_id for entry in entries] if contents is None else contents
-    for entry, key in zip(entries, keys, strict=True):
-        given, holder = split_of.setdefault(key, (entry.split, entry.video_id)) if entry.split else (None, None)
-        if given != entry.split:
-            raise VtpError(
-                f"{holder} ({given}) and {entry.video_id} ({entry.split}) are the same video; give them one split",
-                code="split-of-copies",
-            )
-    for entry, key in zip(entries, keys, strict=True):
-        split_of.setdefault(key, (_split_of(entry.video_id), entry.video_id))
-    return [replace(entry, split=split_of[key][0]) for entry, key in zip(entries, keys, strict=True)]
-
-
-def _split_of(video_id: str) -> str:
-    digest = hashlib.sha256(video_id.encode("utf-8", "backslashreplace")).digest()
-    return "val" if int.from_bytes(digest[:8], "big") < VAL_FRACTION * 2**64 else "train"

@@ -11,7 +11,7 @@ from pipeline.dataset.clip_table import Clips, Videos, clip_arrays, clips_in, vi
 from pipeline.errors import CorruptError
 
 PART_SCHEMA_VERSION = 1
-_VIDEO_FIELDS = ("sha256", "fps", "num_frames", "decoder")
+_VIDEO_FIELDS = ("sha256", "fps", "num_frames", "decoder", "start_s", "end_s")
 
 
 @dataclass(frozen=True)

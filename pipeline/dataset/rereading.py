@@ -21,29 +21,32 @@ def read_clips(
     wanted: np.ndarray | None = None,
     batch_size: int = 8,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Clips of those videos: rows [B] of the file, and frames [B, T, *frame_size, 3] uint8; B ≤ batch_size.
+    """Clips of those videos, in their order: rows [B] of the file, and frames [B, T, *frame_size, 3] uint8, B ≤
+    batch_size.
 
     VtpError where a video is no longer what it was. wanted: rows to yield, sorted; by default all.
     """
-    attrs = data.attrs
+    attrs, contents = data.attrs, data.videos.contents
     with Decoder(frame_size=frame_size) as decoder:
-        for v in videos:
-            rows = np.arange(data.offset[v], data.offset[v + 1])
-            if wanted is not None and not np.isin(rows, wanted).any():
-                continue
-            path = Path(data.videos.path[v])
-            check_unchanged(path, data.videos.sha256[v])
+        for several in _passes(data, videos, wanted):
+            first = several[0]
+            path, spans = Path(data.videos.path[first]), [contents[v].span for v in several]
+            check_unchanged(path, data.videos.sha256[first])
             batch: list[tuple[int, np.ndarray]] = []
             try:
                 clips = decoder.clips(
                     path, clip_len=int(attrs["clip_len"]), clip_stride=int(attrs["clip_stride"]),
-                    fps=float(attrs["fps"]), tail=str(attrs["tail"]), decoder=data.videos.decoder[v],
+                    fps=float(attrs["fps"]), tail=str(attrs["tail"]), spans=spans, decoder=data.videos.decoder[first],
                 )  # fmt: skip
-                if clips.info.num_clips != len(rows):
-                    raise VtpError(
-                        f"{path} has {clips.info.num_clips} clips now, not {len(rows)}; extract it again",
-                        code="video-changed",
-                    )
+                rows: list[int] = []
+                for number, v in enumerate(several):
+                    had, has = int(data.offset[v + 1] - data.offset[v]), clips.infos[number].num_clips
+                    if had != has:
+                        raise VtpError(
+                            f"{data.videos.id[v]} has {has} clips now, not {had}; extract it again",
+                            code="video-changed",
+                        )
+                    rows += range(data.offset[v], data.offset[v + 1])
                 for row, clip in zip(rows, clips, strict=True):
                     if wanted is None or row in wanted:
                         batch.append((row, clip.frames))
@@ -54,6 +57,28 @@ def read_clips(
                 raise CorruptError(f"{path} cannot be read again: {error}", code="video-unreadable") from error
             if batch:
                 yield _stacked(batch)
+
+
+def _passes(data: dataset.Embeddings, videos: Iterable[int], wanted: np.ndarray | None) -> Iterator[list[int]]:
+    """Videos that are read in one pass, so that their clips come in order: segments of a file, one after the other."""
+    several: list[int] = []
+    for v in videos:
+        rows = np.arange(data.offset[v], data.offset[v + 1])
+        if wanted is not None and not np.isin(rows, wanted).any():
+            continue
+        if several and not _follows(data, several[-1], v):
+            yield several
+            several = []
+        several.append(v)
+    if several:
+        yield several
+
+
+def _follows(data: dataset.Embeddings, before: int, v: int) -> bool:
+    videos, clips = data.videos, data.clips
+    last, first = data.offset[before + 1] - 1, data.offset[v]
+    same = all(column[before] == column[v] for column in (videos.path, videos.sha256, videos.decoder))
+    return same and bool(clips.end_s[last] <= clips.start_s[first] + 1e-6)
 
 
 def _stacked(batch: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,14 +12,18 @@ import numpy as np
 
 from pipeline.config import ExtractConfig
 from pipeline.dataset import manifest
+from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.labels import DEFAULT_TASK, read_labels
+from pipeline.dataset.lerobot import LeRobot
+from pipeline.dataset.lerobot_logs import outcome_tables, read_frame_logs
 from pipeline.dataset.logs import Logs
-from pipeline.dataset.manifest import VideoEntry
+from pipeline.dataset.segment import Segment
 from pipeline.errors import VtpError
+from pipeline.extraction.parts import clip_times
 from pipeline.extraction.shards import parts_folder
 from pipeline.kept_inputs import keep_inputs
 from pipeline.tasks import BUILT_IN, Task, load_task
-from pipeline.video import VideoError
+from pipeline.video import VideoError, clip_windows
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +35,9 @@ class Inputs:
     bad_labels: by video_id, what is wrong with the labels of videos that are therefore left out.
     """
 
-    entries: Sequence[VideoEntry]
+    entries: Sequence[Segment]
     task: Task | None
-    logs: Mapping[str, Logs]
+    logs: Mapping[str, Logs | FrameLogs]
     bad_labels: Mapping[str, VideoError]
 
 
@@ -43,6 +47,9 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
     A video whose labels are wrong fails alone, as long as there are others. What is not known before a video is decoded
     is left to its turn: whether it can be read, and its number of clips.
     """
+    data = None if cfg.bare else manifest.find_lerobot(cfg.source, cfg.camera)
+    if data is not None:
+        return read_lerobot(cfg, data)
     entries = manifest.find_videos(cfg.source, bare=cfg.bare)
     check_output(cfg, entries)
     task = task_of(entries, cfg.task)
@@ -54,12 +61,76 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
     logs, bad_labels = read_all_labels(entries, task)
     if logs:
         task = task or load_task(DEFAULT_TASK)
-        if missing := unlogged(list(logs.values()), task):
-            logger.warning("no labels hold %s; to learn from logs what actions bring, they must", ", ".join(missing))
+        warn_of_unlogged(list(logs.values()), task)
     return Inputs(entries, task, logs, bad_labels)
 
 
-def read_all_labels(entries: Sequence[VideoEntry], task: Task | None) -> tuple[dict[str, Logs], dict[str, VideoError]]:
+def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
+    """The episodes of a LeRobot data set, and the logs of its frames as far as the task maps them, or of its outcomes.
+
+    Labels are read of the clips that there will be if the video is as long as the data set says.
+    """
+    entries = data.segments()
+    check_output(cfg, entries, [*(data.folder / "meta").rglob("*"), *(episode.data for episode in data.episodes)])
+    task = load_task(cfg.task) if cfg.task is not None else task_of_outcomes(data)
+    if task is None:
+        return Inputs(entries, None, {}, {})
+    frame_logs, wrong = read_frame_logs(data, task)
+    logs: list[Logs] = []
+    for episode in data.episodes:
+        if episode.name in frame_logs:
+            windows = clip_windows(
+                np.arange(episode.length + 1) / data.fps, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride,
+                fps=cfg.fps, tail=cfg.tail,
+            )  # fmt: skip
+            times_s = clip_times(windows.valid_frames, cfg.clip_stride, cfg.fps)
+            try:
+                logs += frame_logs[episode.name].check(*times_s, task)
+            except VtpError as error:
+                wrong[episode.name] = error
+    if wrong and len(wrong) == len(data.episodes):
+        raise next(iter(wrong.values()))
+    bad_labels = {entry.video_id: as_video_error(wrong[entry.episode]) for entry in entries if entry.episode in wrong}
+    for name, why in wrong.items():
+        logger.warning("%s will be left out: %s", name, why)
+    if logs:
+        warn_of_unlogged(logs, task)
+    else:
+        logger.warning(
+            "%s has no logs of task %s: the task's file maps no columns, and there is no meta/outcomes_%s.parquet",
+            data.folder, task.name, task.name,
+        )  # fmt: skip
+    of_entry = {entry.video_id: frame_logs[entry.episode] for entry in entries if entry.episode in frame_logs}
+    return Inputs(entries, task, of_entry, bad_labels)
+
+
+def task_of_outcomes(data: LeRobot) -> Task | None:
+    """The built-in task that the data set has outcomes of; None where it has none of any."""
+    tables = outcome_tables(data)
+    if len(tables) == 1 and (name := next(iter(tables))) in BUILT_IN:
+        logger.info("task %s, by %s", name, tables[name])
+        return load_task(name)
+    if tables:
+        raise VtpError(
+            f"{data.folder} has outcomes of {', '.join(tables)}, and no task is named; name its file with --task",
+            code="lerobot-outcomes",
+        )
+    return None
+
+
+def as_video_error(error: VtpError) -> VideoError:
+    if isinstance(error, VideoError):
+        return error
+    reason, _, fix = str(error).rpartition("; ")
+    return VideoError(error.code, reason, fix)
+
+
+def warn_of_unlogged(logs: Sequence[Logs], task: Task) -> None:
+    if missing := unlogged(logs, task):
+        logger.warning("no labels hold %s; to learn from logs what actions bring, they must", ", ".join(missing))
+
+
+def read_all_labels(entries: Sequence[Segment], task: Task | None) -> tuple[dict[str, Logs], dict[str, VideoError]]:
     """The logs of labelled videos, and what is wrong with the labels of others. VtpError if no video is left."""
     logs: dict[str, Logs] = {}
     bad_labels: dict[str, VideoError] = {}
@@ -71,22 +142,21 @@ def read_all_labels(entries: Sequence[VideoEntry], task: Task | None) -> tuple[d
         except VtpError as error:
             if len(bad_labels) + 1 == len(entries):
                 raise
-            reason, _, fix = str(error).rpartition("; ")
-            bad_labels[entry.video_id] = VideoError(error.code, reason, fix)
+            bad_labels[entry.video_id] = as_video_error(error)
     for video_id, bad in bad_labels.items():
         logger.warning("%s will be left out: %s", video_id, bad)
     return logs, bad_labels
 
 
-def check_output(cfg: ExtractConfig, entries: Sequence[VideoEntry]) -> None:
+def check_output(cfg: ExtractConfig, entries: Sequence[Segment], reads: Sequence[Path] = ()) -> None:
     """VtpError where the embeddings, or what lies beside them, would replace a file that is read."""
     tasks = {entry.task for entry in entries} - {*BUILT_IN, None}
-    reads = [path for entry in entries for path in (entry.path, entry.labels) if path is not None]
+    of_entries = [path for entry in entries for path in (entry.path, entry.labels) if path is not None]
     written = [cfg.out, cfg.out.with_suffix(".yaml"), parts_folder(cfg.out), cfg.out.with_name("failures.jsonl")]
-    keep_inputs(cfg, written, reads=[*reads, *(Path(str(name)) for name in tasks)])
+    keep_inputs(cfg, written, reads=[*reads, *of_entries, *(Path(str(name)) for name in tasks)])
 
 
-def task_of(entries: Sequence[VideoEntry], given: str | None) -> Task | None:
+def task_of(entries: Sequence[Segment], given: str | None) -> Task | None:
     """The one task of all videos: the one `given` by --task, else that of the manifest, else None."""
     named = [entry for entry in entries if entry.task is not None]
     if given is not None:

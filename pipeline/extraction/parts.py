@@ -19,8 +19,9 @@ import numpy as np
 
 from pipeline import dataset
 from pipeline.dataset import logs as clip_logs
+from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.logs import Logs
-from pipeline.dataset.manifest import VideoEntry
+from pipeline.dataset.segment import Content, Segment
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import Task
 from pipeline.video import Clip, VideoError, VideoInfo
@@ -52,32 +53,34 @@ class PartWriter:
     the name of each part as it is closed, and the contents in it.
     """
 
-    def __init__(self, folder: Path, settings: Settings, encoder: Encoder, on_close: Callable[[str, list[str]], None]):
+    def __init__(
+        self, folder: Path, settings: Settings, encoder: Encoder, on_close: Callable[[str, list[Content]], None]
+    ):
         self._folder = folder
         self._settings = settings
         self._encoder = encoder
         self._on_close = on_close
-        self._videos: dict[str, _Video] = {}  # by content
+        self._videos: dict[Content, _Video] = {}
         self._waiting: list[tuple[_Video, np.ndarray]] = []
         self._closed_at_s = time.monotonic()
 
-    def add(self, sha256: str, clip: Clip) -> None:
+    def add(self, content: Content, clip: Clip) -> None:
         """Take the next clip of the video with that content."""
-        video = self._videos.setdefault(sha256, _Video())
+        video = self._videos.setdefault(content, _Video())
         video.clips.append((clip.start_frame, clip.start_s, clip.end_s, clip.valid_frames))
         self._waiting.append((video, clip.frames))
         if len(self._waiting) == self._encoder.batch_size:
             self._encode()
             self._close_if_due()
 
-    def finish(self, sha256: str, info: VideoInfo) -> None:
+    def finish(self, content: Content, info: VideoInfo) -> None:
         """Mark the video complete and valid."""
-        self._videos[sha256].info = info
+        self._videos[content].info = info
         self._close_if_due()
 
-    def discard(self, sha256: str) -> None:
+    def discard(self, content: Content) -> None:
         """Forget the video's clips."""
-        video = self._videos.pop(sha256, None)
+        video = self._videos.pop(content, None)
         self._waiting = [(other, frames) for other, frames in self._waiting if other is not video]
 
     def close(self) -> None:
@@ -95,8 +98,8 @@ class PartWriter:
         """Write the videos that are finished and encoded; the last clips of others may still wait for their batch."""
         self._closed_at_s = time.monotonic()
         whole = {
-            sha256: video
-            for sha256, video in self._videos.items()
+            content: video
+            for content, video in self._videos.items()
             if video.info is not None and len(video.features) == len(video.clips)
         }
         if not whole:
@@ -104,8 +107,8 @@ class PartWriter:
         key = hashlib.sha256(json.dumps([self._settings, list(whole)]).encode()).hexdigest()
         path = self._folder / f"part-{key[:16]}.h5"
         dataset.write_part(path, dataset.Part(*_gather(whole), self._settings | {"weights": self._encoder.weights}))
-        for sha256 in whole:
-            del self._videos[sha256]
+        for content in whole:
+            del self._videos[content]
         self._on_close(path.name, list(whole))
 
     def _encode(self) -> None:
@@ -116,7 +119,7 @@ class PartWriter:
             self._waiting = []
 
 
-def _gather(videos: dict[str, _Video]) -> tuple[dataset.Clips, dataset.Videos]:
+def _gather(videos: dict[Content, _Video]) -> tuple[dataset.Clips, dataset.Videos]:
     columns = zip(*(clip for video in videos.values() for clip in video.clips), strict=True)
     clips = dataset.Clips(
         features=np.stack([row for video in videos.values() for row in video.features]),
@@ -129,11 +132,18 @@ def _gather(videos: dict[str, _Video]) -> tuple[dataset.Clips, dataset.Videos]:
     infos = [video.info for video in videos.values() if video.info is not None]
     assert len(infos) == len(videos), "only finished videos are written"
     return clips, dataset.Videos(
-        sha256=list(videos),
+        sha256=[content.sha256 for content in videos],
+        start_s=_times([content.span.start_s for content in videos]),
+        end_s=_times([content.span.end_s for content in videos]),
         fps=np.array([info.fps for info in infos]),
         num_frames=np.array([info.num_frames for info in infos], np.int64),
         decoder=[info.decoder for info in infos],
     )
+
+
+def _times(times_s: Sequence[float | None]) -> np.ndarray:
+    """None is NaN."""
+    return np.array(times_s, np.float64)
 
 
 def _offsets(counts: Sequence[int]) -> np.ndarray:
@@ -144,9 +154,9 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.h5"))
 
 
-def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
+def finished_contents(folder: Path, settings: Settings) -> dict[Content, str]:
     """The part of each content that needs no decoding. Damaged parts are set aside, other settings refused."""
-    contents: dict[str, str] = {}
+    contents: dict[Content, str] = {}
     for path in part_paths(folder):
         try:
             part = dataset.read_part(path)
@@ -156,7 +166,7 @@ def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
             path.replace(aside)
             continue
         check_settings(part, folder, settings)
-        contents |= dict.fromkeys(part.videos.sha256, path.name)
+        contents |= dict.fromkeys(part.videos.contents, path.name)
     return contents
 
 
@@ -177,7 +187,7 @@ def _brief(value: str | int | float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelledVideo:
-    entry: VideoEntry
+    entry: Segment
     part: dataset.Part
     number: int  # of the video in the part
     logs: Logs | None
@@ -187,21 +197,38 @@ class LabelledVideo:
         return slice(*self.part.clips.offset[self.number : self.number + 2])
 
 
-def join_labels(entry: VideoEntry, part: dataset.Part, number: int, logs: Logs | None) -> LabelledVideo:
-    """The video with its logs: step i belongs to clip i. VideoError where there are not as many."""
+def join_labels(
+    entry: Segment, part: dataset.Part, number: int, logs: Logs | FrameLogs | None, task: Task | None
+) -> LabelledVideo:
+    """The video with its logs: step i belongs to clip i. VtpError where there are not as many, or values are wrong."""
     if error := steps_differ(entry, int(np.diff(part.clips.offset)[number]), logs):
         raise error
-    return LabelledVideo(entry, part, number, logs)
+    if not isinstance(logs, FrameLogs):
+        return LabelledVideo(entry, part, number, logs)
+    assert task is not None, "logs are of a task"
+    return LabelledVideo(entry, part, number, logs.of_clips(*times_of(part, number), task))
 
 
-def steps_differ(entry: VideoEntry, num_clips: int, logs: Logs | None) -> VideoError | None:
+def times_of(part: dataset.Part, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """When a video's clips begin and end, in seconds since its first frame: a clip of n samples lasts n / fps."""
+    valid_frames = part.clips.valid_frames[slice(*part.clips.offset[number : number + 2])]
+    return clip_times(valid_frames, int(part.settings["clip_stride"]), float(part.settings["fps"]))
+
+
+def clip_times(valid_frames: np.ndarray, clip_stride: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    start_s = np.arange(len(valid_frames)) * clip_stride / fps
+    return start_s, start_s + valid_frames / fps
+
+
+def steps_differ(entry: Segment, num_clips: int, logs: Logs | FrameLogs | None) -> VideoError | None:
     """The error of a video whose labels have not as many steps as it has clips."""
-    if logs is None or logs.num_clips == num_clips:
+    num_steps = logs.num_steps if isinstance(logs, FrameLogs) else None if logs is None else logs.num_clips
+    if num_steps in (None, num_clips):
         return None
-    assert entry.labels is not None
+    name = entry.labels.name if entry.labels is not None else entry.episode
     return VideoError(
         "labels",
-        f"{entry.labels.name} has {logs.num_clips} steps and the video {num_clips} clips",
+        f"{name} has {num_steps} steps and the video {num_clips} clips",
         "use the clip settings that the labels were made for, or leave the labels column empty",
     )
 
@@ -236,6 +263,9 @@ def put_together(
             path=[str(video.entry.path) for video in videos],
             split=[video.entry.split or "" for video in videos],
             contributor=[video.entry.contributor or "" for video in videos],
+            episode=[video.entry.episode or "" for video in videos],
+            start_s=_times([video.entry.start_s for video in videos]),
+            end_s=_times([video.entry.end_s for video in videos]),
             sha256=[video.part.videos.sha256[video.number] for video in videos],
             decoder=[video.part.videos.decoder[video.number] for video in videos],
             fps=np.array([video.part.videos.fps[video.number] for video in videos]),

@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
 from pipeline.config import ExtractConfig
-from pipeline.dataset.manifest import VideoEntry
+from pipeline.dataset.segment import Content, Segment
 from pipeline.errors import CorruptError, VtpError
 from pipeline.files import write_text
+from pipeline.video import Span
 
 ARRAY_INDEX = {  # the variable in which an array job is told its number
     "SLURM_ARRAY_TASK_ID": "Slurm",
@@ -45,6 +47,12 @@ class Done:
     stamp: Stamp
     sha256: str
     part: str
+    start_s: float | None = None
+    end_s: float | None = None
+
+    @property
+    def content(self) -> Content:
+        return Content(self.sha256, Span(self.start_s, self.end_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +104,31 @@ def shard_number(shards: int, shard: int | str | None) -> int:
     return int(shard or 0)
 
 
-def share(entries: Sequence[VideoEntry], shards: int, shard: int) -> list[VideoEntry]:
+def share(entries: Sequence[Segment], shards: int, shard: int) -> list[Segment]:
     """The videos of one shard, in their order: every video is in one, and all shards have about as many bytes."""
     return [entry for entry, owner in zip(entries, owners(entries, shards), strict=True) if owner == shard]
 
 
-def owners(entries: Sequence[VideoEntry], shards: int) -> list[int]:
-    """The shard of each video."""
-    return split_by_cost([_cost(entry.path) for entry in entries], shards) if shards > 1 else [0] * len(entries)
+def owners(entries: Sequence[Segment], shards: int) -> list[int]:
+    """The shard of each video: segments of one file share one, and so one pass, unless there are too few files."""
+    if shards == 1:
+        return [0] * len(entries)
+    files: dict[Path, list[int]] = {}
+    for number, entry in enumerate(entries):
+        files.setdefault(entry.path, []).append(number)
+    cost_of = {path: _cost(path) for path in files}
+    fair = max(1, sum(cost_of.values()) // shards)
+    runs: list[np.ndarray] = []  # of segments that are cut in one pass
+    costs: list[int] = []
+    for path, numbers in files.items():
+        pieces = np.array_split(np.array(numbers), min(len(numbers), -(-cost_of[path] // fair)))
+        runs += pieces
+        costs += [cost_of[path] // len(pieces)] * len(pieces)
+    chosen = [0] * len(entries)
+    for run, owner in zip(runs, split_by_cost(costs, shards), strict=True):
+        for number in run:
+            chosen[number] = owner
+    return chosen
 
 
 def split_by_cost(costs: Sequence[int], shards: int) -> list[int]:
@@ -138,24 +163,24 @@ class Ledger:
     It begins with what an earlier run had done. What failed then is tried again.
     """
 
-    def __init__(self, path: Path, entries: Iterable[VideoEntry]):
+    def __init__(self, path: Path, entries: Iterable[Segment]):
         self.path = path
         self._written_s = -LEDGER_S
         ids = {entry.video_id for entry in entries}
         self._outcomes: dict[str, Outcome] = {
             row.video_id: row for row in read_ledger(path) if isinstance(row, Done) and row.video_id in ids
         }
+        self._sha256_of = {
+            (row.path, row.stamp): row.sha256 for row in self._outcomes.values() if isinstance(row, Done)
+        }
 
     @property
     def failures(self) -> list[Failed]:
         return [row for row in self._outcomes.values() if isinstance(row, Failed)]
 
-    def known_sha256(self, entry: VideoEntry, stamp: Stamp) -> str | None:
+    def known_sha256(self, path: Path, stamp: Stamp) -> str | None:
         """The content of a file that was read before and has not been touched since."""
-        row = self._outcomes.get(entry.video_id)
-        if isinstance(row, Done) and (row.path, row.stamp) == (str(entry.path), stamp):
-            return row.sha256
-        return None
+        return self._sha256_of.get((str(path), stamp))
 
     def record(self, outcome: Outcome) -> None:
         self._outcomes[outcome.video_id] = outcome

@@ -1,7 +1,17 @@
 """Tasks as data: what is worked on, what a policy chooses, what the work is worth."""
 
 from pipeline.tasks.formula import Formula
-from pipeline.tasks.task import EPISODE_STEPS, SECONDS_PER_HOUR, UNNAMED, Action, Context, ErrorTarget, Simulator, Task
+from pipeline.tasks.task import (
+    EPISODE_STEPS,
+    SECONDS_PER_HOUR,
+    UNNAMED,
+    Action,
+    Context,
+    ErrorTarget,
+    FrameColumn,
+    Simulator,
+    Task,
+)
 from pipeline.tasks.task_file import BUILT_IN, load_task, parse_task, repriced, task_from_text, task_to_text
 from pipeline.tasks.worth import Worth, worth
 
@@ -14,6 +24,7 @@ __all__ = [
     "Context",
     "ErrorTarget",
     "Formula",
+    "FrameColumn",
     "Simulator",
     "Task",
     "Worth",

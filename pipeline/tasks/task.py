@@ -29,6 +29,7 @@ RESERVED = frozenset(
     }
 )  # fmt: skip
 Direction = Literal["rises", "falls"]
+Reduction = Literal["mean", "sum", "max", "min", "first", "last"]
 CHECKED_POINTS = (41, 17, 9, 5, 3, 2)  # of each action, where formulas must give rates and probabilities
 MAX_CHECKED = 100_000
 LARGEST_BOUND, NARROWEST = 1e9, 1e-4  # of actions: a bound, and the range over the larger bound
@@ -55,13 +56,31 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class FrameColumn(_Model):
+    """What a clip's label is made of in a data set with a value per frame: `column[index]`, and how it is reduced."""
+
+    column: str = Field(min_length=1)
+    reduce: Reduction
+
+
 class Action(_Model):
-    """Something that a policy chooses, in [low, high]. attempts, errors: in which direction they go with it."""
+    """Something that a policy chooses, in [low, high]. attempts, errors: in which direction they go with it.
+
+    column, reduce: as in FrameColumn; None where no data set has it per frame.
+    """
 
     low: Number = 0.0
     high: Number = 1.0
     attempts: Direction | None = None
     errors: Direction | None = None
+    column: str | None = Field(None, min_length=1)
+    reduce: Reduction | None = None
+
+    @model_validator(mode="after")
+    def _reduces_a_column(self) -> Action:
+        if (self.reduce is None) != (self.column is None):
+            raise ValueError("column and reduce (mean, sum, max, min, first or last) go together; add the other")
+        return self
 
     @model_validator(mode="after")
     def _has_room(self) -> Action:
@@ -116,7 +135,8 @@ class Task(_Model):
     """Work as data. Actions and contexts keep the order of the file, in which arrays hold them.
 
     step_s: seconds of work that one clip stands for; None: each clip's own length. scenario: which of the simulator's
-    scenarios the contexts are; "" where they are all.
+    scenarios the contexts are; "" where they are all. attempts, errors, successes, context: the columns of a data set
+    with values per frame that labels are made of; errors may be given as successes among the attempts.
     """
 
     name: str
@@ -128,6 +148,10 @@ class Task(_Model):
     error_target: ErrorTarget = ErrorTarget()
     simulator: Simulator | None = None
     scenario: str = ""
+    attempts: FrameColumn | None = None
+    errors: FrameColumn | None = None
+    successes: FrameColumn | None = None
+    context: FrameColumn | None = None
 
     @classmethod
     def from_yaml(cls, name: str | Path) -> Task:
@@ -167,6 +191,29 @@ class Task(_Model):
             if not name.strip() or not name.isprintable() or name != name.strip():
                 raise ValueError(f"{name!r} is no name; name each context by printable text")
         return contexts
+
+    @model_validator(mode="after")
+    def _frame_columns_fit(self) -> Task:
+        if self.errors is not None and self.successes is not None:
+            raise ValueError("successes: errors are given too, and one follows from the other; drop one")
+        if self.attempts is None and (self.errors or self.successes) is not None:
+            raise ValueError("attempts: a column of errors or successes needs one of attempts; add it")
+        if self.context is not None and (self.is_unnamed or self.context.reduce not in ("first", "last")):
+            why = "no context has a name" if self.is_unnamed else f"reduce is {self.context.reduce}"
+            raise ValueError(f"context: {why}; name the contexts, and reduce their column by first or last")
+        return self
+
+    def frame_columns(self) -> dict[str, FrameColumn]:
+        """By the label that is made of it."""
+        columns = {
+            name: FrameColumn(column=action.column, reduce=action.reduce)
+            for name, action in self.actions.items()
+            if action.column is not None and action.reduce is not None
+        }
+        for name in ("attempts", "errors", "successes", "context"):
+            if (column := getattr(self, name)) is not None:
+                columns[name] = column
+        return columns
 
     @model_validator(mode="after")
     def _simulator_fits(self) -> Task:

@@ -5,21 +5,24 @@ Only this room imports decord or av, and of this room only what runs in the chil
 
 from pipeline.video.decoder import Clip, Decoder, Restart, VideoInfo
 from pipeline.video.error import VideoError, unreadable
-from pipeline.video.gate import check_file
+from pipeline.video.gate import check_file, is_lfs_pointer
 from pipeline.video.pool import DecoderPool
-from pipeline.video.windows import FRAME_SIZE, Windows, clip_windows, resize_frame
+from pipeline.video.windows import FRAME_SIZE, WHOLE, Span, Windows, clip_windows, resize_frame
 
 __all__ = [
     "FRAME_SIZE",
+    "WHOLE",
     "Clip",
     "Decoder",
     "DecoderPool",
     "Restart",
+    "Span",
     "VideoError",
     "VideoInfo",
     "Windows",
     "check_file",
     "clip_windows",
+    "is_lfs_pointer",
     "resize_frame",
     "unreadable",
 ]

@@ -14,10 +14,12 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -26,8 +28,8 @@ from pipeline.video import complaints
 from pipeline.video.error import VideoError, damaged, out_of_memory, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.readers import choose_reader, read_frames
-from pipeline.video.scan import scan
-from pipeline.video.windows import clip_windows, rolling_clips
+from pipeline.video.scan import Scan, scan
+from pipeline.video.windows import WHOLE, Span, Windows, clip_windows, frames_of, rolling_clips
 
 PR_SET_PDEATHSIG = 1
 TELL_S = 0.5
@@ -64,7 +66,7 @@ def send(connection: Connection, message: dict) -> None:
 
 
 def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
-    """Send a video's clips; return the last message, which says whether all of them are to be trusted."""
+    """Send a video's clips; return the last message, which says whether spans that have not ended can be trusted."""
     gc.collect()  # what PyAV opened for the video before refers to itself
     complaints.clear()
     progress = Progress(connection)
@@ -111,71 +113,119 @@ class Progress:
         send(self.connection, message | {"passed_s": max(0.0, float(shown_s) - self._told_s)})
         self._told_s, self._told_at_s = max(self._told_s, float(shown_s)), time.monotonic()
 
-    def follow(self, frames: Iterable[np.ndarray], edges_s: np.ndarray) -> Iterator[np.ndarray]:
+    def follow(self, frames: Iterable[np.ndarray], edges_s: np.ndarray, cuts: Sequence[Cut]) -> Iterator[np.ndarray]:
+        """The frames that the cuts need; each cut ends once the frame after it was read without a complaint.
+
+        What ends with the video ends when all of the video is read: whether a cut can be trusted depends on no other.
+        """
+        pending = deque(sorted(cuts, key=lambda cut: cut.end))
         for number, frame in enumerate(frames):
+            while pending and pending[0].end <= number:
+                self.send({"ended": pending.popleft().number}, edges_s[number])
+            if not pending:
+                return
             if time.monotonic() - self._told_at_s > TELL_S:
                 self.send({}, edges_s[number])
             yield frame
+        if complaints.any_yet():
+            raise damaged(f"the decoder complains: {complaints.lines()[0][:200]}")
+        for cut in pending:
+            self.send({"ended": cut.number}, edges_s[-1])
+
+
+class Cut(NamedTuple):
+    """A span as the frames [first, end) of the source, and its clips."""
+
+    number: int  # of the span in the request
+    first: int
+    end: int
+    windows: Windows
+
+
+def cut_video(video: Scan, span: Span, number: int, request: dict[str, Any]) -> Cut:
+    """VideoError where the video has not all of the span, or not enough frames in it."""
+    first, end = frames_of(span, video.edges_s)
+    shown = f"{Path(request['path']).name} is shown from {video.edges_s[0]:.2f} to {video.edges_s[-1]:.2f} s"
+    if end > video.num_frames or first >= video.num_frames:
+        what = f"starts at {span.start_s:g}" if first >= video.num_frames else f"ends at {span.end_s:g}"
+        raise VideoError(
+            "segment_beyond_end", f"the segment {what} s and {shown}",
+            "give start_s and end_s in seconds of the video, or leave end_s empty for its end",
+        )  # fmt: skip
+    if first >= end:
+        raise VideoError(
+            "segment_empty", f"no frame is in the segment from {span.start_s or 0:g} to {span.end_s:g} s, and {shown}",
+            "give start_s and end_s in seconds of the video",
+        )  # fmt: skip
+    windows = clip_windows(
+        video.edges_s[first : end + 1],
+        clip_len=request["clip_len"],
+        clip_stride=request["clip_stride"],
+        fps=request["fps"],
+        tail=request["tail"],
+        tolerance_s=min(video.tick_s / 2, ROUNDING_S) + 1e-9,
+    )
+    if len(windows.frame_indices) == 0:
+        what = "" if span == WHOLE else "the segment of "
+        raise VideoError(
+            "too_short",
+            f"clip_len ({request['clip_len']}) is longer than {what}{Path(request['path']).name} "
+            f"({windows.num_samples} frames at {request['fps']:g} fps)",
+            "lower --clip-len or use --tail pad",
+        )
+    return Cut(number, first, end, windows._replace(frame_indices=windows.frame_indices + first))
 
 
 def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
-    path, num_slots = Path(request["path"]), request["num_slots"]
-    clip_len, fps = request["clip_len"], request["fps"]
+    """Cut all spans of the request in one pass; of each, first what it holds or what is wrong with it."""
+    path, num_slots, clip_len = Path(request["path"]), request["num_slots"], request["clip_len"]
     video = scan(path, check_file(path))
     reader = choose_reader(video, request["decoder"], verify=request["verify"])
     progress.start(reader, video.edges_s[0])
     if reader == "decord" and complaints.any_yet():
         raise damaged(f"the scan complains: {complaints.lines()[0][:200]}")
     complaints.clear()  # PyAV reads the same again
-    windows = clip_windows(
-        video.edges_s,
-        clip_len=clip_len,
-        clip_stride=request["clip_stride"],
-        fps=fps,
-        tail=request["tail"],
-        tolerance_s=min(video.tick_s / 2, ROUNDING_S) + 1e-9,
-    )
-    if len(windows.frame_indices) == 0:
-        raise VideoError(
-            "too_short",
-            f"clip_len ({clip_len}) is longer than {path.name} ({windows.num_samples} frames at {fps:g} fps)",
-            "lower --clip-len or use --tail pad",
-        )
-    progress.send(
-        {
-            "num_frames": video.num_frames,
-            "fps": video.fps,
-            "width": video.width,
-            "height": video.height,
-            "codec": video.codec,
-            "decoder": reader,
-            "num_clips": len(windows.frame_indices),
-        },
-        video.edges_s[0],
-    )
+    cuts: list[Cut] = []
+    found: list[dict[str, Any]] = []
+    source = {"fps": video.fps, "width": video.width, "height": video.height, "codec": video.codec, "decoder": reader}
+    for number, start_s, end_s in request["spans"]:
+        try:
+            cut = cut_video(video, Span(start_s, end_s), number, request)
+        except VideoError as error:
+            found.append({"code": error.code, "reason": error.reason, "fix": error.fix})
+            continue
+        cuts.append(cut)
+        num_clips = len(cut.windows.frame_indices)
+        found.append({"num_frames": cut.end - cut.first, **source, "num_clips": num_clips})
+    progress.send({"spans": found}, video.edges_s[0])
+    if not cuts:
+        return
+    frame_indices = np.concatenate([cut.windows.frame_indices for cut in cuts])  # [C, clip_len]
+    valid_frames = np.concatenate([cut.windows.valid_frames for cut in cuts])
+    span_of = np.repeat([cut.number for cut in cuts], [len(cut.windows.frame_indices) for cut in cuts])
+    order = np.argsort(frame_indices[:, -1], kind="stable")
     size = tuple(request["frame_size"])
     shape = (num_slots, clip_len, *size, 3)
-    frames = progress.follow(read_frames(video, reader), video.edges_s)
+    frames = progress.follow(read_frames(video, reader), video.edges_s, cuts)
     with mmap.mmap(slots_fd, int(np.prod(shape))) as memory:
         slots = np.frombuffer(memory, np.uint8).reshape(shape)
         try:
-            for index, clip in enumerate(rolling_clips(frames, windows.frame_indices, size)):
+            for index, clip in enumerate(rolling_clips(frames, frame_indices[order], size)):
                 if index >= num_slots:
                     progress.connection.recv_bytes()  # the parent has emptied a slot
                 np.stack(clip, out=slots[index % num_slots])
-                frame_indices = windows.frame_indices[index]
-                end_s = float(video.edges_s[frame_indices[-1] + 1])
+                indices = frame_indices[order[index]]
+                end_s = float(video.edges_s[indices[-1] + 1])
                 progress.send(
                     {
-                        "start_frame": int(frame_indices[0]),
-                        "start_s": float(video.edges_s[frame_indices[0]]),
+                        "span": int(span_of[order[index]]),
+                        "start_frame": int(indices[0]),
+                        "start_s": float(video.edges_s[indices[0]]),
                         "end_s": end_s,
-                        "valid_frames": int(windows.valid_frames[index]),
-                        "frame_indices": frame_indices.tolist(),
+                        "valid_frames": int(valid_frames[order[index]]),
+                        "frame_indices": indices.tolist(),
                     },
                     end_s,
                 )
         finally:
             del slots  # else the map cannot be closed
-    if complaints.any_yet():
-        raise damaged(f"the decoder complains: {complaints.lines()[0][:200]}")

@@ -15,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 import pipeline
 from pipeline.errors import VtpError
 from pipeline.video.error import VideoError, damaged, out_of_memory
-from pipeline.video.windows import FRAME_SIZE
+from pipeline.video.windows import FRAME_SIZE, WHOLE, Span
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ SAME_LEVELS = 16  # decoders round colours differently
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the file holds, before any of it is decoded; width and height are as stored, before rotation."""
+    """What the file holds in a span, before any is decoded; width and height are as stored, before rotation."""
 
-    num_frames: int
+    num_frames: int  # of the span
     fps: float
     width: int
     height: int
@@ -54,7 +54,7 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Restart:
-    """The video's clips so far are void: decord failed, and PyAV reads it from its start."""
+    """The span's clips so far are void: decord failed, and PyAV reads the video from its start."""
 
     reason: str
 
@@ -69,6 +69,10 @@ class Clip:
     end_s: float
     valid_frames: int
     frame_indices: tuple[int, ...]  # of the source
+    span: int = 0  # its number among those that were asked for
+
+
+Event = Clip | VideoInfo | Restart | VideoError
 
 
 class Decoder:
@@ -113,20 +117,25 @@ class Decoder:
         clip_stride: int = 16,
         fps: float = 15.0,
         tail: str = "drop",
+        spans: Sequence[Span] = (WHOLE,),
         decoder: str | None = None,
     ) -> ClipStream:
-        """The clips of the video at `path`, in order. VideoError, here or while iterating, means none is to be used.
+        """The clips of the video at `path`, of all spans in one pass, by their last frame.
 
-        One video at a time: asking for the next ends the one before. decoder: for this video, instead of the usual one.
+        VideoError, here or while iterating, means none is to be used. One video at a time: asking for the next ends the
+        one before. decoder: for this video, instead of the usual one.
         """
-        stream = self.request(path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail, decoder=decoder)
+        stream = self.request(
+            path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail, spans=spans, decoder=decoder
+        )
         stream.open()
         return stream
 
     def request(
-        self, path: Path | str, *, clip_len: int, clip_stride: int, fps: float, tail: str, decoder: str | None = None
-    ) -> ClipStream:
-        """As `clips`, but at once: the child sets to work, and VideoErrors come while iterating."""
+        self, path: Path | str, *, clip_len: int, clip_stride: int, fps: float, tail: str, spans: Sequence[Span],
+        decoder: str | None = None,
+    ) -> ClipStream:  # fmt: skip
+        """As `clips`, but at once: the child sets to work, and what it says of each span comes by `step`."""
         if self._reading is not None or self._process is None or self._process.poll() is not None:
             self._kill()
             self._start()
@@ -144,12 +153,14 @@ class Decoder:
             "num_slots": num_slots,
             "frame_size": self._frame_size,
         }
-        self._reading = ClipStream(self, (num_slots, *clip_shape))
+        self._reading = ClipStream(self, (num_slots, *clip_shape), spans)
         self._ask()
         return self._reading
 
     def _ask(self) -> None:
-        """Have the child read the video from its start."""
+        """Have the child read the video from its start, for the spans that have not ended."""
+        assert self._reading is not None
+        self._request["spans"] = [(number, *span) for number, span in self._reading.left.items()]
         self._slack_s = self._timeout_s
         self._heard_s = time.monotonic()
         self._send(self._request)
@@ -291,67 +302,110 @@ class Decoder:
 
 
 class ClipStream(Iterator[Clip]):
-    """The clips of one video; `info` says what it holds, once it is open."""
+    """The clips of one video's spans; `left` are those that have not ended."""
 
-    info: VideoInfo
-
-    def __init__(self, decoder: Decoder, shape: tuple[int, ...]):
+    def __init__(self, decoder: Decoder, shape: tuple[int, ...], spans: Sequence[Span]):
         self._decoder = decoder
         self._shape = shape
         self._memory = mmap.mmap(decoder._slots.fileno(), int(np.prod(shape)), prot=mmap.PROT_READ)
         self._index = 0
-        self._handed_out: list[np.ndarray] = []  # of each clip, enough to tell whether PyAV sees the same
+        self._num_clips = 0
+        self._handed_out: list[Clip] = []  # of each clip, enough to tell whether PyAV sees the same
+        self.left = dict(enumerate(spans))
+        self.infos: dict[int, VideoInfo] = {}  # by span; of all that can be cut, once it is open
+
+    @property
+    def info(self) -> VideoInfo:
+        """What the only span holds."""
+        (info,) = self.infos.values()
+        return info
+
+    @property
+    def is_over(self) -> bool:
+        return self._decoder._reading is not self
 
     def open(self) -> None:
-        """Wait for `info`."""
-        while not hasattr(self, "info"):
-            self.step()
+        """Wait for `infos`. VideoError where a span cannot be cut."""
+        while not self.infos:
+            self._take()
 
     def __next__(self) -> Clip:
-        while self._decoder._reading is self:
-            event = self.step()
+        while not self.is_over:
+            if (clip := self._take()) is not None:
+                self._handed_out.append(_coarse(clip))
+                return clip
+        raise StopIteration
+
+    def _take(self) -> Clip | None:
+        """The clip of the next message, if it is of one; a restart is caught up with."""
+        events = self.step()
+        for _, event in events:
+            if isinstance(event, VideoError):
+                if self.left:
+                    self._decoder._kill()
+                while not self.is_over:
+                    self.step()
+                raise event
             if isinstance(event, Restart):
                 self._catch_up(event.reason)
-            elif isinstance(event, Clip):
-                self._handed_out.append(_coarse(event))
-                return event
-        raise StopIteration
+                return None
+        return next((event for _, event in events if isinstance(event, Clip)), None)
 
     def _catch_up(self, reason: str) -> None:
         """Pass by the clips that were handed out. VideoError unless PyAV sees in them what decord saw."""
-        for coarse in self._handed_out:
-            while not isinstance(event := self.step(), Clip):
+        for coarse in [clip for clip in self._handed_out if clip.span in self.left]:
+            while not (clips := [event for _, event in self.step() if isinstance(event, Clip)]):
                 pass
-            if np.abs(_coarse(event) - coarse).max() > SAME_LEVELS:
+            seen = _coarse(clips[0])
+            if seen.span != coarse.span or np.abs(seen.frames - coarse.frames).max() > SAME_LEVELS:
                 self._decoder._kill()
                 raise damaged(f"decord and PyAV see different pictures, and decord fails ({reason})")
 
-    def step(self) -> Clip | VideoInfo | Restart | None:
-        """Take one message from the child: a clip, `info` at the end of the video, a restart, else None."""
+    def step(self) -> list[tuple[int, Event]]:
+        """Take one message from the child: what it says of which spans.
+
+        A clip, a restart, or how the span ended: by what it holds, or by its error. VideoError: all that are left end
+        by it.
+        """
         message = self._decoder.receive()
-        if "ready" in message or not message:
-            return None
         if "again" in message:
             had_clips, self._index = self._index > 0, 0
-            return Restart(message["again"]) if had_clips else None
+            return [(number, Restart(message["again"])) for number in self.left] if had_clips else []
+        if "spans" in message:
+            return self._open(message["spans"])
+        if "ended" in message:
+            del self.left[message["ended"]]
+            return [(message["ended"], self.infos[message["ended"]])]
         if "done" in message:
             self._decoder._reading = None
-            return self.info
-        if "num_clips" in message:
-            self.info = VideoInfo(**message)
-            return None
+        return [(message["span"], self._clip(message))] if "span" in message else []
+
+    def _open(self, found: list[dict[str, Any]]) -> list[tuple[int, Event]]:
+        """What each of the spans that are left holds, or is its end because it cannot be cut."""
+        wrong: list[tuple[int, Event]] = []
+        self._num_clips = 0
+        for number, one in zip(list(self.left), found, strict=True):
+            if "code" in one:
+                del self.left[number]
+                wrong.append((number, VideoError(one["code"], one["reason"], one["fix"])))
+            else:
+                self.infos[number] = VideoInfo(**one)
+                self._num_clips += self.infos[number].num_clips
+        return wrong
+
+    def _clip(self, message: dict[str, Any]) -> Clip:
         num_slots = self._shape[0]
         slot_bytes = len(self._memory) // num_slots
         offset = self._index % num_slots * slot_bytes
         frames = np.frombuffer(self._memory[offset : offset + slot_bytes], np.uint8).reshape(self._shape[1:])
         self._index += 1
-        if self._index + num_slots <= self.info.num_clips:
+        if self._index + num_slots <= self._num_clips:
             self._decoder._send({"emptied": True})
         return Clip(frames=frames, **{**message, "frame_indices": tuple(message["frame_indices"])})
 
 
-def _coarse(clip: Clip) -> np.ndarray:
-    return clip.frames[:, ::8, ::8].astype(np.int16)
+def _coarse(clip: Clip) -> Clip:
+    return replace(clip, frames=clip.frames[:, ::8, ::8].astype(np.int16))
 
 
 def _allowed_memory(wanted_bytes: int) -> int:

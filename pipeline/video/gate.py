@@ -20,6 +20,7 @@ from pipeline.video.container_end import (
 from pipeline.video.error import VideoError, damaged
 
 HEAD_BYTES = 4096
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _ENDS = {
     EBML: matroska_end,
@@ -51,6 +52,10 @@ def check_file(path: Path) -> int:
         raise VideoError("unreadable", "no permission to read the file", "change its permissions") from error
     if not head:
         raise VideoError("empty", "the file is empty", "fetch it again")
+    if is_lfs_pointer(head):
+        raise VideoError(
+            "git_lfs", "a pointer of Git LFS stands in for the file", "fetch the file itself: git lfs pull"
+        )
     if end is None:
         raise VideoError(
             "not_video", f"not a video ({_describe(head)})", "give an mp4, mov, mkv, webm, avi or mpeg file"
@@ -58,6 +63,11 @@ def check_file(path: Path) -> int:
     if end > status.st_size:
         raise damaged(f"cut off: its container declares {end} bytes and {status.st_size} are there")
     return end
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so is what Git LFS leaves in place of a file that it has not fetched."""
+    return head.startswith(LFS_POINTER)
 
 
 def _declared_end(file: BinaryIO, head: bytes, size: int) -> int | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pipeline.video.decoder import Clip, ClipStream, Decoder, Restart, VideoInfo
+from pipeline.video.decoder import ClipStream, Decoder, Event
 from pipeline.video.error import VideoError
-from pipeline.video.windows import FRAME_SIZE
+from pipeline.video.windows import FRAME_SIZE, Span
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class DecoderPool(Generic[T]):
         self._idle = [
             Decoder(timeout_s=timeout_s, decoder=decoder, verify=verify, frame_size=frame_size) for _ in range(size)
         ]
-        self._busy: dict[Decoder, tuple[T, ClipStream]] = {}
+        self._busy: dict[Decoder, tuple[list[T], ClipStream]] = {}
 
     def __enter__(self) -> DecoderPool[T]:
         return self
@@ -44,7 +44,7 @@ class DecoderPool(Generic[T]):
 
     def submit(
         self,
-        video: T,
+        segments: Mapping[T, Span],
         path: Path,
         *,
         clip_len: int,
@@ -53,16 +53,19 @@ class DecoderPool(Generic[T]):
         tail: str,
         decoder: str | None = None,
     ) -> None:
-        """Set an idle decoder to work on the video at `path`."""
+        """Set an idle decoder to work on the video at `path`, for all these segments in one pass."""
         idle = self._idle.pop()
-        stream = idle.request(path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail, decoder=decoder)
-        self._busy[idle] = (video, stream)
+        stream = idle.request(
+            path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail, spans=list(segments.values()),
+            decoder=decoder,
+        )  # fmt: skip
+        self._busy[idle] = (list(segments), stream)
 
-    def events(self) -> Iterator[tuple[T, Clip | VideoInfo | Restart | VideoError]]:
-        """Wait until there is something to take: of each video that has something, one clip, or how it ended.
+    def events(self) -> Iterator[tuple[T, Event]]:
+        """Wait until there is something to take: of each video that has something, a clip, or how segments ended.
 
-        The clips of one video come in order, after a restart from the first one on; its end is what the file held, or
-        the error that makes all of them void.
+        The clips of one segment come in order, after a restart from the first one on; its end is what it held, or the
+        error that makes all of them void.
         """
         if not self._busy:
             return
@@ -70,14 +73,13 @@ class DecoderPool(Generic[T]):
         patience_s = min(decoder.patience_s for decoder in self._busy)
         ready = [connections[one] for one in wait([decoder.connection for decoder in self._busy], patience_s)]
         for decoder in ready or [decoder for decoder in self._busy if decoder.patience_s == 0]:
-            video, stream = self._busy[decoder]
-            event: Clip | VideoInfo | Restart | VideoError | None
+            segments, stream = self._busy[decoder]
+            events: list[tuple[int, Event]]
             try:
-                event = stream.step()
+                events = stream.step()
             except VideoError as error:
-                event = error
-            if isinstance(event, VideoInfo | VideoError):
+                events = [(number, error) for number in stream.left]
+            if stream.is_over:
                 del self._busy[decoder]
                 self._idle.append(decoder)
-            if event is not None:
-                yield video, event
+            yield from ((segments[number], event) for number, event in events)

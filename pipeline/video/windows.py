@@ -11,6 +11,16 @@ import numpy as np
 FRAME_SIZE = 128, 171  # of R3D-18's preset, before its crop
 
 
+class Span(NamedTuple):
+    """A piece of a video, [start_s, end_s) by presentation time; None: from its first frame, up to its last."""
+
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+WHOLE = Span()
+
+
 class Windows(NamedTuple):
     """The source frames of C clips; a clip shorter than clip_len repeats its last frame."""
 
@@ -42,24 +52,43 @@ def clip_windows(
     return Windows(samples[np.minimum(positions, num_samples - 1)], valid_frames, num_samples)
 
 
+def frames_of(span: Span, edges_s: np.ndarray) -> tuple[int, int]:
+    """The frames [first, end) of a span: from the first at or after its start to the last before its end.
+
+    Frame i is shown during [edges_s[i], edges_s[i + 1]). A time up to half a frame late counts as the frame's own, as
+    other programs round times: two spans that meet share no frame and leave none out. F + 1 is an end beyond the last.
+    """
+    durations_s = np.diff(edges_s)
+    tolerance_s = np.minimum(np.append(durations_s, np.inf), np.median(durations_s)) / 2 + 1e-6
+
+    def nearest(time_s: float) -> int:
+        shown = int(np.searchsorted(edges_s, time_s, side="right")) - 1
+        return 0 if shown < 0 else shown + int(time_s - edges_s[shown] > tolerance_s[shown])
+
+    first = 0 if span.start_s is None else nearest(span.start_s)
+    return first, len(edges_s) - 1 if span.end_s is None else nearest(span.end_s)
+
+
 def rolling_clips(
     frames: Iterable[np.ndarray], frame_indices: np.ndarray, size: tuple[int, int] = FRAME_SIZE
 ) -> Iterator[list[np.ndarray]]:
-    """The clips of `frame_indices` [C, clip_len] from frames read once, in order; holds one clip's frames at a time.
+    """The clips of `frame_indices` [C, clip_len] from frames read once, in order; holds only what clips still need.
 
-    Every frame is read, even after the last clip, so that a video which is damaged at its end is found out.
+    Clips may overlap and are sorted by their last frame. Every frame is read, even after the last clip, so that a video
+    which is damaged at its end is found out.
     """
     needed = frozenset(frame_indices.ravel().tolist())
     held: dict[int, np.ndarray] = {}
+    earliest = iter(np.minimum.accumulate(frame_indices[::-1, 0])[::-1].tolist())  # of this clip and those after it
     clips = iter(frame_indices.tolist())
-    clip = next(clips, None)
+    clip, keep_from = next(clips, None), next(earliest, None)
     for index, frame in enumerate(frames):
         if index in needed:
             held[index] = resize_frame(frame, size)
         while clip is not None and clip[-1] <= index:
             yield [held[i] for i in clip]
-            clip = next(clips, None)
-            held = {i: held[i] for i in held if clip is not None and i >= clip[0]}
+            clip, keep_from = next(clips, None), next(earliest, None)
+            held = {i: held[i] for i in held if keep_from is not None and i >= keep_from}
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int] = FRAME_SIZE) -> np.ndarray:

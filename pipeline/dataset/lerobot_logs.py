@@ -1,0 +1,225 @@
+"""Logs of a LeRobot data set: columns of its frames that the task's file maps to labels, or a table of outcomes.
+
+`meta/outcomes_NAME.parquet` has a row per clip for task NAME: episode_index, step, and our labels' columns. Its columns
+win over mapped ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset.frame_logs import FrameLogs
+from pipeline.dataset.lerobot import Episode, LeRobot, open_parquet, read_lines
+from pipeline.errors import CorruptError, VtpError
+from pipeline.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+TASK_TEXT = "task"  # the column that stands for the text of each frame's task_index
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+def outcome_tables(data: LeRobot) -> dict[str, Path]:
+    """The tables of outcomes by the name of their task."""
+    paths = sorted((data.folder / "meta").glob("outcomes_*.parquet"))
+    return {path.stem.removeprefix("outcomes_"): path for path in paths}
+
+
+def read_frame_logs(data: LeRobot, task: Task) -> tuple[dict[str, FrameLogs], dict[str, VtpError]]:
+    """The logs of a task by the episode's name, of those that have any, and what is wrong with others' columns.
+
+    VtpError where the data set has no such columns at all.
+    """
+    mapped, tables = task.frame_columns(), outcome_tables(data)
+    columns = {name: _place(data, name, column.column) for name, column in mapped.items()}
+    if others := ", ".join(path.name for name, path in tables.items() if name != task.name):
+        logger.warning("%s: outcomes of other tasks than %s are not read: %s", data.folder, task.name, others)
+    steps = _outcomes(data, tables[task.name]) if task.name in tables else {}
+    texts = {} if "context" in columns else _contexts_by_text(data, task)
+    values: dict[str, dict[str, np.ndarray]] = {episode.name: {} for episode in data.episodes}
+    wrong: dict[str, VtpError] = {}
+    if columns:
+        files: dict[Path, list[Episode]] = {}
+        for episode in data.episodes:
+            files.setdefault(episode.data, []).append(episode)
+        for path, episodes in files.items():
+            _read_file(data, path, episodes, columns, values, wrong)
+    logs: dict[str, FrameLogs] = {}
+    for episode in data.episodes:
+        its_values, its_steps = values[episode.name], steps.get(episode.number, {})
+        if episode.name in texts:
+            its_values["context"] = np.full(episode.length, texts[episode.name], object)
+        if (its_values or its_steps) and episode.name not in wrong:
+            reduce = {name: mapped[name].reduce if name in mapped else "first" for name in its_values}
+            where = f"labels of {data.folder} {episode.name}"
+            logs[episode.name] = FrameLogs(where, data.fps, its_values, reduce, its_steps)
+    return logs, wrong
+
+
+def _contexts_by_text(data: LeRobot, task: Task) -> dict[str, str]:
+    """The context of each episode whose only text names one: not asked for, so other texts are no error."""
+    if task.is_unnamed:
+        return {}
+    return {
+        episode.name: episode.tasks[0]
+        for episode in data.episodes
+        if len(episode.tasks) == 1 and episode.tasks[0] in task.contexts
+    }
+
+
+def _place(data: LeRobot, label: str, text: str) -> tuple[str, int | None]:
+    """The column of a mapping and the index of its element; VtpError where the data set has no such."""
+    match = re.fullmatch(r"(.+?)\[(.+)\]", text)
+    name, element = (match[1], match[2]) if match else (text, None)
+    if name == TASK_TEXT and element is None:
+        return name, None
+    if name not in data.features:
+        raise VtpError(
+            f"{label} is made of column {name!r}, which {data.folder} has not; use one of "
+            f"{', '.join([*data.features, TASK_TEXT])}",
+            code="lerobot-column",
+        )
+    names = _flat(data.features[name].get("names"))
+    shape = [int(size) for size in data.features[name].get("shape") or [1]]
+    size = int(np.prod(shape))
+    if element is None:
+        if size != 1:
+            raise VtpError(
+                f"{label} is made of column {name!r}, which has {size} values a frame; name one, such as {name}[0]",
+                code="lerobot-column",
+            )
+        return name, None
+    index = names.index(element) if element in names else int(element) if element.isdecimal() else -1
+    if not 0 <= index < size or len(shape) > 1:
+        known = f" or {', '.join(names)}" if names else ""
+        raise VtpError(
+            f"{label} is made of {text!r}, and {name} has no such value; use a number from 0 to {size - 1}{known}",
+            code="lerobot-column",
+        )
+    return name, index
+
+
+def _flat(names: Any) -> list[str]:
+    """LeRobot nests the names of a feature's values in lists, or in an object of lists."""
+    if isinstance(names, Mapping):
+        names = list(names.values())
+    if isinstance(names, list | tuple):
+        return [flat for name in names for flat in _flat(name)]
+    return [] if names is None else [str(names)]
+
+
+def _read_file(
+    data: LeRobot,
+    path: Path,
+    episodes: Sequence[Episode],
+    columns: Mapping[str, tuple[str, int | None]],
+    values: dict[str, dict[str, np.ndarray]],
+    wrong: dict[str, VtpError],
+) -> None:
+    """Fill in the values of a data file's episodes, or what is wrong with them."""
+    try:
+        needed = ["task_index" if name == TASK_TEXT else name for name, _ in columns.values()]
+        table = _read_columns(path, ["episode_index", "frame_index", *needed])
+        number, frame = (table[name].to_numpy() for name in ("episode_index", "frame_index"))
+        arrays = {label: _values(data, table, path, label, *place) for label, place in columns.items()}
+    except CorruptError as error:
+        wrong.update({episode.name: error for episode in episodes})
+        return
+    order = np.lexsort((frame, number))
+    numbers = [episode.number for episode in episodes]
+    starts, ends = (np.searchsorted(number[order], numbers, side=side) for side in ("left", "right"))
+    for episode, start, end in zip(episodes, starts, ends, strict=True):
+        if end - start != episode.length:
+            wrong[episode.name] = CorruptError(
+                f"{path} has {end - start} frames of episode {episode.number} and meta states {episode.length}; fetch "
+                "the data set again",
+                code="lerobot-damaged",
+            )
+            continue
+        for label, array in arrays.items():
+            values[episode.name][label] = array[order[start:end]]
+
+
+def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+    with open_parquet(path) as file:
+        if missing := [name for name in names if name not in file.schema_arrow.names]:
+            raise CorruptError(
+                f"{path} has no column {missing[0]!r}, which meta/info.json lists; fetch the data set again",
+                code="lerobot-damaged",
+            )
+        try:
+            return file.read(columns=list(dict.fromkeys(names)))
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptError(
+                f"{path} is damaged ({str(error).splitlines()[0]}); fetch the data set again", code="lerobot-damaged"
+            ) from error
+
+
+def _values(data: LeRobot, table: pa.Table, path: Path, label: str, name: str, index: int | None) -> np.ndarray:
+    """[F]: float64, NaN where there is none; texts of a context."""
+    if name == TASK_TEXT:
+        texts = _task_texts(data)
+        return np.array([texts.get(number, "") for number in table["task_index"].to_pylist()], object)
+    column = table[name]
+    try:
+        if any(is_list(column.type) for is_list in _LISTS):
+            column = pc.list_element(column, index or 0)
+        if label == "context":
+            return np.array(["" if value is None else str(value) for value in column.to_pylist()], object)
+        return pc.cast(column, pa.float64()).to_numpy().astype(np.float64)
+    except pa.ArrowException as error:
+        raise CorruptError(
+            f"{path}: {label} cannot be made of column {name!r} ({str(error).splitlines()[0]}); map another column",
+            code="lerobot-damaged",
+        ) from error
+
+
+def _task_texts(data: LeRobot) -> dict[int, str]:
+    """The text of each task_index."""
+    if data.version == "v2.1":
+        return {row["task_index"]: str(row["task"]) for row in read_lines(data.folder / "meta/tasks.jsonl")}
+    path = data.folder / "meta/tasks.parquet"
+    with open_parquet(path) as file:
+        table = file.read()
+    texts = [name for name in table.column_names if name in (TASK_TEXT, "__index_level_0__")]
+    if not texts or "task_index" not in table.column_names:
+        raise CorruptError(f"{path} names no tasks; fetch the data set again", code="lerobot-damaged")
+    return dict(zip(table["task_index"].to_pylist(), map(str, table[texts[0]].to_pylist()), strict=True))
+
+
+def _outcomes(data: LeRobot, path: Path) -> dict[int, dict[str, list[str]]]:
+    """The texts of a table of outcomes, by episode and column."""
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        if missing := [name for name in ("episode_index", "step") if name not in names]:
+            raise VtpError(
+                f"outcomes {path} have no column {missing[0]}; give a row per clip with episode_index and step",
+                code="lerobot-outcomes",
+            )
+        columns = file.read().to_pydict()
+    numbers = columns.pop("episode_index")
+    unknown = sorted({str(number) for number in numbers} - {str(episode.number) for episode in data.episodes})
+    if unknown:
+        raise VtpError(
+            f"outcomes {path} are of episode {unknown[0]}, which the data set has not; correct episode_index",
+            code="lerobot-outcomes",
+        )
+    found: dict[int, dict[str, list[str]]] = {}
+    for row, number in enumerate(numbers):
+        texts = found.setdefault(int(number), {name: [] for name in columns})
+        for name, values in columns.items():
+            texts[name].append(_text(values[row]))
+    return found
+
+
+def _text(value: Any) -> str:
+    """As it stands in a CSV; a value that is not there is empty."""
+    return "" if value is None or value != value else str(value).strip()

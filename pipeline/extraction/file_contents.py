@@ -1,0 +1,70 @@
+"""What the files of segments hold, by sha256, and whether they stay as they are while they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.dataset import Content, Segment
+from pipeline.extraction.shards import Ledger, Stamp
+from pipeline.files import file_sha256
+from pipeline.video import VideoError, check_file, unreadable
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A segment of a file whose content is known."""
+
+    entry: Segment
+    content: Content
+    stamp: Stamp
+
+
+def read_contents(
+    path: Path, entries: Sequence[Segment], ledger: Ledger, fail: Callable[[Segment, VideoError], None]
+) -> list[Reading]:
+    """The segments of a file with its sha256, checked against the manifest's, and its stamp from before it was read.
+
+    Those that cannot be had are failed.
+    """
+    stamp, sha256 = (0, 0, 0), ""
+    unread: VideoError | None = None
+    try:
+        check_file(path)
+        stamp = file_stamp(path)
+        sha256 = ledger.known_sha256(path, stamp) or file_sha256(path)
+    except OSError as error:
+        unread = unreadable(error)
+    except VideoError as error:
+        unread = error
+    videos = []
+    for entry in entries:
+        if wrong := entry.error or unread or other_content(entry, sha256):
+            fail(entry, wrong)
+        else:
+            videos.append(Reading(entry, Content(sha256, entry.span), stamp))
+    return videos
+
+
+def other_content(entry: Segment, sha256: str) -> VideoError | None:
+    if entry.sha256 in (None, sha256):
+        return None
+    return VideoError(
+        "checksum", f"sha256 is {sha256[:12]}, not the manifest's {entry.sha256[:12]}", "fetch the file again"
+    )
+
+
+def changed(video: Reading) -> VideoError | None:
+    """What is wrong if the file is no longer the one that was hashed."""
+    try:
+        if file_stamp(video.entry.path) == video.stamp:
+            return None
+    except OSError:
+        pass
+    return VideoError("changed", "changed while it was read", "run the same command again when it is complete")
+
+
+def file_stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
