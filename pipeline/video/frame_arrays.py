@@ -97,12 +97,12 @@ def find_arrays(path: Path) -> FrameArrays:
         arrays, first = [], 0
         for camera in sorted(found):
             for name, dataset in found[camera]:
-                frame = _decoded(dataset, 0)
-                if frame.shape[0] * frame.shape[1] > MAX_PIXELS:
+                height, width = dataset.shape[1:3] if dataset.ndim == 4 else _decoded(dataset, 0).shape[:2]
+                if not 0 < height * width <= MAX_PIXELS:
                     raise VideoError(
-                        "size", f"frames of {frame.shape[:2]} are not sane", f"at most {MAX_PIXELS} pixels"
+                        "size", f"frames of {width}x{height} are not sane", f"use at most {MAX_PIXELS} pixels"
                     )
-                arrays.append(FrameArray(name, camera, first, len(dataset), *frame.shape[:2]))
+                arrays.append(FrameArray(name, camera, first, len(dataset), height, width))
                 first += len(dataset)
         if not arrays:
             raise VideoError(
