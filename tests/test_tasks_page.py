@@ -7,7 +7,7 @@ import pytest
 from raising import raises
 
 from pipeline.synthetic import bricks, dishes
-from pipeline.tasks import Action, Context, ErrorTarget, Simulator, Task, load_task, parse_task
+from pipeline.tasks import Action, Context, ErrorTarget, FrameColumn, Simulator, Task, load_task, parse_task
 from pipeline.tasks.formula import FUNCTIONS
 
 
@@ -23,7 +23,7 @@ def test_the_examples_are_tasks(page):
 
 
 def test_every_key_function_and_context_is_named(page):
-    keys = {key for model in (Task, Action, Context, ErrorTarget, Simulator) for key in model.model_fields}
+    keys = {key for model in (Task, Action, Context, ErrorTarget, FrameColumn, Simulator) for key in model.model_fields}
     named = set(re.findall(r"`(\w+)`", page))
     assert keys - {"scenario"} - named == set()  # which scenario a task is in is no key of a file
     assert {*FUNCTIONS, *dishes.DISHES, *bricks.BRICKWORK} - named == set()

@@ -603,8 +603,9 @@ def test_the_pool_says_that_pyav_begins_again(plain):
 
         def fail_once():
             message = receive()
-            if "done" in message and not failed:
+            if "ended" in message and not failed:
                 failed.append(True)
+                assert "done" in receive()
                 decoder._request["decoder"] = "pyav"
                 decoder._ask()
                 return {"again": "decord fails"}
