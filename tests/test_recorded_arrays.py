@@ -78,6 +78,7 @@ def test_every_demonstration_of_every_camera_is_a_video(run, tmp_path):
     assert (result.num_videos, result.failures) == (6, [])
     assert data.videos.id == [f"{demo}/{camera}" for camera in CAMERAS for demo in DEMOS]
     assert data.videos.episode == [*DEMOS, *DEMOS]
+    assert set(data.to_pandas()["episode"]) == set(DEMOS)
     assert data.videos.decoder == ["h5py"] * 6
     assert data.videos.num_frames.tolist() == [*LENGTHS, *LENGTHS]
     assert len({data.videos.split[number] for number in (0, 3)}) == 1  # cameras of one episode share its split
