@@ -1,16 +1,21 @@
-"""Exports read by the libraries that they are for, each put beside our own packages for the test alone."""
+"""Files read, and written, by the libraries that they are of, each put beside our own packages for the test alone."""
 
 import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from export_readers import READERS
+from factories import read_barcode
+from pixel_encoder import PixelEncoder
 from small_exports import IN_ORDER, PRESSING, code_of_page, export, five_clips_each, unlogged
 
-from pipeline import dataset
+from pipeline import dataset, encoders, extract
+from pipeline.config import ExtractConfig
+from pipeline.dataset.rereading import read_clips
 from pipeline.tasks import parse_task
 
 pytestmark = pytest.mark.slow
@@ -157,3 +162,42 @@ def test_the_code_of_the_page_and_of_the_command_loads_it(library, tmp_path, req
     imports = "\n".join(re.findall(r"^(?:import|from) .*$", program, re.M))
     run_with(library, f"{program}\n{CHECK[library[0]]}\n", tmp_path)
     run_with(library, f"{imports}\n{result.load}\n", tmp_path)
+
+
+MINARI_WRITES = """
+import sys
+import gymnasium, minari, numpy as np
+from minari.data_collector import EpisodeBuffer
+sys.path.insert(0, sys.argv[1])
+from factories import barcode_frame
+images = gymnasium.spaces.Box(0, 255, (64, 80, 3), np.uint8)
+spaces = {"plain": images, "raw": images, "dict": gymnasium.spaces.Dict({"rgb": images})}
+for name, space in spaces.items():
+    buffers = []
+    for first in (0, 40):
+        seen = [barcode_frame(first + number, 64, 80) for number in range(33)]
+        buffers.append(EpisodeBuffer(
+            observations={"rgb": seen} if name == "dict" else seen, actions=[np.zeros(2, np.float32)] * 32,
+            rewards=[1.0] * 32, terminations=[False] * 32, truncations=[False] * 31 + [True], infos={},
+        ))
+    data = minari.create_dataset_from_buffers(
+        f"{name}-v0", buffers, action_space=gymnasium.spaces.Box(-1, 1, (2,)), observation_space=space,
+        jpeg_encoding=name != "raw",
+    )
+    data.storage.update_metadata({"fps": 20})
+"""
+
+
+@pytest.mark.parametrize("library", ["minari"], indirect=True)
+def test_images_that_minari_wrote_are_extracted(library, tmp_path, monkeypatch):
+    run_with(library, MINARI_WRITES, tmp_path, Path(__file__).parent)
+    monkeypatch.setattr(encoders, "load_encoder", lambda *args, **kwargs: PixelEncoder())
+    for name in ("plain", "raw", "dict"):
+        out = tmp_path / f"{name}.h5"
+        source = tmp_path / ".minari/datasets" / f"{name}-v0"
+        extract.run(ExtractConfig(source=str(source), out=out, clip_len=8, clip_stride=8, fps=20))
+        data = dataset.read_embeddings(out)
+        camera = "rgb" if name == "dict" else "observations"
+        assert data.videos.id == [f"episode_0/{camera}", f"episode_1/{camera}"]
+        seen = [read_barcode(clip[0]) for _, clips in read_clips(data, range(2)) for clip in clips]
+        assert seen == [0, 8, 16, 24, 40, 48, 56, 64]

@@ -145,7 +145,7 @@ def test_the_table_is_tidy(saved, task, tmp_path):
     table = pq.read_table(export("parquet", save(tmp_path, data)).path)
     assert table.column_names == [
         "video_id", "clip", "start_s", "end_s", "start_frame", "valid_frames", "split", "path",
-        "pressure", "dwell", "context", "attempts", "errors", "price_usd", "novel", "reward_usd", "embedding",
+        "pressure", "dwell", "context", "attempts", "errors", "price_usd", "reward_usd", "embedding",
     ]  # fmt: skip
     assert set(table.column_names) - {"pressure", "dwell"} <= RESERVED  # names that no action can take
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[128]"
@@ -156,6 +156,14 @@ def test_the_table_is_tidy(saved, task, tmp_path):
     assert table["price_usd"].null_count == 19
     origin = json.loads(table.schema.metadata[b"vtp"])
     assert origin["content_sha256"] == dataset.read_embeddings(path).content_sha256
+
+
+def test_columns_without_a_value_are_left_out(saved, tmp_path):
+    data = unlogged(saved[0], *range(20))
+    data = replace(data, logs=replace(data.logs, context=np.full(20, "", object)))
+    table = pq.read_table(export("parquet", save(tmp_path, data), split="train").path)
+    assert {"context", "attempts", "novel", "reward_usd"}.isdisjoint(table.column_names)
+    assert {"pressure", "dwell", "errors"} <= set(table.column_names)
 
 
 def test_the_table_has_novelty_of_its_own_embeddings_only(saved, tmp_path):

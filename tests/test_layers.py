@@ -25,8 +25,8 @@ LAYERS = (  # a room imports from rooms above its own line only
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 ONLY_IN = {
-    "h5py": {"dataset"}, "decord": {"video"}, "av": {"video", "synthetic"}, "typer": {"cli"}, "submitit": {"cluster"},
-    "transformers": {"encoders", "noise_gap"}, "diffusers": {"noise_gap"},
+    "h5py": {"dataset", "video"}, "decord": {"video"}, "av": {"video", "synthetic"}, "typer": {"cli"},
+    "submitit": {"cluster"}, "transformers": {"encoders", "noise_gap"}, "diffusers": {"noise_gap"},
 }  # fmt: skip
 KNOW_THE_DYNAMICS = {"outcomes/simulated.py"}  # beside the dynamics' own room
 MAX_LINES = 450

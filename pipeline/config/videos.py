@@ -48,7 +48,8 @@ class ExtractConfig(Config):
     """Turn videos into one 128-D embedding per clip."""
 
     source: str = Field(
-        description="Folder, glob, one video, a manifest (.csv, .jsonl, .parquet), or a LeRobot data set's folder."
+        description="Folder, glob, one video, a manifest (.csv, .jsonl, .parquet), a LeRobot data set's folder, or "
+        "robomimic's or Minari's HDF5 files with images."
     )
     out: Path = Field(Path("data/embeddings.h5"), description="HDF5 file to write.")
     task: str | None = Field(
@@ -61,7 +62,9 @@ class ExtractConfig(Config):
         description="Ignore a folder's manifest or LeRobot's meta: take its videos without labels, splits and ids.",
     )
     camera: str | None = Field(
-        None, description="Camera of a LeRobot data set, such as observation.images.front; by default all."
+        None,
+        description="Camera of a LeRobot, robomimic or Minari data set, such as observation.images.front or "
+        "agentview_image; by default all.",
     )
     clip_len: int = Field(16, ge=1, le=256, description="Frames per clip.")
     clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")

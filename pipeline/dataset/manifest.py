@@ -151,6 +151,11 @@ def _in_folder(folder: Path) -> list[Segment]:
     return [Segment(file.path[start:], _resolved(file) if file.is_symlink() else Path(file.path)) for file in videos]
 
 
+def has_videos(folder: Path) -> bool:
+    """Whether it holds a manifest or videos, at whatever depth."""
+    return bool(_manifests(folder) or _videos_below(folder)[0])
+
+
 def _videos_below(folder: Path) -> tuple[list[os.DirEntry[str]], int]:
     """The videos of a folder and its folders, sorted, and the number of all files."""
     files = sorted(_files_below(os.path.realpath(folder)), key=lambda file: file.path.split(os.sep))

@@ -26,9 +26,12 @@ def write(
     origin: str,
     progress: Callable[[int, int, str], None],
 ) -> None:
-    """The columns of `Embeddings.to_pandas`, with rewards, novelty and the embedding; unknown values are null."""
-    columns = clip_columns(data)
-    if logs is not None:
+    """The columns of `Embeddings.to_pandas`, with rewards, novelty and the embedding; unknown values are null.
+
+    A column that no clip of the data set has a value of is left out.
+    """
+    columns = {name: values for name, values in clip_columns(data).items() if not _is_unknown(values)}
+    if logs is not None and not _is_unknown(logs.reward_usd):
         columns["reward_usd"] = logs.reward_usd
     if novelty is not None:
         columns |= _novelty(novelty, data)
@@ -59,6 +62,13 @@ def _novelty(path: Path, data: Embeddings) -> dict[str, np.ndarray]:
             code="file-shape",
         )
     return {"novelty": found["score"], "weight": found["weight"]}
+
+
+def _is_unknown(values: np.ndarray) -> bool:
+    """Whether no clip has a value."""
+    if values.dtype == object:
+        return not any(values.tolist())
+    return bool(values.dtype.kind == "f" and np.isnan(values).all())
 
 
 def _array(values: np.ndarray) -> pa.Array:

@@ -18,6 +18,7 @@ from pipeline.dataset.labels import DEFAULT_TASK, read_labels
 from pipeline.dataset.lerobot import LeRobot
 from pipeline.dataset.lerobot_logs import outcome_tables, read_frame_logs
 from pipeline.dataset.logs import Logs
+from pipeline.dataset.recorded_arrays import Recordings, find_recordings
 from pipeline.dataset.segment import Segment
 from pipeline.errors import VtpError
 from pipeline.extraction.parts import clip_times
@@ -26,6 +27,7 @@ from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, set
 from pipeline.tasks import BUILT_IN, Task, load_task
 from pipeline.text_files import read_text
 from pipeline.video import VideoError, clip_windows
+from pipeline.video.frame_arrays import is_recorded
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
     A video whose labels are wrong fails alone, as long as there are others. What is not known before a video is decoded
     is left to its turn: whether it can be read, and its number of clips.
     """
+    if files := [] if cfg.bare else recordings_in(cfg):
+        return read_recordings(cfg, files)
     data = None if cfg.bare else manifest.find_lerobot(cfg.source, cfg.camera)
     if data is not None:
         return read_lerobot(cfg, data)
@@ -81,13 +85,8 @@ def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
     logs: list[Logs] = []
     for episode in data.episodes:
         if episode.name in frame_logs:
-            windows = clip_windows(
-                np.arange(episode.length + 1) / data.fps, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride,
-                fps=cfg.fps, tail=cfg.tail,
-            )  # fmt: skip
-            times_s = clip_times(windows.valid_frames, cfg.clip_stride, cfg.fps)
             try:
-                logs += frame_logs[episode.name].check(*times_s, task)
+                logs += logs_foreseen(cfg, frame_logs[episode.name], episode.length, task)
             except VtpError as error:
                 wrong[episode.name] = error
     if wrong and len(wrong) == len(data.episodes):
@@ -104,6 +103,59 @@ def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
         )  # fmt: skip
     of_entry = {entry.video_id: frame_logs[entry.episode] for entry in entries if entry.episode in frame_logs}
     return Inputs(entries, task, of_entry, bad_labels)
+
+
+def logs_foreseen(cfg: ExtractConfig, logs: FrameLogs, num_frames: int, task: Task) -> list[Logs]:
+    """What an episode's logs will be if its video has so many frames. VtpError where a value cannot be."""
+    windows = clip_windows(
+        np.arange(num_frames + 1) / logs.fps, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps,
+        tail=cfg.tail,
+    )  # fmt: skip
+    return logs.check(*clip_times(windows.valid_frames, cfg.clip_stride, cfg.fps), task)
+
+
+def recordings_in(cfg: ExtractConfig) -> list[Recordings]:
+    """The robomimic and Minari files of a source; those that lie beside videos or a manifest are left out, aloud."""
+    folder = Path(cfg.source)
+    if folder.is_dir() and manifest.has_videos(folder):
+        if beside := [file.name for file in folder.iterdir() if is_recorded(file)]:
+            logger.warning("%s: HDF5 files beside the videos are left out: %s", folder, ", ".join(sorted(beside)))
+        return []
+    return find_recordings(cfg.source, cfg.camera)
+
+
+def read_recordings(cfg: ExtractConfig, files: Sequence[Recordings]) -> Inputs:
+    """The episodes of robomimic and Minari files, and their logs as far as the task maps arrays beside the frames."""
+    entries = [segment for file in files for segment in file.segments()]
+    check_output(cfg, entries)
+    task = None if cfg.task is None else load_task(cfg.task)
+    of_episode: dict[str, FrameLogs] = {}
+    wrong: dict[str, VtpError] = {}
+    logs: list[Logs] = []
+    for file in files:
+        if lacking := file.lacks(task):
+            logger.warning("%s", lacking)
+        found, bad = file.frame_logs(task) if task is not None else ({}, {})
+        wrong |= bad
+        for array in file.arrays:
+            if task is None or (name := file.name(array)) not in found or name in of_episode or name in wrong:
+                continue
+            try:
+                logs += logs_foreseen(cfg, found[name], array.num_frames, task)
+                of_episode[name] = found[name]
+            except VtpError as error:
+                wrong[name] = error
+    if wrong and not of_episode:
+        raise next(iter(wrong.values()))
+    for name, why in wrong.items():
+        logger.warning("%s will be left out: %s", name, why)
+    if logs and task is not None:
+        warn_of_unlogged(logs, task)
+    return Inputs(
+        entries, task,
+        {entry.video_id: of_episode[entry.episode] for entry in entries if entry.episode in of_episode},
+        {entry.video_id: as_video_error(wrong[entry.episode]) for entry in entries if entry.episode in wrong},
+    )  # fmt: skip
 
 
 def task_of_outcomes(data: LeRobot) -> Task | None:

@@ -28,7 +28,7 @@ from pipeline.video import complaints
 from pipeline.video.error import VideoError, damaged, out_of_memory, unreadable
 from pipeline.video.gate import check_file
 from pipeline.video.readers import choose_reader, read_frames
-from pipeline.video.scan import Scan, scan
+from pipeline.video.scan import ARRAYS, Scan, scan
 from pipeline.video.windows import WHOLE, Span, Windows, clip_windows, frames_of, rolling_clips
 
 PR_SET_PDEATHSIG = 1
@@ -144,6 +144,11 @@ class Cut(NamedTuple):
 
 def cut_video(video: Scan, span: Span, number: int, request: dict[str, Any]) -> Cut:
     """VideoError where the video has not all of the span, or not enough frames in it."""
+    if video.container == ARRAYS and span == WHOLE and not video.alone:
+        raise VideoError(
+            "several_episodes", "holds several episodes or cameras, which are no one video",
+            "give the file itself as the source of the extraction",
+        )  # fmt: skip
     first, end = frames_of(span, video.edges_s)
     shown = f"{Path(request['path']).name} is shown from {video.edges_s[0]:.2f} to {video.edges_s[-1]:.2f} s"
     if end > video.num_frames or first >= video.num_frames:

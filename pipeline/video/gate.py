@@ -20,6 +20,7 @@ from pipeline.video.container_end import (
 from pipeline.video.error import VideoError, damaged
 
 HEAD_BYTES = 4096
+HDF5 = b"\x89HDF\r\n\x1a\n"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _ENDS = {
@@ -29,7 +30,7 @@ _ENDS = {
     b"FLV\x01": flv_end,
     b"OggS": ogg_end,
 }
-_WITHOUT_END = (bytes.fromhex("000001b3"), b"DKIF")  # MPEG video, IVF
+_WITHOUT_END = (bytes.fromhex("000001b3"), b"DKIF", HDF5)  # MPEG video, IVF, arrays
 
 
 def check_file(path: Path) -> int:

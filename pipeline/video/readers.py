@@ -6,6 +6,7 @@ Neither ever seeks: decord is exact when it reads forward and silently wrong whe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import av
@@ -14,8 +15,9 @@ import numpy as np
 
 from pipeline.video import complaints
 from pipeline.video.error import VideoError, damaged
+from pipeline.video.frame_arrays import read_arrays
 from pipeline.video.orientation import UPRIGHT
-from pipeline.video.scan import CUT_ANYWHERE, Scan
+from pipeline.video.scan import ARRAYS, CUT_ANYWHERE, Scan
 
 CHUNK_BYTES = 8 << 20
 NARROWEST_DECORD = 80  # some narrower frames come back with a wrong number of channels
@@ -31,8 +33,12 @@ MISSING_REFERENCE = (
 def choose_reader(scan: Scan, decoder: str, *, verify: bool = False) -> str:
     """decord, or pyav where decord is known to fail; VideoError where decord is asked for and would fail.
 
-    verify: pyav also where decord passes over damage that PyAV finds.
+    verify: pyav also where decord passes over damage that PyAV finds. h5py where the frames are arrays.
     """
+    if scan.container == ARRAYS:
+        if decoder == "decord":
+            raise VideoError("unsupported", "decord reads no arrays", "use --decoder auto")
+        return "h5py"
     reasons = {
         "cannot read AV1": scan.codec == "av1",
         "ignores the edit list": scan.edited,
@@ -62,6 +68,8 @@ def read_frames(scan: Scan, reader: str) -> Iterator[np.ndarray]:
 
     VideoError where the decoder complains, or where the frames are not those of the scan.
     """
+    if reader == "h5py":
+        return read_arrays(Path(scan.url))
     return _read_decord(scan) if reader == "decord" else _read_pyav(scan)
 
 

@@ -13,6 +13,7 @@ from av.sidedata.sidedata import SideData
 
 from pipeline.video.container_end import walk_avi
 from pipeline.video.error import VideoError, damaged
+from pipeline.video.frame_arrays import find_arrays, is_hdf5
 from pipeline.video.orientation import UPRIGHT, Orientation, orientation
 from pipeline.video.transport import check_packets
 
@@ -22,6 +23,7 @@ MAX_DURATION_S = 48 * 3600.0
 LONGEST_GAP_S = 1.0  # between frames of an MPEG stream, unless all are that far apart
 LARGEST_NOT_CODED = 19  # bytes of an MPEG-4 packet that may hold no picture
 LARGEST_COUNT = 1 << 28  # of frames; more is a live recorder's way to say that it cannot know
+ARRAYS = "hdf5"  # no container of video, but arrays of frames
 CUT_ANYWHERE = ("mpegts", "mpeg")  # containers of broadcasts, which may begin within a group of pictures
 
 _NOT_PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
@@ -86,11 +88,22 @@ class Scan:
         return self.place(max(0, int(np.searchsorted(self.edges_s[:-1], time_s + self.tick_s / 2, side="right")) - 1))
 
 
+def _of_arrays(path: Path) -> Scan:
+    found = find_arrays(path)
+    first = found.arrays[0]
+    return Scan(
+        ARRAYS, "raw", first.width, first.height, found.edges_s, 1 / found.fps, edited=False, url=str(path),
+        alone=len(found.arrays) == 1,
+    )  # fmt: skip
+
+
 def scan(path: Path, end: int) -> Scan:
     """Choose the video stream and read its packets: codec, size, orientation, frames, and when each is shown.
 
     end: where the container in the file ends.
     """
+    if is_hdf5(path):
+        return _of_arrays(path)
     url = str(path)
     if end < path.stat().st_size:  # FFmpeg would read on
         url = f"subfile,,start,0,end,{end},,:{path}"

@@ -1,0 +1,189 @@
+"""robomimic and Minari files whose frames are arrays, as segments with the logs that a task maps."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pipeline.dataset.frame_logs import FrameLogs
+from pipeline.dataset.segment import Segment
+from pipeline.errors import CorruptError, VtpError
+from pipeline.tasks import Task
+from pipeline.video import VideoError, check_file
+from pipeline.video.frame_arrays import FrameArray, FrameArrays, find_arrays, is_recorded, open_arrays, own_datasets
+
+SUFFIXES = (".hdf5", ".h5")
+MINARI = "main_data.hdf5"
+MASKS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # robomimic's names of splits, and ours
+
+
+def find_recordings(source: str, camera: str | None = None) -> list[Recordings]:
+    """The files of a source that is an HDF5 file, a Minari data set, or a folder of such files; else none.
+
+    VtpError where one of them has no frames.
+    """
+    path = Path(source)
+    if path.is_dir():
+        minari = [place for place in (path / MINARI, path / "data" / MINARI) if place.is_file()]
+        paths = minari or sorted(
+            file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and is_recorded(file)
+        )
+    else:
+        paths = [path] if path.suffix.lower() in SUFFIXES and path.is_file() else []
+    return [Recordings(Path(os.path.realpath(file)), camera, len(paths) > 1) for file in paths]
+
+
+class Recordings:
+    """A file's cameras and episodes. VtpError where it holds none, or none of that camera.
+
+    camera: the name of its array, or the end of it, such as `agentview_image` for obs/agentview_image.
+    is_one_of_several: ids begin with the name of the file.
+    """
+
+    def __init__(self, path: Path, camera: str | None, is_one_of_several: bool = False):
+        self.path, self._prefix = path, f"{path.stem}/" if is_one_of_several else ""
+        try:
+            check_file(path)
+            self.frames: FrameArrays = find_arrays(path)
+        except VideoError as error:
+            raise VideoError(error.code, f"{path} {error.reason}", error.fix) from error
+        known = list(dict.fromkeys(array.camera for array in self.frames.arrays))
+        self.cameras = known
+        if camera is not None:
+            self.cameras = [name for name in known if name == camera] or [
+                name for name in known if name.endswith(f"/{camera}")
+            ]
+            if len(self.cameras) != 1:
+                raise VtpError(
+                    f"--camera {camera}: {path} has no such camera, or several; use one of {', '.join(known)}",
+                    code="camera-unknown",
+                )
+
+    def name(self, array: FrameArray) -> str:
+        return f"{self._prefix}{array.episode}"
+
+    @property
+    def arrays(self) -> list[FrameArray]:
+        return [array for array in self.frames.arrays if array.camera in self.cameras]
+
+    @cached_property
+    def splits(self) -> dict[str, str]:
+        """The split of each episode in robomimic's masks `train`, `valid` and `test`."""
+        split_of: dict[str, str] = {}
+        with open_arrays(self.path) as file:
+            masks = file.get("mask")
+            for name, dataset in own_datasets(masks) if isinstance(masks, h5py.Group) else ():
+                if name not in MASKS or dataset.ndim != 1:
+                    continue
+                for episode in dataset[:]:
+                    text = episode.decode("utf-8", "replace") if isinstance(episode, bytes) else str(episode)
+                    if split_of.setdefault(text, MASKS[name]) != MASKS[name]:
+                        raise VtpError(
+                            f"{self.path}: mask/{name} has {text}, which another mask has too; correct the masks",
+                            code="split-of-copies",
+                        )
+        return split_of
+
+    def segments(self) -> list[Segment]:
+        """Every episode of every camera, in the order of the frames."""
+        short = {camera: camera.rpartition("/")[2] for camera in self.cameras}
+        is_clear = len(set(short.values())) == len(short)
+        return [
+            Segment(
+                f"{self.name(array)}/{short[array.camera] if is_clear else array.camera}",
+                self.path,
+                *self.frames.span(array),
+                split=self.splits.get(array.episode),
+                episode=self.name(array),
+            )
+            for array in self.arrays
+        ]
+
+    @property
+    def values(self) -> dict[str, int]:
+        """The arrays with numbers per step, and how many numbers each has; by what the first episode has."""
+        with open_arrays(self.path) as file:
+            group = file[next(iter(self.frames.episodes.values()))]
+            return {
+                name: int(np.prod(dataset.shape[1:]))
+                for name, dataset in own_datasets(group)
+                if dataset.ndim in (1, 2) and dataset.dtype.kind in "fiub" and name not in self.cameras
+            }
+
+    def frame_logs(self, task: Task) -> tuple[dict[str, FrameLogs], dict[str, VtpError]]:
+        """The logs of a task by the episode's name, and what is wrong with those of others.
+
+        VtpError where the file has no such array at all.
+        """
+        mapped = task.frame_columns()
+        places = {label: self._place(label, column.column) for label, column in mapped.items()}
+        reduce = {label: column.reduce for label, column in mapped.items()}
+        logs: dict[str, FrameLogs] = {}
+        wrong: dict[str, VtpError] = {}
+        with open_arrays(self.path) as file:
+            for array in {one.episode: one for one in self.arrays}.values() if places else ():
+                name, group = self.name(array), file[self.frames.episodes[array.episode]]
+                try:
+                    values = {label: _column(group, place, array.num_frames) for label, place in places.items()}
+                except CorruptError as error:
+                    wrong[name] = CorruptError(f"{self.path}: {error}", code=error.code)
+                    continue
+                logs[name] = FrameLogs(f"labels of {self.path} {name}", self.frames.fps, values, reduce, {})
+        return logs, wrong
+
+    def _place(self, label: str, text: str) -> tuple[str, int]:
+        """The array of a mapping and the number of its value."""
+        match = re.fullmatch(r"(.+?)\[(\d+)\]", text)
+        name, index = (match[1], int(match[2])) if match else (text, None)
+        sizes = self.values
+        if name not in sizes:
+            raise VtpError(
+                f"{label} is made of column {name!r}, which {self.path} has not; use one of {', '.join(sizes)}",
+                code="arrays-column",
+            )
+        if index is None and sizes[name] != 1:
+            raise VtpError(
+                f"{label} is made of column {name!r}, which has {sizes[name]} values a step; name one, such as "
+                f"{name}[0]",
+                code="arrays-column",
+            )
+        if index is not None and index >= sizes[name]:
+            raise VtpError(
+                f"{label} is made of {text!r}, and {name} has {sizes[name]} values; count from 0", code="arrays-column"
+            )
+        return name, index or 0
+
+    def lacks(self, task: Task | None) -> str:
+        """What no outcome can be learned without, in a sentence; empty where the task maps it all."""
+        mapped = set() if task is None else set(task.frame_columns())
+        wanted = {"attempts", "errors"} | (set() if task is None else set(task.actions))
+        if "successes" in mapped:
+            mapped.add("errors")
+        if not (missing := [name for name in sorted(wanted) if name not in mapped]):
+            return ""
+        held = ", ".join(f"{name} [{size}]" for name, size in self.values.items())
+        return (
+            f"{self.path} ({self.frames.library}) holds {held}, and nothing says which of it are "
+            f"{', '.join(missing)}: no outcomes can be learned from it until a task's file maps them, see "
+            "docs/recordings.md"
+        )
+
+
+def _column(group: h5py.Group, place: tuple[str, int], num_frames: int) -> np.ndarray:
+    """A value per step. There is a frame for each, and Minari has one more after the last."""
+    name, index = place
+    dataset = dict(own_datasets(group)).get(name)
+    if dataset is None or dataset.ndim not in (1, 2) or dataset.dtype.kind not in "fiub":
+        raise CorruptError(f"{group.name} has no numbers per step called {name}; mend the file", code="arrays-damaged")
+    steps = dataset[:] if dataset.ndim == 1 else dataset[:, index]
+    if len(steps) not in (num_frames - 1, num_frames):
+        raise CorruptError(
+            f"{group.name} has {num_frames} frames and {len(steps)} steps of {name}; mend the file",
+            code="arrays-damaged",
+        )
+    return np.asarray(steps, np.float64)
