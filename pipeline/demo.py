@@ -10,7 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, extract, report, simulate, train
+import pipeline.evaluate as evaluation
+import pipeline.extract as extraction
+import pipeline.simulate as simulation
+import pipeline.train as training
+from pipeline import report
 from pipeline.config import (
     DemoConfig,
     ElasticityConfig,
@@ -60,11 +64,11 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
         raise VtpError(f"{cfg.out} holds a run that is no demo; choose another --out", code="run-is-no-demo")
     size = QUICK if cfg.quick else FULL
     embeddings = cfg.out / "embeddings.h5"
-    manifest = simulate.run(
+    manifest = simulation.run(
         SimulateConfig(out=cfg.out / "demos", videos=size["videos"], steps=size["steps"], seed=cfg.seed),
         progress=stage(f"simulate: {size['videos']} videos of {size['steps']} clips"),
     )
-    result = extract.run(
+    result = extraction.run(
         ExtractConfig(source=str(manifest), out=embeddings, weights="auto"),
         progress=stage("extract: R3D-18, one 128-D embedding a clip"),
     )
@@ -76,7 +80,7 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
     simulator_path = cfg.out / "simulator-path"
 
     def trained(out: Path, outcomes: str) -> dict[str, Any]:
-        train.run(
+        training.run(
             EmbeddingsTrainConfig(
                 out=out,
                 embeddings=embeddings,
@@ -88,7 +92,7 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
             ),
             progress=stage(f"train: SAC on the embeddings, outcomes {WHENCE[outcomes]}"),
         )
-        return evaluate.run(
+        return evaluation.run(
             EvaluateConfig(run=out, episodes=size["episodes"], steps=size["eval_steps"]),
             progress=stage("evaluate: closed loop from pixels, in kitchens never seen"),
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import dataset, extract, synthetic
+import pipeline.extract as extraction
+from pipeline import dataset, synthetic
 from pipeline.config import DoctorConfig, ExtractConfig
 from pipeline.errors import CorruptError, VtpError
 from pipeline.extraction import shards
@@ -93,7 +94,7 @@ def check_output(out: Path) -> Iterator[Finding]:
     done = sum(isinstance(row, Done) for row in outcomes)
     state = f"{done} of {len(entries)} videos are done, {len(outcomes) - done} have failed"
     try:
-        extract.check_complete(cfg, entries, rows)
+        extraction.check_complete(cfg, entries, rows)
         yield Finding(str(folder), state)
     except VtpError as error:
         yield Finding(str(folder), f"{state}, {len(entries) - len(outcomes)} are to come", _split(error)[1])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import __version__, dataset
+from pipeline.callable_stage import make_callable
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.logs import Logs
@@ -405,3 +406,6 @@ def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Project
         source.projector_mean, source.projector_components, source.projector_scale, str(source.attrs["projector"]),
         source.projector_norm,
     )  # fmt: skip
+
+
+make_callable(__name__)

@@ -7,10 +7,12 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -112,14 +114,18 @@ def end_with_parent() -> None:
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Processes started in the block never see Ctrl-C, which is their parent's to handle, and import nothing from the
-    working folder (Python 3.10 still looks there for its own modules)."""
+    """Processes started in the block never see Ctrl-C, which is their parent's to handle, import nothing from the
+    working folder (Python 3.10 still looks there for its own modules), and do not run the user's script again, which
+    multiprocessing has each do: no `if __name__ == "__main__"` is needed in it."""
+    main = sys.modules["__main__"]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     set_by_user = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         if set_by_user is None:
             del os.environ[SAFE_PATH]
         else:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import processes, synthetic
+from pipeline.callable_stage import make_callable
 from pipeline.config import SimulateConfig
 from pipeline.files import atomic_path, remove_leftovers, save_config
 from pipeline.kept_inputs import keep_inputs
@@ -210,3 +211,6 @@ def film(renderer: str, labels: pd.DataFrame, rng: np.random.Generator) -> Itera
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
+
+
+make_callable(__name__)

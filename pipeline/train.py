@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.callable_stage import make_callable
 from pipeline.config import TrainConfig
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.files import make_folder, remove_leftovers, save_config, write_json
@@ -215,3 +216,6 @@ def _refuse_other_data(run: RunDirectory, begun: PolicyMetadata, wanted: PolicyM
                 "or add --overwrite",
                 code="run-other-data",
             )
+
+
+make_callable(__name__)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import sys
@@ -16,7 +17,7 @@ from small_runs import embeddings_config, sim_config, write_embeddings
 from pipeline import dataset, policy, runs, train
 from pipeline.config import ActConfig, PolicyExportConfig
 from pipeline.errors import CorruptError, UntrustedError
-from pipeline.policy import SUFFIXES, acting
+from pipeline.policy import SUFFIXES, acting, loaded_policy
 
 COLUMNS = [
     "video_id", "clip", "start_s", "end_s", "speed", "care",
@@ -101,7 +102,7 @@ def test_policies_on_states_act_alike_in_batches_of_any_size(trained, to):
 
 def test_more_clips_than_a_block(trained, monkeypatch):
     expected = act(trained)
-    monkeypatch.setattr(acting, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(loaded_policy, "BLOCK_ROWS", 7)
     pd.testing.assert_frame_equal(act(trained), expected, rtol=1e-5)
 
 
@@ -250,7 +251,7 @@ def test_a_file_of_another_kind_is_named(trained, tmp_path):
 )
 def test_a_policy_that_gives_no_actions_of_its_task_is_refused(trained, monkeypatch, given):
     loaded = policy.load(trained / "run")
-    monkeypatch.setattr(acting, "load", lambda path: loaded._replace(act=given))
+    monkeypatch.setattr(acting, "load", lambda path: dataclasses.replace(loaded, network=given))
     with raises("policy-corrupt", CorruptError):
         act(trained)
 

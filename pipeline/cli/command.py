@@ -10,8 +10,8 @@ from typing import Any
 import typer
 import yaml
 
-from pipeline.cli.flags import Settings
 from pipeline.cli.given import check_given
+from pipeline.config import Settings
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.kept_inputs import settings_from
 from pipeline.text_files import read_text
@@ -43,7 +43,7 @@ def command(
     `model` is a config model or a discriminated union of such, `argument` names the field that is given by position,
     `group` the app that the command belongs to. Values stay text here and are checked by the model, once.
     """
-    settings: Settings[Any] = Settings(model)
+    settings: Settings[Any] = Settings(model, spell=_flag_of, elsewhere=" or in --config")
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
@@ -80,6 +80,10 @@ def command(
         return body
 
     return register
+
+
+def _flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:

@@ -65,22 +65,22 @@ def demo(cfg: DemoConfig, *, as_json: bool) -> None:
 
 @command(SimulateConfig)
 def simulate(cfg: SimulateConfig) -> None:
-    from pipeline import simulate
+    import pipeline.simulate as simulation
 
     with progress("simulate") as advance:
-        manifest = simulate.run(cfg, progress=advance)
+        manifest = simulation.run(cfg, progress=advance)
     print(f"wrote {cfg.videos} videos, actions chosen by logger {cfg.logger}; next: vtp extract {manifest}")
 
 
 @command(ExtractConfig, argument="source", as_json=True)
 def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
-    from pipeline import extract
+    import pipeline.extract as extraction
 
     is_one_shard = cfg.launcher is None and cfg.devices is None
-    result: extract.ExtractResult | None
+    result: extraction.ExtractResult | None
     with progress("extract") as advance:
         if is_one_shard:
-            result = extract.run(cfg, progress=advance)
+            result = extraction.run(cfg, progress=advance)
         else:
             from pipeline.cluster import launch
 
@@ -101,9 +101,9 @@ def merge(cfg: MergeConfig, *, as_json: bool) -> None:
 
         print_seeds(seeds.merge(cfg.out), as_json)
         return
-    from pipeline import extract
+    import pipeline.extract as extraction
 
-    result = extract.merge(cfg)
+    result = extraction.merge(cfg)
     print_extracted(result, as_json)
     list_failures(result)
 
@@ -168,10 +168,10 @@ def train(cfg: TrainConfig, *, as_json: bool) -> None:
         else:
             print_seeds(summary, as_json)
         return
-    from pipeline import train
+    import pipeline.train as training
 
     with progress("train") as advance:
-        summary = train.run(cfg, progress=lambda done, total, row: advance(done, total, training_text(row)))
+        summary = training.run(cfg, progress=lambda done, total, row: advance(done, total, training_text(row)))
     if as_json:
         print_json(summary)
     else:
@@ -181,7 +181,7 @@ def train(cfg: TrainConfig, *, as_json: bool) -> None:
 
 @command(EvaluateConfig, argument="run", as_json=True)
 def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
-    from pipeline import evaluate
+    import pipeline.evaluate as evaluation
     from pipeline.training import seeds
 
     with progress("evaluate") as advance:
@@ -190,7 +190,7 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
 
             print_seeds(launch.evaluate(cfg, progress=advance), as_json)
             return
-        summary = evaluate.run(cfg, progress=advance)
+        summary = evaluation.run(cfg, progress=advance)
     if as_json:
         print_json(summary)
     else:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from pipeline import evaluate as evaluation
-from pipeline import extract as extraction
-from pipeline import train as training
+import pipeline.evaluate as evaluation
+import pipeline.extract as extraction
+import pipeline.train as training
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
 from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds

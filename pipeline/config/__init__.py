@@ -16,6 +16,7 @@ from pipeline.config.results import (
     SpreadConfig,
     ValueConfig,
 )
+from pipeline.config.settings import Settings
 from pipeline.config.training import (
     ActConfig,
     EmbeddingsTrainConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "NoveltyExperimentConfig",
     "PolicyExportConfig",
     "ReportConfig",
+    "Settings",
     "SimTrainConfig",
     "SimulateConfig",
     "SpreadConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,12 @@ from pipeline.dataset.clip_table import Clips, Videos, clip_arrays, clips_in, vi
 from pipeline.dataset.logs import Logs, log_arrays, logs_in
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import Task, task_from_text, task_to_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.dataset.torch_dataset import ClipDataset
+    from pipeline.dataset.views import Split
 
 SCHEMA_VERSION = 2
 EMBEDDING_DIM = 128
@@ -24,12 +31,12 @@ VIDEO_FIELDS = tuple(Videos.__dataclass_fields__)
 NOT_CONTENT = ("videos/path", "task")  # other paths, or other prices, leave the content hash as it is
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embeddings:
     """An embeddings file in memory.
 
     logs: None where no video has labels. task: whose actions and contexts the logs have; None where none is known, and
-    then there are no logs.
+    then there are no logs. path: of the file that it was read from.
     """
 
     embeddings: np.ndarray  # [N, 128] float32
@@ -42,6 +49,30 @@ class Embeddings:
     attrs: dict[str, str | int | float]
     projector_norm: np.ndarray | None = None  # [2, 128] float64, weight and bias; of learned projectors
     task: Task | None = None
+    path: Path | None = None
+
+    def __repr__(self) -> str:
+        task = "no task" if self.task is None else f"task {self.task.name}"
+        logged = 0 if self.logs is None else int(np.isfinite(self.logs.attempts).sum())
+        return (
+            f"Embeddings({self.num_clips:,} clips of {self.num_videos:,} videos, {EMBEDDING_DIM}-D, {task}, "
+            f"{logged:,} logged steps, {self.attrs.get('backbone', 'unknown backbone')})"
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a clip, without its embedding: video_id, clip, times in s, split, and what its labels say.
+
+        NaN, or "" for text, where a value is unknown; columns of which no clip has a value are left out.
+        """
+        from pipeline.dataset import views
+
+        return views.to_pandas(self)
+
+    def to_torch(self, split: Split = "all") -> ClipDataset:
+        """The clips of a split (all, train or held-out) for torch's DataLoader."""
+        from pipeline.dataset.torch_dataset import ClipDataset  # torch takes seconds to import
+
+        return ClipDataset(self, split)
 
     @property
     def content_sha256(self) -> str:
@@ -126,6 +157,7 @@ def read_embeddings(path: Path) -> Embeddings:
             attrs=checked.attrs(),
             projector_norm=norm,
             task=task,
+            path=path,
         )
 
 

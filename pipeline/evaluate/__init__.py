@@ -5,7 +5,10 @@ rendered clips that pass through the codec, the same encoder and the same projec
 what is worked on and the action; sampled outcomes are recorded beside it.
 """
 
+from pipeline.callable_stage import make_callable
 from pipeline.evaluate.closed_loop import PixelObserver, from_pixels
 from pipeline.evaluate.evaluation import run
 
 __all__ = ["PixelObserver", "from_pixels", "run"]
+
+make_callable(__name__)

@@ -7,7 +7,8 @@ Each format says what it trusts a file with.
 """
 
 from pipeline.policy.acting import act
-from pipeline.policy.card import Card, Encoding, Policy, card_of
+from pipeline.policy.card import Card, Encoding, card_of
+from pipeline.policy.loaded_policy import Policy
 from pipeline.policy.policy_file import SUFFIXES, export, load
 
 __all__ = ["SUFFIXES", "Card", "Encoding", "Policy", "act", "card_of", "export", "load"]

@@ -9,31 +9,20 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 
-from pipeline import dataset, encoders, runs
+from pipeline import dataset, runs
 from pipeline.config import ActConfig
-from pipeline.errors import CorruptError, VtpError
+from pipeline.errors import VtpError
 from pipeline.files import atomic_path
 from pipeline.kept_inputs import keep_inputs
 from pipeline.outcomes import LearnedOutcomes
-from pipeline.policy.card import Card, Policy
 from pipeline.policy.clip_profit import ClipProfit, learned_profit, simulated_profit, unknown_profit
+from pipeline.policy.loaded_policy import Policy
 from pipeline.policy.policy_file import load
 from pipeline.policy.training_clips import TrainingClips
 
 logger = logging.getLogger(__name__)
 
-BLOCK_ROWS = 8192
 FAR = 0.95  # novelty of one in twenty clips of videos like those that were trained on
-
-# What embeddings must have in common with those that a policy was trained on, and how they are made so.
-REMEDIES = {
-    "backbone": "extract them with --backbone {trained}",
-    "weights_sha256": "extract them with --weights {weights}, of that sha256",
-    "transform": "extract them with the version of vtp that the policy was trained with",
-    "clip_len": "extract them with --clip-len {trained}",
-    "fps": "extract them with --fps {trained}",
-    "projector_sha256": "extract them with --projector {embeddings}",
-}
 
 
 def act(cfg: ActConfig) -> pd.DataFrame:
@@ -47,26 +36,9 @@ def act(cfg: ActConfig) -> pd.DataFrame:
     if cfg.out is not None:
         trained_on = [] if policy.embeddings is None else [policy.embeddings]
         keep_inputs(cfg, [cfg.out], reads=[*runs.RunDirectory(cfg.policy).read, *trained_on])
-    if policy.card.encoding is None:
-        raise VtpError(
-            f"{cfg.policy} observes the simulator's state, not embeddings; train one that does: "
-            "vtp train --source embeddings",
-            code="policy-on-states",
-        )
     data = dataset.read_embeddings(cfg.embeddings)
-    check_encoding(policy.card, data, cfg)
-    observations = runs.observed(data, policy.card.centre)
-    task = policy.card.task
-    blocks = [policy.act(observations[start : start + BLOCK_ROWS]) for start in range(0, data.num_clips, BLOCK_ROWS)]
-    actions = np.concatenate(blocks)
-    slack = 1e-6 * (task.high - task.low)  # float32 bounds need not be the task's
-    fits = actions.shape == (data.num_clips, task.num_actions)
-    if not (fits and ((actions >= task.low - slack) & (actions <= task.high + slack)).all()):
-        raise CorruptError(
-            f"{cfg.policy} gives something other than {', '.join(task.actions)} within their bounds; export it again",
-            code="policy-corrupt",
-        )
-    actions = np.clip(actions, task.low, task.high)
+    observations = policy.observed(data)
+    actions = policy.act_on(observations)
     profit, novelty = foreseen(policy, data, observations, actions)
     rows = np.arange(data.num_clips)
     video = dataset.video_of(data, rows)
@@ -74,7 +46,7 @@ def act(cfg: ActConfig) -> pd.DataFrame:
         {
             "video_id": np.array(data.videos.id)[video], "clip": rows - data.offset[video],
             "start_s": data.clips.start_s, "end_s": data.clips.end_s,
-            **{name: actions[:, index] for index, name in enumerate(task.action_names)},
+            **{name: actions[:, index] for index, name in enumerate(policy.card.task.action_names)},
             "profit_usd_per_hour": profit.expected, "profit_low": profit.low, "profit_high": profit.high,
             "novelty": novelty,
         }
@@ -150,24 +122,3 @@ def warn_of_far_clips(novelty: np.ndarray) -> None:
             len(novelty),
             100 * FAR,
         )
-
-
-def check_encoding(card: Card, data: dataset.Embeddings, cfg: ActConfig) -> None:
-    """VtpError where the embeddings come from another encoder or projector than the policy was trained with."""
-    assert card.encoding is not None
-    projector = encoders.Projector(
-        data.projector_mean, data.projector_components, data.projector_scale, "", data.projector_norm
-    )
-    found = data.attrs | {"projector_sha256": projector.sha256}
-    trained = card.encoding.model_dump() | {"projector_sha256": card.projector_sha256}
-    for name, remedy in REMEDIES.items():
-        if found.get(name) != trained[name]:
-            shown = [
-                str(value)[:12] if name.endswith("sha256") else value for value in (found.get(name), trained[name])
-            ]
-            embeddings = card.provenance.get("embeddings", "the embeddings that it was trained on")
-            remedy = remedy.format(trained=trained[name], weights=trained["weights"], embeddings=embeddings)
-            raise VtpError(
-                f"{cfg.embeddings} has {name} {shown[0]}, but {cfg.policy} was trained with {shown[1]}; {remedy}",
-                code="embeddings-of-other-encoder",
-            )

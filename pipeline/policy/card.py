@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,14 +44,6 @@ class Card(BaseModel):
     projector_sha256: str | None
     provenance: dict[str, str | int | float]
     sha256: str = UNSEALED  # of the file, where the format has no checksums of its own
-
-
-class Policy(NamedTuple):
-    """embeddings: where the file lay that the policy was trained on; None where that is not known."""
-
-    card: Card
-    act: Act
-    embeddings: Path | None = None
 
 
 class Network(nn.Module):

@@ -15,7 +15,8 @@ import torch
 
 from pipeline.encoders.weights import first_line
 from pipeline.errors import CorruptError, VtpError
-from pipeline.policy.card import CARD, Card, Network, Policy, damaged, open_card, seal, untrusted
+from pipeline.policy.card import CARD, Card, Network, damaged, open_card, seal, untrusted
+from pipeline.policy.loaded_policy import Policy
 
 
 def write(network: Network, card: Card) -> bytes:

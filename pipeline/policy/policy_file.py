@@ -10,7 +10,8 @@ from pipeline.errors import VtpError
 from pipeline.files import atomic_path
 from pipeline.kept_inputs import keep_inputs
 from pipeline.policy import onnx_format, safetensors_format
-from pipeline.policy.card import Network, Policy, act_of, card_of, untrusted
+from pipeline.policy.card import Network, act_of, card_of, untrusted
+from pipeline.policy.loaded_policy import Policy
 from pipeline.runs.judgement import is_by_logs, judge_of, over_logging_policy
 
 FORMATS = {"onnx": onnx_format, "safetensors": safetensors_format}
@@ -40,7 +41,8 @@ def load(path: Path) -> Policy:
     if path.is_dir():
         agent, metadata = runs.load_policy(path)
         card = card_of(metadata, validation_of(runs.RunDirectory(path)))
-        return Policy(card, act_of(Network(agent)), None if metadata.clips is None else Path(metadata.clips.embeddings))
+        embeddings = None if metadata.clips is None else metadata.clips.embeddings
+        return Policy(card, act_of(Network(agent))).at(path, embeddings)
     known = {suffix: FORMATS[name] for name, suffix in SUFFIXES.items()}
     if path.suffix == ".pt" and path.is_file():
         raise untrusted(path, "a .pt file may be a program; vtp reads policies in ONNX and safetensors")
@@ -51,8 +53,8 @@ def load(path: Path) -> Policy:
             code="policy-missing",
         )
     policy = known[path.suffix].read(path, path.read_bytes())
-    embeddings = policy.card.provenance.get("embeddings")
-    return policy._replace(embeddings=None if embeddings is None else Path(str(embeddings)))
+    trained_on = policy.card.provenance.get("embeddings")
+    return policy.at(path, None if trained_on is None else str(trained_on))
 
 
 def validation_of(run: runs.RunDirectory) -> str:

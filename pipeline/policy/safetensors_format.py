@@ -8,7 +8,8 @@ from pathlib import Path
 import safetensors.torch
 
 from pipeline import runs
-from pipeline.policy.card import CARD, Card, Network, Policy, act_of, damaged, open_card, seal
+from pipeline.policy.card import CARD, Card, Network, act_of, damaged, open_card, seal
+from pipeline.policy.loaded_policy import Policy
 
 
 def write(network: Network, card: Card) -> bytes:

@@ -6,6 +6,7 @@ import itertools
 import keyword
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -150,6 +151,13 @@ class Task(_Model):
     errors: FrameColumn | None = None
     successes: FrameColumn | None = None
     context: FrameColumn | None = None
+
+    @classmethod
+    def from_yaml(cls, name: str | Path) -> Task:
+        """The task of a YAML file, or a built-in one by its name. VtpError names the line and key of what is wrong."""
+        from pipeline.tasks.task_file import load_task
+
+        return load_task(str(name))
 
     @field_validator("name")
     @classmethod

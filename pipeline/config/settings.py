@@ -1,4 +1,4 @@
-"""The settings of a command: the flags, help texts and values of one config model, or of a union of several."""
+"""The settings of a stage by name: help texts, checked values and one-line errors of a config model, or of several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config import Config
+from pipeline.config.base import Config
 from pipeline.errors import VtpError
 
 C = TypeVar("C", bound=Config)
@@ -18,8 +18,12 @@ C = TypeVar("C", bound=Config)
 class Settings(Generic[C]):
     """The settings of one model, or of models told apart by a field that each has a value of its own for."""
 
-    def __init__(self, model: Any):
-        """model: a config model, or models as `Annotated[A | B, Field(discriminator="kind")]`."""
+    def __init__(self, model: Any, *, spell: Callable[[str], str] = str, elsewhere: str = ""):
+        """model: a config model, or models as `Annotated[A | B, Field(discriminator="kind")]`.
+
+        spell: how a setting is written where it is given; elsewhere: words for where it may be given besides.
+        """
+        self._spell, self._elsewhere = spell, elsewhere
         self._adapter: TypeAdapter[C] = TypeAdapter(model)
         self.tag: str | None = None
         self.models: dict[str, type[Config]] = {"": model}
@@ -61,7 +65,7 @@ class Settings(Generic[C]):
     def spelling(self, name: str) -> str:
         """The flag, and for a switch that is on by default the one that turns it off."""
         is_on = any(field.default is True for field in self.having(name).values())
-        return f"{flag_of(name)}/{flag_of('no_' + name)}" if is_on else flag_of(name)
+        return f"{self._spell(name)}/{self._spell('no_' + name)}" if is_on else self._spell(name)
 
     def help(self, name: str) -> str:
         """What the setting does, then its default in brackets; per tag where that differs."""
@@ -105,11 +109,11 @@ class Settings(Generic[C]):
         message = first["msg"].removeprefix("Value error, ")
         if name is None:  # a rule on several settings names them itself
             return VtpError(message, code="settings-conflict")
-        flag = name.upper() if name == argument else flag_of(name)
+        spelling = name.upper() if name == argument else self._spell(name)
         if kind in ("missing", "union_tag_not_found"):
             description = next(iter(self.having(name).values())).description
             return VtpError(
-                f"{name} is missing: {description} Give it as {flag} or in --config", code="setting-missing"
+                f"{name} is missing: {description} Give it as {spelling}{self._elsewhere}", code="setting-missing"
             )
         if kind == "extra_forbidden":
             return self._foreign(name, tag)
@@ -119,22 +123,20 @@ class Settings(Generic[C]):
             message, value = f"Input should be {', '.join(some)} or {last}", first["ctx"]["tag"]
         rule = message[0].lower() + message[1:]
         text = str(value)
-        return VtpError(f"{flag} {text if text and text.isprintable() else repr(text)}: {rule}", code="setting-invalid")
+        return VtpError(
+            f"{spelling} {text if text and text.isprintable() else repr(text)}: {rule}", code="setting-invalid"
+        )
 
     def _foreign(self, name: str, tag: str) -> VtpError:
         """A setting that the model of this tag does not have, if any has it."""
         if having := list(self.having(name)):
             assert self.tag is not None
-            owners = " or ".join(f"{flag_of(self.tag)} {owner}" for owner in having)
-            return VtpError(f"{flag_of(name)} needs {owners}, not {tag}; leave it out", code="setting-foreign")
+            owners = " or ".join(f"{self._spell(self.tag)} {owner}" for owner in having)
+            return VtpError(f"{self._spell(name)} needs {owners}, not {tag}; leave it out", code="setting-foreign")
         names = self.models[tag].model_fields
         return VtpError(
             f"{name!r} is no setting of this command; use one of {', '.join(names)}", code="setting-unknown"
         )
-
-
-def flag_of(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _shown(default: Any) -> str:

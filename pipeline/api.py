@@ -1,0 +1,157 @@
+"""What a script or a notebook calls: each stage with its settings by name, and what comes of it, typed.
+
+Settings are those of the commands, with _ for -: `vtp extract --clip-len 8` is `extract(..., clip_len=8)`. Paths may be
+text. What does not fit is a VtpError of one line. `progress` is called with (done, total, news) as the work goes on:
+news is text, or of a training the figures of its latest episode by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import pipeline.evaluate as evaluation
+import pipeline.extract as extraction
+import pipeline.simulate as simulation
+import pipeline.train as training
+from pipeline import policy
+from pipeline.cluster import launch
+from pipeline.config import EvaluateConfig, ExtractConfig, Settings, SimulateConfig, TrainConfig
+from pipeline.dataset import Embeddings, read_embeddings
+from pipeline.errors import VtpError
+from pipeline.extract import ExtractResult
+from pipeline.policy import Policy
+from pipeline.report import verdict
+from pipeline.runs import RunDirectory
+from pipeline.runs.judgement import Comparison, judge_of, over_logging_policy
+from pipeline.training import seeds
+
+Progress = Callable[[int, int, Any], None]
+
+
+@dataclass(frozen=True, repr=False)
+class Validation:
+    """The figures of a run's latest validation; money is in $/h.
+
+    judge: who says so, such as "Estimated from your logs". interval95: of the profit; None where it has none.
+    over_logging_policy: what held-out logs say of the policy against the one that made them; None where there are none.
+    contexts: a row a context: its share, the policy's mean actions, profits and error rate. summary: all figures, as in
+    summary.json.
+    """
+
+    run: Path
+    judge: str
+    profit: float
+    interval95: tuple[float, float] | None
+    oracle_ratio: float | None
+    error_rate: float
+    wage_parity: float
+    deployed: str
+    over_logging_policy: Comparison | None
+    contexts: pd.DataFrame
+    summary: dict[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"Validation({self.run}: {self.judge}. {verdict.title(self.summary)})"
+
+    def load_policy(self) -> Policy:
+        return policy.load(self.run)
+
+
+def simulate(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Path:
+    """Render demonstration videos with logs; returns their manifest. Settings: those of `vtp simulate`."""
+    cfg: SimulateConfig = Settings[SimulateConfig](SimulateConfig).of({"out": out, **settings})
+    return simulation.run(cfg, progress=_without_news(progress))
+
+
+def extract(source: str | Path, *, progress: Progress | None = None, **settings: Any) -> ExtractResult | None:
+    """Turn videos into one 128-D embedding a clip. Settings: those of `vtp extract`, such as out="embeddings.h5".
+
+    With launcher or devices all shards are extracted and merged; None where no_wait leaves the merge to `vtp merge`.
+    """
+    cfg: ExtractConfig = Settings[ExtractConfig](ExtractConfig).of({"source": str(source), **settings})
+    if cfg.launcher is None and cfg.devices is None:
+        return extraction.run(cfg, progress=progress or (lambda done, total, text: None))
+    return launch.extract(cfg, progress=progress)
+
+
+def read_dataset(path: str | Path) -> Embeddings:
+    """An embeddings file: its arrays, `to_pandas()` and `to_torch(split)`. CorruptError where it is damaged."""
+    return read_embeddings(Path(path))
+
+
+def train(
+    embeddings: str | Path | None = None, *, progress: Progress | None = None, **settings: Any
+) -> Validation | None:
+    """Train a policy with SAC and validate it. Settings: those of `vtp train`, such as out="runs/first".
+
+    embeddings: of --source embeddings; of no file, `source="sim"` trains in the simulator. With seeds, the figures are
+    means over them; None where no_wait leaves those to `vtp merge`.
+    """
+    values: dict[str, Any] = {} if embeddings is None else {"source": "embeddings", "embeddings": embeddings}
+    cfg: TrainConfig = Settings[Any](TrainConfig).of(values | settings)
+    if cfg.seeds is not None:
+        found = launch.train(cfg, progress=progress)
+        return None if found is None else validation_of(cfg.out, found)
+
+    return validation_of(cfg.out, training.run(cfg, progress=progress))
+
+
+def evaluate(run: str | Path, *, progress: Progress | None = None, **settings: Any) -> Validation:
+    """Validate a run's policy. Settings: those of `vtp evaluate`."""
+    cfg: EvaluateConfig = Settings[EvaluateConfig](EvaluateConfig).of({"run": run, **settings})
+    if seeds.runs_in(cfg.run) != [cfg.run]:
+        return validation_of(cfg.run, launch.evaluate(cfg, progress=progress))
+    return validation_of(cfg.run, evaluation.run(cfg, progress=_without_news(progress)))
+
+
+def read_run(path: str | Path) -> Validation:
+    """The latest validation of a run. VtpError where there is none."""
+    return validation_of(Path(path), RunDirectory(Path(path)).read_summary())
+
+
+def load_policy(path: str | Path) -> Policy:
+    """The policy of a run or of a file that `vtp policy export` wrote. CorruptError where it is not to be trusted."""
+    return policy.load(Path(path))
+
+
+def validation_of(run: Path, summary: dict[str, Any]) -> Validation:
+    """VtpError where the summary is of another version of vtp."""
+    try:
+        bounds = summary["profit_ci95"]
+        return Validation(
+            run=run,
+            judge=judge_of(summary),
+            profit=summary["profit_mean"],
+            interval95=None if bounds is None else (bounds[0], bounds[1]),
+            oracle_ratio=summary["oracle_ratio"],
+            error_rate=summary["err_mean"],
+            wage_parity=summary["wage_parity"],
+            deployed=summary.get("deployed", "learned policy"),
+            over_logging_policy=over_logging_policy(summary),
+            contexts=_contexts(summary["contexts"]),
+            summary=summary,
+        )
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise VtpError(
+            f"{run}: its summary is of another version of vtp ({error}); make it with: vtp evaluate {run}",
+            code="summary-other-version",
+        ) from error
+
+
+def _contexts(contexts: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """A row a context; each action of the policy, and of the oracle as oracle_NAME, is a column."""
+    rows = {}
+    for name, figures in contexts.items():
+        plain = {key: value for key, value in figures.items() if key not in ("actions", "oracle_actions")}
+        best = {f"oracle_{action}": value for action, value in figures["oracle_actions"].items()}
+        rows[name] = plain | figures["actions"] | best
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("context")
+
+
+def _without_news(progress: Progress | None) -> Callable[[int, int], None]:
+    return lambda done, total: progress(done, total, "") if progress is not None else None

@@ -1,0 +1,49 @@
+"""An embeddings file as a table, and the rows of its splits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from pipeline.dataset.embeddings_file import Embeddings
+from pipeline.dataset.splits import split_rows, train_rows, video_of
+
+Split = Literal["all", "train", "held-out"]
+LOGGED = ("context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel", "novel_kind")
+
+
+def rows_of(data: Embeddings, split: Split) -> np.ndarray:
+    """The rows [n] of all clips, of those that training may see, or of those that it holds out."""
+    if split == "all":
+        return np.arange(data.num_clips)
+    if split == "train":
+        return train_rows(data)
+    if split == "held-out":
+        return split_rows(data)[1]
+    raise ValueError(f"split is {split!r}; give all, train or held-out")
+
+
+def clip_columns(data: Embeddings) -> dict[str, np.ndarray]:
+    """Columns [N]: what is known of every clip; texts as objects. Columns that no clip has a value of are left out."""
+    video = video_of(data, np.arange(data.num_clips))
+    texts = {"split": data.videos.split, "contributor": data.videos.contributor, "path": data.videos.path}
+    columns: dict[str, np.ndarray | None] = {
+        "video_id": np.array(data.videos.id, object)[video],
+        "clip": np.arange(data.num_clips) - data.offset[video],
+        "start_s": data.clips.start_s,
+        "end_s": data.clips.end_s,
+        "start_frame": data.clips.start_frame,
+        "valid_frames": data.clips.valid_frames,
+        **{name: np.array(values, object)[video] for name, values in texts.items() if any(values)},
+    }
+    if data.logs is not None and data.task is not None:
+        columns |= {name: data.logs.actions[:, index] for index, name in enumerate(data.task.action_names)}
+        columns |= {name: getattr(data.logs, name) for name in LOGGED}
+    return {name: values for name, values in columns.items() if values is not None}
+
+
+def to_pandas(data: Embeddings) -> pd.DataFrame:
+    """A row a clip, without its embedding; NaN, or "" for text, where a value is unknown."""
+    return pd.DataFrame(clip_columns(data))

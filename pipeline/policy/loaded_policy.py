@@ -1,0 +1,139 @@
+"""A policy that was loaded from a run or a file: embeddings in, actions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline import dataset, encoders, runs
+from pipeline.errors import CorruptError, VtpError
+from pipeline.policy.card import Act, Card
+
+BLOCK_ROWS = 8192
+
+# What embeddings must have in common with those that a policy was trained on, and how they are made so.
+REMEDIES = {
+    "backbone": "extract them with --backbone {trained}",
+    "weights_sha256": "extract them with --weights {weights}, of that sha256",
+    "transform": "extract them with the version of vtp that the policy was trained with",
+    "clip_len": "extract them with --clip-len {trained}",
+    "fps": "extract them with --fps {trained}",
+    "projector_sha256": "extract them with --projector {embeddings}",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Policy:
+    """A deterministic policy with its card.
+
+    network: observations as the card describes them → actions. embeddings: where the file lay that the policy was
+    trained on, None where that is not known. name: of the run or file, for errors.
+    """
+
+    card: Card
+    network: Act
+    embeddings: Path | None = None
+    name: str = "the policy"
+
+    def at(self, path: Path, embeddings: str | Path | None) -> Policy:
+        """The same, as it was loaded from `path`."""
+        return replace(self, name=str(path), embeddings=None if embeddings is None else Path(embeddings))
+
+    def __repr__(self) -> str:
+        card = self.card
+        sees = "embeddings" if card.source == "embeddings" else "the simulator's state"
+        return (
+            f"Policy({card.task.name}: {sees} [{card.observation_size}] → {', '.join(card.task.actions)}; "
+            f"{card.outcome_model}; {card.validation or 'not validated'})"
+        )
+
+    def act(
+        self, embeddings: np.ndarray | dataset.Embeddings, *, video: Sequence[object] | np.ndarray | None = None
+    ) -> np.ndarray:
+        """Actions [N, A] float64 in the task's order and units, for the clips of a data set or for embeddings [N, n].
+
+        A data set is checked to come from the policy's own encoder and projector; numbers alone are taken as such. Of a
+        policy on the simulator's state, n is the size of that state. video: the video [N] that each row is of, which a
+        policy that sees clips from the mean of their video needs to know. VtpError where the input does not fit.
+        """
+        if isinstance(embeddings, dataset.Embeddings):
+            return self.act_on(self.observed(embeddings))
+        rows = np.asarray(embeddings, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.card.observation_size:
+            raise VtpError(
+                f"embeddings have shape {rows.shape}, and {self.name} takes [N, {self.card.observation_size}]; "
+                "give a row a clip",
+                code="observations-shape",
+            )
+        if not np.isfinite(rows).all():
+            raise VtpError("some embeddings are not finite; leave those clips out", code="observations-not-finite")
+        if self.card.centre is not None:
+            rows = self._centred(rows, video)
+        return self.act_on(rows)
+
+    def _centred(self, rows: np.ndarray, video: Sequence[object] | np.ndarray | None) -> np.ndarray:
+        if video is None:
+            raise VtpError(
+                f"{self.name} sees each clip from the mean of its video; name the video of each row: video=",
+                code="observations-without-video",
+            )
+        codes, _ = pd.factorize(np.asarray(video))
+        if codes.shape != (len(rows),):
+            raise VtpError(f"video names {len(codes)} rows, not {len(rows)}; name each", code="observations-shape")
+        order = np.argsort(codes, kind="stable")
+        offset = np.concatenate([[0], np.cumsum(np.bincount(codes))])
+        centred = np.empty_like(rows)
+        centred[order] = encoders.centre_videos(rows[order], offset, np.array(self.card.centre))
+        return centred
+
+    def observed(self, data: dataset.Embeddings) -> np.ndarray:
+        """What the policy observes of a data set's clips, [N, 128]; VtpError where they come from another encoder."""
+        if self.card.encoding is None:
+            raise VtpError(
+                f"{self.name} observes the simulator's state, not embeddings; train one that does: "
+                "vtp train --source embeddings",
+                code="policy-on-states",
+            )
+        self._check_encoding(data)
+        return runs.observed(data, self.card.centre)
+
+    def act_on(self, observations: np.ndarray) -> np.ndarray:
+        """Actions [N, A] within their bounds; CorruptError where the network gives something else."""
+        task = self.card.task
+        starts = range(0, len(observations), BLOCK_ROWS)
+        blocks = [self.network(observations[start : start + BLOCK_ROWS]) for start in starts]
+        actions = np.concatenate(blocks) if blocks else np.empty((0, task.num_actions))
+        slack = 1e-6 * (task.high - task.low)  # float32 bounds need not be the task's
+        fits = actions.shape == (len(observations), task.num_actions)
+        if not (fits and ((actions >= task.low - slack) & (actions <= task.high + slack)).all()):
+            raise CorruptError(
+                f"{self.name} gives something other than {', '.join(task.actions)} within their bounds; "
+                "export it again",
+                code="policy-corrupt",
+            )
+        return np.clip(actions, task.low, task.high)
+
+    def _check_encoding(self, data: dataset.Embeddings) -> None:
+        card = self.card
+        assert card.encoding is not None
+        projector = encoders.Projector(
+            data.projector_mean, data.projector_components, data.projector_scale, "", data.projector_norm
+        )
+        found = data.attrs | {"projector_sha256": projector.sha256}
+        trained = card.encoding.model_dump() | {"projector_sha256": card.projector_sha256}
+        for name, remedy in REMEDIES.items():
+            if found.get(name) != trained[name]:
+                shown = [
+                    str(value)[:12] if name.endswith("sha256") else value for value in (found.get(name), trained[name])
+                ]
+                embeddings = card.provenance.get("embeddings", "the embeddings that it was trained on")
+                remedy = remedy.format(trained=trained[name], weights=trained["weights"], embeddings=embeddings)
+                found_in = data.path or "the data set"
+                raise VtpError(
+                    f"{found_in} has {name} {shown[0]}, but {self.name} was trained with {shown[1]}; {remedy}",
+                    code="embeddings-of-other-encoder",
+                )
