@@ -28,7 +28,7 @@ def rows_of(data: Embeddings, split: Split) -> np.ndarray:
 def clip_columns(data: Embeddings) -> dict[str, np.ndarray]:
     """Columns [N]: what is known of every clip; texts as objects. Columns that no clip has a value of are left out."""
     video = video_of(data, np.arange(data.num_clips))
-    texts = {"split": data.videos.split, "contributor": data.videos.contributor, "path": data.videos.path}
+    texts = {name: getattr(data.videos, name) for name in ("episode", "split", "contributor", "path")}
     columns: dict[str, np.ndarray | None] = {
         "video_id": np.array(data.videos.id, object)[video],
         "clip": np.arange(data.num_clips) - data.offset[video],
