@@ -357,8 +357,16 @@ def _span(row: dict[str, str], where: str) -> tuple[Span, VideoError | None]:
 
 def _fragment(row: dict[str, str]) -> str:
     """What names a segment of a file, as in a media fragment's URI: #t=12,30.5."""
-    start, end = (row.get(name, "").strip() for name in SECONDS)
+    start, end = (_as_written(row.get(name, "").strip()) for name in SECONDS)
     return f"#t={start},{end}".rstrip(",") if start or end else ""
+
+
+def _as_written(seconds: str) -> str:
+    """The same for 5 and 5.0, as which programs write it; what is no number stays."""
+    try:
+        return str(float(seconds)).removesuffix(".0")
+    except ValueError:
+        return seconds
 
 
 def _task(name: str, root: Path, where: str) -> str:
