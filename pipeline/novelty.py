@@ -146,7 +146,10 @@ def find_corpus(cfg: NoveltyConfig) -> Corpus:
 
 def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarray:
     assert cfg.reference is not None
-    wanted = {(str(entry.path), entry.span): entry.video_id for entry in manifest.read_manifest(cfg.reference)}
+    entries = manifest.read_manifest(cfg.reference)
+    if wrong := next((entry.error for entry in entries if entry.error is not None), None):
+        raise VtpError(f"--reference {wrong}", code="reference-damaged")
+    wanted = {(str(entry.path), entry.span): entry.video_id for entry in entries}
     held = [(path, content.span) for path, content in zip(data.videos.path, data.videos.contents, strict=True)]
     if missing := [name for key, name in wanted.items() if key not in set(held)]:
         raise VtpError(

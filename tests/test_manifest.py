@@ -101,6 +101,39 @@ def test_a_video_may_name_its_contributor(tmp_path):
     assert [entry.contributor for entry in find_videos(str(manifest))] == ["Ann", None]
 
 
+SEGMENTS = [
+    ("one", "a.mp4", 5.0, None),
+    (None, "a.mp4", 0.5, 7.25),
+    (None, "a.mp4", None, 3.0),
+    (None, "b.mp4", None, None),
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_segments_of_all_formats(tmp_path, suffix):
+    table = pd.DataFrame(SEGMENTS, columns=["video_id", "path", "start_s", "end_s"])
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_csv(path, index=False) if suffix == "csv" else table.to_parquet(path)
+    root = tmp_path.resolve()
+    assert find_videos(str(path)) == [
+        Segment("one", root / "a.mp4", 5.0, None),
+        Segment("a.mp4#t=0.5,7.25", root / "a.mp4", 0.5, 7.25),
+        Segment("a.mp4#t=,3", root / "a.mp4", None, 3.0),
+        Segment("b.mp4", root / "b.mp4"),
+    ]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", '"nan"', '"1:30"', '"1_000"', "true", "[1]", "-1", '"0x10"'])
+def test_times_that_are_none_are_their_segment_s_own_error(tmp_path, value):
+    rows = f'{{"path": "a.mp4", "start_s": {value}}}\n{{"path": "a.mp4", "start_s": 1, "end_s": 2}}\n'
+    wrong, right = find_videos(str(write(tmp_path / "m.jsonl", rows)))
+    assert wrong.error.code == "segment_not_seconds" and "m.jsonl row 1: start_s" in str(wrong.error)
+    assert right == Segment("a.mp4#t=1,2", tmp_path.resolve() / "a.mp4", 1.0, 2.0)
+
+
 def test_ids_keep_their_leading_zeros(tmp_path):
     manifest = write(tmp_path / "m.csv", "video_id,path\n007,a.mp4\n1e3,b.mp4\n")
     assert [entry.video_id for entry in find_videos(str(manifest))] == ["007", "1e3"]

@@ -34,19 +34,17 @@ OPTIONS = dict(clip_len=4, clip_stride=4, fps=15, tail="drop")
     ],
 )
 def test_frames_of_a_span(span, frames):
-    assert frames_of(span, EDGES_S) == frames
+    assert frames_of([span], EDGES_S) == [frames]
 
 
 def test_a_still_of_seconds_is_not_begun_in_its_middle():
     edges_s = np.array([0.0, 0.1, 0.2, 5.2, 5.3])  # frame 2 is shown for five seconds
-    assert frames_of(Span(2.0, None), edges_s) == (3, 4)
-    assert frames_of(Span(0.24, None), edges_s) == (2, 4)
+    assert frames_of([Span(2.0, None), Span(0.24, None)], edges_s) == [(3, 4), (2, 4)]
 
 
 def test_a_file_that_does_not_begin_at_zero():
     edges_s = 1.4 + EDGES_S
-    assert frames_of(Span(0.0, 1.6), edges_s) == (0, 2)
-    assert frames_of(Span(0.0, 1.0), edges_s) == (0, 0)
+    assert frames_of([Span(0.0, 1.6), Span(0.0, 1.0)], edges_s) == [(0, 2), (0, 0)]
 
 
 @given(
@@ -57,7 +55,7 @@ def test_a_file_that_does_not_begin_at_zero():
 def test_spans_that_meet_share_no_frame_and_leave_none_out(durations_ms, cuts_ms):
     edges_s = np.cumsum([0, *durations_ms]) / 1000
     times_s = [None, *(cut / 1000 for cut in sorted(cuts_ms) if cut / 1000 < edges_s[-1]), None]
-    spans = [frames_of(Span(start, end), edges_s) for start, end in itertools.pairwise(times_s)]
+    spans = frames_of([Span(start, end) for start, end in itertools.pairwise(times_s)], edges_s)
     assert [frame for first, end in spans for frame in range(first, end)] == list(range(len(durations_ms)))
 
 

@@ -57,3 +57,21 @@ def test_no_clip_is_learned_from_and_held_out(counts, data):
     learned = np.concatenate([np.arange(start, end) for start, end in train])
     assert set(learned) | set(held) == set(range(sum(counts))) and not set(learned) & set(held)
     assert dataset.video_of(file, np.arange(sum(counts))).tolist() == np.repeat(range(len(counts)), counts).tolist()
+
+
+def test_segments_that_overlap_with_held_clips_of_their_file_lose_the_shared_ones():
+    data = data_of([10, 10, 5], ["train"] * 3)
+    start_s = np.concatenate([np.arange(10.0), np.arange(5.0, 15.0), np.arange(5.0)])  # 8, 9 are held, and 13, 14
+    clips = replace(data.clips, start_s=start_s, end_s=start_s + 1)
+    one_file = replace(data, clips=clips, videos=replace(data.videos, sha256=["a", "a", "b"]))
+    train, held, _ = dataset.split_rows(one_file)
+    assert held.tolist() == [8, 9, 18, 19, 24]
+    assert train.tolist() == [[0, 8], [10, 13], [15, 18], [20, 24]]  # without those that begin at 8 and 9 s
+    apart = replace(one_file, videos=replace(data.videos, sha256=["a", "c", "b"]))
+    assert dataset.split_rows(apart)[0].tolist() == [[0, 8], [10, 18], [20, 24]]
+
+
+def test_copies_of_one_video_hold_out_the_same_clips():
+    data = data_of([5, 5], ["train"] * 2)
+    copies = replace(data, videos=replace(data.videos, sha256=["a", "a"]))
+    assert dataset.split_rows(copies)[0].tolist() == [[0, 4], [5, 9]]

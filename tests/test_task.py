@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -31,6 +32,45 @@ def test_the_error_target_goes_one_way_and_stays_in_its_range(start, end, over, 
     assert all((b - a) * (end - start) >= 0 for a, b in itertools.pairwise(targets))
     assert all(min(start, end) - 1e-12 <= t <= max(start, end) + 1e-12 for t in targets)
     assert (target.at(0), target.at(over)) == pytest.approx((start, end))
+
+
+# Columns of frames
+
+
+SPEED = {"column": "action[3]", "reduce": "mean"}
+TRIED = {"column": "next.attempts", "reduce": "sum"}
+
+
+def task_of(**changes):
+    contexts = {"bolt": {"price_usd": 1}, "vial": {"price_usd": 2}}
+    return Task(**{"name": "t", "human_wage_usd": 1, "actions": {"speed": SPEED}, "contexts": contexts, **changes})
+
+
+def test_columns_of_frames_by_label():
+    task = task_of(attempts=TRIED, successes=TRIED, context={"column": "task", "reduce": "first"})
+    assert {label: (column.column, column.reduce) for label, column in task.frame_columns().items()} == {
+        "speed": ("action[3]", "mean"), "attempts": ("next.attempts", "sum"), "successes": ("next.attempts", "sum"),
+        "context": ("task", "first"),
+    }  # fmt: skip
+    assert WHOLE.frame_columns() == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (dict(actions={"speed": {"column": "action[3]"}}), "go together"),
+        (dict(actions={"speed": {"reduce": "mean"}}), "go together"),
+        (dict(actions={"speed": {"column": "action[3]", "reduce": "median"}}), "mean"),
+        (dict(attempts={"column": "a"}), "reduce"),
+        (dict(attempts=TRIED, errors=TRIED, successes=TRIED), "drop one"),
+        (dict(successes=TRIED), "attempts: a column of errors or successes needs one of attempts"),
+        (dict(context={"column": "task", "reduce": "max"}), "reduce is max"),
+        (dict(contexts={"price_usd": 1}, context={"column": "task", "reduce": "first"}), "no context has a name"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(changes, text):
+    with pytest.raises(ValidationError, match=re.escape(text)):
+        task_of(**changes)
 
 
 # Actions

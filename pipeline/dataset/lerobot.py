@@ -76,19 +76,19 @@ class LeRobot:
             )
         fps = self.setting("fps", int | float)
         if not 0 < fps < math.inf:
-            raise self._broken(f"fps is {fps}")
+            raise self.broken(f"fps is {fps}")
         self.fps = float(fps)
         self.features: dict[str, dict[str, Any]] = self.setting("features", dict)
         if wrong := [name for name, feature in self.features.items() if not hasattr(feature, "get")]:
-            raise self._broken(f"{wrong[0]} is no object", "features")
+            raise self.broken(f"{wrong[0]} is no object", "features")
         self.cameras = self._cameras(camera)
         self.episodes = _episodes_v3(self) if self.version == "v3.0" else _episodes_v2(self)
         if not self.episodes:
-            raise self._broken("it has no episodes")
+            raise self.broken("it has no episodes")
         numbers = [episode.number for episode in self.episodes]
         if len(set(numbers)) < len(numbers):
             twice = next(number for number in numbers if numbers.count(number) > 1)
-            raise self._broken(f"episode_index {twice} occurs twice")
+            raise self.broken(f"episode_index {twice} occurs twice")
         if (stated := self.info.get("total_episodes", len(numbers))) != len(numbers):
             logger.warning("%s states %s episodes, and its meta holds %d", folder, stated, len(numbers))
 
@@ -96,10 +96,10 @@ class LeRobot:
         """A value of meta/info.json; CorruptError where it is missing or of another kind."""
         value = self.info.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise self._broken("it is missing" if value is None else f"it is {value!r}", name)
+            raise self.broken("it is missing" if value is None else f"it is {value!r}", name)
         return value
 
-    def _broken(self, what: str, name: str = "") -> CorruptError:
+    def broken(self, what: str, name: str = "") -> CorruptError:
         about = f"{name}: {what}" if name else what
         return CorruptError(
             f"{self.folder / INFO} does not describe a data set ({about}); fetch the data set again",
@@ -139,9 +139,9 @@ class LeRobot:
         try:
             name = text.format(**values)
         except (LookupError, ValueError, AttributeError) as error:
-            raise self._broken(f"{text!r} cannot be filled in ({error})", template) from error
+            raise self.broken(f"{text!r} cannot be filled in ({error})", template) from error
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise self._broken(f"{name!r} leads out of the data set", template)
+            raise self.broken(f"{name!r} leads out of the data set", template)
         return self.folder / name
 
     @cached_property
@@ -152,7 +152,7 @@ class LeRobot:
         """
         stated = self.info.get("splits") or {}
         if not isinstance(stated, dict):
-            raise self._broken(f"{stated!r} is no object", "splits")
+            raise self.broken(f"{stated!r} is no object", "splits")
         if len(stated) < 2:
             return {}
         split_of: dict[int, str] = {}
@@ -200,6 +200,8 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 
 def _episodes_v2(dataset: LeRobot) -> list[Episode]:
     chunks_size = dataset.setting("chunks_size", int)
+    if chunks_size < 1:
+        raise dataset.broken(f"it is {chunks_size}", "chunks_size")
     episodes = []
     for row in read_lines(dataset.folder / "meta/episodes.jsonl"):
         try:

@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +19,7 @@ import pandas as pd
 
 from pipeline.dataset.lerobot import INFO, LeRobot, is_lerobot
 from pipeline.dataset.segment import Segment, check_span
-from pipeline.errors import VtpError
+from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import BUILT_IN
 from pipeline.text_files import csv_rows, means_missing, read_text
 from pipeline.video import WHOLE, Span, VideoError
@@ -54,7 +55,11 @@ def find_videos(source: str, *, bare: bool = False) -> list[Segment]:
 def find_lerobot(source: str, camera: str | None = None) -> LeRobot | None:
     """The LeRobot data set that a source is; None where it is none. A manifest at its top has precedence, aloud."""
     folder = Path(source)
-    is_one = folder.is_dir() and is_lerobot(folder)
+    try:
+        is_one = folder.is_dir() and is_lerobot(folder)
+    except CorruptError as error:  # any program may have called a file so
+        remedy = "if it is none of LeRobot's, take the folder's videos with --bare"
+        raise CorruptError(f"{error}; {remedy}", code=error.code) from error
     listed = next((path for path in _manifests(folder) if is_one), None)
     if camera is not None and (not is_one or listed is not None):
         why = f"{listed} stands for its folder" if listed is not None else f"source {source!r} is none"
@@ -71,7 +76,9 @@ def _warn_of_lerobot(segments: Sequence[Segment]) -> None:
     """Files of a LeRobot data set that are taken one by one have no episodes."""
     folders = {parent for segment in segments for parent in segment.path.parents if segment.span == WHOLE}
     for folder in sorted(folders):
-        if (folder / INFO).is_file() and is_lerobot(folder):
+        with suppress(CorruptError):  # which need not have been LeRobot's
+            if not is_lerobot(folder):
+                continue
             logger.warning(
                 "%s is a LeRobot data set, and its files are taken as plain videos, whatever episodes they hold; give "
                 "the folder itself as the source", folder,
@@ -356,8 +363,16 @@ def _span(row: dict[str, str], where: str) -> tuple[Span, VideoError | None]:
 
 def _fragment(row: dict[str, str]) -> str:
     """What names a segment of a file, as in a media fragment's URI: #t=12,30.5."""
-    start, end = (row.get(name, "").strip() for name in SECONDS)
+    start, end = (_as_written(row.get(name, "").strip()) for name in SECONDS)
     return f"#t={start},{end}".rstrip(",") if start or end else ""
+
+
+def _as_written(seconds: str) -> str:
+    """The same for 5 and 5.0, as which programs write it; what is no number stays."""
+    try:
+        return str(float(seconds)).removesuffix(".0")
+    except ValueError:
+        return seconds
 
 
 def _task(name: str, root: Path, where: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from pipeline.dataset.embeddings_file import Embeddings
@@ -33,13 +35,36 @@ def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
         (clips.end_s[start:cut] > clips.start_s[cut] + 1e-6).sum() for (start, _), cut in zip(ranges, held, strict=True)
     ]
     train = np.stack([ranges[:, 0], held - np.array(overlap, int)], 1)
-    train = train[train[:, 1] > train[:, 0]]
+    train = _unseen_elsewhere(data, train[train[:, 1] > train[:, 0]], rows)
     if len(train) == 0:
         raise VtpError(
             "no clip is left to train on after holding out a fifth of each video; extract longer videos",
             code="split-nothing-to-train-on",
         )
     return train, rows, "the last fifth of each video (there are not both train and val videos)"
+
+
+def _unseen_elsewhere(data: Embeddings, train: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """The ranges [n, 2] without clips that share frames with held-out ones of another segment or copy of their file."""
+    counts = Counter(data.videos.sha256)
+    sha256 = np.array([name if counts[name] > 1 else "" for name in data.videos.sha256], object)
+    if not sha256.any():
+        return train
+    start_s, end_s = data.clips.start_s + 1e-6, data.clips.end_s - 1e-6
+    held_of: dict[str, list[int]] = {}
+    for row, name in zip(held.tolist(), sha256[video_of(data, held)].tolist(), strict=True):
+        held_of.setdefault(name, []).append(row)
+    kept: list[list[int]] = []
+    for first, end in train.tolist():
+        name = sha256[video_of(data, np.array(first))]
+        others = np.array(held_of.get(name, []) if name else [], int)
+        rows = np.arange(first, end)
+        order = others[np.argsort(start_s[others], kind="stable")]
+        latest_s = np.concatenate([[-np.inf], np.maximum.accumulate(end_s[order])])  # end of those that begin before
+        free = latest_s[np.searchsorted(start_s[order], end_s[rows])] <= start_s[rows]
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]]).astype(int)))
+        kept += (first + edges.reshape(-1, 2)).tolist()
+    return np.array(kept, int).reshape(-1, 2)
 
 
 def train_rows(data: Embeddings) -> np.ndarray:

@@ -142,14 +142,14 @@ class Cut(NamedTuple):
     windows: Windows
 
 
-def cut_video(video: Scan, span: Span, number: int, request: dict[str, Any]) -> Cut:
-    """VideoError where the video has not all of the span, or not enough frames in it."""
+def cut_video(video: Scan, span: Span, frames: tuple[int, int], number: int, request: dict[str, Any]) -> Cut:
+    """VideoError where the video has not all of the span, whose frames these are, or not enough for a clip."""
     if video.container == ARRAYS and span == WHOLE and not video.alone:
         raise VideoError(
             "several_episodes", "holds several episodes or cameras, which are no one video",
             "give the file itself as the source of the extraction",
         )  # fmt: skip
-    first, end = frames_of(span, video.edges_s)
+    first, end = frames
     shown = f"{Path(request['path']).name} is shown from {video.edges_s[0]:.2f} to {video.edges_s[-1]:.2f} s"
     if end > video.num_frames or first >= video.num_frames:
         what = f"starts at {span.start_s:g}" if first >= video.num_frames else f"ends at {span.end_s:g}"
@@ -193,9 +193,10 @@ def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
     cuts: list[Cut] = []
     found: list[dict[str, Any]] = []
     source = {"fps": video.fps, "width": video.width, "height": video.height, "codec": video.codec, "decoder": reader}
-    for number, start_s, end_s in request["spans"]:
+    spans = [Span(start_s, end_s) for _, start_s, end_s in request["spans"]]
+    for span, frames, (number, *_) in zip(spans, frames_of(spans, video.edges_s), request["spans"], strict=True):
         try:
-            cut = cut_video(video, Span(start_s, end_s), number, request)
+            cut = cut_video(video, span, frames, number, request)
         except VideoError as error:
             found.append({"code": error.code, "reason": error.reason, "fix": error.fix})
             continue
@@ -211,11 +212,11 @@ def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
     order = np.argsort(frame_indices[:, -1], kind="stable")
     size = tuple(request["frame_size"])
     shape = (num_slots, clip_len, *size, 3)
-    frames = progress.follow(read_frames(video, reader), video.edges_s, cuts)
+    shown = progress.follow(read_frames(video, reader), video.edges_s, cuts)
     with mmap.mmap(slots_fd, int(np.prod(shape))) as memory:
         slots = np.frombuffer(memory, np.uint8).reshape(shape)
         try:
-            for index, clip in enumerate(rolling_clips(frames, frame_indices[order], size)):
+            for index, clip in enumerate(rolling_clips(shown, frame_indices[order], size)):
                 if index >= num_slots:
                     progress.connection.recv_bytes()  # the parent has emptied a slot
                 np.stack(clip, out=slots[index % num_slots])

@@ -353,7 +353,7 @@ class ClipStream(Iterator[Clip]):
 
     def _catch_up(self, reason: str) -> None:
         """Pass by the clips that were handed out. VideoError unless PyAV sees in them what decord saw."""
-        for coarse in [clip for clip in self._handed_out if clip.span in self.left]:
+        for coarse in self._handed_out:
             while not (clips := [event for _, event in self.step() if isinstance(event, Clip)]):
                 pass
             seen = _coarse(clips[0])
@@ -375,6 +375,7 @@ class ClipStream(Iterator[Clip]):
             return self._open(message["spans"])
         if "ended" in message:
             del self.left[message["ended"]]
+            self._handed_out = [clip for clip in self._handed_out if clip.span in self.left]
             return [(message["ended"], self.infos[message["ended"]])]
         if "done" in message:
             self._decoder._reading = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -52,8 +52,8 @@ def clip_windows(
     return Windows(samples[np.minimum(positions, num_samples - 1)], valid_frames, num_samples)
 
 
-def frames_of(span: Span, edges_s: np.ndarray) -> tuple[int, int]:
-    """The frames [first, end) of a span: from the first at or after its start to the last before its end.
+def frames_of(spans: Sequence[Span], edges_s: np.ndarray) -> list[tuple[int, int]]:
+    """The frames [first, end) of each span: from the first at or after its start to the last before its end.
 
     Frame i is shown during [edges_s[i], edges_s[i + 1]). A time up to half a frame late counts as the frame's own, as
     other programs round times: two spans that meet share no frame and leave none out. F + 1 is an end beyond the last.
@@ -65,8 +65,13 @@ def frames_of(span: Span, edges_s: np.ndarray) -> tuple[int, int]:
         shown = int(np.searchsorted(edges_s, time_s, side="right")) - 1
         return 0 if shown < 0 else shown + int(time_s - edges_s[shown] > tolerance_s[shown])
 
-    first = 0 if span.start_s is None else nearest(span.start_s)
-    return first, len(edges_s) - 1 if span.end_s is None else nearest(span.end_s)
+    return [
+        (
+            0 if span.start_s is None else nearest(span.start_s),
+            len(durations_s) if span.end_s is None else nearest(span.end_s),
+        )
+        for span in spans
+    ]
 
 
 def rolling_clips(
