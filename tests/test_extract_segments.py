@@ -9,8 +9,8 @@ from factories import read_barcode, write_video
 from pixel_encoder import PixelEncoder
 from raising import raises
 
-from pipeline import dataset, encoders, extract
-from pipeline.config import ExtractConfig, MergeConfig
+from pipeline import dataset, encoders, extract, novelty
+from pipeline.config import ExtractConfig, MergeConfig, NoveltyConfig
 from pipeline.dataset.rereading import read_clips
 from pipeline.errors import CorruptError
 from pipeline.extraction import parts
@@ -288,3 +288,17 @@ def test_a_segment_listed_under_two_ids_is_decoded_once(config, encoder, passes)
     np.testing.assert_array_equal(data.features[:3], data.features[3:6])
     np.testing.assert_array_equal(data.features[:3], data.features[6:9])
     assert len(set(data.videos.split)) == 1
+
+
+def test_a_reference_of_novelty_may_be_segments(config, encoder, tmp_path):
+    path = extract.run(config(ROWS)).path
+    reference = tmp_path / "videos/reference.csv"
+    reference.write_text(f"path,start_s,end_s\nother.mp4,,\nlong.mp4,,{32 / FPS}\n")
+    corpus = novelty.find_corpus(NoveltyConfig(embeddings=path, reference=reference))
+    assert np.flatnonzero(corpus.named).tolist() == list(range(4, 15))
+    reference.write_text("path,start_s,end_s\nother.mp4,,\nlong.mp4,0,2\n")
+    with raises("reference-missing"):
+        novelty.find_corpus(NoveltyConfig(embeddings=path, reference=reference))
+    reference.write_text("path,start_s,end_s\nother.mp4,,\nlong.mp4,3,2\n")
+    with raises("reference-damaged"):
+        novelty.find_corpus(NoveltyConfig(embeddings=path, reference=reference))
