@@ -10,7 +10,17 @@ from factories import barcode_frame, write_video
 from raising import raises
 
 from pipeline.video import Decoder, VideoError, check_file
-from pipeline.video.container_end import asf_end, avi_end, flv_end, mp4_end, ogg_end, program_stream_end, walk_avi
+from pipeline.video.container_end import (
+    asf_end,
+    avi_end,
+    dv_end,
+    flv_end,
+    mp4_end,
+    mxf_end,
+    ogg_end,
+    program_stream_end,
+    walk_avi,
+)  # fmt: skip
 
 TEXT = b"GPS N37.5 E127.0 2024-01-01\n"
 LIVE = {"a.webm": "libvpx", "a.mkv": "libx264", "a.avi": "mpeg4", "a.flv": "flv1", "a.wmv": "wmv2", "a.ts": "libx264"}
@@ -146,6 +156,15 @@ def test_pages_tags_objects_and_packs():
     pack = b"\0\0\1\xba\x44" + bytes(8) + b"\xf8" + b"\0\0\1\xe0\0\x05" + bytes(5)
     assert program_stream_end(io.BytesIO(pack + bytes(9)), len(pack) + 9) == len(pack)
     assert program_stream_end(io.BytesIO(pack[:-2]), len(pack) - 2) == len(pack)
+
+
+def test_recordings_of_studios_and_camcorders():
+    header = bytes.fromhex("060e2b34020501010d01020101020400") + b"\x83\0\0\x68" + bytes(24)
+    assert mxf_end(io.BytesIO(header + (5000).to_bytes(8, "big") + TEXT), 300) == 5001
+    assert mxf_end(io.BytesIO(header + bytes(8) + TEXT), 300) == 300, "a live recording has no footer yet"
+    assert mxf_end(io.BytesIO(header[:9]), 9) == 9
+    assert dv_end(io.BytesIO(bytes.fromhex("1f07003f")), 240_000) == 240_000  # NTSC
+    assert dv_end(io.BytesIO(bytes.fromhex("1f0700bf")), 240_000) == 288_000  # PAL
 
 
 def test_the_gate_says_where_the_container_ends(tmp_path):

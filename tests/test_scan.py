@@ -175,6 +175,20 @@ def test_program_streams(tmp_path, decoder, kind):
     assert (codes, info.num_frames, info.decoder) == (list(range(45)), 45, "pyav")
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("a.mxf", dict(codec="mpeg2video")), ("a.dv", dict(codec="dvvideo", size=(576, 720), pix_fmt="yuv420p"))],
+)
+def test_recordings_of_studios_and_camcorders(tmp_path, decoder, name, settings):
+    path = write_video(tmp_path / name, 30, fps=25, **settings)
+    codes, info = read(decoder, path, fps=25)
+    assert (codes, info.num_frames) == (list(range(30)), 30)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 5 + 1])
+    with pytest.raises(VideoError, match="cut off"):
+        read(decoder, path, fps=25)
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg makes alternate reference frames, in two passes")
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
 def test_alternate_reference_frames_are_not_shown(tmp_path, decoder, codec):

@@ -182,6 +182,24 @@ def asf_end(file: BinaryIO, size: int) -> int:
     return position
 
 
+def mxf_end(file: BinaryIO, size: int) -> int:
+    """The footer's first byte at least, where the header partition says where that is (SMPTE ST 377-1, 7.1)."""
+    file.seek(16)
+    length = file.read(1)
+    file.seek(17 + (length[0] & 0x7F if length >= b"\x80" else 0))  # of BER: how many bytes more hold the length
+    pack = file.read(32)
+    footer = int.from_bytes(pack[24:32], "big")
+    return size if footer == 0 else max(size, footer + 1)
+
+
+def dv_end(file: BinaryIO, size: int) -> int:
+    """The end of the last frame of a raw DV stream; all frames have one size, by the standard that the first states."""
+    file.seek(3)
+    is_pal = file.read(1) >= b"\x80"
+    frame_bytes = 144_000 if is_pal else 120_000
+    return -(-size // frame_bytes) * frame_bytes
+
+
 def program_stream_end(file: BinaryIO, size: int) -> int:
     """The end of the last packet of an MPEG program stream; in a long one, only the last packets are looked at."""
     file.seek(max(0, size - _TAIL_BYTES))

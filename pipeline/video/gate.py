@@ -11,9 +11,11 @@ from pipeline.video.container_end import (
     FIRST_BOXES,
     asf_end,
     avi_end,
+    dv_end,
     flv_end,
     matroska_end,
     mp4_end,
+    mxf_end,
     ogg_end,
     program_stream_end,
 )
@@ -29,6 +31,8 @@ _ENDS = {
     bytes.fromhex("3026b2758e66cf11"): asf_end,  # WMV
     b"FLV\x01": flv_end,
     b"OggS": ogg_end,
+    bytes.fromhex("060e2b34020501010d010201"): mxf_end,
+    bytes.fromhex("1f0700"): dv_end,
 }
 _WITHOUT_END = (bytes.fromhex("000001b3"), b"DKIF", HDF5)  # MPEG video, IVF, arrays
 
