@@ -133,7 +133,7 @@ def test_a_summary_as_validation_writes_it(tmp_path, validation, measured):
     steps["attempts"], steps["errors"] = 2, 0
     metrics = pd.read_csv(path / "metrics.csv").assign(s_cust=0.25)
     metrics.to_csv(path / "metrics.csv", index=False)
-    metadata = PolicyMetadata("embeddings", task, 3, "simulator", True, {"command": "vtp train"})
+    metadata = PolicyMetadata("embeddings", task, 3, "learned from 9 steps", True, {"command": "vtp train"})
     summary = write_summary(
         RunDirectory(path), SimulatedOutcomes(task, description="simulator"), steps, metadata=metadata,
         validation=validation, stage="evaluate", wall_s=1.5,
@@ -142,7 +142,7 @@ def test_a_summary_as_validation_writes_it(tmp_path, validation, measured):
     page = report(path)
     for text in (
         f"The policy would earn ${summary['profit_mean']:.2f} an hour",
-        f"Measured over {measured}. Outcomes come from: simulator.",
+        f"Measured over {measured}. Here outcomes come from: simulator; in training they were learned from 9 steps.",
         f"${summary['rebate']:.2f} an hour The part of the spread that would go to the customer",
         "made this run vtp train",
         *(f"{name} 25% of the work" for name in DISHES["best"]),

@@ -52,6 +52,9 @@ def headline(files: RunFiles, numbers: dict[str, float | None]) -> tuple[str, li
     title = verdict.title(files.summary)
     outcomes = str(files.summary.get("outcome_model") or "").rstrip(".")
     come_from = [f"Outcomes come from: {outcomes}."] if outcomes else []
+    trained_on = str(files.summary.get("trained_on_outcomes") or "").rstrip(".")
+    if come_from and trained_on and trained_on != outcomes:
+        come_from = [f"Here outcomes come from: {outcomes}; in training they were {trained_on}."]
     if is_by_logs(files.summary):
         return title, verdict.of_logs(files.summary) + come_from
     if numbers["profit_mean"] is None:

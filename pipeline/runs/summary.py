@@ -132,6 +132,7 @@ def write_summary(
         "deployed": metadata.provenance.get("deployed", "learned policy"),
         "off_policy": off_policy,
         "outcome_model": model.description,
+        "trained_on_outcomes": metadata.outcome_model,
         "labelled": None if metadata.source == "sim" else metadata.is_labelled,
         "evaluation": evaluation,
         "wall_s": sum(stages.values()),
