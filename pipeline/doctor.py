@@ -78,7 +78,7 @@ def check_output(out: Path) -> Iterator[Finding]:
         except VtpError as error:
             yield Finding(str(out), *_split(error), is_damage=isinstance(error, CorruptError))
     folder = parts_folder(out)
-    if not (folder / "config.yaml").exists():
+    if not shards.settings_path(out).exists():
         yield Finding(str(folder), "no extraction was begun here")
         return
     try:

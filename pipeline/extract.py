@@ -90,7 +90,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
         remove_leftovers(folder)
         for name in (cfg.out.name, cfg.out.with_suffix(".yaml").name, "failures.jsonl"):
             remove_leftovers(cfg.out.parent, name)
-        save_config(folder / "config.yaml", portable(cfg))
+        save_config(shards.settings_path(cfg.out), portable(cfg))
 
         mine = shards.share(inputs.entries, cfg.shards, shard)
         ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)

@@ -17,8 +17,7 @@ FILE_NAMES = (
 )  # fmt: skip
 # A config.yaml also keeps the settings of an extraction's parts and of simulated demonstrations.
 OTHER_FOLDERS = {  # which have a file of that name too
-    ("doctor.py", "config.yaml"), ("extract.py", "config.yaml"), ("extraction/shards.py", "config.yaml"),
-    ("simulate.py", "config.yaml"),
+    ("extraction/shards.py", "config.yaml"), ("simulate.py", "config.yaml"),
 }  # fmt: skip
 
 

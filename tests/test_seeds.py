@@ -189,6 +189,9 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(tmp_pa
 
 def test_one_run_and_several_do_not_share_a_folder(tmp_path):
     (tmp_path / "metrics.csv").write_text("episode\n")
+    with raises("folder-is-no-run"):
+        seeds.prepare(SimTrainConfig(out=tmp_path, seeds="0-1"))
+    save_config(tmp_path / "config.yaml", SimTrainConfig(out=tmp_path))
     with raises("run-of-one-seed"):
         seeds.prepare(SimTrainConfig(out=tmp_path, seeds="0-1"))
 

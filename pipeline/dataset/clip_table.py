@@ -65,9 +65,14 @@ class Videos:
         ]
 
 
+def as_float32(rows: Rows) -> Rows:
+    """Rows that are no array in memory are of that type already."""
+    return rows.astype(np.float32, copy=False) if isinstance(rows, np.ndarray) else rows
+
+
 def clip_arrays(clips: Clips) -> dict[str, Rows]:
     return {
-        "features": clips.features,
+        "features": as_float32(clips.features),
         **{f"clips/{name}": getattr(clips, name).astype(dtype, copy=False) for name, dtype in CLIP_FIELDS.items()},
         "videos/offset": clips.offset.astype(np.int64, copy=False),
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.dataset import hdf5
-from pipeline.dataset.clip_table import Clips, Videos, clip_arrays, clips_in, video_arrays, videos_in
+from pipeline.dataset.clip_table import Clips, Videos, as_float32, clip_arrays, clips_in, video_arrays, videos_in
 from pipeline.dataset.hdf5 import Rows
 from pipeline.dataset.logs import Logs, log_arrays, logs_in
 from pipeline.errors import CorruptError, VtpError
@@ -98,7 +98,7 @@ class Embeddings:
 def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     """Write the file and return its content hash, which is stored in it; `embeddings.attrs` need not have one."""
     arrays = {
-        "embeddings": embeddings.embeddings,
+        "embeddings": as_float32(embeddings.embeddings),
         **clip_arrays(embeddings.clips),
         **video_arrays(embeddings.videos, VIDEO_FIELDS),
         "projector/mean": embeddings.projector_mean.astype(np.float64),

@@ -22,7 +22,7 @@ from pipeline.dataset.recorded_arrays import Recordings, find_recordings
 from pipeline.dataset.segment import Segment
 from pipeline.errors import VtpError
 from pipeline.extraction.parts import clip_times
-from pipeline.extraction.shards import parts_folder
+from pipeline.extraction.shards import parts_folder, settings_path
 from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, settings_of
 from pipeline.tasks import BUILT_IN, Task, load_task
 from pipeline.text_files import read_text
@@ -213,7 +213,7 @@ def check_output(cfg: ExtractConfig, entries: Sequence[Segment], reads: Sequence
         {
             cfg.out: is_hdf5_or_empty,
             cfg.out.with_suffix(".yaml"): is_settings,
-            parts_folder(cfg.out) / "config.yaml": is_settings,
+            settings_path(cfg.out): is_settings,
             cfg.out.with_name("failures.jsonl"): _lists_failures,
         }
     )

@@ -74,6 +74,11 @@ def parts_folder(out: Path) -> Path:
     return out.parent / f"{out.stem}.parts"
 
 
+def settings_path(out: Path) -> Path:
+    """Where the settings of an extraction lie, beside its parts."""
+    return parts_folder(out) / "config.yaml"
+
+
 def shard_number(shards: int, shard: int | str | None) -> int:
     """Which of `shards` this process is: 0 to shards − 1; "auto" asks the array job that it runs in."""
     if shard == "auto":
@@ -222,7 +227,7 @@ def read_ledgers(folder: Path, shards: int) -> Iterator[Outcome]:
 
 def saved_config(out: Path) -> ExtractConfig:
     """The settings that the extraction to `out` left beside its parts."""
-    path = parts_folder(out) / "config.yaml"
+    path = settings_path(out)
     if not path.exists():
         raise VtpError(
             f"{out} has no parts ({path} does not exist); make them with: vtp extract SOURCE --out {out}",
@@ -239,7 +244,7 @@ def saved_config(out: Path) -> ExtractConfig:
 
 def redo_command(cfg: ExtractConfig, shard: int) -> str:
     """The command that extracts what one shard lacks."""
-    command = f"vtp extract --config {shlex.quote(str(parts_folder(cfg.out) / 'config.yaml'))}"
+    command = f"vtp extract --config {shlex.quote(str(settings_path(cfg.out)))}"
     return command if cfg.shards == 1 else f"{command} --shard {shard}"
 
 
