@@ -63,8 +63,9 @@ def check_output(out: Path) -> Iterator[Finding]:
     """The embeddings file, its parts, and what the shards have done."""
     if out.exists():
         try:
-            data = dataset.read_embeddings(out)
-            yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos")
+            data = dataset.read_embeddings(out, or_features=True)
+            kind = "" if data.has_embeddings else ", features alone"
+            yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos{kind}")
         except VtpError as error:
             yield Finding(str(out), *_split(error), is_damage=isinstance(error, CorruptError))
     folder = parts_folder(out)

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import __version__, dataset
+from pipeline import __version__, dataset, hf_models
 from pipeline.callable_stage import make_callable
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset import manifest
@@ -75,11 +75,17 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
             f"--out {cfg.out} is a folder; name a file in it, such as {cfg.out / 'embeddings.h5'}",
             code="output-is-folder",
         )
+    hf_models.check_named(cfg.backbone)
     inputs = read_inputs(cfg)
     from pipeline import encoders
 
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
     given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # refused now, not after the work
+    if encoder.num_frames is not None and cfg.clip_len < encoder.num_frames:
+        logger.warning(
+            "clips have %d frames and %s takes %d: frames are repeated; --clip-len %d shows each once",
+            cfg.clip_len, encoder.backbone, encoder.num_frames, encoder.num_frames,
+        )  # fmt: skip
     folder, settings = parts_folder(cfg.out), feature_settings(cfg, encoder)
     shared = json.dumps([[entry.video_id for entry in inputs.entries], cfg.shards, settings])  # by all shards
     with one_writer(shards.lock_path(folder, cfg.shards, shard), cfg.out, settings=shared) as lock:
@@ -253,8 +259,11 @@ def portable(cfg: ExtractConfig) -> ExtractConfig:
     """The config of all shards alike, good in any working folder."""
     paths = {"source": os.path.abspath(cfg.source), "out": cfg.out.absolute()}
     paths |= {
-        name: os.path.abspath(value) for name in ("weights", "projector") if os.path.isfile(value := getattr(cfg, name))
+        name: os.path.abspath(value)
+        for name in ("weights", "projector")
+        if (value := getattr(cfg, name)) is not None and os.path.isfile(value)
     }
+    paths["backbone"] = hf_models.absolute(cfg.backbone)
     if cfg.task is not None and cfg.task not in BUILT_IN:
         paths["task"] = os.path.abspath(cfg.task)
     return cfg.model_copy(update={**paths, "shard": None})
@@ -380,7 +389,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 def provenance() -> Settings:
     versions: Settings = {"vtp_version": __version__}
-    for name in ("torch", "torchvision", "decord", "decord2", "av", "h5py", "numpy"):
+    for name in ("torch", "torchvision", "transformers", "decord", "decord2", "av", "h5py", "numpy"):
         try:
             versions[f"{name}_version"] = metadata.version(name)
         except metadata.PackageNotFoundError:  # of decord and decord2, one is there
@@ -389,24 +398,26 @@ def provenance() -> Settings:
 
 
 def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Projector | str:
-    """The projector that is known beforehand: random:SEED, or an embeddings file's; the name of one to be fitted."""
+    """The projector that is known beforehand: none, random:SEED, an embeddings file's; the name of one to be fitted."""
     from pipeline import encoders
     from pipeline.encoders import Projector
 
     if spec in encoders.FITTED:
         return spec
+    if spec == encoders.NONE:
+        return encoders.no_projector(feature_dim)
     if (seed := encoders.seed_of(spec)) is not None:
         return encoders.random_projector(seed, feature_dim)
     if not Path(spec).is_file():
         raise VtpError(
-            f"projector {spec!r} is not a file; use pca, learned, random:SEED, or an embeddings file",
+            f"projector {spec!r} is not a file; use pca, learned, random:SEED, none, or an embeddings file",
             code="projector-missing",
         )
     source = dataset.read_embeddings(Path(spec))
     if source.attrs.get("weights_sha256") != weights_sha256:
         raise VtpError(
             f"projector {spec} belongs to weights {str(source.attrs.get('weights_sha256'))[:12]}, not to "
-            f"{weights_sha256[:12]}; pass the --weights that it was made with",
+            f"{weights_sha256[:12]}; use the --backbone and --weights that it was made with",
             code="projector-other-weights",
         )
     return Projector(

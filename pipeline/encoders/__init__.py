@@ -1,4 +1,4 @@
-"""Clips to features (R3D-18, TimeSformer-B) and features to 128-D embeddings (projectors).
+"""Clips to features (R3D-18, TimeSformer-B, models of transformers) and features to 128-D embeddings (projectors).
 
 Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until a backbone turns them.
 """
@@ -9,10 +9,12 @@ from pipeline.encoders.encoder import Encoder, computes_in_bf16, load_encoder
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
 from pipeline.encoders.projectors import (
     FITTED,
+    NONE,
     Projector,
     fit_learned,
     fit_pca,
     fit_projector,
+    no_projector,
     one_thread,
     random_projector,
 )
@@ -21,6 +23,7 @@ from pipeline.encoders.weights import seed_of, state_sha256
 __all__ = [
     "EMBEDDING_DIM",
     "FITTED",
+    "NONE",
     "AuxiliaryHeads",
     "ClipEncoder",
     "Encoder",
@@ -35,6 +38,7 @@ __all__ = [
     "fit_pca",
     "fit_projector",
     "load_encoder",
+    "no_projector",
     "one_thread",
     "random_projector",
     "resized",

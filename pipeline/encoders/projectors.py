@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,11 @@ from pipeline.encoders.exact import orthonormal, product, symmetric_eigen
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads
 from pipeline.errors import VtpError
 
+logger = logging.getLogger(__name__)
+
 FITTED = ("pca", "learned")
+NONE = "none"  # features alone
+FEW_CLIPS = 300
 NORM_EPS = 1e-5
 BLOCK_ROWS = 1024  # no more than an exact product can sum
 
@@ -46,17 +51,18 @@ class Projector:
     """embeddings = (features − mean) · componentsᵀ / scale, then a layer norm where there is one.
 
     One scale for all dimensions, no whitening: of `pca` and `random` the components are orthonormal rows or zeros.
+    `none` has no components, and makes no embeddings.
     """
 
     mean: np.ndarray  # [D] float64
-    components: np.ndarray  # [128, D] float64
+    components: np.ndarray  # [128, D] float64; of none [0, D]
     scale: float
     name: str
     norm: np.ndarray | None = None  # [2, 128] float64, the layer norm's weight and bias
 
     def project(self, features: np.ndarray) -> np.ndarray:
         """features: [N, D] → [N, 128] float32; a row depends neither on its neighbours nor on the machine."""
-        embeddings = np.empty((len(features), EMBEDDING_DIM), np.float32)
+        embeddings = np.empty((len(features), len(self.components)), np.float32)
         for rows in _blocks(len(features)):
             projected = product(features[rows] - self.mean, self.components.T) / self.scale
             if self.norm is not None:
@@ -107,6 +113,11 @@ def random_projector(seed: int, feature_dim: int) -> Projector:
     """128 orthonormal directions drawn from the seed; neither centred nor scaled, as it sees no data."""
     gaussian = np.random.default_rng(seed).standard_normal((feature_dim, EMBEDDING_DIM))
     return Projector(np.zeros(feature_dim), orthonormal(gaussian).T, 1.0, f"random:{seed}")
+
+
+def no_projector(feature_dim: int) -> Projector:
+    """Features stay alone."""
+    return Projector(np.zeros(feature_dim), np.zeros((0, feature_dim)), 1.0, NONE)
 
 
 @one_thread()
@@ -167,4 +178,12 @@ def fit_projector(name: str, features: np.ndarray, video_lengths: np.ndarray, ch
     video_lengths: [V] whole numbers, N in all.
     """
     rows = np.flatnonzero(np.repeat(chosen, video_lengths))
-    return fit_pca(features, rows) if name == "pca" else fit_learned(features[rows], video_lengths[chosen])
+    projector = fit_pca(features, rows) if name == "pca" else fit_learned(features[rows], video_lengths[chosen])
+    if len(rows) < FEW_CLIPS:
+        num_zero = int((~projector.components.any(axis=1)).sum())
+        logger.warning(
+            "projector %s is fitted on %d clips%s, fewer than %d; extract more videos, or name the file of a larger "
+            "extraction as --projector, random:0, or none for features alone",
+            name, len(rows), f" and leaves {num_zero} of {EMBEDDING_DIM} columns zero" if num_zero else "", FEW_CLIPS,
+        )  # fmt: skip
+    return projector

@@ -22,6 +22,7 @@ from pipeline.dataset import logs as clip_logs
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.manifest import VideoEntry
 from pipeline.errors import CorruptError, VtpError
+from pipeline.hf_models import same_backbone
 from pipeline.tasks import Task
 from pipeline.video import Clip, VideoError, VideoInfo
 
@@ -163,7 +164,8 @@ def finished_contents(folder: Path, settings: Settings) -> dict[str, str]:
 def check_settings(part: dataset.Part, folder: Path, settings: Settings) -> None:
     """VtpError with the first field in which the part was made otherwise."""
     for name, value in settings.items():
-        if (had := part.settings.get(name)) != value:
+        had = part.settings.get(name)
+        if had != value and not (name == "backbone" and same_backbone(had, value)):
             raise VtpError(
                 f"{folder} was extracted with {name} {_brief(had)}, not {_brief(value)}; "
                 f"name another --out, or delete {folder} to begin again",
