@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoVideoProcessor
 from pipeline import hf_models
 from pipeline.config import ExtractConfig
 from pipeline.encoders import load_encoder, weights
-from pipeline.encoders.hf import over_time
+from pipeline.encoders.frames import over_time
 from pipeline.errors import CorruptError, VtpError
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

@@ -67,8 +67,8 @@ class ExtractConfig(Config):
     tail: Literal["drop", "pad"] = Field("drop", description="What to do with a last clip that is too short.")
     backbone: Annotated[str, AfterValidator(known_backbone)] = Field(
         "r3d_18",
-        description="Encoder: r3d_18, timesformer_b, or hf:ID_OR_FOLDER, a video or image model of transformers from the "
-        "hub or a folder (V-JEPA 2, VideoMAE, DINOv2, SigLIP, CLIP, ...).",
+        description="Encoder: r3d_18, timesformer_b, or hf:ID_OR_FOLDER for a video or image model of transformers, such "
+        "as V-JEPA 2, VideoMAE, DINOv2, SigLIP or CLIP, from the hub or a folder.",
     )
     weights: str | None = Field(
         None,

@@ -63,8 +63,8 @@ def load_encoder(backbone: str, weights: str | None, precision: str = "auto", *,
 
     weights: kinetics400 (where None), a file or folder of the backbone's own, random:SEED, or auto (Kinetics where it
     can be had, else random:0); of hf where the model was found before, None for where its name says. precision: fp32,
-    bf16, int8 (of r3d_18, on the processor only), or auto: of a GPU bf16, of a processor int8 (of r3d_18) or bf16, where
-    it computes in it.
+    bf16, int8 (of r3d_18, on the processor only), or auto: of a GPU bf16, of a processor int8 (of r3d_18) or bf16,
+    where it computes in it.
     """
     device = "cuda" if precision != "int8" and torch.cuda.is_available() else "cpu"
     if device == "cuda":  # one algorithm a shape, and no fp32 of ten bits

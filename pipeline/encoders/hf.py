@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline import hf_models
 from pipeline.encoders import weights as source
 from pipeline.encoders.backbone import Backbone
+from pipeline.encoders.frames import evenly, over_time
 from pipeline.errors import CorruptError, VtpError
 from pipeline.hf_models import PREFIX, WAYS_OUT
 
@@ -123,8 +124,8 @@ def _load_model(folder: Path, name: str) -> _Model:
             f"({source.first_line(error)}); {WAYS_OUT}",
             code="weights-wrong",
         ) from error
-    kind = MODEL_MAPPING.get(type(config), None)
-    kind = kind[0] if isinstance(kind, tuple | list) else kind
+    kinds: Any = MODEL_MAPPING.get(type(config), None)
+    kind = kinds[0] if isinstance(kinds, tuple) else kinds
     takes_video = kind is not None and _takes_video(kind, config)
     if kind is None or not (takes_video or "image" in _modalities(kind)):
         raise VtpError(
@@ -246,21 +247,8 @@ def _features(model: _Model, clips: Tensor) -> tuple[str, Tensor]:
         pooled, features = _pooled(model, model.processor(list(frames.flatten(0, 1)), return_tensors="pt"))
         return pooled, over_time(features.unflatten(0, (batch, clip_len)))
     if (wanted := model.num_frames) is not None:
-        frames = frames[:, torch.arange(wanted) * clip_len // wanted]
+        frames = evenly(frames, wanted)
     return _pooled(model, {_video_input(model): _videos(model, frames)})
-
-
-def over_time(frames: Tensor) -> Tensor:
-    """frames: [B, T, D] → [B, 2 D]: the mean of all, then the mean of the second half less the mean of the first.
-
-    The middle one of an odd number is of neither half; of one frame the difference is zero.
-    """
-    half = frames.shape[1] // 2
-    if half == 0:
-        difference = torch.zeros_like(frames[:, 0])
-    else:
-        difference = frames[:, -half:].mean(1) - frames[:, :half].mean(1)
-    return torch.cat([frames.mean(1), difference], dim=1)
 
 
 def _videos(model: _Model, frames: Tensor) -> Tensor:

@@ -182,8 +182,8 @@ def fit_projector(name: str, features: np.ndarray, video_lengths: np.ndarray, ch
     if len(rows) < FEW_CLIPS:
         num_zero = int((~projector.components.any(axis=1)).sum())
         logger.warning(
-            "projector %s is fitted on %d clips%s, fewer than %d; extract more videos, or name the file of a larger "
+            "projector %s is fitted on %d clips, fewer than %d%s; extract more videos, or name the file of a larger "
             "extraction as --projector, random:0, or none for features alone",
-            name, len(rows), f" and leaves {num_zero} of {EMBEDDING_DIM} columns zero" if num_zero else "", FEW_CLIPS,
+            name, len(rows), FEW_CLIPS, f", and {num_zero} of {EMBEDDING_DIM} columns are zero" if num_zero else "",
         )  # fmt: skip
     return projector

@@ -13,6 +13,7 @@ from transformers import TimesformerConfig, TimesformerModel
 
 from pipeline.encoders import weights as source
 from pipeline.encoders.backbone import Backbone
+from pipeline.encoders.frames import evenly
 from pipeline.encoders.hf import from_safetensors
 from pipeline.errors import CorruptError, VtpError
 
@@ -69,7 +70,7 @@ def preprocess(
             f"clip_len ({clip_len}) is shorter than the backbone's {num_frames} frames; raise --clip-len",
             code="clips-short",
         )
-    frames = clips[:, torch.arange(num_frames) * clip_len // num_frames].flatten(0, 1).permute(0, 3, 1, 2)
+    frames = evenly(clips, num_frames).flatten(0, 1).permute(0, 3, 1, 2)
     scale = size / min(height, width)
     resized = F.interpolate(frames, (int(height * scale), int(width * scale)), mode="bilinear", antialias=True)
     top, left = (resized.shape[2] - size) // 2, (resized.shape[3] - size) // 2
