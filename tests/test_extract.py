@@ -7,12 +7,11 @@ import sys
 import h5py
 import numpy as np
 import pytest
-import torch
 import yaml
 from factories import write_video
+from hf_model import save_dinov2
 from pixel_encoder import PixelEncoder
 from raising import raises
-from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from pipeline import dataset, encoders, extract
 from pipeline.config import ExtractConfig, MergeConfig
@@ -714,7 +713,7 @@ def test_few_clips_are_below_300(caplog):
 def test_a_model_of_transformers(config, tmp_path, caplog):
     """By the same parts, projector and record; a folder that was moved meanwhile is the same model."""
     folder = tmp_path / "model"
-    dinov2(folder)
+    save_dinov2(folder)
     cfg = config(backbone=f"hf:{folder}", precision="fp32")
     extract.run(cfg)
     data = dataset.read_embeddings(cfg.out)
@@ -723,20 +722,10 @@ def test_a_model_of_transformers(config, tmp_path, caplog):
     assert "Dinov2Model: pooler_output, per frame" in data.attrs["transform"]
     moved = folder.rename(tmp_path / "moved")
     assert extract.run(config(backbone=f"hf:{moved}", precision="fp32")).num_decoded == 0
-    dinov2(moved, seed=1)
+    save_dinov2(moved, seed=1)
     with raises("parts-settings") as caught:
         extract.run(config(backbone=f"hf:{moved}", precision="fp32"))
     assert "weights_sha256" in str(caught.value)
-
-
-def dinov2(folder, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = Dinov2Config(
-            image_size=32, patch_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
-        )  # fmt: skip
-        Dinov2Model(config).save_pretrained(folder)
-    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
 def test_short_clips_of_a_model_of_longer_ones_are_warned_of(config, encoder, caplog):

@@ -19,11 +19,13 @@ from pipeline.config.arrays import (
 )
 from pipeline.config.base import MAX_SEED, Config, Shard
 
+BACKBONES = ("r3d_18", "timesformer_b", "efficientnet_lite0")
+
 
 def known_backbone(name: str) -> str:
     """The name, if it says an encoder; whether a model of transformers is there is seen later."""
-    if name not in ("r3d_18", "timesformer_b") and name.removeprefix("hf:") in (name, ""):
-        raise ValueError("Input should be r3d_18, timesformer_b or hf:ID_OR_FOLDER")
+    if name not in BACKBONES and name.removeprefix("hf:") in (name, ""):
+        raise ValueError(f"Input should be {', '.join(BACKBONES)} or hf:ID_OR_FOLDER")
     return name
 
 
@@ -67,13 +69,13 @@ class ExtractConfig(Config):
     tail: Literal["drop", "pad"] = Field("drop", description="What to do with a last clip that is too short.")
     backbone: Annotated[str, AfterValidator(known_backbone)] = Field(
         "r3d_18",
-        description="Encoder: r3d_18, timesformer_b, or hf:ID_OR_FOLDER for a video or image model of transformers, such "
-        "as V-JEPA 2, VideoMAE, DINOv2, SigLIP or CLIP, from the hub or a folder.",
+        description="Encoder: r3d_18, timesformer_b, efficientnet_lite0, or hf:ID_OR_FOLDER for a video or image model "
+        "of transformers, such as V-JEPA 2 or DINOv2, from the hub or a folder.",
     )
     weights: str | None = Field(
         None,
-        description="kinetics400, the backbone's own file or folder, random:SEED, or auto; by default kinetics400, of "
-        "hf: the model's own.",
+        description="kinetics400, imagenet (of efficientnet_lite0), the backbone's own file or folder, random:SEED, or "
+        "auto; by default the trained ones. hf: brings its own.",
     )
     projector: str = Field(
         "pca",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.encoders import r3d
+from pipeline.encoders import efficientnet, r3d
 from pipeline.encoders.backbone import Backbone
 from pipeline.errors import VtpError
 from pipeline.hf_models import is_hf
@@ -59,12 +59,12 @@ class Encoder:
 
 
 def load_encoder(backbone: str, weights: str | None, precision: str = "auto", *, batch_size: int = 8) -> Encoder:
-    """The encoder of that name: r3d_18, timesformer_b or hf:ID_OR_FOLDER; on the first GPU that the process sees.
+    """The encoder of that name, or hf:ID_OR_FOLDER; on the GPU that the process sees first, if it sees one.
 
-    weights: kinetics400 (where None), a file or folder of the backbone's own, random:SEED, or auto (Kinetics where it
-    can be had, else random:0); of hf where the model was found before, None for where its name says. precision: fp32,
-    bf16, int8 (of r3d_18, on the processor only), or auto: of a GPU bf16, of a processor int8 (of r3d_18) or bf16,
-    where it computes in it.
+    weights: kinetics400, imagenet (each where None), a file or folder of the backbone's own, random:SEED, or auto (the
+    trained ones where they can be had, else random:0); of hf where the model was found before, None for where its name
+    says. precision: fp32, bf16, int8 (of r3d_18, on the processor only), or auto: of a GPU bf16, of a processor int8
+    (of r3d_18) or bf16, where it computes in it.
     """
     device = "cuda" if precision != "int8" and torch.cuda.is_available() else "cpu"
     if device == "cuda":  # one algorithm a shape, and no fp32 of ten bits
@@ -94,12 +94,15 @@ def _load(backbone: str, weights: str | None, precision: str, device: str) -> Ba
         from pipeline.encoders import timesformer  # transformers takes a second to import
 
         return timesformer.load(weights or "kinetics400", precision, device)
+    if backbone == efficientnet.NAME:
+        return efficientnet.load(weights, precision, device)
     if is_hf(backbone):
         from pipeline.encoders import hf
 
         return hf.load(backbone, weights, precision, device)
     raise VtpError(
-        f"backbone {backbone!r} is unknown; use r3d_18, timesformer_b or hf:ID_OR_FOLDER", code="backbone-unknown"
+        f"backbone {backbone!r} is unknown; use r3d_18, timesformer_b, {efficientnet.NAME} or hf:ID_OR_FOLDER",
+        code="backbone-unknown",
     )
 
 
