@@ -81,8 +81,11 @@ def extract(source: str | Path, *, progress: Progress | None = None, **settings:
 
 
 def read_dataset(path: str | Path) -> Embeddings:
-    """An embeddings file: its arrays, `to_pandas()` and `to_torch(split)`. CorruptError where it is damaged."""
-    return read_embeddings(Path(path))
+    """An embeddings file: its arrays, `to_pandas()` and `to_torch(split)`. CorruptError where it is damaged.
+
+    Of `projector="none"` it has `features` [N, D] alone, and `embeddings` is [N, 0].
+    """
+    return read_embeddings(Path(path), or_features=True)
 
 
 def export(embeddings: str | Path, to: str, *, progress: Progress | None = None, **settings: Any) -> ExportResult:

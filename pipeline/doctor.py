@@ -72,9 +72,10 @@ def check_output(out: Path) -> Iterator[Finding]:
     """The embeddings file, its parts, and what the shards have done."""
     if out.exists():
         try:
-            data = dataset.read_embeddings(out)
+            data = dataset.read_embeddings(out, or_features=True)
             dataset.check_rows(data.features)
-            yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos")
+            kind = "" if data.has_embeddings else ", features alone"
+            yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos{kind}")
         except VtpError as error:
             yield Finding(str(out), *_split(error), is_damage=isinstance(error, CorruptError))
     folder = parts_folder(out)

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline import __version__, dataset, named_weights
+from pipeline import __version__, dataset, hf_models, named_weights
 from pipeline.callable_stage import make_callable
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset.frame_logs import FrameLogs
@@ -81,6 +81,11 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
 
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
     given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # refused now, not after the work
+    if encoder.num_frames is not None and cfg.clip_len < encoder.num_frames:
+        logger.warning(
+            "clips have %d frames and %s takes %d: frames are repeated; --clip-len %d shows each once",
+            cfg.clip_len, encoder.backbone, encoder.num_frames, encoder.num_frames,
+        )  # fmt: skip
     folder, settings = parts_folder(cfg.out), feature_settings(cfg, encoder)
     shared = json.dumps(
         [[(entry.video_id, entry.span) for entry in inputs.entries], cfg.shards, settings]
@@ -275,8 +280,11 @@ def portable(cfg: ExtractConfig) -> ExtractConfig:
     """The config of all shards alike, good in any working folder."""
     paths = {"source": os.path.abspath(cfg.source), "out": cfg.out.absolute()}
     paths |= {
-        name: os.path.abspath(value) for name in ("weights", "projector") if os.path.isfile(value := getattr(cfg, name))
+        name: os.path.abspath(value)
+        for name in ("weights", "projector")
+        if (value := getattr(cfg, name)) is not None and os.path.isfile(value)
     }
+    paths["backbone"] = hf_models.absolute(cfg.backbone)
     if cfg.task is not None and cfg.task not in BUILT_IN:
         paths["task"] = os.path.abspath(cfg.task)
     return cfg.model_copy(update={**paths, "shard": None})
@@ -403,7 +411,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 def provenance() -> Settings:
     versions: Settings = {"vtp_version": __version__}
-    for name in ("torch", "torchvision", "decord", "decord2", "av", "h5py", "numpy"):
+    for name in ("torch", "torchvision", "transformers", "decord", "decord2", "av", "h5py", "numpy"):
         try:
             versions[f"{name}_version"] = metadata.version(name)
         except metadata.PackageNotFoundError:  # of decord and decord2, one is there
@@ -412,19 +420,21 @@ def provenance() -> Settings:
 
 
 def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Projector | str:
-    """The projector that is known beforehand: random:SEED, or an embeddings file's; the name of one to be fitted."""
+    """The projector that is known beforehand: none, random:SEED, an embeddings file's; the name of one to be fitted."""
     from pipeline import encoders
     from pipeline.encoders import Projector
 
     file = named_weights.check_projector(spec)
     if file is None:
         seed = named_weights.seed_of(spec)
+        if spec == named_weights.NONE:
+            return encoders.no_projector(feature_dim)
         return spec if seed is None else encoders.random_projector(seed, feature_dim)
     source = dataset.read_embeddings(file)
     if source.attrs.get("weights_sha256") != weights_sha256:
         raise VtpError(
             f"projector {spec} belongs to weights {str(source.attrs.get('weights_sha256'))[:12]}, not to "
-            f"{weights_sha256[:12]}; pass the --weights that it was made with",
+            f"{weights_sha256[:12]}; use the --backbone and --weights that it was made with",
             code="projector-other-weights",
         )
     return Projector(

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 from pipeline.errors import CorruptError, VtpError
+from pipeline.hf_models import check_named, is_hf
 
-BACKBONES = ("r3d_18", "timesformer_b")
+BACKBONES = ("r3d_18", "timesformer_b", "efficientnet_lite0")  # beside hf:ID_OR_FOLDER
 FITTED = ("pca", "learned")  # projectors that are fitted to the clips
+NONE = "none"  # features alone
 TORCH_FILES = (b"PK\x03\x04", b"\x80")  # how a state dict begins, as an archive or as a pickle
 WAYS_OUT = {
     "r3d_18": "pass --weights FILE with a state dict, or --weights random:SEED",
@@ -28,10 +30,12 @@ def seed_of(spec: str) -> int | None:
     return int(match[1])
 
 
-def check_encoder(backbone: str, weights: str, precision: str) -> None:
+def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
     """VtpError if there is no such encoder, or its weights are not there or are of another kind."""
-    if backbone not in BACKBONES:
-        raise VtpError(f"backbone {backbone!r} is unknown; use {' or '.join(BACKBONES)}", code="backbone-unknown")
+    if backbone not in BACKBONES and not is_hf(backbone):
+        raise VtpError(
+            f"backbone {backbone!r} is unknown; use {', '.join(BACKBONES)} or hf:ID_OR_FOLDER", code="backbone-unknown"
+        )
     if precision == "int8" and backbone != "r3d_18":
         raise VtpError(
             f"precision int8 is for r3d_18 only; for {backbone} use bf16, fp32 or auto", code="precision-unsupported"
@@ -41,7 +45,13 @@ def check_encoder(backbone: str, weights: str, precision: str) -> None:
             "precision int8 needs a processor with VNNI, which this one lacks; use bf16, fp32 or auto",
             code="precision-unsupported",
         )
-    if weights in ("auto", "kinetics400") or seed_of(weights) is not None:
+    if is_hf(backbone):
+        if weights is None:
+            check_named(backbone)
+        return
+    if weights in (None, "auto", "kinetics400", "imagenet") or seed_of(weights) is not None:
+        return
+    if backbone not in WAYS_OUT:
         return
     path, ways_out = Path(weights), WAYS_OUT[backbone]
     if backbone == "r3d_18":
@@ -67,11 +77,11 @@ def check_encoder(backbone: str, weights: str, precision: str) -> None:
 
 def check_projector(spec: str) -> Path | None:
     """The embeddings file whose projector it is, if it is one; VtpError unless it is that, fitted or random:SEED."""
-    if spec in FITTED or seed_of(spec) is not None:
+    if spec in (*FITTED, NONE) or seed_of(spec) is not None:
         return None
     if not Path(spec).is_file():
         raise VtpError(
-            f"projector {spec!r} is not a file; use {', '.join(FITTED)}, random:SEED, or an embeddings file",
+            f"projector {spec!r} is not a file; use {', '.join(FITTED)}, random:SEED, none, or an embeddings file",
             code="projector-missing",
         )
     return Path(spec)

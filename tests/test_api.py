@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,6 +165,23 @@ class TestPolicy:
             policy.act(data.features[:, :64], video=["a"] * data.num_clips)
         with raises("observations-not-finite"):
             policy.act(data.embeddings * np.nan, video=["a"] * data.num_clips)
+
+    def test_features_alone_are_refused(self, path, run, tmp_path):
+        policy, data = pipeline.load_policy(run), pipeline.read_dataset(path)
+        alone = replace(
+            data, embeddings=data.embeddings[:, :0], projector_components=np.zeros((0, 512)),
+            attrs=data.attrs | {"projector": "none"},
+        )  # fmt: skip
+        dataset.write_embeddings(tmp_path / "alone.h5", alone)
+        read = pipeline.read_dataset(tmp_path / "alone.h5")
+        np.testing.assert_array_equal(read.features, data.features)
+        assert read.embeddings.shape == (data.num_clips, 0) and len(read.to_pandas()) == data.num_clips
+        for needs_embeddings in (
+            lambda: policy.act(read),
+            lambda: pipeline.train(tmp_path / "alone.h5", out=tmp_path / "run"),
+        ):
+            with raises("embeddings-none"):
+                needs_embeddings()
 
     def test_a_policy_and_a_validation_say_what_they_are(self, run):
         assert repr(pipeline.load_policy(run)).startswith("Policy(dishwashing: embeddings [128] → speed, care; ")

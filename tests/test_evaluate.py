@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from hf_model import save_dinov2
 from raising import raises
 from small_runs import embeddings_config, sim_config, write_embeddings, write_task
 
@@ -73,6 +74,25 @@ def test_closed_loop_from_pixels(rendered):
     assert {row["context"] for row in frames} == set(steps["context"])
     assert all((rendered / "run" / "evaluation" / "frames" / row["file"]).is_file() for row in frames)
     assert json.loads((rendered / "run" / "evaluation" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.slow
+def test_closed_loop_through_a_model_of_transformers(rendered, tmp_path):
+    """Clips are encoded by the model that the policy was trained through, and by no other."""
+    model, manifest = tmp_path / "model", rendered / "demos/manifest.csv"
+    save_dinov2(model)
+    extract.run(ExtractConfig(source=str(manifest), out=tmp_path / "e.h5", backbone=f"hf:{model}", precision="fp32"))
+    train.run(
+        EmbeddingsTrainConfig(
+            embeddings=tmp_path / "e.h5", out=tmp_path / "run",
+            episodes=8, num_envs=8, updates_per_episode=1, warmup_steps=8, batch_size=8, outcomes="simulator",
+        )
+    )  # fmt: skip
+    summary = evaluate.run(EvaluateConfig(run=tmp_path / "run", episodes=1, steps=1))
+    assert summary["validation"] == "closed loop from pixels"
+    save_dinov2(model, seed=1)
+    with raises("weights-differ"):
+        evaluate.run(EvaluateConfig(run=tmp_path / "run", episodes=1, steps=1))
 
 
 @pytest.mark.slow

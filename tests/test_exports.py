@@ -408,3 +408,25 @@ def test_ids_with_commas_and_quotes_survive_the_index(saved, tmp_path):
         assert [row["video_id"] for row in csv.DictReader(file)] == ids
     for to in FORMATS[1:]:
         assert {one["video_id"] for one in read(to, export(to, path))} == set(ids)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_features_alone_are_exported_where_no_policy_is_learned_from_them(saved, tmp_path, to):
+    data, _ = saved
+    dim = data.features.shape[1]
+    alone = replace(
+        data, embeddings=np.zeros((data.num_clips, 0), np.float32), attrs=data.attrs | {"projector": "none"},
+        projector_mean=np.zeros(dim), projector_components=np.zeros((0, dim)),
+    )  # fmt: skip
+    path = save(tmp_path, alone)
+    if to in OF_EPISODES:
+        with raises("embeddings-none"):
+            export(to, path)
+        return
+    result = export(to, path)
+    if to == "parquet":
+        found = np.stack(pq.read_table(result.path)["features"].to_pylist())
+    else:
+        names = list(csv.DictReader((result.path / "videos.csv").open()))
+        found = np.concatenate([np.load(next(result.path.glob(f"{row['name']}_r3d*.npy"))) for row in names])
+    np.testing.assert_array_equal(found, np.asarray(data.features))

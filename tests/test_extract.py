@@ -4,10 +4,12 @@ import shutil
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import yaml
 from factories import write_video
+from hf_model import save_dinov2
 from pixel_encoder import PixelEncoder
 from raising import raises
 
@@ -685,6 +687,84 @@ def test_the_projector_of_another_file(config, tmp_path, encoder):
         extract.run(config(out=out, projector=str(config().out)))
     with raises("projector-missing"):
         extract.run(config(projector="other"))
+
+
+def test_features_alone(config, encoder, tmp_path, caplog):
+    """Nothing is projected, readers of features have them, and embeddings are made later without decoding."""
+    cfg = config(projector="none")
+    extract.run(cfg)
+    assert "fitted" not in caplog.text
+    data = dataset.read_embeddings(cfg.out, or_features=True)
+    with h5py.File(cfg.out) as file:
+        assert "embeddings" not in file and "projector" not in file
+    assert (data.features.shape, data.embeddings.shape, data.attrs["projector"]) == ((7, 512), (7, 0), "none")
+    assert "512-D features alone" in repr(data)
+    assert data.to_torch()[3]["features"].tolist() == np.asarray(data.features)[3].tolist()
+    for read in (dataset.read_embeddings, lambda path: dataset.read_rows(path, np.arange(2))):
+        with raises("embeddings-none") as caught:
+            read(cfg.out)
+        assert "--projector pca" in str(caught.value)
+    with raises("embeddings-none"):
+        extract.run(config(out=tmp_path / "other/embeddings.h5", projector=str(cfg.out)))
+    result = extract.run(config(projector="pca"))
+    projected = dataset.read_embeddings(cfg.out)
+    assert result.num_decoded == 0 and projected.embeddings.shape == (7, 128)
+    np.testing.assert_array_equal(projected.features, data.features)
+
+
+def test_a_projector_of_few_clips_is_warned_of(config, encoder, caplog):
+    cfg = config()
+    extract.run(cfg)
+    num_zero = int((dataset.read_embeddings(cfg.out).projector_components == 0).all(axis=1).sum())
+    assert num_zero == 124
+    assert "projector pca is fitted on 5 clips, fewer than 300, and 124 of 128 columns are zero" in caplog.text
+    assert "none for features alone" in caplog.text
+
+
+def test_few_clips_are_below_300(caplog):
+    features = np.random.default_rng(0).standard_normal((300, 140)).astype(np.float32)
+    for num_clips, is_warned in ((299, True), (300, False)):
+        caplog.clear()
+        encoders.fit_projector("pca", features[:num_clips], np.array([num_clips]), np.array([True]))
+        assert ("is fitted on 299 clips, fewer than 300;" in caplog.text) == is_warned
+
+
+def test_a_model_of_transformers(config, tmp_path, caplog):
+    """By the same parts, projector and record; a folder that was moved meanwhile is the same model."""
+    folder = tmp_path / "model"
+    save_dinov2(folder)
+    cfg = config(backbone=f"hf:{folder}", precision="fp32")
+    extract.run(cfg)
+    data = dataset.read_embeddings(cfg.out)
+    assert data.features.shape == (7, 64) and np.isfinite(data.embeddings).all()
+    assert data.attrs["backbone"] == f"hf:{folder}" and data.attrs["weights"] == str(folder)
+    assert "Dinov2Model: pooler_output, per frame" in data.attrs["transform"]
+    moved = folder.rename(tmp_path / "moved")
+    assert extract.run(config(backbone=f"hf:{moved}", precision="fp32")).num_decoded == 0
+    save_dinov2(moved, seed=1)
+    with raises("parts-settings") as caught:
+        extract.run(config(backbone=f"hf:{moved}", precision="fp32"))
+    assert "weights_sha256" in str(caught.value)
+
+
+def test_short_clips_of_a_model_of_longer_ones_are_warned_of(config, encoder, caplog):
+    encoder.num_frames = 64
+    extract.run(config())
+    assert "clips have 16 frames and pixels takes 64" in caplog.text and "--clip-len 64" in caplog.text
+
+
+def test_a_model_that_is_not_there_is_told_without_torch(videos, tmp_path):
+    script = (
+        "import sys\nfrom pipeline import extract\nfrom pipeline.config import ExtractConfig\n"
+        "from pipeline.errors import VtpError\n"
+        "try:\n    extract.run(ExtractConfig(source=sys.argv[1], backbone='hf:' + sys.argv[2]))\n"
+        "except VtpError as error:\n    print(error.code, 'torch' in sys.modules)"
+    )
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(videos), str(tmp_path / "empty")], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["weights-incomplete", "False"], done.stderr
 
 
 def test_the_learned_projector(config, videos, tmp_path, encoder):

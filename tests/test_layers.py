@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (  # a room imports from rooms above its own line only
     {"errors", "callable_stage"},
-    {"config", "processes", "stats", "econ", "text_files"},
+    {"config", "processes", "stats", "econ", "text_files", "hf_models"},
     {"named_weights", "run_directory"},
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic", "writer_lock"},

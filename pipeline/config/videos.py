@@ -20,6 +20,15 @@ from pipeline.config.arrays import (
 )
 from pipeline.config.base import MAX_SEED, Config, Shard
 
+BACKBONES = ("r3d_18", "timesformer_b", "efficientnet_lite0")
+
+
+def known_backbone(name: str) -> str:
+    """The name, if it says an encoder; whether a model of transformers is there is seen later."""
+    if name not in BACKBONES and name.removeprefix("hf:") in (name, ""):
+        raise ValueError(f"Input should be {', '.join(BACKBONES)} or hf:ID_OR_FOLDER")
+    return name
+
 
 class SimulateConfig(Config):
     """Render demonstration videos with labels and a manifest."""
@@ -70,15 +79,24 @@ class ExtractConfig(Config):
     clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
     fps: float = Field(15.0, gt=0, le=240, description="Frames per second, sampled by presentation time.")
     tail: Literal["drop", "pad"] = Field("drop", description="What to do with a last clip that is too short.")
-    backbone: Literal["r3d_18", "timesformer_b"] = Field("r3d_18", description="Video encoder.")
-    weights: str = Field(
-        "kinetics400", description="kinetics400, the backbone's own file or folder, random:SEED, or auto."
+    backbone: Annotated[str, AfterValidator(known_backbone)] = Field(
+        "r3d_18",
+        description="Encoder: r3d_18, timesformer_b, efficientnet_lite0, or hf:ID_OR_FOLDER for a video or image model "
+        "of transformers, such as V-JEPA 2 or DINOv2, from the hub or a folder.",
+    )
+    weights: str | None = Field(
+        None,
+        description="kinetics400, imagenet (of efficientnet_lite0), the backbone's own file or folder, random:SEED, or "
+        "auto; by default the trained ones. hf: brings its own.",
     )
     projector: str = Field(
-        "pca", description="pca, learned, random:SEED, or an embeddings file whose projector to use."
+        "pca",
+        description="Features to 128-D embeddings. pca, learned: fitted to these clips, so comparable with no other "
+        "extraction, and best with hundreds of clips; random:SEED; an embeddings file: its projector, for embeddings "
+        "that are comparable with it; none: features alone.",
     )
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
-        "auto", description="auto: what the processor is fastest in: int8 (of r3d_18), bf16, or fp32."
+        "auto", description="auto: what the processor is fastest in: int8 (of r3d_18 only), bf16, or fp32."
     )
     batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
     decoder: Literal["auto", "decord", "pyav"] = Field(
@@ -114,6 +132,12 @@ class ExtractConfig(Config):
             "them."
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _a_model_brings_its_weights(self) -> ExtractConfig:
+        if self.backbone.startswith("hf:") and self.weights is not None:
+            raise ValueError(f"--weights {self.weights} is not for --backbone {self.backbone}, which brings its own")
+        return self
 
     @model_validator(mode="after")
     def _shard_is_one_of_them(self) -> ExtractConfig:

@@ -1,4 +1,7 @@
-"""The embeddings file: one 128-D embedding a clip, the clips and videos they are of, the task and the logs."""
+"""The embeddings file: one 128-D embedding a clip, the clips and videos they are of, the task and the logs.
+
+A file of features alone has neither embeddings nor a projector; both are empty in memory.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +42,12 @@ class Embeddings:
     then there are no logs. path: of the file that it was read from.
     """
 
-    embeddings: np.ndarray  # [N, 128] float32
+    embeddings: np.ndarray  # [N, 128] float32; of features alone [N, 0]
     clips: Clips
     videos: Videos
     logs: Logs | None
     projector_mean: np.ndarray  # [D] float64
-    projector_components: np.ndarray  # [128, D] float64
+    projector_components: np.ndarray  # [128, D] float64; of features alone [0, D]
     projector_scale: float
     attrs: dict[str, str | int | float]
     projector_norm: np.ndarray | None = None  # [2, 128] float64, weight and bias; of learned projectors
@@ -54,8 +57,9 @@ class Embeddings:
     def __repr__(self) -> str:
         task = "no task" if self.task is None else f"task {self.task.name}"
         logged = 0 if self.logs is None else int(np.isfinite(self.logs.attempts).sum())
+        size = f"{EMBEDDING_DIM}-D" if self.has_embeddings else f"{self.features.shape[1]}-D features alone"
         return (
-            f"Embeddings({self.num_clips:,} clips of {self.num_videos:,} videos, {EMBEDDING_DIM}-D, {task}, "
+            f"Embeddings({self.num_clips:,} clips of {self.num_videos:,} videos, {size}, {task}, "
             f"{logged:,} logged steps, {self.attrs.get('backbone', 'unknown backbone')})"
         )
 
@@ -79,6 +83,10 @@ class Embeddings:
         return str(self.attrs["content_sha256"])
 
     @property
+    def has_embeddings(self) -> bool:
+        return self.embeddings.shape[1] > 0
+
+    @property
     def features(self) -> Rows:
         return self.clips.features
 
@@ -98,13 +106,16 @@ class Embeddings:
 def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     """Write the file and return its content hash, which is stored in it; `embeddings.attrs` need not have one."""
     arrays = {
-        "embeddings": as_float32(embeddings.embeddings),
         **clip_arrays(embeddings.clips),
         **video_arrays(embeddings.videos, VIDEO_FIELDS),
-        "projector/mean": embeddings.projector_mean.astype(np.float64),
-        "projector/components": embeddings.projector_components.astype(np.float64),
-        "projector/scale": np.array([embeddings.projector_scale], np.float64),
     }
+    if embeddings.has_embeddings:
+        arrays |= {
+            "embeddings": as_float32(embeddings.embeddings),
+            "projector/mean": embeddings.projector_mean.astype(np.float64),
+            "projector/components": embeddings.projector_components.astype(np.float64),
+            "projector/scale": np.array([embeddings.projector_scale], np.float64),
+        }
     if embeddings.projector_norm is not None:
         arrays["projector/norm"] = embeddings.projector_norm.astype(np.float64)
     if embeddings.task is not None:
@@ -116,14 +127,19 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     return hdf5.write(path, arrays, embeddings.attrs, version=SCHEMA_VERSION, content=set(arrays) - set(NOT_CONTENT))
 
 
-def read_embeddings(path: Path) -> Embeddings:
-    """VtpError where there is no such file or its schema is another; CorruptError where it is damaged or refused."""
+def read_embeddings(path: Path, *, or_features: bool = False) -> Embeddings:
+    """VtpError where there is no such file or its schema is another; CorruptError where it is damaged or refused.
+
+    or_features: take a file of features alone too, which is refused otherwise.
+    """
     if not path.exists():
         raise VtpError(
             f"embeddings {path} do not exist; make them with: vtp extract SOURCE --out {path}",
             code="embeddings-missing",
         )
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
+        if not or_features:
+            _check_projected(checked)
         clips = clips_in(checked)
         feature_dim = clips.features.shape[1]
         task = None
@@ -140,14 +156,23 @@ def read_embeddings(path: Path) -> Embeddings:
         for name, kind in ATTRS.items():
             if name == "content_sha256" or name in checked.attrs():
                 checked.attr(name, kind)
+        embeddings = np.zeros((clips.num_clips, 0), np.float32)
+        projector = np.zeros(feature_dim), np.zeros((0, feature_dim)), 1.0
+        if not _holds_features_alone(checked):
+            embeddings = _embeddings(checked, clips.num_clips)
+            projector = (
+                _finite(checked, "projector/mean", (feature_dim,)),
+                _finite(checked, "projector/components", (EMBEDDING_DIM, feature_dim)),
+                float(_finite(checked, "projector/scale", (1,))[0]),
+            )
         return Embeddings(
-            embeddings=_embeddings(checked, clips.num_clips),
+            embeddings=embeddings,
             clips=clips,
             videos=videos_in(checked, VIDEO_FIELDS),
             logs=logs,
-            projector_mean=_finite(checked, "projector/mean", (feature_dim,)),
-            projector_components=_finite(checked, "projector/components", (EMBEDDING_DIM, feature_dim)),
-            projector_scale=float(_finite(checked, "projector/scale", (1,))[0]),
+            projector_mean=projector[0],
+            projector_components=projector[1],
+            projector_scale=projector[2],
             attrs=checked.attrs(),
             projector_norm=norm,
             task=task,
@@ -164,6 +189,7 @@ def check_embeddings(path: Path) -> None:
 def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
     """The embeddings [K, 128] of clips `rows`, in any order and as often as named; the rest stays on disk."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
+        _check_projected(checked)
         return checked.rows("embeddings", (None, EMBEDDING_DIM), rows)
 
 
@@ -176,6 +202,24 @@ def _embeddings(checked: hdf5.Checked, num_clips: int) -> np.ndarray:
             code="embeddings-damaged",
         )
     return embeddings
+
+
+def _holds_features_alone(checked: hdf5.Checked) -> bool:
+    return "embeddings" not in checked and checked.attrs().get("projector") == "none"
+
+
+def _check_projected(checked: hdf5.Checked) -> None:
+    if _holds_features_alone(checked):
+        raise features_alone(str(checked.path))
+
+
+def features_alone(name: str) -> VtpError:
+    """The error of what needs embeddings and is given none."""
+    return VtpError(
+        f"{name} holds features alone (--projector none), and embeddings are needed; run the same vtp extract again "
+        "with --projector pca: with its parts still beside it, nothing is decoded anew",
+        code="embeddings-none",
+    )
 
 
 def _finite(checked: hdf5.Checked, name: str, shape: tuple[int, ...]) -> np.ndarray:

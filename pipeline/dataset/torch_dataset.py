@@ -15,14 +15,15 @@ from pipeline.dataset.views import Split, rows_of
 class ClipDataset(Dataset[dict[str, Tensor]]):
     """The clips of a split, map-style. Each is a dict of tensors.
 
-    embedding: [128] float32; row: its number in the file; video: the number of its video. With logs also context: its
-    number in the task, -1 where unknown; actions: [A] float32 in the task's order and units; attempts, errors: float32,
-    NaN where unknown.
+    embedding: [128] float32, or features: [D] float32 of a file of features alone; row: its number in the file; video:
+    the number of its video. With logs also context: its number in the task, -1 where unknown; actions: [A] float32 in
+    the task's order and units; attempts, errors: float32, NaN where unknown.
     """
 
     def __init__(self, data: Embeddings, split: Split = "all"):
         rows = rows_of(data, split)
-        columns = {"embedding": data.embeddings[rows], "row": rows, "video": video_of(data, rows)}
+        seen = {"embedding": data.embeddings[rows]} if data.has_embeddings else {"features": data.features[:][rows]}
+        columns = {**seen, "row": rows, "video": video_of(data, rows)}
         if data.logs is not None and data.task is not None:
             columns["context"] = data.logs.context_index(data.task)[rows]
             for name in ("actions", "attempts", "errors"):

@@ -1,4 +1,4 @@
-"""Clips to features (R3D-18, TimeSformer-B) and features to 128-D embeddings (projectors).
+"""Clips to features (R3D-18, TimeSformer-B, models of transformers) and features to 128-D embeddings (projectors).
 
 Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until a backbone turns them.
 """
@@ -12,6 +12,7 @@ from pipeline.encoders.projectors import (
     fit_learned,
     fit_pca,
     fit_projector,
+    no_projector,
     one_thread,
     random_projector,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "fit_pca",
     "fit_projector",
     "load_encoder",
+    "no_projector",
     "one_thread",
     "random_projector",
     "resized",

@@ -17,3 +17,4 @@ class Backbone(NamedTuple):
     weights: str  # resolved: kinetics400, random:SEED, or a path
     weights_sha256: str
     forward: Callable[[Tensor], Tensor]  # clips [B, T, H, W, 3] uint8 → features [B, feature_dim] float32
+    num_frames: int | None = None  # of a clip that the network sees; None where it takes any number

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline import named_weights
-from pipeline.encoders import r3d
+from pipeline.encoders import efficientnet, r3d
 from pipeline.encoders.backbone import Backbone
 from pipeline.errors import VtpError
+from pipeline.hf_models import is_hf
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Encoder:
         self.transform = backbone.transform
         self.weights = backbone.weights
         self.weights_sha256 = backbone.weights_sha256
+        self.num_frames = backbone.num_frames
         self.precision = precision
         self.batch_size = batch_size
         self._device = device
@@ -56,12 +58,13 @@ class Encoder:
         return self._forward(padded.to(self._device))[: len(clips)].cpu()
 
 
-def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_size: int = 8) -> Encoder:
-    """The encoder of that name: r3d_18 or timesformer_b; on the GPU that the process sees first, if it sees one.
+def load_encoder(backbone: str, weights: str | None, precision: str = "auto", *, batch_size: int = 8) -> Encoder:
+    """The encoder of that name, or hf:ID_OR_FOLDER; on the GPU that the process sees first, if it sees one.
 
-    weights: kinetics400, a file or folder of the backbone's own, random:SEED, or auto (Kinetics where it can be had,
-    else random:0). precision: fp32, bf16, int8 (on the processor only), or auto: of a GPU bf16, of a processor int8 (of
-    r3d_18) or bf16, where it computes in it.
+    weights: kinetics400, imagenet (each where None), a file or folder of the backbone's own, random:SEED, or auto (the
+    trained ones where they can be had, else random:0); of hf where the model was found before, None for where its name
+    says. precision: fp32, bf16, int8 (of r3d_18, on the processor only), or auto: of a GPU bf16, of a processor int8
+    (of r3d_18) or bf16, where it computes in it.
     """
     named_weights.check_encoder(backbone, weights, precision)
     device = "cuda" if precision != "int8" and torch.cuda.is_available() else "cpu"
@@ -71,7 +74,7 @@ def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_
     if precision == "auto":
         precision = _fastest(backbone, device)
     try:
-        loaded = _load(backbone, "kinetics400" if weights == "auto" else weights, precision, device)
+        loaded = _load(backbone, None if weights == "auto" else weights, precision, device)
     except VtpError as error:
         if weights != "auto" or error.code != "weights-unavailable":
             raise
@@ -80,12 +83,23 @@ def load_encoder(backbone: str, weights: str, precision: str = "auto", *, batch_
     return Encoder(loaded, device=device, precision=precision, batch_size=batch_size)
 
 
-def _load(backbone: str, weights: str, precision: str, device: str) -> Backbone:
+def _load(backbone: str, weights: str | None, precision: str, device: str) -> Backbone:
     if backbone == "r3d_18":
-        return r3d.load(weights, precision, device)
-    from pipeline.encoders import timesformer  # transformers takes a second to import
+        return r3d.load(weights or "kinetics400", precision, device)
+    if backbone == "timesformer_b":
+        from pipeline.encoders import timesformer  # transformers takes a second to import
 
-    return timesformer.load(weights, precision, device)
+        return timesformer.load(weights or "kinetics400", precision, device)
+    if backbone == efficientnet.NAME:
+        return efficientnet.load(weights, precision, device)
+    if is_hf(backbone):
+        from pipeline.encoders import hf
+
+        return hf.load(backbone, weights, precision, device)
+    raise VtpError(
+        f"backbone {backbone!r} is unknown; use r3d_18, timesformer_b, {efficientnet.NAME} or hf:ID_OR_FOLDER",
+        code="backbone-unknown",
+    )
 
 
 def _fastest(backbone: str, device: str) -> str:

@@ -18,7 +18,7 @@ MAX_SWEEPS = 60  # of the QL iteration for one eigenvalue; three are usual
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """left [M, K] · right [K, N] → [M, N] float64, to 2⁻⁴⁰ of the largest factors of each row and column.
 
-    K is at most 2,048. A row of the result does not depend on the other rows.
+    K is at most 8,192. A row of the result does not depend on the other rows.
     """
     bits = (EXACT_BITS - math.ceil(math.log2(max(left.shape[1], 2)))) // 2
     (high, low), rows = _split(left, bits, axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,11 @@ from torch import Tensor, nn
 from pipeline.encoders.exact import orthonormal, product, symmetric_eigen
 from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads
 from pipeline.errors import VtpError
+from pipeline.named_weights import NONE
 
+logger = logging.getLogger(__name__)
+
+FEW_CLIPS = 300
 NORM_EPS = 1e-5
 BLOCK_ROWS = 1024  # no more than an exact product can sum
 
@@ -45,17 +50,18 @@ class Projector:
     """embeddings = (features − mean) · componentsᵀ / scale, then a layer norm where there is one.
 
     One scale for all dimensions, no whitening: of `pca` and `random` the components are orthonormal rows or zeros.
+    `none` has no components, and makes no embeddings.
     """
 
     mean: np.ndarray  # [D] float64
-    components: np.ndarray  # [128, D] float64
+    components: np.ndarray  # [128, D] float64; of none [0, D]
     scale: float
     name: str
     norm: np.ndarray | None = None  # [2, 128] float64, the layer norm's weight and bias
 
     def project(self, features: np.ndarray) -> np.ndarray:
         """features: [N, D] → [N, 128] float32; a row depends neither on its neighbours nor on the machine."""
-        embeddings = np.empty((len(features), EMBEDDING_DIM), np.float32)
+        embeddings = np.empty((len(features), len(self.components)), np.float32)
         for rows in _blocks(len(features)):
             projected = product(features[rows] - self.mean, self.components.T) / self.scale
             if self.norm is not None:
@@ -103,6 +109,11 @@ def random_projector(seed: int, feature_dim: int) -> Projector:
     """128 orthonormal directions drawn from the seed; neither centred nor scaled, as it sees no data."""
     gaussian = np.random.default_rng(seed).standard_normal((feature_dim, EMBEDDING_DIM))
     return Projector(np.zeros(feature_dim), orthonormal(gaussian).T, 1.0, f"random:{seed}")
+
+
+def no_projector(feature_dim: int) -> Projector:
+    """Features stay alone."""
+    return Projector(np.zeros(feature_dim), np.zeros((0, feature_dim)), 1.0, NONE)
 
 
 @one_thread()
@@ -162,4 +173,12 @@ def fit_projector(name: str, features: np.ndarray, video_lengths: np.ndarray) ->
 
     video_lengths: [V] whole numbers, N in all.
     """
-    return fit_pca(features) if name == "pca" else fit_learned(features, video_lengths)
+    projector = fit_pca(features) if name == "pca" else fit_learned(features, video_lengths)
+    if len(features) < FEW_CLIPS:
+        num_zero = int((~projector.components.any(axis=1)).sum())
+        logger.warning(
+            "projector %s is fitted on %d clips, fewer than %d%s; extract more videos, or name the file of a larger "
+            "extraction as --projector, random:0, or none for features alone",
+            name, len(features), FEW_CLIPS, f", and {num_zero} of {EMBEDDING_DIM} columns are zero" if num_zero else "",
+        )  # fmt: skip
+    return projector

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TimesformerConfig, TimesformerModel
-from transformers.utils import logging as transformers_logging
 
 from pipeline.encoders import weights as source
 from pipeline.encoders.backbone import Backbone
+from pipeline.encoders.frames import evenly
+from pipeline.encoders.hf import from_safetensors
 from pipeline.errors import CorruptError, VtpError
 from pipeline.named_weights import WAYS_OUT, seed_of
 from pipeline.text_files import read_text
@@ -71,7 +68,7 @@ def preprocess(
             f"clip_len ({clip_len}) is shorter than the backbone's {num_frames} frames; raise --clip-len",
             code="clips-short",
         )
-    frames = clips[:, torch.arange(num_frames) * clip_len // num_frames].flatten(0, 1).permute(0, 3, 1, 2)
+    frames = evenly(clips, num_frames).flatten(0, 1).permute(0, 3, 1, 2)
     scale = size / min(height, width)
     resized = F.interpolate(frames, (int(height * scale), int(width * scale)), mode="bilinear", antialias=True)
     top, left = (resized.shape[2] - size) // 2, (resized.shape[3] - size) // 2
@@ -117,34 +114,13 @@ def _from_folder(folder: Path) -> TimesformerModel:
         raise VtpError(
             f"weights {folder} are a {config.get('model_type')!r}, not a timesformer; {_WAYS_OUT}", code="weights-wrong"
         )
-    try:
-        with _quietly():
-            loaded: Any = TimesformerModel.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
-            )
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    network, missing = from_safetensors(TimesformerModel, folder, str(folder), _WAYS_OUT)
+    if missing:
         raise CorruptError(
-            f"weights {folder} cannot be loaded ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
-        ) from error
-    network, found = loaded
-    if wrong := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
-        raise CorruptError(
-            f"weights {folder} lack {len(wrong)} tensors, such as {wrong[0]}; {_WAYS_OUT}", code="weights-incomplete"
+            f"weights {folder} lack {len(missing)} tensors, such as {min(missing)}; {_WAYS_OUT}",
+            code="weights-incomplete",
         )
-    return network.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """No progress bar, and no report that the classifier was left out."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+    return network
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -52,7 +52,7 @@ def run(cfg: AnyExportConfig, *, progress: Progress = lambda done, total, text: 
     keep_inputs(cfg, [out])
     check_output(cfg, out)
     progress(0, 1, f"reading {cfg.embeddings}")
-    data = read_embeddings(cfg.embeddings)
+    data = read_embeddings(cfg.embeddings, or_features=cfg.to in ("npy", "parquet"))
     videos = videos_of_split(data, cfg)
     origin = {
         "to": cfg.to, "vtp_version": __version__, "embeddings": str(cfg.embeddings), "split": cfg.split or "all",

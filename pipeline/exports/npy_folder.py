@@ -22,17 +22,21 @@ UNSAFE = r'[\x00-\x1f\x7f/\\:*?"<>|]'  # in the names of files on any system
 
 
 def write(folder: Path, data: Embeddings, videos: np.ndarray, progress: Callable[[int, int, str], None]) -> None:
-    """NAME_BACKBONE.npy [n, 128] float32, NAME_timestamps_ms.npy and NAME_ends_ms.npy [n] float64, NAME_fps.npy."""
+    """NAME_BACKBONE.npy [n, 128] float32, NAME_timestamps_ms.npy and NAME_ends_ms.npy [n] float64, NAME_fps.npy.
+
+    Of features alone the first is [n, D].
+    """
     clips, fps = data.clips, np.array(float(data.attrs["fps"]))
     key = re.sub(r"[^\w.-]", "-", str(data.attrs["backbone"]))[-KEY_CHARS:]
     names = file_names([data.videos.id[video] for video in videos], (key, "timestamps_ms", "ends_ms", "fps"))
+    vectors = data.embeddings if data.has_embeddings else data.features[:]
     with open(folder / INDEX, "w", newline="", encoding="utf-8") as file:
         index = csv.writer(file)
         index.writerow(["name", "video_id", "split", "clips", "path", "sha256"])
         for done, (video, name) in enumerate(zip(videos, names, strict=True)):
             rows = slice(data.offset[video], data.offset[video + 1])
             arrays = {
-                key: data.embeddings[rows],
+                key: vectors[rows],
                 "timestamps_ms": 1000.0 * clips.start_s[rows],
                 "ends_ms": 1000.0 * clips.end_s[rows],
                 "fps": fps,

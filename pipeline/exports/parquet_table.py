@@ -26,9 +26,9 @@ def write(
     origin: str,
     progress: Callable[[int, int, str], None],
 ) -> None:
-    """The columns of `Embeddings.to_pandas`, with rewards, novelty and the embedding; unknown values are null.
+    """The columns of `Embeddings.to_pandas`, with rewards, novelty and the embedding, or the features alone.
 
-    A column that no clip of the data set has a value of is left out.
+    Unknown values are null. A column that no clip of the data set has a value of is left out.
     """
     columns = {name: values for name, values in clip_columns(data).items() if not _is_unknown(values)}
     if logs is not None and not _is_unknown(logs.reward_usd):
@@ -36,13 +36,14 @@ def write(
     if novelty is not None:
         columns |= _novelty(novelty, data)
     rows = np.flatnonzero(np.isin(video_of(data, np.arange(data.num_clips)), videos))
+    vector, vectors = ("embedding", data.embeddings) if data.has_embeddings else ("features", data.features[:])
     schema = None
     writer = None
     for start in range(0, len(rows), BLOCK_ROWS):
         block = rows[start : start + BLOCK_ROWS]
         table = pa.table(
             {name: _array(values[block]) for name, values in columns.items()}
-            | {"embedding": fixed_size_lists(data.embeddings[block])}
+            | {vector: fixed_size_lists(vectors[block])}
         )
         if writer is None:
             schema = table.schema.with_metadata({"vtp": origin})

@@ -24,6 +24,7 @@ from pipeline.dataset.logs import Logs
 from pipeline.dataset.segment import Content, Segment
 from pipeline.errors import CorruptError, VtpError
 from pipeline.extraction.joined import JoinedFeatures, Projected, chosen_to_fit
+from pipeline.hf_models import same_backbone
 from pipeline.tasks import Task
 from pipeline.video import Clip, VideoError, VideoInfo
 
@@ -185,7 +186,8 @@ def finished_contents(folder: Path, settings: Settings) -> dict[Content, Finishe
 def check_settings(part: dataset.Part, folder: Path, settings: Settings) -> None:
     """VtpError with the first field in which the part was made otherwise."""
     for name, value in settings.items():
-        if (had := part.settings.get(name)) != value:
+        had = part.settings.get(name)
+        if had != value and not (name == "backbone" and same_backbone(had, value)):
             raise VtpError(
                 f"{folder} was extracted with {name} {_brief(had)}, not {_brief(value)}; "
                 f"name another --out, or delete {folder} to begin again",

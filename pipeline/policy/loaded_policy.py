@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from pipeline import dataset, encoders, runs
 from pipeline.errors import CorruptError, VtpError
+from pipeline.hf_models import is_hf, same_backbone
 from pipeline.policy.card import Act, Card
 
 BLOCK_ROWS = 8192
@@ -18,7 +19,7 @@ BLOCK_ROWS = 8192
 # What embeddings must have in common with those that a policy was trained on, and how they are made so.
 REMEDIES = {
     "backbone": "extract them with --backbone {trained}",
-    "weights_sha256": "extract them with --weights {weights}, of that sha256",
+    "weights_sha256": "extract them with {backbone}, whose files have that sha256",
     "transform": "extract them with the version of vtp that the policy was trained with",
     "clip_len": "extract them with --clip-len {trained}",
     "fps": "extract them with --fps {trained}",
@@ -98,6 +99,8 @@ class Policy:
                 "vtp train --source embeddings",
                 code="policy-on-states",
             )
+        if not data.has_embeddings:
+            raise dataset.features_alone(str(data.path or "the data set"))
         self._check_encoding(data)
         return runs.observed(data, self.card.centre)
 
@@ -126,14 +129,22 @@ class Policy:
         found = data.attrs | {"projector_sha256": projector.sha256}
         trained = card.encoding.model_dump() | {"projector_sha256": card.projector_sha256}
         for name, remedy in REMEDIES.items():
+            if name == "backbone" and same_backbone(found.get(name), trained[name]):
+                continue
             if found.get(name) != trained[name]:
                 shown = [
                     str(value)[:12] if name.endswith("sha256") else value for value in (found.get(name), trained[name])
                 ]
                 embeddings = card.provenance.get("embeddings", "the embeddings that it was trained on")
-                remedy = remedy.format(trained=trained[name], weights=trained["weights"], embeddings=embeddings)
+                remedy = remedy.format(trained=trained[name], backbone=_flags(trained), embeddings=embeddings)
                 found_in = data.path or "the data set"
                 raise VtpError(
                     f"{found_in} has {name} {shown[0]}, but {self.name} was trained with {shown[1]}; {remedy}",
                     code="embeddings-of-other-encoder",
                 )
+
+
+def _flags(encoding: Mapping[str, object]) -> str:
+    """What of the command line names the encoder's weights."""
+    backbone = str(encoding["backbone"])
+    return f"--backbone {backbone}" if is_hf(backbone) else f"--weights {encoding['weights']}"

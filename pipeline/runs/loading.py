@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import dataset, encoders
 from pipeline.errors import CorruptError, VtpError
+from pipeline.hf_models import same_backbone
 from pipeline.outcomes import LearnedOutcomes, SimulatedOutcomes, outcomes_of
 from pipeline.rl.envs import SimEnv
 from pipeline.rl.sac import Agent
@@ -116,6 +117,8 @@ def check_same_inputs(trained: PolicyMetadata, wanted: PolicyMetadata, run: Path
             code="run-other-centre",
         )
     for name in ("backbone", "weights_sha256", "transform", "clip_len", "fps"):
+        if name == "backbone" and same_backbone(ours.encoding.backbone, theirs.encoding.backbone):
+            continue
         if getattr(ours.encoding, name) != getattr(theirs.encoding, name):
             raise VtpError(
                 f"{run} was trained on embeddings of {name} {getattr(ours.encoding, name)}, "

@@ -1,0 +1,97 @@
+"""Models of transformers as `--backbone hf:` names them: what is wrong with one, known without loading it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CorruptError, VtpError
+
+PREFIX = "hf:"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
+LFS_POINTER = b"version https://git-lfs"
+WAYS_OUT = "pass --backbone hf: with an id of the hub or a folder that holds config.json, a processor and safetensors"
+
+
+def is_hf(backbone: str) -> bool:
+    return backbone.startswith(PREFIX)
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder that a name says; None for an id of the hub, org/model or org/model@revision.
+
+    A folder that is there comes first. VtpError for anything else.
+    """
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path
+    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?", name):
+        return None
+    raise VtpError(f"backbone {PREFIX}{name}: there is no such folder; {WAYS_OUT}", code="weights-missing")
+
+
+def absolute(backbone: str) -> str:
+    """The backbone's name, good in any working folder."""
+    folder = folder_of(backbone.removeprefix(PREFIX)) if is_hf(backbone) else None
+    return backbone if folder is None else f"{PREFIX}{folder.resolve()}"
+
+
+def same_backbone(one: Any, other: Any) -> bool:
+    """Whether two names may say the same backbone: models of transformers are told apart by the hash of their files."""
+    return one == other or (is_hf(str(one)) and is_hf(str(other)))
+
+
+def check_named(backbone: str) -> None:
+    """VtpError where `backbone` is of a folder that holds no model; an id of the hub is not looked up."""
+    if is_hf(backbone) and (folder := folder_of(backbone.removeprefix(PREFIX))) is not None:
+        model_files(folder)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """All files that features depend on: config, processors and safetensors. VtpError names what is missing."""
+    read_json(folder / CONFIG)
+    processors = [folder / name for name in PROCESSORS if (folder / name).is_file()]
+    if not processors:
+        raise VtpError(
+            f"backbone {PREFIX}{folder} has no {' or '.join(PROCESSORS[:2])}, which says how frames are scaled; save "
+            "the model's processor there: AutoImageProcessor.from_pretrained(ID).save_pretrained(FOLDER)",
+            code="weights-incomplete",
+        )
+    weights = [folder / WEIGHTS]
+    if not weights[0].is_file():
+        if not (folder / INDEX).is_file():
+            raise VtpError(
+                f"backbone {PREFIX}{folder} has no {WEIGHTS}, and pickles are not loaded; {WAYS_OUT}",
+                code="weights-incomplete",
+            )
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
+            raise CorruptError(f"{folder / INDEX} names no files beside it; {WAYS_OUT}", code="weights-damaged")
+        weights = [folder / INDEX, *(folder / name for name in sorted(set(names.values())))]
+    for path in weights:
+        if not path.is_file():
+            raise VtpError(f"backbone {PREFIX}{folder} lacks {path.name}; {WAYS_OUT}", code="weights-incomplete")
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise VtpError(
+                    f"{path} is a pointer of Git LFS, not the file itself; fetch it: git lfs pull",
+                    code="weights-incomplete",
+                )
+    return [folder / CONFIG, *processors, *weights]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VtpError(
+            f"backbone {PREFIX}{path.parent} has no {path.name}; {WAYS_OUT}", code="weights-incomplete"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptError(f"{path} cannot be read ({error}); {WAYS_OUT}", code="weights-damaged") from error
+    if not isinstance(value, dict):
+        raise CorruptError(f"{path} holds no settings; {WAYS_OUT}", code="weights-damaged")
+    return value
