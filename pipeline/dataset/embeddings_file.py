@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline import storage
 from pipeline.dataset import hdf5
 from pipeline.dataset.clip_table import Clips, Videos, clip_arrays, clips_in, video_arrays, videos_in
 from pipeline.dataset.hdf5 import Rows
@@ -118,7 +119,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
 
 def read_embeddings(path: Path) -> Embeddings:
     """VtpError where there is no such file or its schema is another; CorruptError where it is damaged or refused."""
-    if not path.exists():
+    if not storage.fetch(path).exists():
         raise VtpError(
             f"embeddings {path} do not exist; make them with: vtp extract SOURCE --out {path}",
             code="embeddings-missing",
@@ -157,7 +158,7 @@ def read_embeddings(path: Path) -> Embeddings:
 
 def check_embeddings(path: Path) -> None:
     """As `read_embeddings`, of what the file's first bytes and links tell."""
-    with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION):
+    with hdf5.open_checked(storage.fetch(path), _remedy(path), version=SCHEMA_VERSION):
         pass
 
 
@@ -189,7 +190,7 @@ def video_paths(path: Path) -> list[Path]:
     """Where the videos of an embeddings file lie."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
         num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
-        return [Path(name) for name in checked.strings("videos/path", num_videos)]
+        return [storage.path_of(name) for name in checked.strings("videos/path", num_videos)]
 
 
 def _remedy(path: Path) -> str:
