@@ -18,7 +18,7 @@ import pipeline.evaluate as evaluation
 import pipeline.extract as extraction
 import pipeline.simulate as simulation
 import pipeline.train as training
-from pipeline import exports, policy
+from pipeline import exports, policy, storage
 from pipeline.cluster import launch
 from pipeline.config import EvaluateConfig, ExportConfig, ExtractConfig, Settings, SimulateConfig, TrainConfig
 from pipeline.dataset import Embeddings, read_embeddings
@@ -74,7 +74,8 @@ def extract(source: str | Path, *, progress: Progress | None = None, **settings:
 
     With launcher or devices all shards are extracted and merged; None where no_wait leaves the merge to `vtp merge`.
     """
-    cfg: ExtractConfig = Settings[ExtractConfig](ExtractConfig).of({"source": str(source), **settings})
+    text = source if isinstance(source, str) else str(storage.path_of(source))
+    cfg: ExtractConfig = Settings[ExtractConfig](ExtractConfig).of({"source": text, **settings})
     if cfg.launcher is None and cfg.devices is None:
         return extraction.run(cfg, progress=progress or (lambda done, total, text: None))
     return launch.extract(cfg, progress=progress)
@@ -85,7 +86,7 @@ def read_dataset(path: str | Path) -> Embeddings:
 
     Of `projector="none"` it has `features` [N, D] alone, and `embeddings` is [N, 0].
     """
-    return read_embeddings(Path(path), or_features=True)
+    return read_embeddings(storage.path_of(path), or_features=True)
 
 
 def export(embeddings: str | Path, to: str, *, progress: Progress | None = None, **settings: Any) -> ExportResult:
@@ -121,12 +122,13 @@ def evaluate(run: str | Path, *, progress: Progress | None = None, **settings: A
 
 def read_run(path: str | Path) -> Validation:
     """The latest validation of a run. VtpError where there is none."""
-    return validation_of(Path(path), RunDirectory(Path(path)).read_summary())
+    run = storage.refuse_url(path, "a run")
+    return validation_of(run, RunDirectory(run).read_summary())
 
 
 def load_policy(path: str | Path) -> Policy:
     """The policy of a run or of a file that `vtp policy export` wrote. CorruptError where it is not to be trusted."""
-    return policy.load(Path(path))
+    return policy.load(storage.refuse_url(path, "a policy"))
 
 
 def validation_of(run: Path, summary: dict[str, Any]) -> Validation:

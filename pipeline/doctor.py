@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import pipeline.extract as extraction
-from pipeline import dataset, synthetic
+from pipeline import dataset, storage, synthetic
 from pipeline.config import DoctorConfig, ExtractConfig
 from pipeline.errors import CorruptError, VtpError
 from pipeline.extraction import shards
@@ -35,6 +35,8 @@ class Finding:
 
 def run(cfg: DoctorConfig) -> list[Finding]:
     """VtpError if an output is named and nothing of it is there, or something else."""
+    shards.pull_output(cfg.out)
+    storage.pull_file(cfg.out)
     if cfg.out.exists() and not cfg.out.is_file():
         raise VtpError(f"{cfg.out} is no regular file; name the --out of a vtp extract", code="output-is-no-file")
     if "out" in cfg.model_fields_set and not (cfg.out.exists() or parts_folder(cfg.out).exists()):
@@ -75,17 +77,17 @@ def check_output(out: Path) -> Iterator[Finding]:
             data = dataset.read_embeddings(out, or_features=True)
             dataset.check_rows(data.features)
             kind = "" if data.has_embeddings else ", features alone"
-            yield Finding(str(out), f"whole: {data.num_clips} clips of {data.num_videos} videos{kind}")
+            yield Finding(storage.name_of(out), f"whole: {data.num_clips} clips of {data.num_videos} videos{kind}")
         except VtpError as error:
-            yield Finding(str(out), *_split(error), is_damage=isinstance(error, CorruptError))
+            yield Finding(storage.name_of(out), *_split(error), is_damage=isinstance(error, CorruptError))
     folder = parts_folder(out)
     if not shards.settings_path(out).exists():
-        yield Finding(str(folder), "no extraction was begun here")
+        yield Finding(storage.name_of(folder), "no extraction was begun here")
         return
     try:
         cfg = shards.saved_config(out)
     except VtpError as error:
-        yield Finding(str(folder), *_split(error), is_damage=True)
+        yield Finding(storage.name_of(folder), *_split(error), is_damage=True)
         return
     for path in part_paths(folder):
         try:
@@ -95,7 +97,7 @@ def check_output(out: Path) -> Iterator[Finding]:
     try:
         entries = read_inputs(cfg).entries
     except VtpError as error:
-        yield Finding(cfg.source, *_split(error))
+        yield Finding(storage.name_of(cfg.source), *_split(error))
         return
     rows = {row.video_id: row for row in shards.read_ledgers(folder, cfg.shards)}
     outcomes = [rows[entry.video_id] for entry in entries if entry.video_id in rows]
@@ -106,13 +108,15 @@ def check_output(out: Path) -> Iterator[Finding]:
     state = f"{done} of {len(entries)} videos are done, {len(outcomes) - done} have failed"
     try:
         extraction.check_complete(cfg, entries, rows)
-        yield Finding(str(folder), state)
+        yield Finding(storage.name_of(folder), state)
     except VtpError as error:
-        yield Finding(str(folder), f"{state}, {len(entries) - len(outcomes)} are to come", _split(error)[1])
+        yield Finding(storage.name_of(folder), f"{state}, {len(entries) - len(outcomes)} are to come", _split(error)[1])
     leftovers = sorted(path.name for path in [*folder.glob(".*.tmp"), *folder.glob("*.damaged")])
     if leftovers:
         yield Finding(
-            str(folder), f"{len(leftovers)} leftovers, such as {leftovers[0]}", "delete what no process writes"
+            storage.name_of(folder),
+            f"{len(leftovers)} leftovers, such as {leftovers[0]}",
+            "delete what no process writes",
         )
 
 
@@ -121,5 +125,5 @@ def _redo(cfg: ExtractConfig, part: str) -> str:
 
 
 def _split(error: VtpError) -> tuple[str, str]:
-    found, _, fix = str(error).rpartition("; ")
+    found, _, fix = storage.with_urls(str(error)).rpartition("; ")
     return found, fix

@@ -19,13 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline import __version__, dataset, hf_models, named_weights
+from pipeline import __version__, dataset, hf_models, named_weights, storage
 from pipeline.callable_stage import make_callable
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.segment import Content, Segment, assign_splits
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extraction import shards
+from pipeline.extraction.failures import write_failures
+from pipeline.extraction.fetching import Fetching
 from pipeline.extraction.file_contents import Reading, changed, read_contents
 from pipeline.extraction.inputs import Inputs, as_video_error, read_inputs
 from pipeline.extraction.parts import (
@@ -40,9 +42,8 @@ from pipeline.extraction.parts import (
     times_of,
 )
 from pipeline.extraction.shards import Done, Failed, Ledger, parts_folder
-from pipeline.files import check_file_place, remove_leftovers, save_config, write_text
+from pipeline.files import check_file_place, remove_leftovers, save_config
 from pipeline.tasks import BUILT_IN
-from pipeline.text_files import read_text
 from pipeline.video import Clip, DecoderPool, Restart, VideoError
 from pipeline.writer_lock import one_writer
 
@@ -53,7 +54,8 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
-WORTH_ANOTHER_TRY = ("changed", "crashed", "memory", "timeout", "unreadable")  # the file may be whole all the same
+# the file may be whole all the same
+WORTH_ANOTHER_TRY = ("changed", "crashed", "memory", "timeout", "unreachable", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     """Decode and encode this process's share of the videos; with one shard, put the embeddings file together too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
     check_file_place(cfg.out)
+    shards.pull_output(cfg.out)
     inputs = read_inputs(cfg)
     from pipeline import encoders
 
@@ -114,6 +117,7 @@ def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
 
     CorruptError (exit code 4) names what is missing or damaged and the command that does it again.
     """
+    shards.pull_output(cfg.out)
     saved = shards.saved_config(cfg.out)
     return write_merged(saved, read_inputs(saved), num_decoded=0)
 
@@ -193,8 +197,9 @@ def extract_videos(
             for video in encoded.pop(content):
                 entry = video.entry
                 done = Done(
-                    entry.video_id, str(entry.path), video.stamp, content.sha256, parts[content].part, *entry.span
-                )
+                    entry.video_id, storage.name_of(entry.path), video.stamp, content.sha256, parts[content].part,
+                    *entry.span,
+                )  # fmt: skip
                 ledger.record(done)
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
@@ -203,12 +208,15 @@ def extract_videos(
     )
     try:
         stop_if_too_many_failed()
-        with decoders as pool:
+        fetching = Fetching(ledger, parts, lambda text: progress(num_ended, len(entries), text))
+        with decoders as pool, fetching:
             while queue or decoding:
                 while queue and pool.num_idle:
-                    path = next(iter(queue))
+                    path = fetching.next(queue, is_urgent=not decoding)
+                    if path is None:
+                        break
                     wanted: dict[Content, Reading] = {}
-                    for video in read_contents(path, queue.pop(path), ledger, fail):
+                    for video in read_contents(path, queue.pop(path), ledger, fail, fetching):
                         sha256 = video.content.sha256
                         if video.content in parts or video.content in encoded:
                             finish(video)
@@ -225,6 +233,8 @@ def extract_videos(
                             clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail,
                             decoder="pyav" if was_hung else None,
                         )  # fmt: skip
+                    else:
+                        storage.release(path)
                 for video, event in pool.events():
                     if isinstance(event, Clip):
                         writer.add(video.content, event)
@@ -246,6 +256,7 @@ def extract_videos(
                     decoding[sha256] -= 1
                     if decoding[sha256] == 0:
                         del decoding[sha256]
+                        storage.release(video.entry.path)
                         for entry in waiting.pop(sha256, []):
                             queue.setdefault(entry.path, []).append(entry)
     finally:  # what is finished is kept, also when the user has had enough
@@ -278,7 +289,7 @@ def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
 
 def portable(cfg: ExtractConfig) -> ExtractConfig:
     """The config of all shards alike, good in any working folder."""
-    paths = {"source": os.path.abspath(cfg.source), "out": cfg.out.absolute()}
+    paths: dict[str, str | Path] = {"source": os.path.abspath(cfg.source), "out": cfg.out.absolute()}
     paths |= {
         name: os.path.abspath(value)
         for name in ("weights", "projector")
@@ -293,7 +304,8 @@ def portable(cfg: ExtractConfig) -> ExtractConfig:
 def failure(entry: Segment, stage: str, error: VideoError) -> Failed:
     name = entry.video_id if entry.video_id.isprintable() else repr(entry.video_id)
     logger.warning("%s: %s", name, error)
-    return Failed(str(entry.path), entry.video_id, stage, error.code, error.reason, error.fix)
+    reason = storage.with_urls(error.reason)
+    return Failed(storage.name_of(entry.path), entry.video_id, stage, error.code, reason, error.fix)
 
 
 def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> ExtractResult:
@@ -381,32 +393,6 @@ def of_part(cfg: ExtractConfig, name: str, read: Callable[[], T]) -> T:
         reason = str(error).partition(";")[0]
         redo = shards.redo_command(cfg, shards.shard_of_part(cfg, name))
         raise CorruptError(f"{reason}; run: {redo}", code="part-damaged") from error
-
-
-def write_failures(out: Path, rows: Sequence[dict[str, str]]) -> Path:
-    """Leave the rows beside the parts and, with those of other outputs in the folder, in failures.jsonl: its path."""
-    _write_rows(parts_folder(out) / "failures.jsonl", rows)
-    path = out.parent / "failures.jsonl"
-    outputs = sorted(out.parent.glob("*.parts/failures.jsonl"))
-    _write_rows(path, [row for output in outputs for row in _read_rows(output)])
-    return path
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of an output's failures; none, aloud, if they cannot be read: those of others are not lost for that."""
-    try:
-        return [json.loads(line) for line in read_text(path).split("\n") if line]
-    except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read and is left out of failures.jsonl beside it: %s", path, error)
-        return []
-
-
-def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """No rows, no file."""
-    if rows:
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        path.unlink(missing_ok=True)
 
 
 def provenance() -> Settings:

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.processes import ProcessIdentity, this_process
@@ -131,7 +132,8 @@ def check_file_place(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling to write; on success it is fsynced and renamed to `path`, on any error removed.
 
-    Raises TryAgainError where the disk is full; what stood at `path` before is untouched.
+    Where `path` is the place of a URL, the file is put into object storage first. Raises TryAgainError where the disk
+    is full; what stood at `path` before is untouched.
     """
     make_folder(path.parent)
     check_file_place(path)
@@ -142,6 +144,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with out_of_space_is_try_again(path):
             yield temporary
             fsync_path(temporary)
+            storage.put(temporary, path)
             os.replace(temporary, path)
             fsync_path(path.parent)
     finally:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import VtpError
 from pipeline.text_files import read_text
@@ -65,7 +66,8 @@ def keep_others(written: Mapping[Path, Callable[[Path], bool]]) -> None:
     written: each such file, and whether what is there is such a one.
     """
     for path, is_ours in written.items():
-        if os.path.lexists(path) and not is_ours(path):
+        is_there = os.path.lexists(path) if storage.url_of(path) is None else storage.is_there(path)
+        if is_there and not is_ours(path):
             raise VtpError(
                 f"{path} would be written over, and no earlier command of this kind left it; move it, or name another "
                 "output",
@@ -99,8 +101,7 @@ def settings_of(*names: str) -> Callable[[Path], bool]:
 
 
 def is_hdf5_or_empty(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
+    return storage.first_bytes(path, 8) in (b"", b"\x89HDF\r\n\x1a\n")
 
 
 def _named_in(cfg: Config) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import dataset, noise_gap
+from pipeline import dataset, noise_gap, storage
 from pipeline.config import NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.encoders import one_thread
@@ -121,7 +121,7 @@ def _run(
         columns = score_clips(corpus, measures)
     attrs = settings | {
         "model": scorer.name, "model_why": scorer.why, "sigmas": json.dumps(noise_gap.SIGMAS),
-        "reference": str(cfg.reference or "the clips themselves, by two-fold cross-fitting"),
+        "reference": storage.name_of(cfg.reference or "the clips themselves, by two-fold cross-fitting"),
     }  # fmt: skip
     return write_scores(cfg, corpus, columns, attrs, out, started_s)
 
@@ -149,7 +149,7 @@ def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarr
     entries = manifest.read_manifest(cfg.reference)
     if wrong := next((entry.error for entry in entries if entry.error is not None), None):
         raise VtpError(f"--reference {wrong}", code="reference-damaged")
-    wanted = {(str(entry.path), entry.span): entry.video_id for entry in entries}
+    wanted = {(storage.name_of(entry.path), entry.span): entry.video_id for entry in entries}
     held = [(path, content.span) for path, content in zip(data.videos.path, data.videos.contents, strict=True)]
     if missing := [name for key, name in wanted.items() if key not in set(held)]:
         raise VtpError(

@@ -9,6 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (  # a room imports from rooms above its own line only
     {"errors", "callable_stage"},
+    {"storage"},
     {"config", "processes", "stats", "econ", "text_files", "hf_models"},
     {"named_weights", "run_directory"},
     {"files", "tasks", "video", "encoders"},
@@ -27,6 +28,7 @@ LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 ONLY_IN = {
     "h5py": {"dataset", "video"}, "decord": {"video"}, "av": {"video", "synthetic"}, "typer": {"cli"},
     "submitit": {"cluster"}, "transformers": {"encoders", "noise_gap"}, "diffusers": {"noise_gap"},
+    "fsspec": {"storage"},
 }  # fmt: skip
 KNOW_THE_DYNAMICS = {"outcomes/simulated.py"}  # beside the dynamics' own room
 MAX_LINES = 450

@@ -19,6 +19,7 @@ from pipeline.cli.command import app
 from pipeline.cli.show import console
 from pipeline.errors import VtpError
 from pipeline.files import full_disk_in_threads_is_quiet, out_of_space_is_try_again
+from pipeline.storage import with_urls
 
 
 @app.callback(invoke_without_command=True)
@@ -47,14 +48,24 @@ def memory_limit_is_named() -> Iterator[None]:
         ) from error
 
 
+def _names_urls(record: logging.LogRecord) -> bool:
+    """Let a log name files of object storage by their URLs."""
+    record.msg, record.args = with_urls(record.getMessage()), None
+    return True
+
+
 def main() -> None:
     """Run the command line: a VtpError is one line and its exit code, anything else keeps its traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in ("aiobotocore", "botocore", "gcsfs"):  # which tell of each credential that they find
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_names_urls)
     full_disk_in_threads_is_quiet()
     try:
         with out_of_space_is_try_again(), memory_limit_is_named():
             app()
     except VtpError as error:
-        console.print(f"vtp: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"vtp: {with_urls(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

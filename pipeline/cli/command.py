@@ -10,6 +10,7 @@ from typing import Any
 import typer
 import yaml
 
+from pipeline import storage
 from pipeline.cli.given import check_given
 from pipeline.config import Settings
 from pipeline.errors import TryAgainError, VtpError
@@ -48,6 +49,9 @@ def command(
     def register(body: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
             config_file, wants_json = values.pop("config"), values.pop("json", False)
+            if config_file is not None:
+                config_file = storage.path_of(config_file)
+                storage.fetch_many([config_file])
             flags = {key: value for key, value in values.items() if value not in (None, [])}
             in_file = {} if config_file is None else _from_file(config_file)
             cfg = settings.of(in_file | flags, argument=argument)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline import storage
 from pipeline.config import (
     ActConfig,
     Config,
@@ -96,6 +97,7 @@ def _embeddings(path: Path, or_else: str = "") -> None:
 
 
 def _file(path: Path, name: str, remedy: str) -> None:
+    storage.fetch(path)
     if path.exists() and not path.is_file():
         raise VtpError(f"--{name} {path} is not a regular file; {remedy}", code=f"{name}-missing")
     if not path.is_file():

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipeline import storage
 from pipeline.errors import EXIT_PARTIAL
 
 console = Console(stderr=True)
@@ -30,7 +31,7 @@ def progress(label: str) -> Iterator[Callable[..., None]]:
     )  # fmt: skip
     with bar:
         task = bar.add_task(label, total=None, text="")
-        yield lambda done, total, text="": bar.update(task, completed=done, total=total, text=text)
+        yield lambda done, total, text="": bar.update(task, completed=done, total=total, text=storage.with_urls(text))
 
 
 def usd(value: float) -> str:
@@ -243,11 +244,13 @@ def print_detection(result: dict[str, Any]) -> None:
 
 def print_extracted(result: Any, as_json: bool) -> None:
     if as_json:
-        paths = {"path": str(result.path) if result.path else None, "failures_path": str(result.failures_path)}
+        path = None if result.path is None else storage.name_of(result.path)
+        paths = {"path": path, "failures_path": storage.name_of(result.failures_path)}
         print_json(asdict(result) | paths)
     elif result.path:
-        print(f"wrote {result.path}: {result.num_clips} clips of {result.num_videos} videos")
-        print(f"next: vtp train --source embeddings --embeddings {result.path}")
+        path = storage.name_of(result.path)
+        print(f"wrote {path}: {result.num_clips} clips of {result.num_videos} videos")
+        print(f"next: vtp train --source embeddings --embeddings {path}")
 
 
 def list_failures(result: Any) -> None:
@@ -257,5 +260,5 @@ def list_failures(result: Any) -> None:
         for row in result.failures:
             table.add_row(*(escape(row[name]) for name in ("video_id", "reason", "fix")))
         console.print(table)
-        console.print(f"each is in {result.failures_path}", markup=False)
+        console.print(f"each is in {storage.name_of(result.failures_path)}", markup=False)
         raise typer.Exit(EXIT_PARTIAL)

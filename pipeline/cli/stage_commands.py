@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline import storage
 from pipeline.cli.command import command, policy
 from pipeline.cli.show import (
     COMPARED,
@@ -88,11 +89,12 @@ def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
 
             result = launch.extract(cfg, progress=advance)
     if result is None:
-        print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+        print(f"when the array has ended: vtp merge {shlex.quote(storage.name_of(cfg.out))}")
         return
     print_extracted(result, as_json)
     if cfg.shards > 1 and is_one_shard and not as_json:
-        print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {cfg.out}")
+        out = storage.name_of(cfg.out)
+        print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {out}")
     list_failures(result)
 
 
@@ -142,7 +144,8 @@ def novelty(cfg: NoveltyConfig, *, as_json: bool) -> None:
     )
     if "detection" in result:
         print_detection(result)
-    print(f"next: vtp experiment novelty --embeddings {cfg.embeddings} --novelty {result['path']}")
+    embeddings = storage.name_of(cfg.embeddings)
+    print(f"next: vtp experiment novelty --embeddings {embeddings} --novelty {result['path']}")
 
 
 @command(LogsConfig, argument="embeddings", as_json=True)

@@ -14,6 +14,7 @@ import torch
 import pipeline.evaluate as evaluation
 import pipeline.extract as extraction
 import pipeline.train as training
+from pipeline import storage
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
 from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
@@ -82,7 +83,7 @@ def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, An
         return [Task(f"seed {one.seed}", training.run, one) for one in seeds.prepare(cfg)]
 
     task_bytes = SEED_BYTES + (VIDEO_BYTES if cfg.source == "video" else 0)
-    if cfg.source != "sim" and cfg.embeddings.is_file():
+    if cfg.source != "sim" and storage.fetch(cfg.embeddings).is_file():
         task_bytes += 3 * cfg.embeddings.stat().st_size  # as read, as a tensor, and once in between
 
     def landed() -> tuple[int, int]:

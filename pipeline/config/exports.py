@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from pipeline.config.base import Config
 class _ExportSettings(Config):
     """Write the embeddings of a data set, and what its labels log, in the format of other libraries."""
 
+    writes_beside: ClassVar[bool] = True
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file.")
     out: Path | None = Field(
         None, description="File or folder to write; by default beside the embeddings, and named after them."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -56,11 +56,15 @@ class SimulateConfig(Config):
 class ExtractConfig(Config):
     """Turn videos into one 128-D embedding per clip."""
 
+    in_storage: ClassVar[frozenset[str]] = frozenset({"source", "out", "task"})
     source: str = Field(
         description="Folder, glob, one video, a manifest (.csv, .jsonl, .parquet), a LeRobot data set's folder, or "
-        "robomimic's or Minari's HDF5 files with images."
+        "robomimic's or Minari's HDF5 files with images; also a URL in object storage, such as "
+        "s3://bucket/demos/manifest.csv."
     )
-    out: Path = Field(Path("data/embeddings.h5"), description="HDF5 file to write.")
+    out: Path = Field(
+        Path("data/embeddings.h5"), description="HDF5 file to write; also a URL, such as s3://bucket/embeddings.h5."
+    )
     task: str | None = Field(
         None,
         description="Task of all videos: dishwashing, bricklaying, bin-picking, or a task's YAML file; by default the "
@@ -161,6 +165,7 @@ class ExtractConfig(Config):
 class MergeConfig(Config):
     """Assemble the shards of an extraction, or the seeds of a training."""
 
+    in_storage: ClassVar[frozenset[str]] = frozenset({"out"})
     out: Path = Field(
         Path("data/embeddings.h5"), description="Output path of the sharded extraction or the multi-seed run."
     )
@@ -169,12 +174,15 @@ class MergeConfig(Config):
 class DoctorConfig(Config):
     """Check the decoders and the integrity of an extraction."""
 
+    in_storage: ClassVar[frozenset[str]] = frozenset({"out"})
     out: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, as given to vtp extract.")
 
 
 class NoveltyConfig(Config):
     """Score how unusual each clip is compared with a reference corpus, by the noise gap of a video diffusion model."""
 
+    in_storage: ClassVar[frozenset[str]] = frozenset({"embeddings", "reference"})
+    writes_beside: ClassVar[bool] = True
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, beside its videos.")
     out: Path | None = Field(None, description="File to write; by default novelty.h5 beside the embeddings.")
     model: str = Field(

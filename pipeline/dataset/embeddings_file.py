@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline import storage
 from pipeline.dataset import hdf5
 from pipeline.dataset.clip_table import Clips, Videos, as_float32, clip_arrays, clips_in, video_arrays, videos_in
 from pipeline.dataset.hdf5 import Rows
@@ -132,7 +133,7 @@ def read_embeddings(path: Path, *, or_features: bool = False) -> Embeddings:
 
     or_features: take a file of features alone too, which is refused otherwise.
     """
-    if not path.exists():
+    if not storage.fetch(path).exists():
         raise VtpError(
             f"embeddings {path} do not exist; make them with: vtp extract SOURCE --out {path}",
             code="embeddings-missing",
@@ -182,7 +183,7 @@ def read_embeddings(path: Path, *, or_features: bool = False) -> Embeddings:
 
 def check_embeddings(path: Path) -> None:
     """As `read_embeddings`, of what the file's first bytes and links tell."""
-    with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION):
+    with hdf5.open_checked(storage.fetch(path), _remedy(path), version=SCHEMA_VERSION):
         pass
 
 
@@ -233,7 +234,7 @@ def video_paths(path: Path) -> list[Path]:
     """Where the videos of an embeddings file lie."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
         num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
-        return [Path(name) for name in checked.strings("videos/path", num_videos)]
+        return [storage.path_of(name) for name in checked.strings("videos/path", num_videos)]
 
 
 def _remedy(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline import storage
 from pipeline.dataset.lerobot import INFO, LeRobot, is_lerobot
 from pipeline.dataset.segment import Segment, check_span
 from pipeline.errors import CorruptError, VtpError
@@ -106,8 +107,11 @@ def _plain_videos(source: str, *, bare: bool) -> list[Segment]:
     if path.exists():
         return [Segment(path.name, _resolved(path))]
     if glob.has_magic(source):
-        found = sorted(Path(name) for name in glob.glob(source, recursive=True))
-        files = [name for name in found if not name.is_dir()]
+        if storage.url_of(path) is None:
+            found = sorted(Path(name) for name in glob.glob(source, recursive=True))
+            files = [name for name in found if not name.is_dir()]
+        else:
+            files = storage.glob(path)
         if not files:
             raise VtpError(
                 f"source {source!r} matches no file; quote the glob and check its folder", code="source-empty"
@@ -158,7 +162,7 @@ def _in_folder(folder: Path) -> list[Segment]:
             code="source-empty",
         )
     start = len(os.path.join(os.path.realpath(folder), ""))
-    return [Segment(file.path[start:], _resolved(file) if file.is_symlink() else Path(file.path)) for file in videos]
+    return [Segment(file[start:], _resolved(file) if os.path.islink(file) else Path(file)) for file in videos]
 
 
 def has_videos(folder: Path) -> bool:
@@ -166,13 +170,25 @@ def has_videos(folder: Path) -> bool:
     return bool(_manifests(folder) or _videos_below(folder)[0])
 
 
-def _videos_below(folder: Path) -> tuple[list[os.DirEntry[str]], int]:
+def _videos_below(folder: Path) -> tuple[list[str], int]:
     """The videos of a folder and its folders, sorted, and the number of all files."""
-    files = sorted(_files_below(os.path.realpath(folder)), key=lambda file: file.path.split(os.sep))
-    return [file for file in files if os.path.splitext(file.name)[1].lower() in VIDEO_SUFFIXES], len(files)
+    root = os.path.realpath(folder)
+    found = _files_below(root) if storage.url_of(folder) is None else _objects_below(folder)
+    files = sorted(found, key=lambda file: file.split(os.sep))
+    return [file for file in files if is_video(file)], len(files)
 
 
-def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
+def is_video(file: str | Path) -> bool:
+    """Whether its name is that of a video."""
+    return os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES
+
+
+def _objects_below(folder: Path) -> Iterator[str]:
+    """The places of all objects below a folder of object storage whose name does not begin with a dot."""
+    return (str(path) for path in storage.listing(folder) if not path.name.startswith("."))
+
+
+def _files_below(folder: str) -> Iterator[str]:
     """All that is no folder, and whose name does not begin with a dot; links to folders are not followed."""
     try:
         found = list(os.scandir(folder))
@@ -185,7 +201,7 @@ def _files_below(folder: str) -> Iterator[os.DirEntry[str]]:
         if entry.is_dir(follow_symlinks=False):
             yield from _files_below(entry.path)
         elif not (entry.name.startswith(".") or (entry.is_symlink() and os.path.isdir(entry.path))):
-            yield entry
+            yield entry.path
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:
@@ -198,7 +214,7 @@ def read_manifest(path: Path) -> list[Segment]:
 
     A segment whose times are wrong, and those that share an id, carry their error, as long as there are others.
     """
-    rows = _read_rows(path)
+    rows = _read_rows(storage.fetch(path))
     if not rows:
         raise VtpError(
             f"manifest {path} has no rows; give one row a video, with at least a path", code="manifest-empty"
@@ -332,6 +348,7 @@ def _entry(row: dict[str, str], root: Path, where: str) -> Segment:
             f"{where}: split {split!r} is unknown; use {', '.join(SPLITS)}, or leave it empty",
             code="manifest-unknown-split",
         )
+    row = {name: _relative_to(root, text) if name in FILES else text for name, text in row.items()}
     path = _under_root(row["path"], root, where)
     span, error = _span(row, where)
     return Segment(
@@ -384,12 +401,20 @@ def _task(name: str, root: Path, where: str) -> str:
         return name
     path = _under_root(name, root, where)
     if not path.is_file():
+        storage.fetch_many([path])
+    if not path.is_file():
         raise VtpError(
             f"{where}: task {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file beside or below the "
             "manifest; correct the name or path",
             code="task-unknown",
         )
     return str(path)
+
+
+def _relative_to(root: Path, name: str) -> str:
+    """A URL below that of the manifest's folder as a path below that folder; other names as they are."""
+    url = storage.url_of(root)
+    return name.removeprefix(f"{url}/") if url is not None else name
 
 
 def _under_root(name: str, root: Path, where: str) -> Path:

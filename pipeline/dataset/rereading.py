@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import dataset
+from pipeline import dataset, storage
 from pipeline.errors import CorruptError, VtpError
 from pipeline.files import file_sha256
 from pipeline.video import FRAME_SIZE, Decoder, VideoError
@@ -30,7 +30,8 @@ def read_clips(
     with Decoder(frame_size=frame_size) as decoder:
         for several in _passes(data, videos, wanted):
             first = several[0]
-            path, spans = Path(data.videos.path[first]), [contents[v].span for v in several]
+            path, spans = storage.path_of(data.videos.path[first]), [contents[v].span for v in several]
+            storage.fetch(path)
             check_unchanged(path, data.videos.sha256[first])
             batch: list[tuple[int, np.ndarray]] = []
             try:
@@ -57,6 +58,7 @@ def read_clips(
                 raise CorruptError(f"{path} cannot be read again: {error}", code="video-unreadable") from error
             if batch:
                 yield _stacked(batch)
+            storage.release(path)
 
 
 def _passes(data: dataset.Embeddings, videos: Iterable[int], wanted: np.ndarray | None) -> Iterator[list[int]]:

@@ -7,12 +7,11 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from pipeline import dataset, encoders, synthetic, video
+from pipeline import dataset, encoders, storage, synthetic, video
 from pipeline.config import EvaluateConfig
 from pipeline.dataset import rereading
 from pipeline.errors import TryAgainError, VtpError
@@ -52,7 +51,7 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
     agent, metadata = load_policy(cfg.run)
     validation = choose_validation(cfg, metadata)
     clips = metadata.clips
-    keep_inputs(cfg, [out.path], reads=[] if clips is None else [Path(clips.embeddings)])
+    keep_inputs(cfg, [out.path], reads=[] if clips is None else [storage.path_of(clips.embeddings)])
     with one_writer(out.path.with_name(f".{out.path.name}.lock"), out.path) as lock:
         remove_leftovers(run_directory.path, out.path.name)
         was_finished = _finished_at(run_directory)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import __version__
+from pipeline import __version__, storage
 from pipeline.config import AnyExportConfig, MinariExportConfig, NpyExportConfig, ParquetExportConfig
 from pipeline.dataset import Embeddings, read_embeddings
 from pipeline.errors import VtpError
@@ -55,7 +55,8 @@ def run(cfg: AnyExportConfig, *, progress: Progress = lambda done, total, text: 
     data = read_embeddings(cfg.embeddings, or_features=cfg.to in ("npy", "parquet"))
     videos = videos_of_split(data, cfg)
     origin = {
-        "to": cfg.to, "vtp_version": __version__, "embeddings": str(cfg.embeddings), "split": cfg.split or "all",
+        "to": cfg.to, "vtp_version": __version__, "embeddings": storage.name_of(cfg.embeddings),
+        "split": cfg.split or "all",
         "content_sha256": data.content_sha256,
     }  # fmt: skip
     remove_leftovers(out.parent, out.name)

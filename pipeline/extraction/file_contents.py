@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.dataset import Content, Segment
+from pipeline.extraction.fetching import Fetching, file_stamp
 from pipeline.extraction.shards import Ledger, Stamp
 from pipeline.files import file_sha256
 from pipeline.video import VideoError, check_file, unreadable
@@ -22,18 +24,24 @@ class Reading:
 
 
 def read_contents(
-    path: Path, entries: Sequence[Segment], ledger: Ledger, fail: Callable[[Segment, VideoError], None]
-) -> list[Reading]:
+    path: Path, entries: Sequence[Segment], ledger: Ledger, fail: Callable[[Segment, VideoError], None],
+    fetching: Fetching,
+) -> list[Reading]:  # fmt: skip
     """The segments of a file with its sha256, checked against the manifest's, and its stamp from before it was read.
 
-    Those that cannot be had are failed.
+    Those that cannot be had are failed. A file of object storage that was read before need not be here.
     """
     stamp, sha256 = (0, 0, 0), ""
     unread: VideoError | None = None
     try:
-        check_file(path)
-        stamp = file_stamp(path)
-        sha256 = ledger.known_sha256(path, stamp) or file_sha256(path)
+        is_here = storage.url_of(path) is None
+        if is_here:
+            check_file(path)
+        stamp = fetching.stamp_of(path)
+        known = ledger.known_sha256(path, stamp)
+        if not is_here and known is None:
+            check_file(path)
+        sha256 = known or file_sha256(path)
     except OSError as error:
         unread = unreadable(error)
     except VideoError as error:
@@ -56,15 +64,12 @@ def other_content(entry: Segment, sha256: str) -> VideoError | None:
 
 
 def changed(video: Reading) -> VideoError | None:
-    """What is wrong if the file is no longer the one that was hashed."""
+    """What is wrong if the file is no longer the one that was hashed. What was fetched is held, and stays."""
+    if storage.url_of(video.entry.path) is not None:
+        return None
     try:
         if file_stamp(video.entry.path) == video.stamp:
             return None
     except OSError:
         pass
     return VideoError("changed", "changed while it was read", "run the same command again when it is complete")
-
-
-def file_stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import storage
 from pipeline.config import ExtractConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.frame_logs import FrameLogs
@@ -20,6 +21,7 @@ from pipeline.dataset.lerobot_logs import outcome_tables, read_frame_logs
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.recorded_arrays import Recordings, find_recordings
 from pipeline.dataset.segment import Segment
+from pipeline.dataset.source_in_storage import fetch_source
 from pipeline.errors import VtpError
 from pipeline.extraction.parts import clip_times
 from pipeline.extraction.shards import parts_folder, settings_path
@@ -51,6 +53,7 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
     A video whose labels are wrong fails alone, as long as there are others. What is not known before a video is decoded
     is left to its turn: whether it can be read, and its number of clips.
     """
+    fetch_source(cfg.source)
     if files := [] if cfg.bare else recordings_in(cfg):
         return read_recordings(cfg, files)
     data = None if cfg.bare else manifest.find_lerobot(cfg.source, cfg.camera)
@@ -188,6 +191,7 @@ def read_all_labels(entries: Sequence[Segment], task: Task | None) -> tuple[dict
     """The logs of labelled videos, and what is wrong with the labels of others. VtpError if no video is left."""
     logs: dict[str, Logs] = {}
     bad_labels: dict[str, VideoError] = {}
+    storage.fetch_many(entry.labels for entry in entries if entry.labels is not None)
     for entry in entries:
         if entry.labels is None:
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from pipeline import dataset
+from pipeline import dataset, storage
 from pipeline.dataset import logs as clip_logs
 from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.logs import Logs
@@ -173,7 +174,9 @@ def finished_contents(folder: Path, settings: Settings) -> dict[Content, Finishe
         except CorruptError as error:
             aside = path.with_suffix(".damaged")
             logger.warning("%s; set aside as %s", str(error).split(";")[0], aside.name)
-            path.replace(aside)
+            storage.put(path, aside)
+            shutil.copyfile(path, aside)
+            storage.remove(path)
             continue
         check_settings(part, folder, settings)
         counts = np.diff(part.clips.offset).tolist()
@@ -282,7 +285,7 @@ def put_together(
         clips=clips,
         videos=dataset.Videos(
             id=[video.entry.video_id for video in videos],
-            path=[str(video.entry.path) for video in videos],
+            path=[storage.name_of(video.entry.path) for video in videos],
             split=[video.entry.split or "" for video in videos],
             contributor=[video.entry.contributor or "" for video in videos],
             episode=[video.entry.episode or "" for video in videos],

@@ -6,6 +6,7 @@ a ledger a shard, `shard-I-of-N.jsonl`, with a row for each video that is done o
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pipeline import storage
 from pipeline.config import ExtractConfig
 from pipeline.dataset.segment import Content, Segment
 from pipeline.errors import CorruptError, VtpError
@@ -79,6 +81,16 @@ def settings_path(out: Path) -> Path:
     return parts_folder(out) / "config.yaml"
 
 
+def pull_output(out: Path) -> None:
+    """Bring here what lies beside an output in object storage: what other machines have done, and others' files."""
+    if storage.url_of(out) is None:
+        return
+    storage.check_bucket(out)
+    storage.pull(parts_folder(out))
+    for path in (out.with_suffix(".yaml"), out.with_name("failures.jsonl")):
+        storage.pull_file(path)
+
+
 def shard_number(shards: int, shard: int | str | None) -> int:
     """Which of `shards` this process is: 0 to shards − 1; "auto" asks the array job that it runs in."""
     if shard == "auto":
@@ -121,7 +133,7 @@ def owners(entries: Sequence[Segment], shards: int) -> list[int]:
     files: dict[Path, list[int]] = {}
     for number, entry in enumerate(entries):
         files.setdefault(entry.path, []).append(number)
-    cost_of = {path: _cost(path) for path in files}
+    cost_of = _costs(list(files))
     fair = max(1, sum(cost_of.values()) // shards)
     runs: list[np.ndarray] = []  # of segments that are cut in one pass
     costs: list[int] = []
@@ -146,11 +158,14 @@ def split_by_cost(costs: Sequence[int], shards: int) -> list[int]:
     return chosen
 
 
-def _cost(path: Path) -> int:
-    try:
-        return VIDEO_COST_BYTES + path.stat().st_size
-    except OSError:  # it will fail in its turn
-        return VIDEO_COST_BYTES
+def _costs(paths: Sequence[Path]) -> dict[Path, int]:
+    """What each file costs: the same on all machines, wherever it has been fetched to."""
+    num_bytes = storage.sizes_of([path for path in paths if storage.url_of(path) is not None])
+    for path in paths:
+        with contextlib.suppress(OSError):  # it will fail in its turn
+            if storage.url_of(path) is None:
+                num_bytes[path] = path.stat().st_size
+    return {path: VIDEO_COST_BYTES + num_bytes.get(path, 0) for path in paths}
 
 
 def ledger_path(folder: Path, shards: int, shard: int) -> Path:
@@ -185,7 +200,7 @@ class Ledger:
 
     def known_sha256(self, path: Path, stamp: Stamp) -> str | None:
         """The content of a file that was read before and has not been touched since."""
-        return self._sha256_of.get((str(path), stamp))
+        return self._sha256_of.get((storage.name_of(path), stamp))
 
     def record(self, outcome: Outcome) -> None:
         self._outcomes[outcome.video_id] = outcome
@@ -244,7 +259,8 @@ def saved_config(out: Path) -> ExtractConfig:
 
 def redo_command(cfg: ExtractConfig, shard: int) -> str:
     """The command that extracts what one shard lacks."""
-    command = f"vtp extract --config {shlex.quote(str(settings_path(cfg.out)))}"
+    config = storage.name_of(settings_path(cfg.out))
+    command = f"vtp extract --config {shlex.quote(config)}"
     return command if cfg.shards == 1 else f"{command} --shard {shard}"
 
 

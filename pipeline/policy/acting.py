@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 
-from pipeline import dataset, runs
+from pipeline import dataset, runs, storage
 from pipeline.config import ActConfig
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path
@@ -99,7 +99,7 @@ def training_data(policy: Policy, data: dataset.Embeddings) -> dataset.Embedding
     if data.content_sha256 == content_sha256:
         return data
     path = policy.embeddings
-    if path is None or not path.is_file():
+    if path is None or not storage.fetch(path).is_file():
         raise VtpError(
             f"{path or 'the embeddings file'}, which the policy was trained on, is not there; put it back to fill them",
             code="embeddings-missing",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import dataset, encoders, runs
+from pipeline import dataset, encoders, runs, storage
 from pipeline.errors import CorruptError, VtpError
 from pipeline.hf_models import is_hf, same_backbone
 from pipeline.policy.card import Act, Card
@@ -42,7 +42,7 @@ class Policy:
 
     def at(self, path: Path, embeddings: str | Path | None) -> Policy:
         """The same, as it was loaded from `path`."""
-        return replace(self, name=str(path), embeddings=None if embeddings is None else Path(embeddings))
+        return replace(self, name=str(path), embeddings=None if embeddings is None else storage.path_of(embeddings))
 
     def __repr__(self) -> str:
         card = self.card

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import runs
+from pipeline import runs, storage
 from pipeline.config import PolicyExportConfig
 from pipeline.files import atomic_path
 from pipeline.kept_inputs import keep_inputs
@@ -22,7 +22,7 @@ def export(cfg: PolicyExportConfig) -> Path:
     """Write the run's best policy in that format; returns the file."""
     path = cfg.out or runs.RunDirectory(cfg.run).policy_file(SUFFIXES[cfg.to])
     agent, metadata = runs.load_policy(cfg.run)
-    trained_on = [] if metadata.clips is None else [Path(metadata.clips.embeddings)]
+    trained_on = [] if metadata.clips is None else [storage.path_of(metadata.clips.embeddings)]
     keep_inputs(cfg, [path], reads=[*runs.RunDirectory(cfg.run).read, *trained_on])
     content = FORMATS[cfg.to].write(Network(agent).eval(), card_of(metadata, validation_of(runs.RunDirectory(cfg.run))))
     with atomic_path(path) as temporary:

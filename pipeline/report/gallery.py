@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipeline import dataset, synthetic
+from pipeline import dataset, storage, synthetic
 from pipeline.dataset.rereading import read_clips
 from pipeline.errors import VtpError
 from pipeline.experiments.output import COLOURS, in_style, new_figure
@@ -68,19 +68,19 @@ def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
     """The gallery of the run's embeddings, or why there is none; None for a run that has no embeddings."""
     if config.get("source") not in ("embeddings", "video") or not config.get("embeddings"):
         return None
-    embeddings_path = Path(str(config["embeddings"]))
+    embeddings_path = storage.path_of(str(config["embeddings"]))
     used = config.get("novelty")
     novelty_path = Path(str(used or embeddings_path.with_name("novelty.h5")))
-    command = f"vtp novelty --embeddings {shlex.quote(str(embeddings_path))}"
+    command = f"vtp novelty --embeddings {shlex.quote(storage.name_of(embeddings_path))}"
     if used:
-        command += f" --out {shlex.quote(str(novelty_path))}"
+        command += f" --out {shlex.quote(storage.name_of(novelty_path))}"
 
     def missing(why: str) -> Missing:
         return Missing(f"There is no gallery of the most novel clips: {why}.", command)
 
     if absent := [path for path in (embeddings_path, novelty_path) if not path.is_file()]:
         if used:
-            return missing(f"the run was trained with {absent[0]}, which is not there any more")
+            return missing(f"the run was trained with {storage.name_of(absent[0])}, which is not there any more")
         return None if embeddings_path in absent else missing("no clip has been scored")
     try:
         data = dataset.read_embeddings(embeddings_path)

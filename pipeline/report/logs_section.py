@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pipeline import storage
 from pipeline.dataset import train_rows
 from pipeline.errors import VtpError
 from pipeline.outcomes import clip_contexts
@@ -52,7 +52,9 @@ def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missin
         data = load_embeddings(clips)
         contexts = clip_contexts(data)._replace(task=metadata.task)
         rows = train_rows(data)
-        return logs_section(survey(data, contexts, Path(clips.embeddings), rows=rows, caution=metadata.caution))
+        return logs_section(
+            survey(data, contexts, storage.path_of(clips.embeddings), rows=rows, caution=metadata.caution)
+        )
     except (VtpError, OSError) as error:
         return Missing(
             f"What the logs hold cannot be shown: {error}.", f"vtp logs {shlex.quote(str(clips.embeddings))}"

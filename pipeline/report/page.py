@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline import storage
 from pipeline.report import figures, headline
 from pipeline.report.action_charts import ActionCharts, action_charts
 from pipeline.report.context_cards import Card, cards_say, context_table, read_cards, where_most_is_lost
@@ -231,10 +231,11 @@ def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
     run, path = shlex.quote(str(files.run)), files.run.path
     made_by = _provenance(files.summary).get("command")
     commands = [("made this run", str(made_by))] if made_by else []
-    embeddings = Path(str(files.config.get("embeddings")))
+    embeddings = storage.path_of(str(files.config.get("embeddings")))
     if files.config.get("source") in ("embeddings", "video") and embeddings.with_suffix(".yaml").is_file():
         saved, again = embeddings.with_suffix(".yaml"), embeddings.with_name(f"{embeddings.stem}-again.h5")
-        command = f"vtp extract --config {shlex.quote(str(saved))} --out {shlex.quote(str(again))}"
+        config, out = (shlex.quote(storage.name_of(path)) for path in (saved, again))
+        command = f"vtp extract --config {config} --out {out}"
         commands.append(("extracts its embeddings again, beside them", command))
     if files.config:
         beside, config = (shlex.quote(str(p)) for p in (path.with_name(f"{path.name}-again"), files.run.config))

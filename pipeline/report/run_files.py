@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from pipeline import storage
 from pipeline.report.summary_figures import finite_values, largest, read_contexts
 from pipeline.run_directory import check_run
 from pipeline.runs import RunDirectory
@@ -125,7 +126,7 @@ def read_run(path: Path) -> RunFiles:
     )
     failures = None
     if config.get("source") in ("embeddings", "video") and config.get("embeddings"):
-        embeddings = Path(str(config["embeddings"]))
+        embeddings = storage.path_of(str(config["embeddings"]))
         failures = _read_failures(embeddings.parent / FAILURES, missing, embeddings)
     return RunFiles(
         run, config, summary, changed, metrics, validation, validations, frames, left_out, failures, missing
@@ -195,7 +196,7 @@ def _read_frames(path: Path, budget: int, contexts: list[str]) -> tuple[list[Fra
 
 def _read_failures(path: Path, missing: dict[str, Missing], embeddings: Path) -> list[Failure] | None:
     """The failures beside the embeddings: [] where extraction recorded none, None where that is not known."""
-    extract = f"vtp extract VIDEOS --out {shlex.quote(str(embeddings))}"
+    extract = f"vtp extract VIDEOS --out {shlex.quote(storage.name_of(embeddings))}"
     try:
         entries = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         if not all(isinstance(entry, dict) and entry.keys() >= {"video_id", "reason", "fix"} for entry in entries):

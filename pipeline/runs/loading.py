@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import dataset, encoders
+from pipeline import dataset, encoders, storage
 from pipeline.errors import CorruptError, VtpError
 from pipeline.hf_models import same_backbone
 from pipeline.outcomes import LearnedOutcomes, SimulatedOutcomes, outcomes_of
@@ -135,7 +135,7 @@ def check_same_inputs(trained: PolicyMetadata, wanted: PolicyMetadata, run: Path
 
 def load_embeddings(clips: ClipInputs) -> dataset.Embeddings:
     """The embeddings that a policy was trained on; VtpError where the file has changed since."""
-    path = Path(clips.embeddings)
+    path = storage.path_of(clips.embeddings)
     data = dataset.read_embeddings(path)
     if data.content_sha256 != clips.content_sha256:
         raise VtpError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import storage
 from pipeline.config import LogsConfig
 from pipeline.dataset import Embeddings, read_embeddings
 from pipeline.errors import VtpError
@@ -107,7 +108,7 @@ def survey(
     progress(1 + len(contexts), 1 + len(contexts), "")
     absent = [name for name in (data.task or task).contexts if name not in contexts]
     return LogSurvey(
-        embeddings=str(where),
+        embeddings=storage.name_of(where),
         task=str(task),
         outcome_model=description,
         actions={name: [action.low, action.high] for name, action in task.actions.items()},

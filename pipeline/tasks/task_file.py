@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipeline import storage
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks.task import Task
 from pipeline.text_files import read_text
@@ -32,7 +33,8 @@ def load_task(name: str, folder: Path | None = None) -> Task:
     if name in BUILT_IN:
         text = resources.files("pipeline.tasks").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
         return parse_task(text, f"{name}.yaml")
-    path = Path(name) if folder is None else folder / name
+    path = storage.path_of(name) if folder is None else folder / name
+    storage.fetch_many([path])
     try:
         if not path.exists():
             raise VtpError(

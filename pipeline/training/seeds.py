@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import dataset, training
+from pipeline import dataset, storage, training
 from pipeline.config import SimTrainConfig, TrainConfig, alone, parse_seeds, train_config
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import make_folder, save_config, write_json
@@ -70,7 +70,7 @@ def _refuse_other_settings(cfg: TrainConfig) -> None:
     if not run.is_finished:
         return
     moved = ["out"]
-    if not isinstance(cfg, SimTrainConfig) and str(cfg.embeddings) != run.read_settings().get("embeddings"):
+    if not isinstance(cfg, SimTrainConfig) and storage.name_of(cfg.embeddings) != run.read_settings().get("embeddings"):
         clips = load_metadata(run.path).clips
         if clips is not None and clips.content_sha256 == dataset.read_embeddings(cfg.embeddings).content_sha256:
             moved.append("embeddings")

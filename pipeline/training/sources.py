@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import __version__, dataset, encoders, runs
+from pipeline import __version__, dataset, encoders, runs, storage
 from pipeline.config import (
     EmbeddingsTrainConfig,
     SimTrainConfig,
@@ -83,7 +83,7 @@ class Source(NamedTuple):
 
 def check(cfg: TrainConfig) -> None:
     """VtpError where a run with these settings could not begin."""
-    if not isinstance(cfg, SimTrainConfig) and not cfg.embeddings.is_file():
+    if not isinstance(cfg, SimTrainConfig) and not storage.fetch(cfg.embeddings).is_file():
         raise VtpError(
             f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "
             "or train without video: --source sim",
@@ -196,7 +196,7 @@ def _stored_clips(
 
     encoding = Encoding(**{name: data.attrs[name] for name in Encoding.model_fields})
     inputs = ClipInputs(
-        embeddings=str(cfg.embeddings.resolve()),
+        embeddings=storage.name_of(cfg.embeddings.resolve()),
         content_sha256=data.content_sha256,
         novelty_sha256=None if novelty is None else hashlib.sha256(novelty.tobytes()).hexdigest(),
         encoding=encoding,
@@ -213,7 +213,7 @@ def _stored_clips(
         provenance=_provenance(cfg)
         | encoding.model_dump()
         | {
-            "embeddings": str(cfg.embeddings),
+            "embeddings": storage.name_of(cfg.embeddings),
             "embeddings_sha256": data.content_sha256,
             "novelty": str(cfg.novelty) if novelty is not None else "none: every clip weighs 1",
             "num_train_clips": len(train_rows),

@@ -1,0 +1,73 @@
+"""Object storage: each file of s3://, gs:// or another URL of fsspec has a place in a local cache, and is used there.
+
+A setting that is a URL becomes the path of its place; `fetch` brings the file there, and what is written there by
+`files.atomic_path` is put into storage whole. Nothing else imports fsspec.
+"""
+
+from pipeline.storage.local_copies import (
+    cache_bytes,
+    fetch,
+    fetch_many,
+    fetched_version,
+    pull,
+    pull_file,
+    put,
+    release,
+    remove,
+)
+from pipeline.storage.objects import (
+    Version,
+    answers,
+    check_bucket,
+    files_in,
+    first_bytes,
+    folders_in,
+    glob,
+    is_folder,
+    is_there,
+    listing,
+    sizes_of,
+    version_of,
+)
+from pipeline.storage.urls import (
+    URL,
+    cache_folder,
+    name_of,
+    path_of,
+    place_of,
+    refuse_url,
+    url_of,
+    with_urls,
+)
+
+__all__ = [
+    "URL",
+    "Version",
+    "answers",
+    "cache_bytes",
+    "cache_folder",
+    "check_bucket",
+    "fetch",
+    "fetch_many",
+    "fetched_version",
+    "files_in",
+    "first_bytes",
+    "folders_in",
+    "glob",
+    "is_folder",
+    "is_there",
+    "listing",
+    "name_of",
+    "path_of",
+    "place_of",
+    "pull",
+    "pull_file",
+    "put",
+    "refuse_url",
+    "release",
+    "remove",
+    "sizes_of",
+    "url_of",
+    "version_of",
+    "with_urls",
+]
