@@ -77,6 +77,7 @@ class ExtractResult:
 def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: None) -> ExtractResult:
     """Decode and encode this process's share of the videos; with one shard, put the embeddings file together too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
+    named_weights.check_encoder(cfg.backbone, cfg.weights, cfg.precision)
     check_file_place(cfg.out)
     shards.pull_output(cfg.out)
     inputs = read_inputs(cfg)
