@@ -25,11 +25,8 @@ from pipeline.outcomes.caution import Caution, greedy
 def redrawn(data: dataset.Embeddings, logger: str, seed: int) -> dataset.Embeddings:
     """The data set with logged actions, attempts and errors drawn anew."""
     assert data.task is not None and data.logs is not None
-    rng, policy, context = (
-        np.random.default_rng(seed),
-        logging_policy(logger, data.task),
-        data.logs.context_index(data.task),
-    )
+    rng, policy = np.random.default_rng([77, seed]), logging_policy(logger, data.task)
+    context = data.logs.context_index(data.task)
     actions = policy.draw(context, rng)
     outcomes = SimulatedOutcomes(data.task).sample(context, actions, rng)
     logs = replace(
