@@ -171,7 +171,8 @@ def test_a_changed_video_is_refused_with_both_hashes_and_nothing_is_overwritten(
     folder = tmp_path / "demos"
     shutil.copytree(demos.parent, folder)
     path = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(folder / "manifest.csv")))
-    (tmp_path / "novelty.h5").write_text("earlier")
+    shutil.copy(path, tmp_path / "novelty.h5")
+    earlier = path.read_bytes()
     video = folder / "videos" / "0001.mp4"
     video.write_bytes(video.read_bytes() + b"\0")
     with raises("video-changed") as caught:
@@ -180,7 +181,7 @@ def test_a_changed_video_is_refused_with_both_hashes_and_nothing_is_overwritten(
     video.unlink()
     with raises("video-unreadable"):
         novelty.run(config(path))
-    assert (tmp_path / "novelty.h5").read_text() == "earlier"
+    assert (tmp_path / "novelty.h5").read_bytes() == earlier
 
 
 def test_embeddings_that_changed_since_are_refused_with_both_hashes(demos, embeddings, scored, tmp_path):

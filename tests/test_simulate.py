@@ -110,7 +110,7 @@ def test_processes_give_the_same_bytes(demos, tmp_path, in_processes):
 @pytest.mark.slow
 def test_an_error_in_a_process_is_the_caller_s(tmp_path, in_processes):
     (tmp_path / "videos").write_text("in the way")
-    with raises("folder-is-file"):
+    with raises("output-is-foreign"):
         simulate.run(SimulateConfig(out=tmp_path, videos=3, steps=1))
     assert not (tmp_path / "manifest.csv").exists()
 

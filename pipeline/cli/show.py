@@ -23,7 +23,7 @@ console = Console(stderr=True)
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[..., None]]:
-    """A progress bar fed with (done, total, text); it vanishes where the output is no terminal."""
+    """A progress bar fed with (done, total, text or an episode's figures); it vanishes where the output is no terminal."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
@@ -31,7 +31,11 @@ def progress(label: str) -> Iterator[Callable[..., None]]:
     )  # fmt: skip
     with bar:
         task = bar.add_task(label, total=None, text="")
-        yield lambda done, total, text="": bar.update(task, completed=done, total=total, text=storage.with_urls(text))
+
+        def advance(done: int, total: int, news: dict[str, float] | str = "") -> None:
+            bar.update(task, completed=done, total=total, text=storage.with_urls(training_text(news)))
+
+        yield advance
 
 
 def usd(value: float) -> str:

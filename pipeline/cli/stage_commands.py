@@ -25,7 +25,6 @@ from pipeline.cli.show import (
     print_seeds,
     print_summary,
     progress,
-    training_text,
 )
 from pipeline.config import (
     ActConfig,
@@ -190,7 +189,7 @@ def train(cfg: TrainConfig, *, as_json: bool) -> None:
     import pipeline.train as training
 
     with progress("train") as advance:
-        summary = training.run(cfg, progress=lambda done, total, row: advance(done, total, training_text(row)))
+        summary = training.run(cfg, progress=advance)
     if as_json:
         print_json(summary)
     else:
