@@ -23,7 +23,7 @@ console = Console(stderr=True)
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[..., None]]:
-    """A progress bar fed with (done, total, text or an episode's figures); it vanishes where the output is no terminal."""
+    """A progress bar fed with (done, total, text or figures of an episode); none where the output is no terminal."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
