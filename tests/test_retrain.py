@@ -62,7 +62,7 @@ def test_it_is_judged_on_what_training_held_out(trained):
 def test_where_errors_cost_more_the_policy_takes_more_care(trained):
     retrainer = Retrainer(RunDirectory(trained / "run"))
     found = []
-    for price in (0.0, 16.0):
+    for price in (0.0, 64.0):
         agent = retrainer.retrain(retrainer.model, updates=400, lambda_dual=price, seed=0)
         steps = retrainer.judge(retrainer.model, agent)
         work = expected_worth(retrainer.model, steps["row"].to_numpy(), actions_of(steps, retrainer.model.task))
