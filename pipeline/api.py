@@ -39,7 +39,7 @@ class Validation:
     """The figures of a run's latest validation; money is in $/h.
 
     judge: who says so, such as "Estimated from your logs". interval95: of the profit; None where it has none.
-    over_logging_policy: what held-out logs say of the policy against the one that made them; None where there are none.
+    over_logging_policy: the policy compared with the logging policy on held-out logs; None if no clip has logs.
     contexts: a row a context: its share, the policy's mean actions, profits and error rate. summary: all figures, as in
     summary.json.
     """
@@ -121,7 +121,7 @@ def evaluate(run: str | Path, *, progress: Progress | None = None, **settings: A
 
 
 def read_run(path: str | Path) -> Validation:
-    """The latest validation of a run. VtpError where there is none."""
+    """The latest validation of a run. VtpError if the run has not been validated."""
     run = storage.refuse_url(path, "a run")
     return validation_of(run, RunDirectory(run).read_summary())
 

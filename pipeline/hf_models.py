@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CorruptError, VtpError
+from pipeline.text_files import is_lfs_pointer
 
 PREFIX = "hf:"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
-LFS_POINTER = b"version https://git-lfs"
 WAYS_OUT = "pass --backbone hf: with an id of the hub or a folder that holds config.json, a processor and safetensors"
 
 
@@ -75,7 +75,7 @@ def model_files(folder: Path) -> list[Path]:
         if not path.is_file():
             raise VtpError(f"backbone {PREFIX}{folder} lacks {path.name}; {WAYS_OUT}", code="weights-incomplete")
         with open(path, "rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            if is_lfs_pointer(file.read(100)):
                 raise VtpError(
                     f"{path} is a pointer of Git LFS, not the file itself; fetch it: git lfs pull",
                     code="weights-incomplete",

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 MAX_BYTES = 256 << 20
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -17,6 +18,11 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so is what Git LFS leaves in place of a file that it has not fetched."""
+    return head.startswith(LFS_POINTER)
 
 
 def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:

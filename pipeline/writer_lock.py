@@ -157,7 +157,7 @@ def _make(path: Path, token: str, settings: str | None) -> bool:
 
 
 def _read(path: Path) -> _Found | None:
-    """The lock file; None where there is none. A network file system looks again only when a file is opened."""
+    """The lock file; None if it does not exist. A network file system looks again only when a file is opened."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             status, text = os.fstat(file.fileno()), file.read(1 << 16)

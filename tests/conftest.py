@@ -54,6 +54,18 @@ def kept(monkeypatch):
 
 
 @pytest.fixture
+def encoder(monkeypatch):
+    """What every extraction encodes with in place of a network."""
+    from pixel_encoder import PixelEncoder
+
+    from pipeline import encoders
+
+    encoder = PixelEncoder()
+    monkeypatch.setattr(encoders, "load_encoder", lambda *args, **kwargs: encoder)
+    return encoder
+
+
+@pytest.fixture
 def vtp(monkeypatch, capfd, tmp_path):
     """Run a command line in an empty folder: (exit code, stdout, stderr)."""
     from pipeline import cli

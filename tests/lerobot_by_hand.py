@@ -108,7 +108,7 @@ def write_info(folder: Path, version: str, **changes) -> None:
 
 
 def write_v3(folder: Path, *, drift=lambda camera, episode: 0.0, episodes=EVERY, **video) -> Path:
-    """v3.0; drift: frames that an episode's from_timestamp lies off. Files hold all episodes, meta only `episodes`."""
+    """Write a v3.0 data set. drift: error of each from_timestamp in frames. Only `episodes` are listed in meta."""
     write_info(folder, "v3.0", total_episodes=len(episodes))
     columns: dict[str, list] = {
         "episode_index": list(episodes), "length": [LENGTHS[k] for k in episodes],

@@ -10,7 +10,6 @@ import pytest
 import yaml
 from factories import write_video
 from hf_model import save_dinov2
-from pixel_encoder import PixelEncoder
 from raising import raises
 
 from pipeline import dataset, encoders, extract
@@ -20,13 +19,6 @@ from pipeline.errors import CorruptError, PartialError
 from pipeline.extraction import parts, shards
 from pipeline.tasks import load_task
 from pipeline.video import Restart
-
-
-@pytest.fixture
-def encoder(monkeypatch):
-    encoder = PixelEncoder()
-    monkeypatch.setattr(encoders, "load_encoder", lambda *args, **kwargs: encoder)
-    return encoder
 
 
 @pytest.fixture(scope="module")

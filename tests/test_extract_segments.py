@@ -6,10 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from factories import read_barcode, write_video
-from pixel_encoder import PixelEncoder
 from raising import raises
 
-from pipeline import dataset, encoders, extract, novelty
+from pipeline import dataset, extract, novelty
 from pipeline.config import ExtractConfig, MergeConfig, NoveltyConfig
 from pipeline.dataset.rereading import read_clips
 from pipeline.errors import CorruptError
@@ -17,13 +16,6 @@ from pipeline.extraction import parts
 from pipeline.video import Span
 
 FPS = 15
-
-
-@pytest.fixture
-def encoder(monkeypatch):
-    encoder = PixelEncoder()
-    monkeypatch.setattr(encoders, "load_encoder", lambda *args, **kwargs: encoder)
-    return encoder
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 LAYERS = (  # a room imports from rooms above its own line only
     {"errors", "callable_stage"},
     {"storage"},
-    {"config", "processes", "stats", "econ", "text_files", "hf_models"},
+    {"config", "processes", "stats", "econ", "text_files"},
+    {"hf_models"},
     {"named_weights", "run_directory"},
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic", "writer_lock"},

@@ -13,10 +13,9 @@ import pytest
 import yaml
 from factories import read_barcode
 from lerobot_by_hand import CAMERAS, LENGTHS, TEXTS
-from pixel_encoder import PixelEncoder
 from raising import raises
 
-from pipeline import dataset, encoders, extract
+from pipeline import dataset, extract
 from pipeline.config import ExtractConfig
 from pipeline.dataset.lerobot import LeRobot, first_frames, is_lerobot
 from pipeline.dataset.manifest import find_videos
@@ -33,13 +32,6 @@ TASK = {
     "attempts": {"column": "next.attempts", "reduce": "sum"},
     "successes": {"column": "next.success", "reduce": "sum"},
 }
-
-
-@pytest.fixture
-def encoder(monkeypatch):
-    encoder = PixelEncoder()
-    monkeypatch.setattr(encoders, "load_encoder", lambda *args, **kwargs: encoder)
-    return encoder
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,10 @@ import pytest
 import small_runs
 import yaml
 from factories import assert_equal, write_video
-from pixel_encoder import PixelEncoder
 from raising import raises
 
 import pipeline
-from pipeline import config, dataset, encoders, extract, files, storage
+from pipeline import config, dataset, extract, files, storage
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset.rereading import read_clips
 from pipeline.errors import CorruptError, PartialError, TryAgainError
@@ -91,13 +90,6 @@ def bucket(request, machine, monkeypatch):
 def memory(machine):
     fsspec.filesystem("memory").store.clear()
     return "memory://demos"
-
-
-@pytest.fixture
-def encoder(monkeypatch):
-    encoder = PixelEncoder()
-    monkeypatch.setattr(encoders, "load_encoder", lambda *args, **kwargs: encoder)
-    return encoder
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ class FrameLogs:
 
     @property
     def num_steps(self) -> int | None:
-        """How many clips the steps are of; None where there are none."""
+        """Number of clips that the steps label; None if no step is labelled."""
         return len(self.steps["step"]) if self.steps else None
 
     def of_clips(self, start_s: np.ndarray, end_s: np.ndarray, task: Task) -> Logs:

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.segment import Segment
 from pipeline.errors import CorruptError, VtpError
-from pipeline.video import WHOLE, Span, VideoError, is_lfs_pointer
+from pipeline.text_files import is_lfs_pointer
+from pipeline.video import WHOLE, Span, VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -295,7 +296,7 @@ def first_frames(starts_s: Sequence[float], lengths: Sequence[int], fps: float) 
 
 
 def row_time(value: Any) -> float:
-    """NaN where there is none."""
+    """The value as a float; NaN if it is missing."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 

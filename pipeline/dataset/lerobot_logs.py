@@ -164,7 +164,7 @@ def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
 
 
 def _values(data: LeRobot, table: pa.Table, path: Path, label: str, name: str, index: int | None) -> np.ndarray:
-    """[F]: float64, NaN where there is none; texts of a context."""
+    """[F]: float64, NaN for a missing value; the texts of a context."""
     if name == TASK_TEXT:
         texts = _task_texts(data)
         return np.array([texts.get(number, "") for number in table["task_index"].to_pylist()], object)

@@ -29,7 +29,7 @@ def read_contents(
 ) -> list[Reading]:  # fmt: skip
     """The segments of a file with its sha256, checked against the manifest's, and its stamp from before it was read.
 
-    Those that cannot be had are failed. A file of object storage that was read before need not be here.
+    Segments of an unreadable file are reported to `fail`. An object that was hashed before is not fetched again.
     """
     stamp, sha256 = (0, 0, 0), ""
     unread: VideoError | None = None

@@ -35,7 +35,7 @@ _listings: dict[Path, dict[Path, int]] = {}
 
 
 def version_of(path: Path) -> Version:
-    """The version of an object that is in storage now. VtpError if there is none, or if it is a folder."""
+    """The version of an object that is in storage now. VtpError if it does not exist or is a folder."""
     return _version(path, _info(path))
 
 
@@ -82,7 +82,7 @@ def first_bytes(path: Path, count: int) -> bytes:
 def listing(folder: Path, *, again: bool = False) -> dict[Path, int]:
     """The places of all objects below a folder, sorted, and their bytes. Storage is asked once, or `again`.
 
-    VtpError if there are none.
+    VtpError if the folder is empty or does not exist.
     """
     if again or folder not in _listings:
         found = ask(folder, lambda system, name: system.find(name, detail=True))

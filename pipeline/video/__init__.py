@@ -5,7 +5,7 @@ Only this room imports decord or av, and of this room only what runs in the chil
 
 from pipeline.video.decoder import Clip, Decoder, Restart, VideoInfo
 from pipeline.video.error import VideoError, unreadable
-from pipeline.video.gate import check_file, is_lfs_pointer
+from pipeline.video.gate import check_file
 from pipeline.video.pool import DecoderPool
 from pipeline.video.windows import FRAME_SIZE, WHOLE, Span, Windows, clip_windows, resize_frame
 
@@ -22,7 +22,6 @@ __all__ = [
     "Windows",
     "check_file",
     "clip_windows",
-    "is_lfs_pointer",
     "resize_frame",
     "unreadable",
 ]

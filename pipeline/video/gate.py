@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.text_files import is_lfs_pointer
 from pipeline.video.container_end import (
     EBML,
     FIRST_BOXES,
@@ -23,7 +24,6 @@ from pipeline.video.error import VideoError, damaged
 
 HEAD_BYTES = 4096
 HDF5 = b"\x89HDF\r\n\x1a\n"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _ENDS = {
     EBML: matroska_end,
@@ -68,11 +68,6 @@ def check_file(path: Path) -> int:
     if end > status.st_size:
         raise damaged(f"cut off: its container declares {end} bytes and {status.st_size} are there")
     return end
-
-
-def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file that begins so is what Git LFS leaves in place of a file that it has not fetched."""
-    return head.startswith(LFS_POINTER)
 
 
 def _declared_end(file: BinaryIO, head: bytes, size: int) -> int | None:
