@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset.labels import logs_of
+from pipeline.dataset.labels import logs_of, number_of
 from pipeline.dataset.logs import Logs
 from pipeline.errors import VtpError
 from pipeline.tasks import Task
@@ -48,47 +49,54 @@ class FrameLogs:
         columns = {"step": [str(step) for step in range(len(start_s))]}
         frames = list(zip(*self._frames(start_s, end_s), strict=True))
         for name, values in self.values.items():
-            reduced = [_REDUCE[self.reduce[name]](values[first:end]) for first, end in frames]
+            reduce = _REDUCE[self.reduce[name]]
+            reduced = [reduce(values[first:end]) if first < end else math.nan for first, end in frames]
             if name in task.actions:
                 reduced = _rounded_into(reduced, task, name)
             columns[name] = ["" if value != value else str(value) for value in reduced]  # NaN is unknown
-        if "successes" in columns:
-            successes = columns.pop("successes")
+        columns |= self._sorted_steps()
+        successes = columns.pop("successes", None)
+        if successes is not None and "errors" not in columns:
             pairs = zip(columns["attempts"], successes, strict=True)
-            columns["errors"] = [str(float(tried) - float(done)) if tried and done else "" for tried, done in pairs]
-            if any(number.startswith("-") for number in columns["errors"]):
+            errors = [number_of(tried) - number_of(done) for tried, done in pairs]
+            if any(number < 0 for number in errors):
                 raise VtpError(
                     f"{self.where} have more successes than attempts in a clip; correct the task's columns",
                     code="labels-more-successes-than-attempts",
                 )
-        return logs_of(columns | {name: list(texts) for name, texts in self.steps.items()}, task, self.where)
+            columns["errors"] = ["" if number != number else str(number) for number in errors]
+        return logs_of(columns, task, self.where)
+
+    def _sorted_steps(self) -> dict[str, list[str]]:
+        """The steps' texts in order of step, as clips are; what is no number is left to the check of labels."""
+        numbers = np.array([number_of(text) for text in self.steps.get("step", [])])
+        order = np.argsort(numbers, kind="stable")
+        return {name: [texts[row] for row in order] for name, texts in self.steps.items()}
 
     def check(self, start_s: np.ndarray, end_s: np.ndarray, task: Task) -> list[Logs]:
-        """The logs that are known before the clips are: of frames, if these will be the clips, and of steps.
+        """The logs that are known before the clips are: all if these will be the clips, else those of the steps.
 
-        VtpError as in `of_clips`.
+        None without a clip. VtpError as in `of_clips`.
         """
-        found = []
-        if self.values:
-            found.append(replace(self, steps={}).of_clips(start_s, end_s, task))
-        if self.steps:
-            found.append(logs_of({name: list(texts) for name, texts in self.steps.items()}, task, self.where))
-        return found
+        if self.num_steps not in (None, len(start_s)):
+            return [logs_of(self._sorted_steps(), task, self.where)]
+        return [self.of_clips(start_s, end_s, task)] if len(start_s) else []
 
     def num_unseen(self, name: str, start_s: np.ndarray, end_s: np.ndarray) -> int:
-        """Frames with a value other than zero that none of the clips shows."""
+        """Frames with a known value other than zero that none of the clips shows."""
         if name not in self.values or name in self.steps:
             return 0
-        unseen = self.values[name] != 0
+        unseen = np.nan_to_num(self.values[name]) != 0
         for first, end in zip(*self._frames(start_s, end_s), strict=True):
             unseen[first:end] = False
         return int(unseen.sum())
 
     def _frames(self, start_s: np.ndarray, end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The frames [first, end) that each clip shows; one at least."""
-        num_frames = min(len(values) for values in self.values.values()) if self.values else 1
-        first = np.clip(np.floor(start_s * self.fps + 0.5).astype(int), 0, num_frames - 1)
-        return first, np.clip(np.floor(end_s * self.fps + 0.5).astype(int), first + 1, num_frames)
+        """The frames [first, end) that each clip shows: one at least, but none where it begins after the last."""
+        num_frames = min((len(values) for values in self.values.values()), default=0)
+        first, end = (np.floor(times_s * self.fps + 0.5).astype(int) for times_s in (start_s, end_s))
+        first = np.where(start_s * self.fps < num_frames - 1e-6, np.minimum(first, num_frames - 1), num_frames)
+        return first, np.minimum(np.maximum(end, first + 1), num_frames)
 
 
 def _rounded_into(values: list[float | str], task: Task, name: str) -> list[float | str]:

@@ -190,19 +190,19 @@ def _novelty(texts: Sequence[str], where: str) -> tuple[list[str], list[str]]:
                 "kind of novelty; write 0 or leave it empty for an ordinary clip, or give the kind",
                 code="labels-value",
             )
-        if np.isnan(_number(text)) and not text[0].isalpha():  # -, ? and the like stand for something else
+        if np.isnan(number_of(text)) and not text[0].isalpha():  # -, ? and the like stand for something else
             raise VtpError(
                 f"{where}: novel {text!r} in row {row} is neither a number nor the name of a kind, which begins "
                 "with a letter; write 0 or leave it empty for an ordinary clip",
                 code="labels-value",
             )
-    kinds = ["" if not np.isnan(_number(text)) else text for text in numbers]
+    kinds = ["" if not np.isnan(number_of(text)) else text for text in numbers]
     return ["1" if kind else text for text, kind in zip(numbers, kinds, strict=True)], kinds
 
 
 def _numbers(texts: Sequence[str], allowed: _Range, where: str, *, may_be_unknown: bool) -> np.ndarray:
     """The column as float64; empty values are NaN."""
-    numbers = np.array([_number(text) for text in texts])
+    numbers = np.array([number_of(text) for text in texts])
     wrong = np.array([text != "" for text in texts]) & ~allowed.has(numbers)
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -211,7 +211,7 @@ def _numbers(texts: Sequence[str], allowed: _Range, where: str, *, may_be_unknow
     return numbers
 
 
-def _number(text: str) -> float:
+def number_of(text: str) -> float:
     """NaN where the text is no number."""
     try:
         return np.nan if "_" in text else float(text)

@@ -10,13 +10,15 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset.segment import Segment
@@ -165,7 +167,8 @@ class LeRobot:
                     "such as 0:40; correct it",
                     code="lerobot-split",
                 )
-            for number in range(*map(int, match.groups())):
+            first, end = map(int, match.groups())
+            for number in (episode.number for episode in self.episodes if first <= episode.number < end):
                 if split_of.setdefault(number, SPLITS[name]) != SPLITS[name]:
                     raise VtpError(
                         f"{self.folder / INFO}: episode {number} is in two splits; correct their ranges",
@@ -175,6 +178,23 @@ class LeRobot:
         if without:
             logger.warning("%d episodes, such as %d, are in no split; theirs is by hash", len(without), without[0])
         return split_of
+
+    @cached_property
+    def task_texts(self) -> dict[int, str]:
+        """The text of each task_index."""
+        if self.version == "v2.1":
+            path = self.folder / "meta/tasks.jsonl"
+            rows = read_lines(path)
+            if not all(_is_count(row.get("task_index")) and "task" in row for row in rows):
+                raise _damaged(path, "it has lines without a task_index and a task")
+            return {row["task_index"]: str(row["task"]) for row in rows}
+        path = self.folder / "meta/tasks.parquet"
+        with open_parquet(path) as file:
+            table = file.read()
+        texts = [name for name in table.column_names if name in ("task", "__index_level_0__")]
+        if not texts or "task_index" not in table.column_names:
+            raise _damaged(path, "it names no tasks")
+        return dict(zip(table["task_index"].to_pylist(), map(str, table[texts[0]].to_pylist()), strict=True))
 
     def segments(self) -> list[Segment]:
         """Every episode of every camera: camera by camera, so that a file's segments follow each other."""
@@ -196,7 +216,7 @@ class LeRobot:
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
     info = feature.get("info") or feature.get("video_info") or {}
-    return any(bool(info.get(name)) for name in ("video.is_depth_map", "is_depth_map"))
+    return isinstance(info, dict) and any(bool(info.get(name)) for name in ("video.is_depth_map", "is_depth_map"))
 
 
 def _episodes_v2(dataset: LeRobot) -> list[Episode]:
@@ -205,16 +225,19 @@ def _episodes_v2(dataset: LeRobot) -> list[Episode]:
         raise dataset.broken(f"it is {chunks_size}", "chunks_size")
     episodes = []
     for row in read_lines(dataset.folder / "meta/episodes.jsonl"):
-        try:
-            number, length, tasks = int(row["episode_index"]), int(row["length"]), tuple(map(str, row.get("tasks", ())))
-        except (LookupError, TypeError, ValueError) as error:
-            raise _damaged(dataset.folder / "meta/episodes.jsonl", f"{row!r} is no episode") from error
+        number, length, tasks = row.get("episode_index"), row.get("length"), row.get("tasks", [])
+        if not (_is_count(number) and _is_count(length) and isinstance(tasks, list)):
+            raise _damaged(dataset.folder / "meta/episodes.jsonl", f"{row!r} is no episode")
         place = {"episode_chunk": number // chunks_size, "episode_index": number}
         spans = {
             camera: (dataset.file("video_path", video_key=camera, **place), WHOLE, None) for camera in dataset.cameras
         }
-        episodes.append(Episode(number, length, tasks, dataset.file("data_path", **place), spans))
+        episodes.append(Episode(number, length, tuple(map(str, tasks)), dataset.file("data_path", **place), spans))
     return sorted(episodes, key=lambda episode: episode.number)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _episodes_v3(dataset: LeRobot) -> list[Episode]:
@@ -272,11 +295,15 @@ def _episodes_table(dataset: LeRobot) -> pa.Table:
             table = file.read(columns=[*columns, *(["tasks"] if "tasks" in there else [])])
             for name in columns:
                 if not name.endswith("from_timestamp") and (
-                    table[name].null_count or not pa.types.is_integer(table[name].type)
+                    table[name].null_count
+                    or not pa.types.is_integer(table[name].type)
+                    or (len(table) and pc.min(table[name]).as_py() < 0)
                 ):
-                    raise _damaged(path, f"its column {name!r} has other values than whole numbers")
+                    raise _damaged(path, f"its column {name!r} has other values than whole numbers from 0 on")
+            if "tasks" in there and not is_list(table["tasks"].type):
+                raise _damaged(path, "its column 'tasks' has no lists")
             tables.append(table)
-    return pa.concat_tables(tables, promote_options="default")
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def first_frames(starts_s: Sequence[float], lengths: Sequence[int], fps: float) -> list[int | None]:
@@ -300,11 +327,17 @@ def row_time(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """CorruptError where the file is missing, a pointer of Git LFS, or damaged."""
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """CorruptError where the file is missing, a pointer of Git LFS, or damaged, be it found while it is read."""
     _check_there(path)
     try:
-        return pq.ParquetFile(path)
+        with pq.ParquetFile(path) as file:
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
 

@@ -7,6 +7,7 @@ win over mapped ones.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.frame_logs import FrameLogs
-from pipeline.dataset.lerobot import Episode, LeRobot, open_parquet, read_lines
+from pipeline.dataset.lerobot import Episode, LeRobot, is_list, open_parquet
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 TASK_TEXT = "task"  # the column that stands for the text of each frame's task_index
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def outcome_tables(data: LeRobot) -> dict[str, Path]:
@@ -88,8 +88,10 @@ def _place(data: LeRobot, label: str, text: str) -> tuple[str, int | None]:
             code="lerobot-column",
         )
     names = _flat(data.features[name].get("names"))
-    shape = [int(size) for size in data.features[name].get("shape") or [1]]
-    size = int(np.prod(shape))
+    shape = data.features[name].get("shape") or [1]
+    if not isinstance(shape, list) or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise data.broken(f"the shape of {name} is {shape!r}", "features")
+    size = math.prod(shape)
     if element is None:
         if size != 1:
             raise VtpError(
@@ -97,6 +99,12 @@ def _place(data: LeRobot, label: str, text: str) -> tuple[str, int | None]:
                 code="lerobot-column",
             )
         return name, None
+    if names.count(element) > 1:
+        raise VtpError(
+            f"{label} is made of {text!r}, and {name} has {names.count(element)} values of that name; use its number, "
+            f"such as {name}[{names.index(element)}]",
+            code="lerobot-column",
+        )
     index = names.index(element) if element in names else int(element) if element.isdecimal() else -1
     if not 0 <= index < size or len(shape) > 1:
         known = f" or {', '.join(names)}" if names else ""
@@ -108,7 +116,9 @@ def _place(data: LeRobot, label: str, text: str) -> tuple[str, int | None]:
 
 
 def _flat(names: Any) -> list[str]:
-    """LeRobot nests the names of a feature's values in lists, or in an object of lists."""
+    """LeRobot nests the names of a feature's values in lists, or in an object of lists or of their numbers."""
+    if isinstance(names, Mapping) and all(isinstance(number, int) for number in names.values()):
+        names = sorted(names, key=names.__getitem__)
     if isinstance(names, Mapping):
         names = list(names.values())
     if isinstance(names, list | tuple):
@@ -128,7 +138,7 @@ def _read_file(
     try:
         needed = ["task_index" if name == TASK_TEXT else name for name, _ in columns.values()]
         table = _read_columns(path, ["episode_index", "frame_index", *needed])
-        number, frame = (table[name].to_numpy() for name in ("episode_index", "frame_index"))
+        number, frame = (_whole_numbers(table, path, name) for name in ("episode_index", "frame_index"))
         arrays = {label: _values(data, table, path, label, *place) for label, place in columns.items()}
     except CorruptError as error:
         wrong.update({episode.name: error for episode in episodes})
@@ -144,8 +154,16 @@ def _read_file(
                 code="lerobot-damaged",
             )
             continue
+        rows = order[start:end]
+        if (np.diff(frame[rows]) != 1).any():
+            wrong[episode.name] = CorruptError(
+                f"{path}: frame_index of episode {episode.number} does not count its frames one by one; fetch the data "
+                "set again",
+                code="lerobot-damaged",
+            )
+            continue
         for label, array in arrays.items():
-            values[episode.name][label] = array[order[start:end]]
+            values[episode.name][label] = array[rows]
 
 
 def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
@@ -155,22 +173,31 @@ def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
                 f"{path} has no column {missing[0]!r}, which meta/info.json lists; fetch the data set again",
                 code="lerobot-damaged",
             )
-        try:
-            return file.read(columns=list(dict.fromkeys(names)))
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptError(
-                f"{path} is damaged ({str(error).splitlines()[0]}); fetch the data set again", code="lerobot-damaged"
-            ) from error
+        return file.read(columns=list(dict.fromkeys(names)))
+
+
+def _whole_numbers(table: pa.Table, path: Path, name: str) -> np.ndarray:
+    if table[name].null_count or not pa.types.is_integer(table[name].type):
+        raise CorruptError(
+            f"{path}: column {name!r} has other values than whole numbers; fetch the data set again",
+            code="lerobot-damaged",
+        )
+    return table[name].to_numpy()
 
 
 def _values(data: LeRobot, table: pa.Table, path: Path, label: str, name: str, index: int | None) -> np.ndarray:
     """[F]: float64, NaN for a missing value; the texts of a context."""
     if name == TASK_TEXT:
-        texts = _task_texts(data)
-        return np.array([texts.get(number, "") for number in table["task_index"].to_pylist()], object)
+        texts, numbers = data.task_texts, _whole_numbers(table, path, "task_index").tolist()
+        if unknown := set(numbers) - texts.keys():
+            raise CorruptError(
+                f"{path} has task_index {min(unknown)}, which meta/tasks has not; fetch the data set again",
+                code="lerobot-damaged",
+            )
+        return np.array([texts[number] for number in numbers], object)
     column = table[name]
     try:
-        if any(is_list(column.type) for is_list in _LISTS):
+        if is_list(column.type):
             column = pc.list_element(column, index or 0)
         if label == "context":
             return np.array(["" if value is None else str(value) for value in column.to_pylist()], object)
@@ -180,19 +207,6 @@ def _values(data: LeRobot, table: pa.Table, path: Path, label: str, name: str, i
             f"{path}: {label} cannot be made of column {name!r} ({str(error).splitlines()[0]}); map another column",
             code="lerobot-damaged",
         ) from error
-
-
-def _task_texts(data: LeRobot) -> dict[int, str]:
-    """The text of each task_index."""
-    if data.version == "v2.1":
-        return {row["task_index"]: str(row["task"]) for row in read_lines(data.folder / "meta/tasks.jsonl")}
-    path = data.folder / "meta/tasks.parquet"
-    with open_parquet(path) as file:
-        table = file.read()
-    texts = [name for name in table.column_names if name in (TASK_TEXT, "__index_level_0__")]
-    if not texts or "task_index" not in table.column_names:
-        raise CorruptError(f"{path} names no tasks; fetch the data set again", code="lerobot-damaged")
-    return dict(zip(table["task_index"].to_pylist(), map(str, table[texts[0]].to_pylist()), strict=True))
 
 
 def _outcomes(data: LeRobot, path: Path) -> dict[int, dict[str, list[str]]]:

@@ -99,7 +99,7 @@ def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
         logger.warning("%s will be left out: %s", name, why)
     if logs:
         warn_of_unlogged(logs, task)
-    else:
+    elif not frame_logs:
         logger.warning(
             "%s has no logs of task %s: the task's file maps no columns, and there is no meta/outcomes_%s.parquet",
             data.folder, task.name, task.name,
