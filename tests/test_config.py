@@ -107,6 +107,7 @@ def test_values_that_break_a_rule_are_refused(model, values):
         (config.ElasticityConfig, {"retrain_seeds": 2}, {"retrain": 10}),
         (config.SpreadConfig, {"wage_smoothing": 0.5}, {"market_wage": 30}),
         (config.SpreadConfig, {"wage_smoothing": 0.5}, {"inflation": 0.01}),
+        (config.ExtractConfig, {"bare": True, "camera": "front"}, {"camera": None}),
     ],
 )
 def test_a_setting_that_would_have_no_effect_is_refused(model, values, remedy):

@@ -18,9 +18,11 @@ from raising import raises
 from pipeline import dataset, extract
 from pipeline.config import ExtractConfig
 from pipeline.dataset.lerobot import LeRobot, first_frames, is_lerobot
+from pipeline.dataset.lerobot_logs import read_frame_logs
 from pipeline.dataset.manifest import find_videos
 from pipeline.dataset.rereading import read_clips
-from pipeline.errors import CorruptError
+from pipeline.errors import CorruptError, VtpError
+from pipeline.tasks import parse_task
 
 FRONT, WRIST = CAMERAS
 CLIP_FRAMES = 8  # of the source: 4 samples at 15 a second
@@ -175,7 +177,7 @@ def test_episodes_that_meta_leaves_out(tmp_path, run):
 
 def test_splits_of_the_data_set(copy):
     folder = copy()
-    change_info(folder, splits={"train": "0:8", "validation": "8:10", "test": "10:12"})
+    change_info(folder, splits={"train": "0:8", "validation": "8:10", "test": "10:999999999999"})
     splits = [segment.split for segment in LeRobot(folder, "front").segments()]
     assert splits == ["train"] * 8 + ["val"] * 2 + ["test"] * 2
     change_info(folder, splits={"train": "0:12"})  # as LeRobot writes by itself
@@ -214,6 +216,58 @@ def test_meta_that_is_a_pointer_or_damaged_is_named(copy, version, name):
         with raises(code, CorruptError) as caught:
             find_videos(str(folder))
         assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def change_columns(path, **columns):
+    table = pq.read_table(path)
+    for name, change in columns.items():
+        table = table.set_column(table.column_names.index(name), name, change(table[name]))
+    rewrite(path, table)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("length", lambda column: pa.array([-1] * 6)), ("tasks", lambda column: pa.array(["pick the bolt"] * 6))],
+)
+def test_values_of_meta_that_cannot_be_are_named(copy, name, change):
+    folder = copy()
+    change_columns(folder / "meta/episodes/chunk-000/file-000.parquet", **{name: change})
+    with raises("lerobot-damaged", CorruptError) as caught:
+        find_videos(str(folder))
+    assert f"'{name}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"episode_index": 0, "length": 24.5}',
+        '{"episode_index": 0, "length": Infinity}',
+        '{"episode_index": -1, "length": 4}',
+        '{"episode_index": 0, "length": 4, "tasks": "x"}',
+    ],
+)
+def test_rows_of_meta_that_cannot_be_are_named(copy, row):
+    folder = copy("v2.1")
+    rewrite(folder / "meta/episodes.jsonl", row)
+    with raises("lerobot-damaged", CorruptError):
+        find_videos(str(folder))
+
+
+def test_a_damaged_page_is_named(copy):
+    folder = copy()
+    path = folder / "meta/episodes/chunk-000/file-000.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:4] + bytes(600) + content[604:])
+    with raises("lerobot-damaged", CorruptError) as caught:
+        find_videos(str(folder))
+    assert path.name in str(caught.value)
+
+
+def test_whole_numbers_may_be_of_any_size_in_bytes(copy):
+    folder = copy()
+    change_columns(folder / "meta/episodes/chunk-000/file-000.parquet", length=lambda column: column.cast(pa.int32()))
+    assert [episode.length for episode in LeRobot(folder).episodes] == list(LENGTHS)
 
 
 @pytest.mark.parametrize(("version", "name"), [("v3.0", "meta/episodes"), ("v2.1", "meta/episodes.jsonl")])
@@ -409,6 +463,51 @@ def test_missing_data_fail_their_episodes_alone(copy, run, tmp_path, harm):
     assert "file-001.parquet" in result.failures[0]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("names", "shape"),
+    [({"speed": 3, "x": 0, "y": 1, "z": 2}, [4]), ({"motors": ["x", "y", "z", "speed"]}, [4])],
+)
+def test_names_of_a_column_s_values(copy, names, shape):
+    folder = copy()
+    change_info(folder, features=by_hand.features({"action": {"dtype": "float32", "shape": shape, "names": names}}))
+    found, wrong = read_frame_logs(LeRobot(folder), parse_task(yaml.safe_dump(TASK), "test"))
+    assert wrong == {}
+    np.testing.assert_allclose(found["episode_000005"].values["speed"], by_hand.speed(5, np.arange(LENGTHS[5])))
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "code"),
+    [
+        (["speed", "x", "y", "speed"], [4], "lerobot-column"),
+        (None, "four", "lerobot-damaged"),
+        (None, [None], "lerobot-damaged"),
+    ],
+)
+def test_a_column_that_is_not_clear_is_refused(copy, names, shape, code):
+    folder = copy()
+    change_info(folder, features=by_hand.features({"action": {"dtype": "float32", "shape": shape, "names": names}}))
+    with raises(code, VtpError):
+        read_frame_logs(LeRobot(folder), parse_task(yaml.safe_dump(TASK), "test"))
+
+
+def test_frames_and_texts_that_contradict_meta_cost_their_episodes(copy):
+    folder = copy()
+
+    def repeated(column):
+        numbers = column.to_numpy().copy()
+        numbers[5] = 4  # of the first episode
+        return pa.array(numbers)
+
+    change_columns(folder / "data/chunk-000/file-000.parquet", frame_index=repeated)
+    task = parse_task(yaml.safe_dump(TASK), "test")
+    _, wrong = read_frame_logs(LeRobot(folder), task)
+    assert list(wrong) == ["episode_000000"] and "one by one" in str(wrong["episode_000000"])
+    rewrite(folder / "meta/tasks.parquet", pa.table({"task_index": [0], "__index_level_0__": [TEXTS[0]]}))
+    task = parse_task(yaml.safe_dump(TASK | {"context": {"column": "task", "reduce": "first"}}), "test")
+    _, wrong = read_frame_logs(LeRobot(folder), task)
+    assert "task_index 1, which meta/tasks has not" in str(wrong["episode_000001"])
+
+
 def outcomes(folder, name, **columns):
     steps = [(k, step) for k, length in enumerate(LENGTHS) for step in range(len(range(0, length - 6, 8)))]
     numbers, step = zip(*steps, strict=True)
@@ -429,6 +528,13 @@ def test_a_table_of_outcomes(copy, run, tmp_path):
     np.testing.assert_array_equal(found.actions[:, 0], np.where(k == 3, np.nan, 0.5))
     assert found.propensity.tolist() == [1.5] * len(k)
     assert found.context.tolist() == [TEXTS[number % 2] for number in k]  # which the table has not
+    path = folder / "meta/outcomes_picking.parquet"
+    table = pq.read_table(path).drop_columns(["attempts", "errors", "speed"])
+    rewrite(path, table.take(pa.array(range(len(table))[::-1])))
+    mapped = logs(run, folder, task_file(tmp_path), out=tmp_path / "reversed.h5")
+    frames = [by_hand.attempts(number, np.arange(8 * step, 8 * step + 8)) for number, step in zip(k, s, strict=True)]
+    assert mapped.attempts.tolist() == [counts.sum() for counts in frames]
+    outcomes(folder, "picking", attempts=lambda k, s: k + s)
     bare = {name: value for name, value in TASK.items() if name not in ("attempts", "successes")}
     bare["actions"] = {"speed": {"high": 1.0}}
     (tmp_path / "bare.yaml").write_text(yaml.safe_dump(bare))

@@ -149,8 +149,8 @@ def test_logs_of_minari_leave_the_last_frame_out(run, tmp_path, task_file):
     task_file.write_text(task_file.read_text().replace("dones", "terminations"))
     _, data = run(folder, task=str(task_file), tail="pad")
     assert np.diff(data.offset).tolist() == [4, 6, 5]  # of 25, 41 and 34 frames
-    assert data.logs.attempts[data.offset[1:] - 1].tolist() == [0, 0, 1]
-    assert np.isfinite(data.logs.actions).all()
+    np.testing.assert_array_equal(data.logs.attempts[data.offset[1:] - 1], [np.nan, np.nan, 1])
+    assert np.isnan(data.logs.actions).sum() == 2  # the first two end in a clip of the last frame alone
 
 
 def test_what_is_lacking_is_said(run, tmp_path, caplog):
@@ -202,8 +202,37 @@ def test_a_folder_of_files(run, tmp_path):
     assert data.videos.id == [f"{stem}/{demo}/agentview_image" for stem in "ab" for demo in DEMOS]
 
 
+def test_a_file_of_a_folder_that_cannot_be_read_is_not_passed_by(tmp_path):
+    for name in ("a.hdf5", "b.hdf5"):
+        write_robomimic(tmp_path / name, cameras=["agentview_image"])
+    os.truncate(tmp_path / "b.hdf5", 5000)
+    with raises("damaged", VideoError) as caught:
+        find_recordings(str(tmp_path))
+    assert "b.hdf5" in str(caught.value)
+    (tmp_path / "b.hdf5").unlink()
+    write_robomimic(tmp_path / "a.h5", cameras=["agentview_image"])
+    with raises("repeated-id") as caught:
+        find_recordings(str(tmp_path))
+    assert "a.h5 and a.hdf5" in str(caught.value)
+
+
+def test_an_episode_that_contradicts_itself_has_no_labels(tmp_path):
+    path = write_robomimic(tmp_path / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs/agentview_image"], file["data/demo_2/actions"]
+        file["data/demo_0/obs/agentview_image"] = frames(0, "agentview_image", 20)
+        file["data/demo_2/actions"] = np.zeros((LENGTHS[1], 2))
+    task = parse_task(yaml.safe_dump(TASK), "test")
+    logs, wrong = Recordings(path, None).frame_logs(task)
+    assert list(logs) == ["demo_10"]
+    assert "the cameras of demo_0 have 20 and 24 frames" in str(wrong["demo_0"])
+    assert "demo_2 has 2 values a step of actions, and other episodes more" in str(wrong["demo_2"])
+    assert list(Recordings(path, "robot0_eye_in_hand_image").frame_logs(task)[0]) == ["demo_0", "demo_10"]
+
+
 def test_files_beside_videos_are_left_out_aloud(run, tmp_path, caplog):
     (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed/broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     write_robomimic(tmp_path / "mixed/lift.hdf5")
     write_video(tmp_path / "mixed/a.mp4", 40)
     _, data = run(tmp_path / "mixed")

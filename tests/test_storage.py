@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import get_args
 
+import arrays_by_hand
 import lerobot_by_hand as by_hand
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset.rereading import read_clips
 from pipeline.errors import CorruptError, PartialError, TryAgainError
 from pipeline.extraction import fetching
+from pipeline.extraction.inputs import read_inputs
 from pipeline.extraction.shards import parts_folder, read_ledger
 from pipeline.storage import local_copies
 from pipeline.storage import objects as objects_of
@@ -360,6 +362,25 @@ def test_lerobot_data_set(memory, encoder, tmp_path):
     for name, source in (("local", str(local)), ("remote", f"{memory}/v3")):
         extract.run(settings(source, tmp_path / name / "e.h5", camera="front", clip_len=4, clip_stride=4))
     same_but_paths(*(dataset.read_embeddings(tmp_path / place / "e.h5") for place in ("remote", "local")))
+
+
+@pytest.mark.parametrize("name", ["lift-v0", "lift-v0/data", "lift-v0/data/main_data.hdf5"])
+def test_minari_data_set(memory, encoder, tmp_path, name):
+    upload(arrays_by_hand.write_minari(tmp_path / "lift-v0"), f"{memory}/lift-v0")
+    assert extract.run(settings(f"{memory}/{name}", tmp_path / "e.h5", fps=20)).num_videos == 3
+
+
+def test_a_folder_that_does_not_fit_into_the_cache_is_not_read_in_part(memory, monkeypatch, tmp_path):
+    (tmp_path / "demos").mkdir()
+    for name in ("a.hdf5", "b.hdf5"):
+        arrays_by_hand.write_robomimic(tmp_path / "demos" / name, cameras=["agentview_image"])
+    upload(tmp_path / "demos", f"{memory}/demos")
+    cfg = settings(f"{memory}/demos", tmp_path / "e.h5", fps=20)
+    assert len(read_inputs(cfg).entries) == 6
+    monkeypatch.setenv("VTP_CACHE_GB", str(1.5e-9 * (tmp_path / "demos/a.hdf5").stat().st_size))
+    with raises("cache-too-small") as caught:
+        read_inputs(cfg)
+    assert "VTP_CACHE_GB" in str(caught.value)
 
 
 def test_shards_of_several_machines_are_merged_on_another(bucket, originals, encoder, machine, tmp_path):

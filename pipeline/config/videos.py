@@ -138,6 +138,14 @@ class ExtractConfig(Config):
     ] = None
 
     @model_validator(mode="after")
+    def _a_camera_is_of_episodes(self) -> ExtractConfig:
+        if self.bare and self.camera is not None:
+            raise ValueError(
+                f"--bare takes videos without episodes and --camera {self.camera} one of them; drop either"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_model_brings_its_weights(self) -> ExtractConfig:
         if self.backbone.startswith("hf:") and self.weights is not None:
             raise ValueError(f"--weights {self.weights} is not for --backbone {self.backbone}, which brings its own")

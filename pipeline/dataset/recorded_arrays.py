@@ -25,17 +25,33 @@ MASKS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # robo
 def find_recordings(source: str, camera: str | None = None) -> list[Recordings]:
     """The files of a source that is an HDF5 file, a Minari data set, or a folder of such files; else none.
 
-    VtpError where one of them has no frames.
+    VtpError where one of them has no frames, or cannot be read.
     """
     path = Path(source)
     if path.is_dir():
         minari = [place for place in (path / MINARI, path / "data" / MINARI) if place.is_file()]
-        paths = minari or sorted(
-            file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and is_recorded(file)
-        )
+        paths = minari or sorted(filter(_is_recorded, path.iterdir()))
+        stems = [file.stem for file in paths]
+        if twice := [file.name for file in paths if stems.count(file.stem) > 1]:
+            raise VtpError(
+                f"{path}: {' and '.join(twice)} would have the same ids, which begin with the name before the dot; "
+                "rename one of them",
+                code="repeated-id",
+            )
     else:
         paths = [path] if path.suffix.lower() in SUFFIXES and path.is_file() else []
     return [Recordings(Path(os.path.realpath(file)), camera, len(paths) > 1) for file in paths]
+
+
+def _is_recorded(file: Path) -> bool:
+    try:
+        return file.suffix.lower() in SUFFIXES and is_recorded(file)
+    except VideoError as error:
+        raise _of_file(file, error) from error
+
+
+def _of_file(path: Path, error: VideoError) -> VideoError:
+    return VideoError(error.code, f"{path} {error.reason}", error.fix)
 
 
 class Recordings:
@@ -51,7 +67,7 @@ class Recordings:
             check_file(path)
             self.frames: FrameArrays = find_arrays(path)
         except VideoError as error:
-            raise VideoError(error.code, f"{path} {error.reason}", error.fix) from error
+            raise _of_file(path, error) from error
         known = list(dict.fromkeys(array.camera for array in self.frames.arrays))
         self.cameras = known
         if camera is not None:
@@ -125,10 +141,19 @@ class Recordings:
         reduce = {label: column.reduce for label, column in mapped.items()}
         logs: dict[str, FrameLogs] = {}
         wrong: dict[str, VtpError] = {}
+        num_frames: dict[str, set[int]] = {}
+        for array in self.arrays:
+            num_frames.setdefault(array.episode, set()).add(array.num_frames)
         with open_arrays(self.path) as file:
             for array in {one.episode: one for one in self.arrays}.values() if places else ():
                 name, group = self.name(array), file[self.frames.episodes[array.episode]]
                 try:
+                    if len(counts := num_frames[array.episode]) > 1:
+                        raise CorruptError(
+                            f"the cameras of {array.episode} have {' and '.join(map(str, sorted(counts)))} frames; "
+                            "mend the file, or name one with --camera",
+                            code="arrays-damaged",
+                        )
                     values = {label: _column(group, place, array.num_frames) for label, place in places.items()}
                 except CorruptError as error:
                     wrong[name] = CorruptError(f"{self.path}: {error}", code=error.code)
@@ -180,6 +205,11 @@ def _column(group: h5py.Group, place: tuple[str, int], num_frames: int) -> np.nd
     dataset = dict(own_datasets(group)).get(name)
     if dataset is None or dataset.ndim not in (1, 2) or dataset.dtype.kind not in "fiub":
         raise CorruptError(f"{group.name} has no numbers per step called {name}; mend the file", code="arrays-damaged")
+    if index >= (size := int(np.prod(dataset.shape[1:]))):
+        raise CorruptError(
+            f"{group.name} has {size} values a step of {name}, and other episodes more; mend the file",
+            code="arrays-damaged",
+        )
     steps = dataset[:] if dataset.ndim == 1 else dataset[:, index]
     if len(steps) not in (num_frames - 1, num_frames):
         raise CorruptError(

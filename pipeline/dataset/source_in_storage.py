@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline import storage
@@ -11,6 +11,7 @@ from pipeline.dataset.lerobot import INFO
 from pipeline.dataset.manifest import MANIFEST_SUFFIXES, is_video
 from pipeline.dataset.recorded_arrays import MINARI, SUFFIXES
 from pipeline.errors import VtpError
+from pipeline.video.frame_arrays import METADATA
 
 
 def fetch_source(source: str) -> None:
@@ -28,16 +29,34 @@ def fetch_source(source: str) -> None:
             return
         raise
     if not is_folder:
+        if path.name == MINARI and storage.is_there(metadata := path.with_name(METADATA)):
+            storage.fetch(metadata)
         storage.fetch(path)
         return
-    found = storage.listing(path, again=True)
-    for earlier in path.rglob("*"):  # which is in storage no longer
-        if earlier.is_file() and earlier not in found and not earlier.name.startswith("."):
-            earlier.unlink(missing_ok=True)
+    earlier = [one for one in path.rglob("*") if one.is_file() and not one.name.startswith(".")]
+    found = storage.listing(path, again=True)  # later, so that what others put meanwhile is in it
+    for one in earlier:
+        if one not in found:
+            one.unlink(missing_ok=True)
     path.mkdir(parents=True, exist_ok=True)
-    for one in _describing(path, found):
+    describing = list(_describing(path, found))
+    if sum(found[one] for one in describing) > storage.cache_bytes():
+        raise _too_large(path, describing, found)
+    for one in describing:
         storage.fetch(one)
-        storage.release(one)
+        if one.name != METADATA:  # which decoders read beside its file
+            storage.release(one)
+    if not all(one.exists() for one in describing):  # others use the cache too
+        raise _too_large(path, describing, found)
+
+
+def _too_large(folder: Path, describing: Sequence[Path], found: Mapping[Path, int]) -> VtpError:
+    gigabytes = sum(found[one] for one in describing) / 1e9
+    return VtpError(
+        f"{storage.url_of(folder)}: the {len(describing)} files that say which videos it has take {gigabytes:.3g} GB, "
+        f"and the cache holds {storage.cache_bytes() / 1e9:.3g} GB; raise VTP_CACHE_GB",
+        code="cache-too-small",
+    )
 
 
 def _describing(folder: Path, found: Mapping[Path, int]) -> Iterator[Path]:
@@ -46,7 +65,7 @@ def _describing(folder: Path, found: Mapping[Path, int]) -> Iterator[Path]:
     if folder / INFO in found:
         yield from (path for path in found if path.relative_to(folder).parts[0] in ("meta", "data"))
     elif not any(map(is_video, found)):
-        minari = (folder / MINARI, folder / "data" / MINARI)
+        minari = [place / name for place in (folder, folder / "data") for name in (MINARI, METADATA)]
         yield from (
             path for path in found if path in minari or (path.parent == folder and path.suffix.lower() in SUFFIXES)
         )

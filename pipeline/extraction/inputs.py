@@ -121,10 +121,17 @@ def recordings_in(cfg: ExtractConfig) -> list[Recordings]:
     """The robomimic and Minari files of a source; those that lie beside videos or a manifest are left out, aloud."""
     folder = Path(cfg.source)
     if folder.is_dir() and manifest.has_videos(folder):
-        if beside := [file.name for file in folder.iterdir() if is_recorded(file)]:
+        if beside := [file.name for file in folder.iterdir() if _is_recorded(file)]:
             logger.warning("%s: HDF5 files beside the videos are left out: %s", folder, ", ".join(sorted(beside)))
         return []
     return find_recordings(cfg.source, cfg.camera)
+
+
+def _is_recorded(file: Path) -> bool:
+    try:
+        return is_recorded(file)
+    except VideoError:  # it is beside the videos, and none of our concern
+        return False
 
 
 def read_recordings(cfg: ExtractConfig, files: Sequence[Recordings]) -> Inputs:

@@ -135,13 +135,15 @@ def read_arrays(path: Path) -> Iterator[np.ndarray]:
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether it is a file of robomimic's or Minari's layout; images or none."""
+    """Whether it is a file of robomimic's or Minari's layout; images or none. VideoError where HDF5 cannot tell."""
     if not (path.is_file() and is_hdf5(path)):
         return False
     try:
         with open_arrays(path) as file:
             return bool(_episodes(file))
-    except VideoError:
+    except VideoError as error:
+        if error.code != "not_video":
+            raise
         return False
 
 
