@@ -151,7 +151,8 @@ def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarr
         raise VtpError(f"--reference {wrong}", code="reference-damaged")
     wanted = {(storage.name_of(entry.path), entry.span): entry.video_id for entry in entries}
     held = [(path, content.span) for path, content in zip(data.videos.path, data.videos.contents, strict=True)]
-    if missing := [name for key, name in wanted.items() if key not in set(held)]:
+    known = set(held)
+    if missing := [name for key, name in wanted.items() if key not in known]:
         raise VtpError(
             f"--reference {cfg.reference} names {missing[0]!r}, which {cfg.embeddings} does not hold; "
             f"extract it too, or give an embeddings file",

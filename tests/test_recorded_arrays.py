@@ -193,13 +193,14 @@ def test_masks_are_splits(run, tmp_path):
         run(path, out=tmp_path / "x.h5")
 
 
-def test_a_folder_of_files(run, tmp_path):
+def test_a_folder_of_files(run, tmp_path, caplog):
     (tmp_path / "demos").mkdir()
     for name in ("a.hdf5", "b.h5"):
         write_robomimic(tmp_path / "demos" / name, cameras=["agentview_image"])
     (tmp_path / "demos/notes.h5").write_text("no HDF5")
     _, data = run(tmp_path / "demos")
     assert data.videos.id == [f"{stem}/{demo}/agentview_image" for stem in "ab" for demo in DEMOS]
+    assert "files of neither robomimic nor Minari are left out: notes.h5" in caplog.text
 
 
 def test_a_file_of_a_folder_that_cannot_be_read_is_not_passed_by(tmp_path):
@@ -228,6 +229,26 @@ def test_an_episode_that_contradicts_itself_has_no_labels(tmp_path):
     assert "the cameras of demo_0 have 20 and 24 frames" in str(wrong["demo_0"])
     assert "demo_2 has 2 values a step of actions, and other episodes more" in str(wrong["demo_2"])
     assert list(Recordings(path, "robot0_eye_in_hand_image").frame_logs(task)[0]) == ["demo_0", "demo_10"]
+
+
+def test_an_episode_without_a_camera_or_a_column_is_told_of(tmp_path, caplog):
+    path = write_robomimic(tmp_path / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_2/obs/agentview_image"], file["data/demo_0/actions"]
+    recordings = Recordings(path, None)
+    assert len(recordings.segments()) == 5
+    assert "1 episodes, such as demo_2, have no images in obs/agentview_image" in caplog.text
+    logs, wrong = recordings.frame_logs(parse_task(yaml.safe_dump(TASK), "test"))
+    assert logs.keys() == {"demo_2", "demo_10"} and "called actions" in str(wrong["demo_0"])
+
+
+def test_masks_in_other_files_are_not_read(tmp_path):
+    path = write_robomimic(tmp_path / "lift.hdf5")
+    write_robomimic(tmp_path / "other.hdf5", masks={"train": ["demo_0"]})
+    with h5py.File(path, "a") as file:
+        file["mask"] = h5py.ExternalLink("other.hdf5", "mask")
+    with raises("links_out", VideoError):
+        Recordings(path, None).segments()
 
 
 def test_files_beside_videos_are_left_out_aloud(run, tmp_path, caplog):

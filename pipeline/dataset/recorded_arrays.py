@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from functools import cached_property
@@ -14,8 +15,18 @@ from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.segment import Segment
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import Task
-from pipeline.video import VideoError, check_file
-from pipeline.video.frame_arrays import FrameArray, FrameArrays, find_arrays, is_recorded, open_arrays, own_datasets
+from pipeline.video import VideoError, check_file, unreadable
+from pipeline.video.frame_arrays import (
+    FrameArray,
+    FrameArrays,
+    find_arrays,
+    is_recorded,
+    open_arrays,
+    own_child,
+    own_datasets,
+)
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".hdf5", ".h5")
 MINARI = "main_data.hdf5"
@@ -30,7 +41,10 @@ def find_recordings(source: str, camera: str | None = None) -> list[Recordings]:
     path = Path(source)
     if path.is_dir():
         minari = [place for place in (path / MINARI, path / "data" / MINARI) if place.is_file()]
-        paths = minari or sorted(filter(_is_recorded, path.iterdir()))
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        paths = minari or [file for file in files if _is_recorded(file)]
+        if paths and (others := [file.name for file in files if file not in paths]):
+            logger.warning("%s: files of neither robomimic nor Minari are left out: %s", path, ", ".join(others))
         stems = [file.stem for file in paths]
         if twice := [file.name for file in paths if stems.count(file.stem) > 1]:
             raise VtpError(
@@ -45,7 +59,9 @@ def find_recordings(source: str, camera: str | None = None) -> list[Recordings]:
 
 def _is_recorded(file: Path) -> bool:
     try:
-        return file.suffix.lower() in SUFFIXES and is_recorded(file)
+        return is_recorded(file)
+    except OSError as error:
+        raise _of_file(file, unreadable(error)) from error
     except VideoError as error:
         raise _of_file(file, error) from error
 
@@ -92,7 +108,7 @@ class Recordings:
         """The split of each episode in robomimic's masks `train`, `valid` and `test`."""
         split_of: dict[str, str] = {}
         with open_arrays(self.path) as file:
-            masks = file.get("mask")
+            masks = own_child(file, "mask")
             for name, dataset in own_datasets(masks) if isinstance(masks, h5py.Group) else ():
                 if name not in MASKS or dataset.ndim != 1:
                     continue
@@ -106,7 +122,13 @@ class Recordings:
         return split_of
 
     def segments(self) -> list[Segment]:
-        """Every episode of every camera, in the order of the frames."""
+        """Every episode of every camera, in the order of the frames; those without images of a camera are told of."""
+        for camera in self.cameras:
+            seen = {array.episode for array in self.arrays if array.camera == camera}
+            if without := [name for name in self.frames.episodes if name not in seen]:
+                logger.warning(
+                    "%s: %d episodes, such as %s, have no images in %s", self.path, len(without), without[0], camera
+                )
         short = {camera: camera.rpartition("/")[2] for camera in self.cameras}
         is_clear = len(set(short.values())) == len(short)
         return [
@@ -120,16 +142,16 @@ class Recordings:
             for array in self.arrays
         ]
 
-    @property
+    @cached_property
     def values(self) -> dict[str, int]:
-        """The arrays with numbers per step, and how many numbers each has; by what the first episode has."""
+        """The arrays with numbers per step, and how many numbers each has in the first episode that has it."""
+        sizes: dict[str, int] = {}
         with open_arrays(self.path) as file:
-            group = file[next(iter(self.frames.episodes.values()))]
-            return {
-                name: int(np.prod(dataset.shape[1:]))
-                for name, dataset in own_datasets(group)
-                if dataset.ndim in (1, 2) and dataset.dtype.kind in "fiub" and name not in self.cameras
-            }
+            for group in self.frames.episodes.values():
+                for name, dataset in own_datasets(file[group]):
+                    if dataset.ndim in (1, 2) and dataset.dtype.kind in "fiub" and name not in self.cameras:
+                        sizes.setdefault(name, int(np.prod(dataset.shape[1:])))
+        return sizes
 
     def frame_logs(self, task: Task) -> tuple[dict[str, FrameLogs], dict[str, VtpError]]:
         """The logs of a task by the episode's name, and what is wrong with those of others.

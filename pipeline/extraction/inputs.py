@@ -130,7 +130,7 @@ def recordings_in(cfg: ExtractConfig) -> list[Recordings]:
 def _is_recorded(file: Path) -> bool:
     try:
         return is_recorded(file)
-    except VideoError:  # it is beside the videos, and none of our concern
+    except (OSError, VideoError):  # it is beside the videos, and none of our concern
         return False
 
 

@@ -48,7 +48,7 @@ class VideoInfo:
     width: int
     height: int
     codec: str
-    decoder: str  # decord or pyav
+    decoder: str  # decord, pyav or h5py
     num_clips: int
 
 

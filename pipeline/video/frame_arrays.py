@@ -149,11 +149,13 @@ def is_recorded(path: Path) -> bool:
 
 def _episodes(file: h5py.File) -> tuple[str, dict[str, h5py.Group]]:
     """The library whose layout it is, and the groups of episodes, by number."""
-    data = _own(file, "data")
+    data = own_child(file, "data")
     for library, group, pattern in (("robomimic", data, r"demo_(\d+)"), ("Minari", file, r"episode_(\d+)")):
         if isinstance(group, h5py.Group):
             matches = [match for name in group if (match := re.fullmatch(pattern, name))]
-            groups = {match[0]: _own(group, match[0]) for match in sorted(matches, key=lambda match: int(match[1]))}
+            groups = {
+                match[0]: own_child(group, match[0]) for match in sorted(matches, key=lambda match: int(match[1]))
+            }
             if groups and all(isinstance(one, h5py.Group) for one in groups.values()):
                 return library, groups
     raise VideoError(
@@ -164,14 +166,14 @@ def _episodes(file: h5py.File) -> tuple[str, dict[str, h5py.Group]]:
 def own_datasets(group: h5py.Group, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, h5py.Dataset]]:
     """All datasets of a group by their path in it."""
     for name in group:
-        child = _own(group, name)
+        child = own_child(group, name)
         if isinstance(child, h5py.Dataset):
             yield prefix + name, child
         elif isinstance(child, h5py.Group) and depth < 4:
             yield from own_datasets(child, f"{prefix}{name}/", depth + 1)
 
 
-def _own(group: h5py.Group, name: str) -> Any:
+def own_child(group: h5py.Group, name: str) -> Any:
     """What a group has by that name; VideoError where it lies in another file."""
     link = group.get(name, getlink=True)
     if link is None:
