@@ -1,5 +1,6 @@
 """Object storage: places in the cache, its bound, extractions from and into fsspec's memory and a local S3."""
 
+import errno
 import json
 import os
 import pickle
@@ -270,10 +271,12 @@ def test_cache_evicts_what_was_used_longest_ago_and_is_not_held(memory, monkeypa
     storage.release(places["c"])
     assert [name for name, path in places.items() if path.exists()] == ["a", "c"]
     storage.release(places["a"])
+    written = places["a"].with_name(".e.h5.0-1.tmp")  # by another process
+    written.write_bytes(bytes(100))
     storage.fetch(places["c"])  # used again
     storage.release(places["c"])
     storage.fetch(places["d"])
-    assert [name for name, path in places.items() if path.exists()] == ["c", "d"]
+    assert [name for name, path in places.items() if path.exists()] == ["c", "d"] and written.exists()
 
 
 def test_other_processes_do_not_evict_what_is_held(memory, monkeypatch):
@@ -495,6 +498,25 @@ def test_video_that_cannot_be_fetched_is_tried_again_and_fails_alone(memory, ori
     assert (row["video_id"], row["stage"], row["code"]) == ("b.mp4", "decode", "unreachable")
     assert len(tries) == objects_of.TRIES * 3 and result.num_videos == 2
     assert str(storage.cache_folder()) not in row["reason"]
+
+
+def test_full_disk_stops_it_and_fails_no_video(memory, originals, encoder, monkeypatch, tmp_path):
+    upload(originals, f"{memory}/v")
+    get_file = type(system_of(memory)).get_file
+
+    def full(self, name, to, **options):
+        if name.endswith(".mp4"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        get_file(self, name, to, **options)
+
+    cfg = settings(f"{memory}/v/manifest.csv", tmp_path / "e.h5")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(system_of(memory)), "get_file", full)
+        with raises("disk-full", TryAgainError) as caught:
+            extract.run(cfg)
+    assert "VTP_CACHE" in str(caught.value)
+    assert read_ledger(parts_folder(cfg.out) / "shard-0-of-1.jsonl") == []
+    assert extract.run(cfg).num_videos == 3
 
 
 def test_too_many_that_cannot_be_fetched_stop_it(memory, originals, encoder):

@@ -20,6 +20,7 @@ from pipeline.storage.urls import cache_folder, url_of
 logger = logging.getLogger(__name__)
 
 DEFAULT_GB = 20.0
+DAY_S = 86_400  # for so long a temporary file may belong to a process that writes it
 THREADS = 8
 
 _lock = threading.RLock()
@@ -147,11 +148,11 @@ def _mark(path: Path, version: Version) -> None:
 
 
 def _download(path: Path, version: Version) -> None:
-    _make_parent(path)
     temporary = _temporary(path)
     with _lock:
         _make_room(version[0])
     try:
+        _make_parent(path)
         with open(temporary, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             ask(path, lambda system, name: system.get_file(name, str(temporary)))
@@ -162,14 +163,23 @@ def _download(path: Path, version: Version) -> None:
                 )
             _mark(temporary, version)
             temporary.replace(path)
+    except OSError as error:
+        if error.errno not in OUT_OF_SPACE:
+            raise
+        raise TryAgainError(
+            f"no space left in the cache {cache_folder()} for {url_of(path)}; free some space, or name another folder "
+            "in VTP_CACHE, and run the same command again",
+            code="disk-full",
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be no such folder
+            temporary.unlink()
 
 
 def _make_room(num_bytes: int) -> None:
     """Evict what was used longest ago, until so many bytes more are within the cache's bound.
 
-    What a process holds, and the parts of an output, stay.
+    What a process holds or writes, and the parts of an output, stay.
     """
     files = []
     for folder, folders, names in os.walk(cache_folder()):
@@ -177,6 +187,8 @@ def _make_room(num_bytes: int) -> None:
         for path in (Path(folder, name) for name in names if not name.endswith(".lock")):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
+                if path.suffix == ".tmp" and time.time() - status.st_mtime < DAY_S:
+                    continue
                 files.append((status.st_atime_ns, status.st_size, path))
     total, bound = sum(size for _, size, _ in files) + num_bytes, cache_bytes()
     for _, size, path in sorted(files):
