@@ -1,5 +1,6 @@
 """robomimic and Minari files: their images are extracted as those of videos are, and their numbers make logs."""
 
+import fcntl
 import json
 import os
 import re
@@ -215,6 +216,17 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_not_passed_by(tmp_path):
     with raises("repeated-id") as caught:
         find_recordings(str(tmp_path))
     assert "a.h5 and a.hdf5" in str(caught.value)
+
+
+def test_a_file_that_is_being_written_is_busy(tmp_path):
+    path = write_robomimic(tmp_path / "lift.hdf5", cameras=["agentview_image"])
+    with open(path, "rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)  # as HDF5 does
+        for source in (path, tmp_path):
+            with raises("busy", VideoError) as caught:
+                find_recordings(str(source))
+            assert "lift.hdf5 is open in another program" in str(caught.value)
+    assert len(find_recordings(str(tmp_path))) == 1
 
 
 def test_an_episode_that_contradicts_itself_has_no_labels(tmp_path):

@@ -79,6 +79,8 @@ def open_arrays(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and "unable to lock file" in str(error):
+            raise VideoError("busy", "is open in another program that writes it", "close it there") from error
         raise damaged(f"HDF5: {str(error).splitlines()[0][:200]}") from error
 
 
