@@ -327,7 +327,7 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
     numbers = [number_of[row.part, row.content] for row in done]
     fps = [float(parts[row.part].videos.fps[number]) for row, number in zip(done, numbers, strict=True)]
     finished = assign_splits(finished, [row.content for row in done], fps)
-    labelled, num_unseen = [], 0
+    labelled, num_unseen, other_lengths = [], 0, []
     for entry, row, number in zip(finished, done, numbers, strict=True):
         try:
             if entry.video_id in inputs.bad_labels:
@@ -336,12 +336,20 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
             labelled.append(join_labels(entry, row.part, parts[row.part], number, logs, inputs.task))
             if isinstance(logs, FrameLogs):
                 num_unseen += logs.num_unseen("attempts", *times_of(parts[row.part], number))
+                num_frames = int(parts[row.part].videos.num_frames[number])
+                if logs.values and abs(num_frames - logs.num_frames) > 1:  # Minari has one frame more
+                    other_lengths.append(f"{entry.video_id} ({num_frames} frames, {logs.num_frames} values)")
         except VtpError as error:
             failures.append(failure(entry, "labels", as_video_error(error)))
     if num_unseen:
         logger.warning(
             "%d frames with attempts are in no clip, and their attempts are lost; --tail pad keeps those after a "
             "video's last whole clip", num_unseen,
+        )  # fmt: skip
+    if other_lengths:
+        logger.warning(
+            "%d videos have not as many frames as there are values, such as %s; clips after the last value have no "
+            "labels", len(other_lengths), other_lengths[0],
         )  # fmt: skip
     rows = [asdict(row) for row in failures]
     failures_path = write_failures(cfg.out, rows)

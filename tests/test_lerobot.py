@@ -407,6 +407,19 @@ def test_attempts_that_no_clip_shows_are_told_of(v3, run, tmp_path, caplog):
     assert f"{every - int(found.attempts.sum())} frames with attempts are in no clip" in caplog.text
 
 
+def test_a_video_of_another_length_than_its_values_is_told_of(copy, run, tmp_path, caplog):
+    folder = copy("v2.1")
+    for camera, count in ((FRONT, LENGTHS[0] + 12), (WRIST, 9)):
+        path = folder / f"videos/chunk-000/{camera}/episode_000000.mp4"
+        path.unlink()
+        by_hand.write_frames(path, range(count))
+    data = dataset.read_embeddings(run(folder, task=task_file(tmp_path), tail="pad").path)
+    assert f"2 videos have not as many frames as there are values, such as episode_000000/{FRONT} (36" in caplog.text
+    first = data.logs.attempts[: data.offset[1]]
+    every = by_hand.attempts(0, np.arange(LENGTHS[0])).reshape(3, 8).sum(1)
+    np.testing.assert_array_equal(first, [*every, np.nan, np.nan])
+
+
 def test_text_is_a_context_where_it_names_one_or_the_task_says_so(v3, run, tmp_path):
     other = {"bolt": {"price_usd": 0.1}, TEXTS[1]: {"price_usd": 0.2}}
     found = logs(run, v3, task_file(tmp_path, contexts=other))

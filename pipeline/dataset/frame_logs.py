@@ -38,6 +38,11 @@ class FrameLogs:
         """Number of clips that the steps label; None if no step is labelled."""
         return len(self.steps["step"]) if self.steps else None
 
+    @property
+    def num_frames(self) -> int:
+        """Number of frames that have values; 0 if none has."""
+        return min((len(values) for values in self.values.values()), default=0)
+
     def of_clips(self, start_s: np.ndarray, end_s: np.ndarray, task: Task) -> Logs:
         """The logs of clips that show [start_s, end_s) since the episode's start; VtpError where a value cannot be."""
         if self.num_steps not in (None, len(start_s)):
@@ -93,10 +98,10 @@ class FrameLogs:
 
     def _frames(self, start_s: np.ndarray, end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The frames [first, end) that each clip shows: one at least, but none where it begins after the last."""
-        num_frames = min((len(values) for values in self.values.values()), default=0)
         first, end = (np.floor(times_s * self.fps + 0.5).astype(int) for times_s in (start_s, end_s))
-        first = np.where(start_s * self.fps < num_frames - 1e-6, np.minimum(first, num_frames - 1), num_frames)
-        return first, np.minimum(np.maximum(end, first + 1), num_frames)
+        is_there = start_s * self.fps < self.num_frames - 1e-6
+        first = np.where(is_there, np.minimum(first, self.num_frames - 1), self.num_frames)
+        return first, np.minimum(np.maximum(end, first + 1), self.num_frames)
 
 
 def _rounded_into(values: list[float | str], task: Task, name: str) -> list[float | str]:
