@@ -19,7 +19,7 @@ from pipeline import dataset, extract
 from pipeline.config import ExtractConfig
 from pipeline.dataset.lerobot import LeRobot, first_frames, is_lerobot
 from pipeline.dataset.lerobot_logs import read_frame_logs
-from pipeline.dataset.manifest import find_videos
+from pipeline.dataset.manifest import find_lerobot, find_videos
 from pipeline.dataset.rereading import read_clips
 from pipeline.errors import CorruptError, VtpError
 from pipeline.tasks import parse_task
@@ -196,7 +196,7 @@ def test_other_versions_are_refused_by_name(copy, version):
     folder = copy()
     change_info(folder, codebase_version=version)
     with raises("lerobot-version") as caught:
-        find_videos(str(folder))
+        find_lerobot(str(folder)).segments()
     assert str(version) in str(caught.value) and "v3.0 and v2.1" in str(caught.value)
     assert len(find_videos(str(folder), bare=True)) == 4
 
@@ -214,7 +214,7 @@ def test_meta_that_is_a_pointer_or_damaged_is_named(copy, version, name):
     for text, code in ((POINTER, "lerobot-git-lfs"), ("{oops", "lerobot-damaged")):
         rewrite(folder / name, text)
         with raises(code, CorruptError) as caught:
-            find_videos(str(folder))
+            find_lerobot(str(folder)).segments()
         assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -233,7 +233,7 @@ def test_values_of_meta_that_cannot_be_are_named(copy, name, change):
     folder = copy()
     change_columns(folder / "meta/episodes/chunk-000/file-000.parquet", **{name: change})
     with raises("lerobot-damaged", CorruptError) as caught:
-        find_videos(str(folder))
+        find_lerobot(str(folder)).segments()
     assert f"'{name}'" in str(caught.value)
 
 
@@ -250,7 +250,7 @@ def test_rows_of_meta_that_cannot_be_are_named(copy, row):
     folder = copy("v2.1")
     rewrite(folder / "meta/episodes.jsonl", row)
     with raises("lerobot-damaged", CorruptError):
-        find_videos(str(folder))
+        find_lerobot(str(folder)).segments()
 
 
 def test_a_damaged_page_is_named(copy):
@@ -260,7 +260,7 @@ def test_a_damaged_page_is_named(copy):
     path.unlink()
     path.write_bytes(content[:4] + bytes(600) + content[604:])
     with raises("lerobot-damaged", CorruptError) as caught:
-        find_videos(str(folder))
+        find_lerobot(str(folder)).segments()
     assert path.name in str(caught.value)
 
 
@@ -275,7 +275,7 @@ def test_missing_meta_is_named(copy, version, name):
     folder = copy(version)
     shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
     with raises("lerobot-missing", CorruptError) as caught:
-        find_videos(str(folder))
+        find_lerobot(str(folder)).segments()
     assert name in str(caught.value)
 
 
@@ -290,7 +290,7 @@ def test_an_info_that_makes_no_sense_is_refused(copy, changes):
     folder = copy()
     change_info(folder, **changes)
     with raises("lerobot-damaged", CorruptError):
-        find_videos(str(folder))
+        find_lerobot(str(folder)).segments()
 
 
 def test_a_data_set_without_video_is_refused(copy):
@@ -298,9 +298,9 @@ def test_a_data_set_without_video_is_refused(copy):
     features = json.loads((folder / "meta/info.json").read_text())["features"]
     change_info(folder, features=features | {name: features[name] | {"dtype": "image"} for name in CAMERAS})
     with raises("lerobot-no-video"):
-        find_videos(str(folder))
+        find_lerobot(str(folder)).segments()
     change_info(folder, features=features | {WRIST: features[WRIST] | {"dtype": "image"}})
-    assert len(find_videos(str(folder))) == 12
+    assert len(find_lerobot(str(folder)).segments()) == 12
     with raises("lerobot-camera") as caught:
         LeRobot(folder, WRIST)
     assert "images" in str(caught.value)
@@ -353,8 +353,8 @@ def test_files_of_a_data_set_are_not_fused_without_a_word(v3, caplog, tmp_path):
 def test_a_manifest_at_the_top_has_precedence_aloud(copy, caplog):
     folder = copy()
     (folder / "manifest.csv").write_text(f"path,start_s,end_s\nvideos/{FRONT}/chunk-000/file-000.mp4,0,1\n")
-    assert len(find_videos(str(folder))) == 1
-    assert "manifest.csv is taken instead of its meta" in caplog.text
+    assert find_lerobot(str(folder)) is None and len(find_videos(str(folder))) == 1
+    assert caplog.text.count("manifest.csv is taken instead of its meta") == 1
     with raises("camera-without-lerobot"):
         extract.run(ExtractConfig(source=str(folder), camera="front"))
 

@@ -44,12 +44,10 @@ VIDEO_SUFFIXES = frozenset(
 def find_videos(source: str, *, bare: bool = False) -> list[Segment]:
     """The videos of a folder, a glob, one video, or a manifest; ids are unique.
 
-    A folder with a manifest.csv, .jsonl or .parquet at its top stands for that manifest, and a LeRobot data set for its
-    episodes. Any other folder, or a `bare` one, is searched to its bottom. Ids are paths below the folder, or below
-    what a glob names before its first wildcard: the same from anywhere.
+    A folder with a manifest.csv, .jsonl or .parquet at its top stands for that manifest. Any other folder, or a `bare`
+    one, is searched to its bottom. Ids are paths below the folder, or below what a glob names before its first
+    wildcard: the same from anywhere.
     """
-    if not bare and (data := find_lerobot(source)) is not None:
-        return data.segments()
     segments = _plain_videos(source, bare=bare)
     if not bare:
         _warn_of_lerobot(segments)

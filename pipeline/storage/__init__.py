@@ -16,10 +16,8 @@ from pipeline.storage.local_copies import (
     remove,
 )
 from pipeline.storage.objects import (
-    Version,
     answers,
     check_bucket,
-    files_in,
     first_bytes,
     folders_in,
     glob,
@@ -42,7 +40,6 @@ from pipeline.storage.urls import (
 
 __all__ = [
     "URL",
-    "Version",
     "answers",
     "cache_bytes",
     "cache_folder",
@@ -50,7 +47,6 @@ __all__ = [
     "fetch",
     "fetch_many",
     "fetched_version",
-    "files_in",
     "first_bytes",
     "folders_in",
     "glob",
