@@ -284,6 +284,7 @@ def test_missing_meta_is_named(copy, version, name):
     [
         dict(fps=0), dict(fps="30"), dict(fps=None), dict(features=[]), dict(features={"a": 1}), dict(video_path=None),
         dict(video_path="videos/{nothing}.mp4"), dict(video_path="../{video_key}.mp4"), dict(splits=[1]),
+        dict(video_path="videos/{video_key}\0.mp4"),
     ],
 )  # fmt: skip
 def test_an_info_that_makes_no_sense_is_refused(copy, changes):

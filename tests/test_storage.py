@@ -356,7 +356,11 @@ def test_folder_with_a_manifest_stands_for_it_until_it_is_gone(memory, originals
     assert extract.run(settings(f"{memory}/v", tmp_path / "one.h5")).num_videos == 1
     assert extract.run(settings(f"{memory}/v", tmp_path / "bare.h5", bare=True)).num_videos == 3
     system_of(memory).rm_file(f"{memory}/v/manifest.csv")
+    jobs = storage.place_of(f"{memory}/v/e.jobs/array.json")  # of an output beside the videos
+    jobs.parent.mkdir()
+    jobs.write_text("{}")
     assert extract.run(settings(f"{memory}/v", tmp_path / "all.h5")).num_videos == 3
+    assert jobs.exists() and not storage.place_of(f"{memory}/v/manifest.csv").exists()
 
 
 def test_lerobot_data_set(memory, encoder, tmp_path):

@@ -143,7 +143,7 @@ class LeRobot:
             name = text.format(**values)
         except (LookupError, ValueError, AttributeError) as error:
             raise self.broken(f"{text!r} cannot be filled in ({error})", template) from error
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             raise self.broken(f"{name!r} leads out of the data set", template)
         return self.folder / name
 

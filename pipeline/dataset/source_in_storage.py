@@ -33,7 +33,7 @@ def fetch_source(source: str) -> None:
             storage.fetch(metadata)
         storage.fetch(path)
         return
-    earlier = [one for one in path.rglob("*") if one.is_file() and not one.name.startswith(".")]
+    earlier = [one for one in path.rglob("*") if one.is_file() and not _is_of_output(one.relative_to(path))]
     found = storage.listing(path, again=True)  # later, so that what others put meanwhile is in it
     for one in earlier:
         if one not in found:
@@ -48,6 +48,11 @@ def fetch_source(source: str) -> None:
             storage.release(one)
     if not all(one.exists() for one in describing):  # others use the cache too
         raise _too_large(path, describing, found)
+
+
+def _is_of_output(path: Path) -> bool:
+    """Whether a file below the source's folder is of this machine: a lock, a temporary, or beside an output."""
+    return path.name.startswith(".") or any(place.name.endswith(storage.OF_OUTPUTS) for place in path.parents)
 
 
 def _too_large(folder: Path, describing: Sequence[Path], found: Mapping[Path, int]) -> VtpError:

@@ -5,6 +5,7 @@ A setting that is a URL becomes the path of its place; `fetch` brings the file t
 """
 
 from pipeline.storage.local_copies import (
+    OF_OUTPUTS,
     cache_bytes,
     fetch,
     fetch_many,
@@ -39,6 +40,7 @@ from pipeline.storage.urls import (
 )
 
 __all__ = [
+    "OF_OUTPUTS",
     "URL",
     "answers",
     "cache_bytes",

@@ -19,6 +19,7 @@ from pipeline.storage.urls import cache_folder, url_of
 
 logger = logging.getLogger(__name__)
 
+OF_OUTPUTS = (".parts", ".jobs")  # folders beside an output, which are this machine's too
 DEFAULT_GB = 20.0
 DAY_S = 86_400  # for so long a temporary file may belong to a process that writes it
 THREADS = 8
@@ -183,7 +184,7 @@ def _make_room(num_bytes: int) -> None:
     """
     files = []
     for folder, folders, names in os.walk(cache_folder()):
-        folders[:] = [name for name in folders if not name.endswith((".parts", ".jobs"))]
+        folders[:] = [name for name in folders if not name.endswith(OF_OUTPUTS)]
         for path in (Path(folder, name) for name in names if not name.endswith(".lock")):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
