@@ -24,7 +24,7 @@ import pipeline
 from pipeline import config, dataset, extract, files, storage
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset.rereading import read_clips
-from pipeline.errors import CorruptError, PartialError, TryAgainError
+from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extraction import fetching
 from pipeline.extraction.inputs import read_inputs
 from pipeline.extraction.shards import parts_folder, read_ledger
@@ -374,7 +374,11 @@ def test_lerobot_data_set(memory, encoder, tmp_path):
 @pytest.mark.parametrize("name", ["lift-v0", "lift-v0/data", "lift-v0/data/main_data.hdf5"])
 def test_minari_data_set(memory, encoder, tmp_path, name):
     upload(arrays_by_hand.write_minari(tmp_path / "lift-v0"), f"{memory}/lift-v0")
-    assert extract.run(settings(f"{memory}/{name}", tmp_path / "e.h5", fps=20)).num_videos == 3
+    cfg = settings(f"{memory}/{name}", tmp_path / "e.h5", fps=20)
+    assert extract.run(cfg).num_videos == 3
+    system_of(memory).rm_file(f"{memory}/lift-v0/data/metadata.json")
+    with raises("no_frame_rate", VtpError):
+        read_inputs(cfg)
 
 
 def test_a_folder_that_does_not_fit_into_the_cache_is_not_read_in_part(memory, monkeypatch, tmp_path):

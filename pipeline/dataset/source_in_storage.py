@@ -29,9 +29,9 @@ def fetch_source(source: str) -> None:
             return
         raise
     if not is_folder:
-        if path.name == MINARI and storage.is_there(metadata := path.with_name(METADATA)):
-            storage.fetch(metadata)
         storage.fetch(path)
+        if path.name == MINARI:
+            _bring(path.with_name(METADATA))
         return
     earlier = [one for one in path.rglob("*") if one.is_file() and not _is_of_output(one.relative_to(path))]
     found = storage.listing(path, again=True)  # later, so that what others put meanwhile is in it
@@ -48,6 +48,14 @@ def fetch_source(source: str) -> None:
             storage.release(one)
     if not all(one.exists() for one in describing):  # others use the cache too
         raise _too_large(path, describing, found)
+
+
+def _bring(path: Path) -> None:
+    """As `storage.fetch`, of a file that may not be there."""
+    if storage.is_there(path):
+        storage.fetch(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_of_output(path: Path) -> bool:
