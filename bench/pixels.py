@@ -12,7 +12,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from pipeline import dataset, evaluate, train
 from pipeline.config import EmbeddingsTrainConfig, EvaluateConfig
 from pipeline.outcomes import LearnedOutcomes, SimulatedOutcomes, expected_worth, logging_policy, oracle, outcomes_of
 from pipeline.outcomes.caution import Caution, greedy
+
+Centre = Literal["video", "corpus"]
 
 
 def redrawn(data: dataset.Embeddings, logger: str, seed: int) -> dataset.Embeddings:
@@ -48,10 +50,10 @@ def best_by_outcomes(path: Path, caution: Caution) -> float:
     return float(expected_worth(truth, kinds, actions).profit.sum() / oracle(truth, kinds).profit.sum())
 
 
-def run(data: dataset.Embeddings, logger: str, seed: int, episodes: int, folder: Path) -> dict[str, Any]:
+def run(data: dataset.Embeddings, logger: str, seed: int, episodes: int, centre: Centre, folder: Path) -> dict[str, Any]:
     path = folder / "embeddings.h5"
     dataset.write_embeddings(path, redrawn(data, logger, seed))
-    train.run(EmbeddingsTrainConfig(embeddings=path, out=folder / "run", episodes=episodes, centre="video"))
+    train.run(EmbeddingsTrainConfig(embeddings=path, out=folder / "run", episodes=episodes, centre=centre))
     summary = evaluate.run(EvaluateConfig(run=folder / "run"))
     chosen = summary["provenance"]
     return {
@@ -69,7 +71,8 @@ def main() -> None:
     parser.add_argument("embeddings", type=Path, help="embeddings of rendered videos")
     parser.add_argument("--logger", default="uniform", help="uniform, human or expert")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--episodes", type=int, default=8000)
+    parser.add_argument("--episodes", type=int, default=20_000, help="as vtp train has it")
+    parser.add_argument("--centre", choices=get_args(Centre), default="corpus", help="as vtp train has it")
     arguments = parser.parse_args()
     data = dataset.read_embeddings(arguments.embeddings)
     assert data.task is not None
@@ -77,7 +80,7 @@ def main() -> None:
     runs = []
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            runs.append(run(data, arguments.logger, seed, arguments.episodes, Path(folder)))
+            runs.append(run(data, arguments.logger, seed, arguments.episodes, arguments.centre, Path(folder)))
     ratios = [one["oracle_ratio"] for one in runs]
     print(json.dumps({"mean": float(np.mean(ratios)), "worst": min(ratios), "runs": runs}))
 
