@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
+from scipy.special import ndtri, stdtrit
 
 BOOTSTRAPS = 10_000
 LEVELS = (0.025, 0.975)
-NORMAL95 = float(scipy.stats.norm.ppf(LEVELS[1]))  # standard errors on either side, where these are known
+NORMAL95 = float(ndtri(LEVELS[1]))  # standard errors on either side, where these are known
 
 
 def interval95(samples: np.ndarray) -> list[float] | None:
     """95% Student interval of the mean of independent samples [n]; None for a single one."""
     if len(samples) < 2:
         return None
-    half = float(scipy.stats.t.ppf(LEVELS[1], len(samples) - 1) * np.std(samples, ddof=1) / np.sqrt(len(samples)))
+    half = float(stdtrit(len(samples) - 1, LEVELS[1]) * np.std(samples, ddof=1) / np.sqrt(len(samples)))
     return [float(np.mean(samples)) - half, float(np.mean(samples)) + half]
 
 
@@ -45,7 +45,7 @@ def jackknife_half95(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndar
         return float("inf")
     left = statistic(sums.sum(0) - sums)
     error = np.sqrt((num_clusters - 1) / num_clusters * ((left - left.mean()) ** 2).sum())
-    return float(scipy.stats.t.ppf(LEVELS[1], num_clusters - 1) * error)
+    return float(stdtrit(num_clusters - 1, LEVELS[1]) * error)
 
 
 def ratio_interval95(numerator: np.ndarray, denominator: np.ndarray) -> list[float] | None:
@@ -56,6 +56,8 @@ def ratio_interval95(numerator: np.ndarray, denominator: np.ndarray) -> list[flo
 
 def interquartile_mean(samples: np.ndarray, axis: int = -1) -> np.ndarray:
     """Mean of the middle half of samples (Agarwal et al. 2021, rliable)."""
+    import scipy.stats  # takes half a second
+
     return scipy.stats.trim_mean(samples, 0.25, axis=axis)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.encoders import r3d
 from pipeline.encoders import weights as source
 from pipeline.encoders.encoder import PASS_CLIPS
 from pipeline.encoders.heads import EMBEDDING_DIM, Normalizer
@@ -33,11 +32,14 @@ def centre_crop(frames: np.ndarray, frame_size: int) -> np.ndarray:
 
 
 class Pixels(nn.Module):
-    """Crops [B, T, S, S, 3] uint8 → [B, 3, T, S, S] float32, with the mean and deviation of R3D-18's preset."""
+    """Crops [B, T, S, S, 3] uint8 → [B, 3, T, S, S] float32, normalised by the mean and deviation of each channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1, 1) for values in (mean, std))
 
     def forward(self, crops: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (r3d.MEAN, r3d.STD))
-        clips = (crops.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
+        clips = (crops.permute(0, 4, 1, 2, 3).float() / 255 - self._mean) / self._std
         return clips.contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -51,13 +53,15 @@ class ClipEncoder(nn.Module):
     """
 
     def __init__(self, weights: str, projector: Projector, *, layers: str, frame_size: int):
+        from pipeline.encoders import r3d  # torchvision takes seconds to import
+
         super().__init__()
         check_encoder("r3d_18", weights, "fp32")
         network, self.weights = r3d.load_network(weights)
         self.weights_sha256 = source.state_sha256(network.state_dict())
         self.layers, self.frame_size = layers, frame_size
         stages = OrderedDict(
-            pixels=Pixels(),
+            pixels=Pixels(r3d.MEAN, r3d.STD),
             stem=network.stem,
             layer1=network.layer1,
             layer2=network.layer2,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline import named_weights
-from pipeline.encoders import efficientnet, r3d
+from pipeline.encoders import efficientnet
 from pipeline.encoders.backbone import Backbone
 from pipeline.errors import VtpError
 from pipeline.hf_models import is_hf
@@ -85,6 +85,8 @@ def load_encoder(backbone: str, weights: str | None, precision: str = "auto", *,
 
 def _load(backbone: str, weights: str | None, precision: str, device: str) -> Backbone:
     if backbone == "r3d_18":
+        from pipeline.encoders import r3d  # torchvision takes seconds to import
+
         return r3d.load(weights or "kinetics400", precision, device)
     if backbone == "timesformer_b":
         from pipeline.encoders import timesformer  # transformers takes a second to import

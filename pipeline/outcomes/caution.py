@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 from pipeline.outcomes.fitting import FOLDS, folds_of
 from pipeline.outcomes.learned import NO_CAUTION, Caution, LearnedOutcomes
@@ -71,7 +71,7 @@ def choose_caution(
     mean, deviation = (made.mean(0) + proof.mean(0)) / 2
     bound = mean - SURENESS * deviation
     error = np.maximum(np.sqrt((proof[:, 1] ** 2).mean(0)), proof[:, 0].std(0, ddof=1)) / np.sqrt(num_folds)
-    proven = proof[:, 0].mean(0) - scipy.stats.t.ppf(PROVEN, num_folds - 1) * error
+    proven = proof[:, 0].mean(0) - stdtrit(num_folds - 1, PROVEN) * error
     order = np.argsort(-bound, kind="stable")
     return [Candidate(cautions[k], float(mean[k]), float(bound[k]), float(proven[k])) for k in order]
 

@@ -6,7 +6,6 @@ import copy
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from pipeline import econ
 from pipeline.outcomes.fitting import bootstraps, fit_head
@@ -183,6 +182,8 @@ class LearnedOutcomes(PricedRows):
         return Outcomes(counted, rng.binomial(counted, _share(errors, attempts)))
 
     def sample_coupled(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, draws: int) -> Outcomes:
+        import scipy.stats  # takes half a second
+
         attempts, errors = self.expected(rows, actions)
         dispersion = self.attempts_head.dispersion
         uniform = rng.random((2, draws, *attempts.shape))

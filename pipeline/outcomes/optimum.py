@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.spatial
-from scipy.stats import qmc
 
 from pipeline.outcomes.model import OutcomeModel, expected_worth
 from pipeline.tasks import Task, Worth
@@ -153,6 +152,8 @@ def _one_by_one(value: Callable[[np.ndarray], np.ndarray], best: np.ndarray) -> 
 @functools.cache
 def scattered(num_actions: int) -> tuple[np.ndarray, np.ndarray]:
     """Points [P, A] all over the unit box, corners included, and for each the numbers of those next to it."""
+    from scipy.stats import qmc  # takes half a second
+
     points = qmc.Sobol(num_actions, scramble=False).random_base2(SCATTERED)
     if num_actions <= MAX_CORNERS:
         points = np.concatenate([points, np.array(list(itertools.product((0.0, 1.0), repeat=num_actions)))])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+from scipy.special import ndtri
 
 from pipeline.outcomes import LearnedOutcomes, Outcomes, Terms
 from pipeline.survey.action_cells import Cells, cells_of
@@ -30,7 +30,7 @@ COULD_BE_BEST = 0.1  # of the ensemble's members, which expect more there than o
 APART = 2.5  # cells of one context that are asked for lie further from each other than so many widths
 KNOWN = 0.9  # of the ensemble's variance: more steps of one cell than teach this much are not asked for
 TENS = 10
-NORMAL = scipy.stats.norm.ppf((np.arange(100) + 0.5) / 100)  # a standard normal number, in hundredths
+NORMAL = ndtri((np.arange(100) + 0.5) / 100)  # a standard normal number, in hundredths
 TINY = 1e-12
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike
 
 from pipeline.errors import VtpError
@@ -99,6 +98,8 @@ class Dynamics:
         """
         uniform = rng.random((2, draws, len(rate)))
         if rate.max(initial=0) > MAX_INVERTED_RATE or p_err.max(initial=0) > MAX_INVERTED_ERROR:
+            import scipy.stats  # takes half a second
+
             attempts = np.maximum(scipy.stats.poisson.ppf(uniform[0], rate), self.min_attempts).astype(np.int64)
             return attempts, np.maximum(scipy.stats.binom.ppf(uniform[1], attempts, p_err), 0).astype(np.int64)
         attempts = np.maximum(_invert(uniform[0], np.exp(-rate), lambda k: rate / k), self.min_attempts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import SGDRegressor
 from sklearn.preprocessing import StandardScaler
@@ -141,4 +140,6 @@ def _rank_correlation(predicted: np.ndarray, gains: np.ndarray) -> float:
     """Spearman's; 0 where either does not vary."""
     if np.ptp(predicted) == 0 or np.ptp(gains) == 0:
         return 0.0
+    import scipy.stats  # takes half a second
+
     return float(scipy.stats.spearmanr(predicted, gains).statistic)
