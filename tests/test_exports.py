@@ -315,6 +315,19 @@ def test_what_is_no_export_is_never_replaced(saved, tmp_path, to):
             export(to, path, out=tmp_path / "file-v0", overwrite=True)
 
 
+@pytest.mark.parametrize("to", ["parquet", "d3rlpy"])
+def test_a_file_of_another_kind_is_never_replaced(saved, tmp_path, to):
+    data, path = saved
+    dataset.write_embeddings(tmp_path / "other.h5", data)
+    pq.write_table(pq.read_table(export("parquet", path).path).replace_schema_metadata(), tmp_path / "mine.parquet")
+    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("other.h5", "mine.parquet", "notes.txt"):
+        before = (tmp_path / name).read_bytes()
+        with raises("output-exists"):
+            export(to, path, out=tmp_path / name, overwrite=True)
+        assert (tmp_path / name).read_bytes() == before
+
+
 def test_a_folder_that_holds_the_embeddings_is_not_replaced(saved):
     _, path = saved
     (path.parent / "export.json").write_text("{}")
@@ -374,6 +387,16 @@ def test_a_failure_leaves_nothing_behind(saved, monkeypatch):
     with raises("disk-full"):
         export("lerobot", path)
     assert os.listdir(path.parent) == ["work.h5"]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_the_command_replaces_what_it_named(vtp, saved, tmp_path, to):
+    _, path = saved
+    out = tmp_path / "again-v0"
+    for flags, expected in (((), 0), ((), 2), (("--overwrite",), 0)):
+        code, _, err = vtp("export", path, "--to", to, "--out", out, *flags)
+        assert code == expected, err
+        assert "exists; name another, or add --overwrite" in err or expected == 0
 
 
 def test_a_setting_of_another_format_is_refused(vtp, saved):

@@ -54,10 +54,6 @@ def load(backbone: str, weights: str | None, precision: str, device: str = "cpu"
 
     Its forward takes clips on the device, cpu or cuda.
     """
-    if precision == "int8":
-        raise VtpError(
-            f"precision int8 is for r3d_18 only; for {backbone} use bf16, fp32 or auto", code="precision-unsupported"
-        )
     name = weights or backbone.removeprefix(PREFIX)
     folder = hf_models.folder_of(name)
     if folder is None:

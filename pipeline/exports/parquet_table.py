@@ -15,6 +15,7 @@ from pipeline.errors import CorruptError
 from pipeline.exports.clip_steps import PricedLogs
 
 BLOCK_ROWS = 65_536
+ORIGIN = b"vtp"  # in the table's metadata: what it was made of, and that vtp may replace it
 
 
 def write(
@@ -46,12 +47,19 @@ def write(
             | {vector: fixed_size_lists(vectors[block])}
         )
         if writer is None:
-            schema = table.schema.with_metadata({"vtp": origin})
+            schema = table.schema.with_metadata({ORIGIN: origin})
             writer = pq.ParquetWriter(path, schema)
         writer.write_table(table.cast(schema))
         progress(start + len(block), len(rows), "")
     assert writer is not None
     writer.close()
+
+
+def is_export(path: Path) -> bool:
+    try:
+        return ORIGIN in (pq.read_metadata(path).metadata or {})
+    except (OSError, pa.ArrowInvalid):
+        return False
 
 
 def _novelty(path: Path, data: Embeddings) -> dict[str, np.ndarray]:
