@@ -80,7 +80,10 @@ def test_a_script_needs_no_main_guard(tmp_path):
         (lambda: pipeline.train(source="sim", novelty="n.h5"), "setting-foreign", "source embeddings or source video"),
         (lambda: pipeline.train("none.h5"), "embeddings-missing", "none.h5"),
         (lambda: pipeline.read_dataset("none.h5"), "embeddings-missing", "none.h5"),
+        (lambda: pipeline.read_dataset(None), "path-invalid", "a NoneType is no path"),
+        (lambda: pipeline.extract(["a.mp4"]), "path-invalid", "a list is no path"),
         (lambda: pipeline.load_policy("none"), "policy-missing", "none is neither"),
+        (lambda: pipeline.load_policy(1), "path-invalid", "a int is no path"),
         (lambda: pipeline.read_run("none"), "run-file-missing", "vtp evaluate none"),
         (lambda: pipeline.Task.from_yaml("none.yaml"), "task-unknown", "none.yaml"),
     ],
@@ -129,7 +132,7 @@ def test_torch_gets_the_splits_that_training_uses(path):
     row = rows["held-out"][1]
     np.testing.assert_array_equal(clips[1]["embedding"], data.embeddings[row])
     np.testing.assert_array_equal(clips[1]["actions"], data.logs.actions[row].astype(np.float32))
-    with pytest.raises(ValueError, match="split is 'test'; give all, train or held-out"):
+    with raises("split-unknown"):
         data.to_torch("test")
 
 
@@ -161,6 +164,10 @@ class TestPolicy:
             policy.act(data.embeddings)
         with raises("observations-shape"):
             policy.act(data.embeddings, video=["a"])
+        with raises("observations-shape"):
+            policy.act(data.embeddings, video=[None] * data.num_clips)
+        with raises("observations-shape"):
+            policy.act(path)
         with raises("observations-shape"):
             policy.act(data.features[:, :64], video=["a"] * data.num_clips)
         with raises("observations-not-finite"):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipeline.dataset.embeddings_file import Embeddings
 from pipeline.dataset.splits import split_rows, train_rows, video_of
+from pipeline.errors import VtpError
 
 Split = Literal["all", "train", "held-out"]
 LOGGED = ("context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel", "novel_kind")
@@ -22,7 +23,7 @@ def rows_of(data: Embeddings, split: Split) -> np.ndarray:
         return train_rows(data)
     if split == "held-out":
         return split_rows(data)[1]
-    raise ValueError(f"split is {split!r}; give all, train or held-out")
+    raise VtpError(f"split {split!r} is unknown; give all, train or held-out", code="split-unknown")
 
 
 def clip_columns(data: Embeddings) -> dict[str, np.ndarray]:

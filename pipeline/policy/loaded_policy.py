@@ -63,7 +63,14 @@ class Policy:
         """
         if isinstance(embeddings, dataset.Embeddings):
             return self.act_on(self.observed(embeddings))
-        rows = np.asarray(embeddings, np.float32)
+        try:
+            rows = np.asarray(embeddings, np.float32)
+        except (TypeError, ValueError) as error:
+            raise VtpError(
+                f"a {type(embeddings).__name__} without numbers is neither embeddings nor a data set; give an array, or "
+                "a file's data set by pipeline.read_dataset",
+                code="observations-shape",
+            ) from error
         if rows.ndim != 2 or rows.shape[1] != self.card.observation_size:
             raise VtpError(
                 f"embeddings have shape {rows.shape}, and {self.name} takes [N, {self.card.observation_size}]; "
@@ -82,9 +89,12 @@ class Policy:
                 f"{self.name} sees each clip from the mean of its video; name the video of each row: video=",
                 code="observations-without-video",
             )
-        codes, _ = pd.factorize(np.asarray(video))
-        if codes.shape != (len(rows),):
-            raise VtpError(f"video names {len(codes)} rows, not {len(rows)}; name each", code="observations-shape")
+        names = np.asarray(video)
+        if names.shape != (len(rows),) or pd.isna(names).any():
+            raise VtpError(
+                f"video names {pd.notna(names).sum()} rows, not {len(rows)}; name each", code="observations-shape"
+            )
+        codes, _ = pd.factorize(names)
         order = np.argsort(codes, kind="stable")
         offset = np.concatenate([[0], np.cumsum(np.bincount(codes))])
         centred = np.empty_like(rows)
@@ -110,7 +120,7 @@ class Policy:
         starts = range(0, len(observations), BLOCK_ROWS)
         blocks = [self.network(observations[start : start + BLOCK_ROWS]) for start in starts]
         actions = np.concatenate(blocks) if blocks else np.empty((0, task.num_actions))
-        slack = 1e-6 * (task.high - task.low)  # float32 bounds need not be the task's
+        slack = 1e-6 * (task.high - task.low)  # files of earlier versions may pass a bound by rounding
         fits = actions.shape == (len(observations), task.num_actions)
         if not (fits and ((actions >= task.low - slack) & (actions <= task.high + slack)).all()):
             raise CorruptError(
