@@ -105,7 +105,7 @@ def learned_from(data: Embeddings, clips: ClipContexts, rows: np.ndarray | None 
 
 
 def _not_too_many(steps: LoggedSteps) -> tuple[LoggedSteps, str]:
-    """MOST_STEPS of them, drawn at random if there are more, and in words that they were; steps, as videos may be few."""
+    """MOST_STEPS of them, drawn if there are more, and in words that they were. Not videos: these may be few."""
     if steps.num_steps <= MOST_STEPS:
         return steps, ""
     drawn = np.random.default_rng(0).choice(steps.num_steps, MOST_STEPS, replace=False)

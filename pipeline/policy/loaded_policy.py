@@ -67,8 +67,8 @@ class Policy:
             rows = np.asarray(embeddings, np.float32)
         except (TypeError, ValueError) as error:
             raise VtpError(
-                f"a {type(embeddings).__name__} without numbers is neither embeddings nor a data set; give an array, or "
-                "a file's data set by pipeline.read_dataset",
+                f"a {type(embeddings).__name__} without numbers is no embeddings; give an array, or the data set that "
+                "pipeline.read_dataset reads",
                 code="observations-shape",
             ) from error
         if rows.ndim != 2 or rows.shape[1] != self.card.observation_size:

@@ -13,7 +13,7 @@ from pipeline.hf_models import same_backbone
 from pipeline.outcomes import LearnedOutcomes, SimulatedOutcomes, outcomes_of
 from pipeline.rl.envs import SimEnv
 from pipeline.rl.sac import Agent
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, one_of_several_seeds
 from pipeline.runs.checkpoint_file import load_checkpoint
 from pipeline.runs.metadata import ClipInputs, OutcomesKind, PolicyMetadata
 from pipeline.tasks import Task
@@ -82,6 +82,8 @@ def _load(run: Path) -> tuple[Path, dict[str, Any], PolicyMetadata]:
         raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing")
     files = RunDirectory(run)
     path = files.best if files.best.is_file() else files.last
+    if not path.is_file() and files.has_seeds:
+        raise one_of_several_seeds(files)
     checkpoint = load_checkpoint(path)
     return path, checkpoint, PolicyMetadata.from_state(checkpoint.get("meta"), str(path))
 
