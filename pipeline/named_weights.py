@@ -47,13 +47,11 @@ def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
             "precision int8 needs a processor with VNNI, which this one lacks; use bf16, fp32 or auto",
             code="precision-unsupported",
         )
-    if is_hf(backbone):
-        if weights is None:
-            check_named(backbone)
+    if is_hf(backbone) and weights is None:
+        check_named(backbone)
+    if (path := weights_path(backbone, weights)) is None:
         return
-    if weights in (None, "auto", TRAINED[backbone]) or seed_of(weights) is not None:
-        return
-    path, ways_out = Path(weights), f"{WAYS_OUT[backbone]}, or --weights {TRAINED[backbone]}"
+    ways_out = f"{WAYS_OUT[backbone]}, or --weights {TRAINED[backbone]}"
     if backbone != "timesformer_b":
         if not path.is_file():
             raise VtpError(f"weights {weights!r} is not a file; {ways_out}", code="weights-missing")
@@ -69,6 +67,13 @@ def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
         raise VtpError(
             f"weights {path} have no model.safetensors (pickles are not loaded); {ways_out}", code="weights-incomplete"
         )
+
+
+def weights_path(backbone: str, weights: str | None) -> Path | None:
+    """The file or folder that the weights of a backbone are, if they are one."""
+    if is_hf(backbone) or weights in (None, "auto", TRAINED[backbone]) or seed_of(weights) is not None:
+        return None
+    return Path(weights)
 
 
 def check_projector(spec: str) -> Path | None:

@@ -104,7 +104,7 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
         f"frames {FRAME_SIZE[0]}x{FRAME_SIZE[1]}, {FRAMES} of a clip, evenly, crop {CROP}, to [-1, 1]; "
         "mean over frames, mean of the second half less the first's"
     )
-    return Backbone(NAME, 2 * FEATURES, FRAME_SIZE, ARITHMETIC[device], transform, found, sha256, forward)
+    return Backbone(NAME, 2 * FEATURES, FRAME_SIZE, ARITHMETIC[device], transform, found, sha256, forward, FRAMES)
 
 
 def preprocess(clips: Tensor) -> Tensor:
