@@ -164,6 +164,8 @@ def test_columns_without_a_value_are_left_out(saved, tmp_path):
     table = pq.read_table(export("parquet", save(tmp_path, data), split="train").path)
     assert {"context", "attempts", "novel", "reward_usd"}.isdisjoint(table.column_names)
     assert {"pressure", "dwell", "errors"} <= set(table.column_names)
+    shown = dataset.read_embeddings(tmp_path / "work.h5").to_pandas()
+    assert list(shown) == [name for name in table.column_names if name != "embedding"]
 
 
 def test_the_table_has_novelty_of_its_own_embeddings_only(saved, tmp_path):
@@ -448,7 +450,9 @@ def test_features_alone_are_exported_where_no_policy_is_learned_from_them(saved,
         return
     result = export(to, path)
     if to == "parquet":
-        found = np.stack(pq.read_table(result.path)["features"].to_pylist())
+        table = pq.read_table(result.path)
+        found = np.stack(table["features"].to_pylist())
+        assert set(table.column_names) - {"pressure", "dwell"} <= RESERVED
     else:
         names = list(csv.DictReader((result.path / "videos.csv").open()))
         found = np.concatenate([np.load(next(result.path.glob(f"{row['name']}_r3d*.npy"))) for row in names])

@@ -42,7 +42,14 @@ def clip_columns(data: Embeddings) -> dict[str, np.ndarray]:
     if data.logs is not None and data.task is not None:
         columns |= {name: data.logs.actions[:, index] for index, name in enumerate(data.task.action_names)}
         columns |= {name: getattr(data.logs, name) for name in LOGGED}
-    return {name: values for name, values in columns.items() if values is not None}
+    return {name: values for name, values in columns.items() if values is not None and not is_unknown(values)}
+
+
+def is_unknown(values: np.ndarray) -> bool:
+    """Whether no clip has a value: numbers are NaN, texts empty."""
+    if values.dtype == object:
+        return not any(values.tolist())
+    return bool(values.dtype.kind == "f" and np.isnan(values).all())
 
 
 def to_pandas(data: Embeddings) -> pd.DataFrame:
