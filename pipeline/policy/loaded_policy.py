@@ -64,7 +64,7 @@ class Policy:
         if isinstance(embeddings, dataset.Embeddings):
             return self.act_on(self.observed(embeddings))
         try:
-            rows = np.asarray(embeddings, np.float32)
+            rows = np.require(embeddings, np.float32, ["C", "W"])  # torch takes no others without a word
         except (TypeError, ValueError) as error:
             raise VtpError(
                 f"a {type(embeddings).__name__} without numbers is no embeddings; give an array, or the data set that "
