@@ -66,7 +66,8 @@ class Validation:
 def simulate(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Path:
     """Render demonstration videos with logs; returns their manifest. Settings: those of `vtp simulate`."""
     cfg: SimulateConfig = Settings[SimulateConfig](SimulateConfig).of({"out": out, **settings})
-    return simulation.run(cfg, progress=_without_news(progress))
+    told = _told(progress)
+    return simulation.run(cfg, progress=lambda done, total: told(done, total, ""))
 
 
 def extract(source: str | Path, *, progress: Progress | None = None, **settings: Any) -> ExtractResult | None:
@@ -76,9 +77,10 @@ def extract(source: str | Path, *, progress: Progress | None = None, **settings:
     """
     text = source if isinstance(source, str) else str(storage.path_of(source))
     cfg: ExtractConfig = Settings[ExtractConfig](ExtractConfig).of({"source": text, **settings})
+    told = _told(progress)
     if cfg.launcher is None and cfg.devices is None:
-        return extraction.run(cfg, progress=progress or (lambda done, total, text: None))
-    return launch.extract(cfg, progress=progress)
+        return extraction.run(cfg, progress=told)
+    return launch.extract(cfg, progress=told)
 
 
 def read_dataset(path: str | Path) -> Embeddings:
@@ -92,7 +94,7 @@ def read_dataset(path: str | Path) -> Embeddings:
 def export(embeddings: str | Path, to: str, *, progress: Progress | None = None, **settings: Any) -> ExportResult:
     """Write a data set in the files of other libraries. Settings: those of `vtp export`, such as split="train"."""
     cfg = Settings[Any](ExportConfig).of({"embeddings": embeddings, "to": to, **settings})
-    return exports.run(cfg, progress=progress or (lambda done, total, text: None))
+    return exports.run(cfg, progress=_told(progress))
 
 
 def train(
@@ -105,19 +107,20 @@ def train(
     """
     values: dict[str, Any] = {} if embeddings is None else {"source": "embeddings", "embeddings": embeddings}
     cfg: TrainConfig = Settings[Any](TrainConfig).of(values | settings)
+    told = _told(progress)
     if cfg.seeds is not None:
-        found = launch.train(cfg, progress=progress)
+        found = launch.train(cfg, progress=told)
         return None if found is None else validation_of(cfg.out, found)
-
-    return validation_of(cfg.out, training.run(cfg, progress=progress))
+    return validation_of(cfg.out, training.run(cfg, progress=told))
 
 
 def evaluate(run: str | Path, *, progress: Progress | None = None, **settings: Any) -> Validation:
     """Validate a run's policy. Settings: those of `vtp evaluate`."""
     cfg: EvaluateConfig = Settings[EvaluateConfig](EvaluateConfig).of({"run": run, **settings})
+    told = _told(progress)
     if seeds.runs_in(cfg.run) != [cfg.run]:
-        return validation_of(cfg.run, launch.evaluate(cfg, progress=progress))
-    return validation_of(cfg.run, evaluation.run(cfg, progress=_without_news(progress)))
+        return validation_of(cfg.run, launch.evaluate(cfg, progress=told))
+    return validation_of(cfg.run, evaluation.run(cfg, progress=lambda done, total: told(done, total, "")))
 
 
 def read_run(path: str | Path) -> Validation:
@@ -165,5 +168,10 @@ def _contexts(contexts: dict[str, dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("context")
 
 
-def _without_news(progress: Progress | None) -> Callable[[int, int], None]:
-    return lambda done, total: progress(done, total, "") if progress is not None else None
+def _told(progress: Progress | None) -> Progress:
+    """What is told of progress."""
+    if progress is not None and not callable(progress):
+        raise VtpError(
+            f"progress {progress!r} is no function; give one of (done, total, news), or none", code="setting-invalid"
+        )
+    return progress or (lambda done, total, news: None)

@@ -291,11 +291,10 @@ def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
 def portable(cfg: ExtractConfig) -> ExtractConfig:
     """The config of all shards alike, good in any working folder."""
     paths: dict[str, str | Path] = {"source": os.path.abspath(cfg.source), "out": cfg.out.absolute()}
-    paths |= {
-        name: os.path.abspath(value)
-        for name in ("weights", "projector")
-        if (value := getattr(cfg, name)) is not None and os.path.isfile(value)
-    }
+    if (weights := named_weights.weights_path(cfg.backbone, cfg.weights)) is not None:
+        paths["weights"] = os.path.abspath(weights)
+    if (projector := named_weights.check_projector(cfg.projector)) is not None:
+        paths["projector"] = os.path.abspath(projector)
     paths["backbone"] = hf_models.absolute(cfg.backbone)
     if cfg.task is not None and cfg.task not in BUILT_IN:
         paths["task"] = os.path.abspath(cfg.task)

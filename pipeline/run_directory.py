@@ -240,6 +240,11 @@ def check_new_run(path: Path, *, seeds: bool, overwrite: bool) -> None:
         raise finished_already(run)
 
 
+def one_of_several_seeds(run: RunDirectory) -> VtpError:
+    first = min(run.path.glob(f"{SEED_FOLDER}*"))
+    return VtpError(f"{run} holds several seeds; name one of them, such as {first}", code="run-has-seeds")
+
+
 def finished_already(run: RunDirectory) -> VtpError:
     return VtpError(f"{run} holds a run already; choose another --out, or add --overwrite", code="run-finished")
 

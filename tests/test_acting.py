@@ -27,7 +27,7 @@ PROFIT = FORESEEN[:3]
 def write_run(folder, data, path, outcomes):
     """A run whose policy is untrained, on the embeddings at `path`."""
     model = outcomes_of(data, kind=outcomes, rows=dataset.train_rows(data))
-    encoding = Encoding(**{name: data.attrs[name] for name in Encoding.model_fields})
+    encoding = Encoding.of(data)
     torch.manual_seed(0)
     agent = runs.build_agent("embeddings", model.task)
     agent.encoder.fit(data.embeddings)

@@ -4,10 +4,13 @@ import inspect
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from raising import raises
 from small_runs import embeddings_config, sim_config, write_embeddings
 
@@ -76,11 +79,15 @@ def test_a_script_needs_no_main_guard(tmp_path):
     [
         (lambda: pipeline.extract("videos", clip_len=0), "setting-invalid", "clip_len 0: input should be greater"),
         (lambda: pipeline.extract("videos", clip_length=8), "setting-unknown", "'clip_length' is no setting"),
+        (lambda: pipeline.extract("videos", progress=True), "setting-invalid", "progress True is no function"),
         (lambda: pipeline.train(), "setting-missing", "Give it as source"),
         (lambda: pipeline.train(source="sim", novelty="n.h5"), "setting-foreign", "source embeddings or source video"),
         (lambda: pipeline.train("none.h5"), "embeddings-missing", "none.h5"),
         (lambda: pipeline.read_dataset("none.h5"), "embeddings-missing", "none.h5"),
+        (lambda: pipeline.read_dataset(None), "path-invalid", "a NoneType is no path"),
+        (lambda: pipeline.extract(["a.mp4"]), "path-invalid", "a list is no path"),
         (lambda: pipeline.load_policy("none"), "policy-missing", "none is neither"),
+        (lambda: pipeline.load_policy(1), "path-invalid", "a int is no path"),
         (lambda: pipeline.read_run("none"), "run-file-missing", "vtp evaluate none"),
         (lambda: pipeline.Task.from_yaml("none.yaml"), "task-unknown", "none.yaml"),
     ],
@@ -129,7 +136,7 @@ def test_torch_gets_the_splits_that_training_uses(path):
     row = rows["held-out"][1]
     np.testing.assert_array_equal(clips[1]["embedding"], data.embeddings[row])
     np.testing.assert_array_equal(clips[1]["actions"], data.logs.actions[row].astype(np.float32))
-    with pytest.raises(ValueError, match="split is 'test'; give all, train or held-out"):
+    with raises("split-unknown"):
         data.to_torch("test")
 
 
@@ -154,6 +161,12 @@ class TestPolicy:
         found = policy.act(data.embeddings[mixed], video=video[mixed])
         np.testing.assert_allclose(found, actions[mixed], atol=1e-5)
         assert policy.act(np.empty((0, 128)), video=[]).shape == (0, 2)
+        fixed = data.embeddings.copy()
+        fixed.flags.writeable = False
+        with warnings.catch_warnings(action="error"):
+            for seen in (fixed, pd.DataFrame(fixed), torch.from_numpy(data.embeddings)):
+                np.testing.assert_allclose(policy.act(seen, video=video), actions, atol=1e-6)
+            np.testing.assert_allclose(policy.act(fixed[::-1], video=video[::-1]), actions[::-1], atol=1e-5)
 
     def test_what_does_not_fit_is_refused(self, path, run):
         policy, data = pipeline.load_policy(run), pipeline.read_dataset(path)
@@ -161,6 +174,10 @@ class TestPolicy:
             policy.act(data.embeddings)
         with raises("observations-shape"):
             policy.act(data.embeddings, video=["a"])
+        with raises("observations-shape"):
+            policy.act(data.embeddings, video=[None] * data.num_clips)
+        with raises("observations-shape"):
+            policy.act(path)
         with raises("observations-shape"):
             policy.act(data.features[:, :64], video=["a"] * data.num_clips)
         with raises("observations-not-finite"):

@@ -78,9 +78,11 @@ def test_features_do_not_depend_on_company(weights_file, clips, precision):
 
 def test_weights_of_other_kinds_are_refused(weights_file, tmp_path):
     (tmp_path / "text.pth").write_text("none")
+    (tmp_path / "stub.pth").write_bytes(b"\x80\x04.")
     torch.save({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "part.pth")
     for weights, code, kind in (
         (tmp_path / "text.pth", "weights-damaged", CorruptError),
+        (tmp_path / "stub.pth", "weights-damaged", CorruptError),
         (tmp_path / "part.pth", "weights-wrong", VtpError),
         (tmp_path / "none.pth", "weights-missing", VtpError),
         ("kinetics400", "weights-missing", VtpError),

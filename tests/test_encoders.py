@@ -215,6 +215,11 @@ def test_pca_of_one_clip_is_finite():
     assert not fit_pca(np.ones((1, 512), np.float32)).project(np.ones((1, 512), np.float32)).any()
 
 
+def test_random_directions_are_no_more_than_the_features():
+    components = random_projector(3, 64).components
+    np.testing.assert_allclose(components @ components.T, np.diag([1.0] * 64 + [0.0] * 64), atol=1e-12)
+
+
 def test_random_projector_is_orthonormal_and_seeded():
     projector = random_projector(3, 512)
     np.testing.assert_allclose(projector.components @ projector.components.T, np.eye(128), atol=1e-12)

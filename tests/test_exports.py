@@ -164,6 +164,8 @@ def test_columns_without_a_value_are_left_out(saved, tmp_path):
     table = pq.read_table(export("parquet", save(tmp_path, data), split="train").path)
     assert {"context", "attempts", "novel", "reward_usd"}.isdisjoint(table.column_names)
     assert {"pressure", "dwell", "errors"} <= set(table.column_names)
+    shown = dataset.read_embeddings(tmp_path / "work.h5").to_pandas()
+    assert list(shown) == [name for name in table.column_names if name != "embedding"]
 
 
 def test_the_table_has_novelty_of_its_own_embeddings_only(saved, tmp_path):
@@ -315,6 +317,19 @@ def test_what_is_no_export_is_never_replaced(saved, tmp_path, to):
             export(to, path, out=tmp_path / "file-v0", overwrite=True)
 
 
+@pytest.mark.parametrize("to", ["parquet", "d3rlpy"])
+def test_a_file_of_another_kind_is_never_replaced(saved, tmp_path, to):
+    data, path = saved
+    dataset.write_embeddings(tmp_path / "other.h5", data)
+    pq.write_table(pq.read_table(export("parquet", path).path).replace_schema_metadata(), tmp_path / "mine.parquet")
+    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("other.h5", "mine.parquet", "notes.txt"):
+        before = (tmp_path / name).read_bytes()
+        with raises("output-exists"):
+            export(to, path, out=tmp_path / name, overwrite=True)
+        assert (tmp_path / name).read_bytes() == before
+
+
 def test_a_folder_that_holds_the_embeddings_is_not_replaced(saved):
     _, path = saved
     (path.parent / "export.json").write_text("{}")
@@ -376,6 +391,16 @@ def test_a_failure_leaves_nothing_behind(saved, monkeypatch):
     assert os.listdir(path.parent) == ["work.h5"]
 
 
+@pytest.mark.parametrize("to", FORMATS)
+def test_the_command_replaces_what_it_named(vtp, saved, tmp_path, to):
+    _, path = saved
+    out = tmp_path / "again-v0"
+    for flags, expected in (((), 0), ((), 2), (("--overwrite",), 0)):
+        code, _, err = vtp("export", path, "--to", to, "--out", out, *flags)
+        assert code == expected, err
+        assert "exists; name another, or add --overwrite" in err or expected == 0
+
+
 def test_a_setting_of_another_format_is_refused(vtp, saved):
     _, path = saved
     code, _, err = vtp("export", path, "--to", "npy", "--novelty", path)
@@ -425,7 +450,9 @@ def test_features_alone_are_exported_where_no_policy_is_learned_from_them(saved,
         return
     result = export(to, path)
     if to == "parquet":
-        found = np.stack(pq.read_table(result.path)["features"].to_pylist())
+        table = pq.read_table(result.path)
+        found = np.stack(table["features"].to_pylist())
+        assert set(table.column_names) - {"pressure", "dwell"} <= RESERVED
     else:
         names = list(csv.DictReader((result.path / "videos.csv").open()))
         found = np.concatenate([np.load(next(result.path.glob(f"{row['name']}_r3d*.npy"))) for row in names])

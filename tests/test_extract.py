@@ -521,6 +521,16 @@ def test_a_task_s_file_is_found_from_another_folder(config, videos, encoder, tmp
     assert extract.portable(config(task="dishwashing")).task == "dishwashing"
 
 
+def test_settings_are_good_in_any_folder_and_names_stay_names(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pca").touch()
+    (tmp_path / "imagenet").touch()
+    settings = extract.portable(config(backbone="efficientnet_lite0", weights="imagenet", projector="pca"))
+    assert (settings.weights, settings.projector) == ("imagenet", "pca")
+    settings = extract.portable(config(backbone="timesformer_b", weights="models/mine", projector="random:0"))
+    assert (settings.weights, settings.projector) == (str(tmp_path / "models/mine"), "random:0")
+
+
 # What is refused before anything is decoded
 
 

@@ -31,6 +31,9 @@ LINES = {  # what is wrong, and the text that names it
     "extract . --out e.h5 --weights missing.pt": "missing.pt",
     "extract . --out e.h5 --weights random:x": "random:x",
     "extract . --out e.h5 --weights fifo": "'fifo' is not a file",
+    "extract . --out e.h5 --weights imagenet": "'imagenet' is not a file",
+    "extract . --out e.h5 --backbone timesformer_b --weights imagenet": "'imagenet' is not a folder",
+    "extract . --out e.h5 --backbone efficientnet_lite0 --weights kinetics400": "or --weights imagenet",
     "extract . --out e.h5 --backbone timesformer_b --weights empty": "no config.json",
     "extract . --out e.h5 --backbone timesformer_b --weights random:0 --precision int8": "precision int8",
     "extract . --out e.h5 --projector missing.h5": "missing.h5",
@@ -85,6 +88,7 @@ LINES = {  # what is wrong, and the text that names it
 }
 DAMAGED = {  # the same of files that are not what they should be: exit code 4
     "extract . --out e.h5 --weights text": "text is no file of PyTorch",
+    "extract . --out e.h5 --backbone efficientnet_lite0 --weights text": "text is no file of PyTorch",
     "extract . --out e.h5 --projector text": "text is damaged",
     "train --source embeddings --embeddings text --out r": "text is damaged",
     "novelty --embeddings text --out n.h5": "text is damaged",

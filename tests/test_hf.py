@@ -188,6 +188,8 @@ def test_frames_of_short_clips_are_repeated(folder_of, clips):
 def test_the_decoder_gives_what_the_processor_scales_to(folder_of):
     assert load_encoder(f"hf:{folder_of('VideoMAE')}", None, "fp32").frame_size == (36, 48)
     assert load_encoder(f"hf:{folder_of('Siglip')}", None, "fp32").frame_size == (32, 32)
+    # a crop of 32 from a shortest edge of 32 / (224 / 256)
+    assert load_encoder(f"hf:{folder_of('ResNet')}", None, "fp32").frame_size == (36, 48)
 
 
 @pytest.fixture
@@ -335,7 +337,7 @@ def test_a_hub_that_cannot_be_asked(no_hub):
     assert "hf:org/model could not be downloaded" in str(caught.value)
 
 
-def test_what_the_hubs_cache_holds_is_used_and_said(no_hub, folder_of, clips, caplog):
+def test_what_the_hubs_cache_holds_is_used_and_said(no_hub, folder_of, clips, caplog, monkeypatch):
     cached, commit = no_hub / "models--org--model", "a" * 40
     shutil.copytree(folder_of("Dinov2"), cached / "snapshots" / commit)
     (cached / "refs").mkdir()
@@ -348,3 +350,7 @@ def test_what_the_hubs_cache_holds_is_used_and_said(no_hub, folder_of, clips, ca
     np.testing.assert_array_equal(encoder.features(clips), there.features(clips))
     again = load_encoder("hf:org/model", encoder.weights, "fp32")  # by its commit
     assert again.weights_sha256 == encoder.weights_sha256
+    caplog.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # then it is not asked
+    assert load_encoder("hf:org/model", None, "fp32").weights == encoder.weights
+    assert "the hub cannot be asked" not in caplog.text

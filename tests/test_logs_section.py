@@ -73,7 +73,7 @@ def run_on_logs(tmp_path, monkeypatch):
     path = build_run(tmp_path / "run", episodes=40)
 
     def trained(**changes):
-        encoding = Encoding(**{name: data.attrs[name] for name in Encoding.model_fields})
+        encoding = Encoding.of(data)
         clips = ClipInputs(
             embeddings=str(tmp_path / "e.h5"), content_sha256=content, novelty_sha256=None, encoding=encoding
         )

@@ -140,10 +140,13 @@ def test_an_unknown_label_and_a_task_without_simulator_are_errors():
 # Many steps
 
 
-def test_of_very_many_steps_those_of_every_so_many_videos_are_learned_from(monkeypatch):
-    data = simulated_data(DISHWASHING.in_scenario("mixed"), videos=10, steps=6)
-    assert outcomes_of(data).steps.num_steps == 60
-    monkeypatch.setattr(of_dataset, "MOST_STEPS", 20)
+@pytest.mark.parametrize("videos", [2, 10])
+def test_of_very_many_steps_some_of_all_videos_are_learned_from(monkeypatch, videos):
+    data = simulated_data(DISHWASHING.in_scenario("mixed"), videos=videos, steps=60 // videos)
+    assert outcomes_of(data).steps.rows.tolist() == list(range(60))
+    monkeypatch.setattr(of_dataset, "MOST_STEPS", 40)
     model = outcomes_of(data)
-    assert np.unique(model.steps.video).tolist() == [0, 3, 6, 9]
-    assert model.description.startswith("learned from 24 logged steps of 4 videos, one in 3 of all 60 steps, ")
+    assert (model.steps.num_steps, model.steps.num_videos) == (40, videos)
+    assert (np.diff(model.steps.rows) > 0).all()
+    assert model.description.startswith(f"learned from 40 logged steps of {videos} videos, drawn from all 60 steps, ")
+    assert outcomes_of(data).steps.rows.tolist() == model.steps.rows.tolist()

@@ -18,6 +18,8 @@ from pipeline import dataset, policy, runs, train
 from pipeline.config import ActConfig, PolicyExportConfig
 from pipeline.errors import CorruptError, UntrustedError
 from pipeline.policy import SUFFIXES, acting, loaded_policy
+from pipeline.policy.card import Network
+from pipeline.rl.sac import Agent
 
 COLUMNS = [
     "video_id", "clip", "start_s", "end_s", "speed", "care",
@@ -98,6 +100,16 @@ def test_policies_on_states_act_alike_in_batches_of_any_size(trained, to):
     np.testing.assert_allclose(loaded.act(states), expected, atol=1e-5)
     np.testing.assert_allclose(loaded.act(states[:1]), expected[:1], atol=1e-5)
     assert (loaded.card.source, loaded.card.observation_size, loaded.card.encoding) == ("sim", 4, None)
+
+
+def test_rounding_passes_no_bound():
+    """-10 and the span to -3.7 add up to more than -3.7 in float32."""
+    agent = Agent(torch.nn.Identity(), 2, low=[-10.0], high=[-3.7])
+    assert agent.action_low + (agent.action_high - agent.action_low) > -3.7
+    agent.average_actor.forward = lambda latent: (latent[:, :1], latent[:, :1])
+    actions = Network(agent)(torch.tensor([[50.0, 0.0], [-50.0, 0.0]]))
+    assert actions[:, 0].tolist() == [float(agent.action_high), float(agent.action_low)]
+    assert actions.max() <= -3.7
 
 
 def test_more_clips_than_a_block(trained, monkeypatch):

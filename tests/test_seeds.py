@@ -6,6 +6,7 @@ import yaml
 from raising import raises
 from runs_by_hand import BETTER, UNKNOWN
 
+import pipeline
 from pipeline import train
 from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig, parse_seeds, train_config
 from pipeline.errors import CorruptError, TryAgainError
@@ -129,8 +130,10 @@ def test_a_folder_of_seeds_is_put_together(trained):
     assert result["provenance"]["command"] == f"vtp train --source sim --out {cfg.out} --episodes 100 --seeds 0-2"
     assert seeds.runs_in(cfg.out) == [cfg.out / f"seed-{k}" for k in range(3)]
     assert seeds.runs_in(cfg.out / "seed-0") == [cfg.out / "seed-0"]
-    with raises("run-has-seeds"):
-        seeds.one_run(cfg.out)
+    for needs_one in (seeds.one_run, pipeline.load_policy):
+        with raises("run-has-seeds") as caught:
+            needs_one(cfg.out)
+        assert f"such as {cfg.out}/seed-0" in str(caught.value)
 
 
 def test_changed_scenes_of_all_seeds_are_put_together_beside_the_usual_ones(trained):

@@ -10,6 +10,7 @@ from pipeline import storage
 from pipeline.config import (
     ActConfig,
     Config,
+    D3rlpyExportConfig,
     DemoConfig,
     DoctorConfig,
     EmbeddingsTrainConfig,
@@ -18,6 +19,7 @@ from pipeline.config import (
     MergeConfig,
     NoveltyConfig,
     NoveltyExperimentConfig,
+    ParquetExportConfig,
     PolicyExportConfig,
     SimTrainConfig,
     VideoTrainConfig,
@@ -25,7 +27,9 @@ from pipeline.config import (
 from pipeline.errors import VtpError
 
 TRAININGS = (SimTrainConfig, EmbeddingsTrainConfig, VideoTrainConfig)
-WRITE_A_FILE = (ExtractConfig, NoveltyConfig, PolicyExportConfig, ActConfig)  # at --out; other commands make a folder
+WRITE_A_FILE = (  # at --out; other commands make a folder
+    ExtractConfig, NoveltyConfig, PolicyExportConfig, ActConfig, ParquetExportConfig, D3rlpyExportConfig,
+)  # fmt: skip
 IN_PLACE = (MergeConfig, DoctorConfig)  # whose `out` is what an earlier command wrote
 
 

@@ -218,9 +218,7 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
 @command(PolicyExportConfig, argument="run", group=policy)
 def export(cfg: PolicyExportConfig) -> None:
     from pipeline import policy
-    from pipeline.training import seeds
 
-    seeds.one_run(cfg.run)
     path = policy.export(cfg)
     print(f"wrote {path}; next: vtp act {shlex.quote(str(path))} --embeddings EMBEDDINGS")
 
@@ -228,9 +226,7 @@ def export(cfg: PolicyExportConfig) -> None:
 @command(ActConfig, argument="policy", as_json=True)
 def act(cfg: ActConfig, *, as_json: bool) -> None:
     from pipeline import policy
-    from pipeline.training import seeds
 
-    seeds.one_run(cfg.policy)
     table = policy.act(cfg)
     if as_json:
         print_json(table.astype(object).where(table.notna(), None).to_dict("records"))

@@ -12,7 +12,7 @@ from pipeline.dataset.embeddings_file import (
     video_paths,
     write_embeddings,
 )
-from pipeline.dataset.hdf5 import Rows, check_rows
+from pipeline.dataset.hdf5 import Rows, check_rows, root_attrs
 from pipeline.dataset.labels import label_columns, read_labels
 from pipeline.dataset.logs import Logs
 from pipeline.dataset.novelty_file import (
@@ -56,6 +56,7 @@ __all__ = [
     "read_novelty_weights",
     "read_part",
     "read_rows",
+    "root_attrs",
     "split_rows",
     "train_rows",
     "video_of",

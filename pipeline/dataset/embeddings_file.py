@@ -30,6 +30,7 @@ EMBEDDING_DIM = 128
 ATTRS: dict[str, type | tuple[type, ...]] = {  # those that are calculated with or compared, and their types
     "content_sha256": str, "weights_sha256": str, "projector_sha256": str, "projector": str, "backbone": str,
     "clip_len": int, "clip_stride": int, "fps": (int, float), "tail": str, "weights": str, "transform": str,
+    "precision": str,
 }  # fmt: skip
 VIDEO_FIELDS = tuple(Videos.__dataclass_fields__)
 NOT_CONTENT = ("videos/path", "task")  # other paths, or other prices, leave the content hash as it is

@@ -112,6 +112,15 @@ def _read_back(file: h5py.File, checksums: Mapping[str, int], content: Collectio
     return digest.hexdigest()
 
 
+def root_attrs(path: Path) -> dict[str, Any]:
+    """The attributes of a file in any layout; none of what is no HDF5 file."""
+    try:
+        with h5py.File(path, "r") as file:
+            return dict(file.attrs)
+    except (OSError, RuntimeError, ValueError):
+        return {}
+
+
 def check_rows(array: Rows) -> None:
     """Read all of it; CorruptError where a stored array is damaged."""
     for _ in blocks(array):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipeline.dataset.embeddings_file import Embeddings
 from pipeline.dataset.splits import split_rows, train_rows, video_of
+from pipeline.errors import VtpError
 
 Split = Literal["all", "train", "held-out"]
 LOGGED = ("context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel", "novel_kind")
@@ -22,7 +23,7 @@ def rows_of(data: Embeddings, split: Split) -> np.ndarray:
         return train_rows(data)
     if split == "held-out":
         return split_rows(data)[1]
-    raise ValueError(f"split is {split!r}; give all, train or held-out")
+    raise VtpError(f"split {split!r} is unknown; give all, train or held-out", code="split-unknown")
 
 
 def clip_columns(data: Embeddings) -> dict[str, np.ndarray]:
@@ -41,7 +42,14 @@ def clip_columns(data: Embeddings) -> dict[str, np.ndarray]:
     if data.logs is not None and data.task is not None:
         columns |= {name: data.logs.actions[:, index] for index, name in enumerate(data.task.action_names)}
         columns |= {name: getattr(data.logs, name) for name in LOGGED}
-    return {name: values for name, values in columns.items() if values is not None}
+    return {name: values for name, values in columns.items() if values is not None and not is_unknown(values)}
+
+
+def is_unknown(values: np.ndarray) -> bool:
+    """Whether no clip has a value: numbers are NaN, texts empty."""
+    if values.dtype == object:
+        return not any(values.tolist())
+    return bool(values.dtype.kind == "f" and np.isnan(values).all())
 
 
 def to_pandas(data: Embeddings) -> pd.DataFrame:

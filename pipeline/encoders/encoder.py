@@ -74,7 +74,8 @@ def load_encoder(backbone: str, weights: str | None, precision: str = "auto", *,
     if precision == "auto":
         precision = _fastest(backbone, device)
     try:
-        loaded = _load(backbone, None if weights == "auto" else weights, precision, device)
+        trained = named_weights.TRAINED.get(backbone)
+        loaded = _load(backbone, trained if weights in (None, "auto") else weights, precision, device)
     except VtpError as error:
         if weights != "auto" or error.code != "weights-unavailable":
             raise
@@ -84,24 +85,20 @@ def load_encoder(backbone: str, weights: str | None, precision: str = "auto", *,
 
 
 def _load(backbone: str, weights: str | None, precision: str, device: str) -> Backbone:
+    if is_hf(backbone):
+        from pipeline.encoders import hf  # transformers takes a second to import
+
+        return hf.load(backbone, weights, precision, device)
+    assert weights is not None
+    if backbone == "timesformer_b":
+        from pipeline.encoders import timesformer
+
+        return timesformer.load(weights, precision, device)
     if backbone == "r3d_18":
         from pipeline.encoders import r3d  # torchvision takes seconds to import
 
-        return r3d.load(weights or "kinetics400", precision, device)
-    if backbone == "timesformer_b":
-        from pipeline.encoders import timesformer  # transformers takes a second to import
-
-        return timesformer.load(weights or "kinetics400", precision, device)
-    if backbone == efficientnet.NAME:
-        return efficientnet.load(weights, precision, device)
-    if is_hf(backbone):
-        from pipeline.encoders import hf
-
-        return hf.load(backbone, weights, precision, device)
-    raise VtpError(
-        f"backbone {backbone!r} is unknown; use r3d_18, timesformer_b, {efficientnet.NAME} or hf:ID_OR_FOLDER",
-        code="backbone-unknown",
-    )
+        return r3d.load(weights, precision, device)
+    return efficientnet.load(weights, precision, device)
 
 
 def _fastest(backbone: str, device: str) -> str:

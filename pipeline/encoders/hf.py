@@ -54,10 +54,6 @@ def load(backbone: str, weights: str | None, precision: str, device: str = "cpu"
 
     Its forward takes clips on the device, cpu or cuda.
     """
-    if precision == "int8":
-        raise VtpError(
-            f"precision int8 is for r3d_18 only; for {backbone} use bf16, fp32 or auto", code="precision-unsupported"
-        )
     name = weights or backbone.removeprefix(PREFIX)
     folder = hf_models.folder_of(name)
     if folder is None:
@@ -95,7 +91,8 @@ def _from_hub(name: str) -> Path:
         )
 
     try:
-        source.probe(constants.ENDPOINT)
+        if not constants.HF_HUB_OFFLINE:
+            source.probe(constants.ENDPOINT)
         return fetched(is_local=constants.HF_HUB_OFFLINE)
     except (OSError, ValueError) as error:
         reason = source.first_line(error)
@@ -171,14 +168,15 @@ def from_safetensors(kind: Any, folder: Path, name: str, ways_out: str, **option
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """No progress bar, and no report of what was left out."""
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+        if has_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _modalities(kind: Any) -> set[str]:
@@ -206,13 +204,14 @@ def _num_frames(config: Any) -> int | None:
 def _frame_size(processor: Any) -> tuple[int, int]:
     """Height and width of the frames that the decoder is to give: those that the processor scales to.
 
-    Where it scales the shortest edge, frames have the shape of R3D-18's, 128:171.
+    Where it scales the shortest edge, frames have the shape of R3D-18's, 128:171. crop_pct: the share of what it scales
+    to that `shortest_edge` is, and that it crops.
     """
     size = processor.size if getattr(processor, "do_resize", True) else getattr(processor, "crop_size", None)
     given = {} if size is None else dict(size)
     if given.get("height") and given.get("width"):
         return int(given["height"]), int(given["width"])
-    edge = int(given.get("shortest_edge") or EDGE)
+    edge = int((given.get("shortest_edge") or EDGE) / (getattr(processor, "crop_pct", None) or 1))
     return edge, edge * 171 // 128
 
 
@@ -271,14 +270,13 @@ def _video_input(model: _Model) -> str:
 def _pooled(model: _Model, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
     """What the library pools of each row, by name and [N, D] float32; the mean of all tokens where it pools none."""
     device, dtype = model.network.device, model.network.dtype
-    moved = {
+    moved: dict[str, Any] = {
         name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
         for name, value in inputs.items()
     }
-    is_predictive = (
-        "skip_predictor" in inspect.signature(model.network.forward).parameters
-    )  # V-JEPA's is of no use here
-    output = model.call(**moved, **({"skip_predictor": True} if is_predictive else {}))
+    if "skip_predictor" in inspect.signature(model.network.forward).parameters:  # V-JEPA's is of no use here
+        moved["skip_predictor"] = True
+    output = model.call(**moved)
     if isinstance(output, Tensor):
         return "the features that the model returns", output.flatten(1).float()
     if model.has_pooler and getattr(output, "pooler_output", None) is not None:

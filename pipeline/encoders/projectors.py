@@ -106,9 +106,14 @@ def fit_pca(features: np.ndarray) -> Projector:
 
 
 def random_projector(seed: int, feature_dim: int) -> Projector:
-    """128 orthonormal directions drawn from the seed; neither centred nor scaled, as it sees no data."""
+    """128 orthonormal directions drawn from the seed; neither centred nor scaled, as it sees no data.
+
+    Of fewer features there are as many directions as features, and the remaining components are zero.
+    """
     gaussian = np.random.default_rng(seed).standard_normal((feature_dim, EMBEDDING_DIM))
-    return Projector(np.zeros(feature_dim), orthonormal(gaussian).T, 1.0, f"random:{seed}")
+    components = np.zeros((EMBEDDING_DIM, feature_dim))
+    components[:feature_dim] = orthonormal(gaussian[:, :feature_dim]).T
+    return Projector(np.zeros(feature_dim), components, 1.0, f"random:{seed}")
 
 
 def no_projector(feature_dim: int) -> Projector:

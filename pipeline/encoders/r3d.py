@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import pickle
 import socket
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -32,10 +30,6 @@ MEAN, STD = _PRESET.mean, _PRESET.std
 _FRAME_SIZE = tuple(_PRESET.resize_size)
 _KINETICS_URL = R3D_18_Weights.KINETICS400_V1.url
 _WAYS_OUT = WAYS_OUT["r3d_18"]
-UNREADABLE = (  # what torch raises of damaged files
-    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
-    AssertionError, struct.error,
-)  # fmt: skip
 
 
 def preprocess(clips: Tensor) -> Tensor:
@@ -94,15 +88,7 @@ def load_network(weights: str) -> tuple[VideoResNet, str]:
 
 
 def _from_state_dict(path: Path) -> VideoResNet:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = source.first_line(error)
-        raise CorruptError(
-            f"weights {path} cannot be loaded safely ({reason}); {_WAYS_OUT}", code="weights-damaged"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise VtpError(f"weights {path} is not a state dict of tensors; {_WAYS_OUT}", code="weights-wrong")
+    state = source.load_state(path, _WAYS_OUT)
     with torch.random.fork_rng(devices=[]):
         network = r3d_18(weights=None)
     body = {key: value for key, value in state.items() if not key.startswith("fc.")}

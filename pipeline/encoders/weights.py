@@ -1,15 +1,25 @@
-"""Where weights are downloaded from, and what they hash to."""
+"""Weights: downloaded, read from files that are not trusted, and hashed."""
 
 from __future__ import annotations
 
 import hashlib
+import pickle
+import struct
 import threading
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from pipeline.errors import CorruptError, VtpError
+
 PROBE_S = 10.0
+UNREADABLE = (  # what torch raises of damaged files
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, struct.error,
+)  # fmt: skip
 
 
 def probe(url: str) -> None:
@@ -37,6 +47,19 @@ def probe(url: str) -> None:
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_state(path: Path, ways_out: str) -> Mapping[str, Tensor]:
+    """The state dict of a file, by tensors and plain values alone; CorruptError where it is damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise CorruptError(
+            f"weights {path} cannot be loaded safely ({first_line(error)}); {ways_out}", code="weights-damaged"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise VtpError(f"weights {path} is not a state dict of tensors; {ways_out}", code="weights-wrong")
+    return state
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.dataset import Embeddings, write_layout
+from pipeline.dataset import Embeddings, root_attrs, write_layout
 from pipeline.dataset.other_layouts import Value
 from pipeline.exports.clip_steps import Steps
 
@@ -24,6 +24,10 @@ def write(
     the columns, where d3rlpy does not look.
     """
     write_layout(path, _datasets(data, steps, progress), {"/": origin})
+
+
+def is_export(path: Path) -> bool:
+    return root_attrs(path).get("to") == "d3rlpy"
 
 
 def _datasets(data: Embeddings, steps: Steps, progress: Callable[[int, int, str], None]) -> Iterator[tuple[str, Value]]:

@@ -126,6 +126,8 @@ def check_output(cfg: AnyExportConfig, out: Path) -> None:
     if cfg.to in FILES:
         if out.is_dir():
             raise VtpError(f"--out {out} is a folder, and {cfg.to} is one file; name it", code="output-is-folder")
+        if not (parquet_table if cfg.to == "parquet" else d3rlpy_file).is_export(out):
+            raise VtpError(f"--out {out} is no file that vtp exported; name a new file", code="output-exists")
     else:
         if not out.is_dir():
             raise VtpError(

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset import Embeddings, read_novelty_scores, video_of
-from pipeline.dataset.views import clip_columns
+from pipeline.dataset.views import clip_columns, is_unknown
 from pipeline.errors import CorruptError
 from pipeline.exports.clip_steps import PricedLogs
 
 BLOCK_ROWS = 65_536
+ORIGIN = b"vtp"  # in the table's metadata: what it was made of, and that vtp may replace it
 
 
 def write(
@@ -30,8 +31,8 @@ def write(
 
     Unknown values are null. A column that no clip of the data set has a value of is left out.
     """
-    columns = {name: values for name, values in clip_columns(data).items() if not _is_unknown(values)}
-    if logs is not None and not _is_unknown(logs.reward_usd):
+    columns = clip_columns(data)
+    if logs is not None and not is_unknown(logs.reward_usd):
         columns["reward_usd"] = logs.reward_usd
     if novelty is not None:
         columns |= _novelty(novelty, data)
@@ -46,12 +47,19 @@ def write(
             | {vector: fixed_size_lists(vectors[block])}
         )
         if writer is None:
-            schema = table.schema.with_metadata({"vtp": origin})
+            schema = table.schema.with_metadata({ORIGIN: origin})
             writer = pq.ParquetWriter(path, schema)
         writer.write_table(table.cast(schema))
         progress(start + len(block), len(rows), "")
     assert writer is not None
     writer.close()
+
+
+def is_export(path: Path) -> bool:
+    try:
+        return ORIGIN in (pq.read_metadata(path).metadata or {})
+    except (OSError, pa.ArrowInvalid):
+        return False
 
 
 def _novelty(path: Path, data: Embeddings) -> dict[str, np.ndarray]:
@@ -63,13 +71,6 @@ def _novelty(path: Path, data: Embeddings) -> dict[str, np.ndarray]:
             code="file-shape",
         )
     return {"novelty": found["score"], "weight": found["weight"]}
-
-
-def _is_unknown(values: np.ndarray) -> bool:
-    """Whether no clip has a value."""
-    if values.dtype == object:
-        return not any(values.tolist())
-    return bool(values.dtype.kind == "f" and np.isnan(values).all())
 
 
 def _array(values: np.ndarray) -> pa.Array:

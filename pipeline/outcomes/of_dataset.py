@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -106,13 +105,11 @@ def learned_from(data: Embeddings, clips: ClipContexts, rows: np.ndarray | None 
 
 
 def _not_too_many(steps: LoggedSteps) -> tuple[LoggedSteps, str]:
-    """Those of evenly spaced videos where there are more than MOST_STEPS, and which share of all that is, in words."""
-    every = math.ceil(steps.num_steps / MOST_STEPS)
-    if every == 1:
+    """MOST_STEPS of them, drawn if there are more, and in words that they were. Not videos: these may be few."""
+    if steps.num_steps <= MOST_STEPS:
         return steps, ""
-    _, number = np.unique(steps.video, return_inverse=True)
-    fewer = steps.take(number.reshape(-1) % every == 0)
-    return fewer, f", one in {every} of all {steps.num_steps:,} steps"
+    drawn = np.random.default_rng(0).choice(steps.num_steps, MOST_STEPS, replace=False)
+    return steps.take(np.sort(drawn)), f", drawn from all {steps.num_steps:,} steps"
 
 
 def logged_steps(data: Embeddings, task: Task, context: np.ndarray, rows: np.ndarray | None = None) -> LoggedSteps:

@@ -50,17 +50,19 @@ class Network(nn.Module):
     """Observations [B, n] → actions [B, A] in the task's units: an agent's deterministic policy."""
 
     low: Tensor  # [A]
+    high: Tensor  # [A]
     span: Tensor  # [A]
 
     def __init__(self, agent: Agent):
         super().__init__()
         self.encoder, self.actor = agent.encoder, agent.average_actor
         self.register_buffer("low", agent.action_low)
+        self.register_buffer("high", agent.action_high, persistent=False)  # of a safetensors file, its card's task
         self.register_buffer("span", agent.action_high - agent.action_low)
 
     def forward(self, observations: Tensor) -> Tensor:
         mean, _ = self.actor(self.encoder(observations))
-        return self.low + to_unit(mean) * self.span
+        return (self.low + to_unit(mean) * self.span).clamp(self.low, self.high)  # rounding may pass the upper bound
 
 
 def act_of(network: nn.Module) -> Act:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline import dataset, encoders, runs, storage
 from pipeline.errors import CorruptError, VtpError
-from pipeline.hf_models import is_hf, same_backbone
+from pipeline.hf_models import is_hf
 from pipeline.policy.card import Act, Card
 
 BLOCK_ROWS = 8192
@@ -63,7 +63,14 @@ class Policy:
         """
         if isinstance(embeddings, dataset.Embeddings):
             return self.act_on(self.observed(embeddings))
-        rows = np.asarray(embeddings, np.float32)
+        try:
+            rows = np.require(embeddings, np.float32, ["C", "W"])  # torch takes no others without a word
+        except (TypeError, ValueError) as error:
+            raise VtpError(
+                f"a {type(embeddings).__name__} without numbers is no embeddings; give an array, or the data set that "
+                "pipeline.read_dataset reads",
+                code="observations-shape",
+            ) from error
         if rows.ndim != 2 or rows.shape[1] != self.card.observation_size:
             raise VtpError(
                 f"embeddings have shape {rows.shape}, and {self.name} takes [N, {self.card.observation_size}]; "
@@ -82,9 +89,12 @@ class Policy:
                 f"{self.name} sees each clip from the mean of its video; name the video of each row: video=",
                 code="observations-without-video",
             )
-        codes, _ = pd.factorize(np.asarray(video))
-        if codes.shape != (len(rows),):
-            raise VtpError(f"video names {len(codes)} rows, not {len(rows)}; name each", code="observations-shape")
+        names = np.asarray(video)
+        if names.shape != (len(rows),) or pd.isna(names).any():
+            raise VtpError(
+                f"video names {pd.notna(names).sum()} rows, not {len(rows)}; name each", code="observations-shape"
+            )
+        codes, _ = pd.factorize(names)
         order = np.argsort(codes, kind="stable")
         offset = np.concatenate([[0], np.cumsum(np.bincount(codes))])
         centred = np.empty_like(rows)
@@ -110,7 +120,7 @@ class Policy:
         starts = range(0, len(observations), BLOCK_ROWS)
         blocks = [self.network(observations[start : start + BLOCK_ROWS]) for start in starts]
         actions = np.concatenate(blocks) if blocks else np.empty((0, task.num_actions))
-        slack = 1e-6 * (task.high - task.low)  # float32 bounds need not be the task's
+        slack = 1e-6 * (task.high - task.low)  # files of earlier versions may pass a bound by rounding
         fits = actions.shape == (len(observations), task.num_actions)
         if not (fits and ((actions >= task.low - slack) & (actions <= task.high + slack)).all()):
             raise CorruptError(
@@ -126,25 +136,26 @@ class Policy:
         projector = encoders.Projector(
             data.projector_mean, data.projector_components, data.projector_scale, "", data.projector_norm
         )
-        found = data.attrs | {"projector_sha256": projector.sha256}
-        trained = card.encoding.model_dump() | {"projector_sha256": card.projector_sha256}
-        for name, remedy in REMEDIES.items():
-            if name == "backbone" and same_backbone(found.get(name), trained[name]):
-                continue
-            if found.get(name) != trained[name]:
-                shown = [
-                    str(value)[:12] if name.endswith("sha256") else value for value in (found.get(name), trained[name])
-                ]
-                embeddings = card.provenance.get("embeddings", "the embeddings that it was trained on")
-                remedy = remedy.format(trained=trained[name], backbone=_flags(trained), embeddings=embeddings)
-                found_in = data.path or "the data set"
-                raise VtpError(
-                    f"{found_in} has {name} {shown[0]}, but {self.name} was trained with {shown[1]}; {remedy}",
-                    code="embeddings-of-other-encoder",
-                )
+        encoding = runs.Encoding.of(data)
+        name = encoding.difference(card.encoding)
+        if name is None and projector.sha256 != card.projector_sha256:
+            name = "projector_sha256"
+        if name is None:
+            return
+        found, trained = (
+            one.model_dump() | {"projector_sha256": sha256}
+            for one, sha256 in ((encoding, projector.sha256), (card.encoding, card.projector_sha256))
+        )
+        shown = [str(values[name])[:12] if name.endswith("sha256") else values[name] for values in (found, trained)]
+        embeddings = card.provenance.get("embeddings", "the embeddings that it was trained on")
+        remedy = REMEDIES[name].format(trained=trained[name], backbone=_flags(card.encoding), embeddings=embeddings)
+        raise VtpError(
+            f"{data.path or 'the data set'} has {name} {shown[0]}, but {self.name} was trained with {shown[1]}; "
+            f"{remedy}",
+            code="embeddings-of-other-encoder",
+        )
 
 
-def _flags(encoding: Mapping[str, object]) -> str:
+def _flags(encoding: runs.Encoding) -> str:
     """What of the command line names the encoder's weights."""
-    backbone = str(encoding["backbone"])
-    return f"--backbone {backbone}" if is_hf(backbone) else f"--weights {encoding['weights']}"
+    return f"--backbone {encoding.backbone}" if is_hf(encoding.backbone) else f"--weights {encoding.weights}"

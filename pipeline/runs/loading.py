@@ -9,11 +9,10 @@ import numpy as np
 
 from pipeline import dataset, encoders, storage
 from pipeline.errors import CorruptError, VtpError
-from pipeline.hf_models import same_backbone
 from pipeline.outcomes import LearnedOutcomes, SimulatedOutcomes, outcomes_of
 from pipeline.rl.envs import SimEnv
 from pipeline.rl.sac import Agent
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, one_of_several_seeds
 from pipeline.runs.checkpoint_file import load_checkpoint
 from pipeline.runs.metadata import ClipInputs, OutcomesKind, PolicyMetadata
 from pipeline.tasks import Task
@@ -82,6 +81,8 @@ def _load(run: Path) -> tuple[Path, dict[str, Any], PolicyMetadata]:
         raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing")
     files = RunDirectory(run)
     path = files.best if files.best.is_file() else files.last
+    if not path.is_file() and files.has_seeds:
+        raise one_of_several_seeds(files)
     checkpoint = load_checkpoint(path)
     return path, checkpoint, PolicyMetadata.from_state(checkpoint.get("meta"), str(path))
 
@@ -116,15 +117,12 @@ def check_same_inputs(trained: PolicyMetadata, wanted: PolicyMetadata, run: Path
             f"add --centre {our_centre}",
             code="run-other-centre",
         )
-    for name in ("backbone", "weights_sha256", "transform", "clip_len", "fps"):
-        if name == "backbone" and same_backbone(ours.encoding.backbone, theirs.encoding.backbone):
-            continue
-        if getattr(ours.encoding, name) != getattr(theirs.encoding, name):
-            raise VtpError(
-                f"{run} was trained on embeddings of {name} {getattr(ours.encoding, name)}, "
-                f"these are of {getattr(theirs.encoding, name)}; extract with the same settings",
-                code="run-other-encoding",
-            )
+    if (other := ours.encoding.difference(theirs.encoding)) is not None:
+        raise VtpError(
+            f"{run} was trained on embeddings of {other} {getattr(ours.encoding, other)}, "
+            f"these are of {getattr(theirs.encoding, other)}; extract with the same settings",
+            code="run-other-encoding",
+        )
     if our_projector.sha256 != their_projector.sha256:
         raise VtpError(
             f"{run} was trained on embeddings of another projection; extract with --projector "

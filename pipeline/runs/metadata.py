@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.dataset import Embeddings
 from pipeline.encoders import EMBEDDING_DIM, Projector
 from pipeline.errors import CorruptError, VtpError
+from pipeline.hf_models import same_backbone
 from pipeline.outcomes import Caution
 from pipeline.tasks import Task
 
@@ -34,6 +36,17 @@ class Encoding(_Plain):
     fps: float
     precision: str
     projector: str
+
+    @classmethod
+    def of(cls, data: Embeddings) -> Encoding:
+        return cls(**{name: data.attrs[name] for name in cls.model_fields})
+
+    def difference(self, other: Encoding) -> str | None:
+        """The first field by which embeddings of the two cannot be compared; None where they can."""
+        fields = ("weights_sha256", "transform", "clip_len", "fps")
+        if not same_backbone(self.backbone, other.backbone):
+            return "backbone"
+        return next((name for name in fields if getattr(self, name) != getattr(other, name)), None)
 
 
 class ClipInputs(_Plain):

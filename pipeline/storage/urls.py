@@ -41,7 +41,9 @@ def place_of(name: str | Path) -> Path | None:
 
 
 def path_of(name: str | Path) -> Path:
-    """The place of a URL in the cache, or the path itself. VtpError if the URL can have no place."""
+    """The place of a URL in the cache, or the path itself. VtpError if the URL can have no place, or it is no path."""
+    if not isinstance(name, str | os.PathLike):  # as Python may give it
+        raise VtpError(f"a {type(name).__name__} is no path; give text or a pathlib.Path", code="path-invalid")
     try:
         return place_of(name) or Path(name)
     except ValueError as error:

@@ -24,7 +24,7 @@ RESERVED = frozenset(
         "step", "episode", "row", "context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel",
         "novel_kind", "reward", "profit", "video_id", "clip", "start_s", "end_s", "profit_usd_per_hour",
         "profit_low", "profit_high", "split", "contributor", "path", "start_frame", "valid_frames", "reward_usd",
-        "embedding",
+        "embedding", "features",
         "novelty", "weight",  # of which the metrics have a mean, as of every action
     }
 )  # fmt: skip

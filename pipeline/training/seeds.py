@@ -15,7 +15,7 @@ from pipeline import dataset, storage, training
 from pipeline.config import SimTrainConfig, TrainConfig, alone, parse_seeds, train_config
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import make_folder, save_config, write_json
-from pipeline.run_directory import check_new_run
+from pipeline.run_directory import check_new_run, one_of_several_seeds
 from pipeline.runs import RunDirectory, load_metadata
 from pipeline.runs.judgement import judge_of, over_logging_policy
 from pipeline.stats import bootstrap95, interquartile_mean
@@ -99,8 +99,8 @@ def runs_in(run: Path) -> list[Path]:
 
 def one_run(run: Path | None) -> None:
     """VtpError where a run is a folder of several seeds, for those who need a single one."""
-    if run is not None and (first := runs_in(run)[0]) != run:
-        raise VtpError(f"{run} holds several seeds; name one of them, such as {first}", code="run-has-seeds")
+    if run is not None and runs_in(run) != [run]:
+        raise one_of_several_seeds(RunDirectory(run))
 
 
 def landed(cfg: TrainConfig) -> tuple[int, int]:

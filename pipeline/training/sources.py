@@ -194,7 +194,7 @@ def _stored_clips(
         assert isinstance(model, LearnedOutcomes)
         return on_logs(model, data, judge(agent, model, 1, np.random.default_rng(cfg.seed)))
 
-    encoding = Encoding(**{name: data.attrs[name] for name in Encoding.model_fields})
+    encoding = Encoding.of(data)
     inputs = ClipInputs(
         embeddings=storage.name_of(cfg.embeddings.resolve()),
         content_sha256=data.content_sha256,
