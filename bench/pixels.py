@@ -50,7 +50,9 @@ def best_by_outcomes(path: Path, caution: Caution) -> float:
     return float(expected_worth(truth, kinds, actions).profit.sum() / oracle(truth, kinds).profit.sum())
 
 
-def run(data: dataset.Embeddings, logger: str, seed: int, episodes: int, centre: Centre, folder: Path) -> dict[str, Any]:
+def run(
+    data: dataset.Embeddings, logger: str, seed: int, episodes: int, centre: Centre, folder: Path
+) -> dict[str, Any]:
     path = folder / "embeddings.h5"
     dataset.write_embeddings(path, redrawn(data, logger, seed))
     train.run(EmbeddingsTrainConfig(embeddings=path, out=folder / "run", episodes=episodes, centre=centre))

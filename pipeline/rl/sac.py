@@ -92,12 +92,22 @@ class Agent(nn.Module):
         trained_alike = (encoder if encoder_lr is None else None, auxiliary)
         learned = [p for module in trained_alike if module is not None for p in module.parameters()]
         self._critic_parameters = [*self.critic.parameters(), *learned]
+
+    @functools.cached_property
+    def critic_optimizer(self) -> torch.optim.Optimizer:
+        # made when training begins: torch's first optimiser takes seconds, and a policy in use needs none
         groups: list[dict[str, Any]] = [{"params": self._critic_parameters}]
-        if encoder_lr is not None:
-            groups.append({"params": list(encoder.parameters()), "lr": encoder_lr})
-        self.critic_optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr, fused=True)
-        self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=lr)
+        if self.encoder_lr is not None:
+            groups.append({"params": list(self.encoder.parameters()), "lr": self.encoder_lr})
+        return torch.optim.Adam(groups, lr=self.lr, fused=True)
+
+    @functools.cached_property
+    def actor_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.actor.parameters(), lr=self.lr, fused=True)
+
+    @functools.cached_property
+    def alpha_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self.log_alpha], lr=self.lr)
 
     @property
     def num_actions(self) -> int:
