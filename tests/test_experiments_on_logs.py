@@ -55,7 +55,7 @@ def test_the_frontier_is_what_the_logs_say(run, tmp_path):
         assert low < own["optimum"]["profit"] < high
     for own in result["contexts"].values():
         assert own["policy"]["profit"] <= own["optimum"]["profit"] + 1e-9
-    assert "By outcomes learned from logs" in (tmp_path / "frontier.svg").read_text()
+    assert "Estimated by outcomes learned from logs" in (tmp_path / "frontier.svg").read_text()
     table = pd.read_csv(tmp_path / "frontier.csv")
     np.testing.assert_allclose(table.analytic_mp, table.monte_carlo_mp, rtol=0.2)
 
@@ -101,7 +101,7 @@ def test_elasticities_have_the_intervals_of_the_ensemble(run, tmp_path):
     table = pd.read_csv(tmp_path / "elasticity.csv")
     oracles = table[(table.who == "oracle") & (table.curve != "error_target")]
     assert (oracles.low < oracles.value).all() and (oracles.value < oracles.high).all()
-    assert "By outcomes learned from logs" in (tmp_path / "elasticity.svg").read_text()
+    assert "Estimated by outcomes learned from logs" in (tmp_path / "elasticity.svg").read_text()
     assert result == json.loads((tmp_path / "elasticity.json").read_text())
 
 
