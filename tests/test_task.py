@@ -63,7 +63,7 @@ def test_columns_of_frames_by_label():
         (dict(actions={"speed": {"column": "action[3]", "reduce": "median"}}), "mean"),
         (dict(attempts={"column": "a"}), "reduce"),
         (dict(attempts=TRIED, errors=TRIED, successes=TRIED), "drop one"),
-        (dict(successes=TRIED), "attempts: a column of errors or successes needs one of attempts"),
+        (dict(successes=TRIED), "attempts: a column of errors or successes requires one of attempts"),
         (dict(context={"column": "task", "reduce": "max"}), "reduce is max"),
         (dict(contexts={"price_usd": 1}, context={"column": "task", "reduce": "first"}), "no context has a name"),
     ],
