@@ -101,8 +101,8 @@ def test_failures_of_local_tasks_bring_their_traceback_and_logs(tmp_path):
     assert by_task.keys() == {"bug", "gone", "killed", "usage"}
     assert "Traceback (most recent call last)" in str(by_task["bug"].error)
     assert "ValueError" in str(by_task["bug"].error) and "ValueError" in by_task["bug"].logs[1].read_text()
-    assert str(by_task["gone"].error).startswith("ended with exit code 9; run the same command again")
-    assert str(by_task["killed"].error).startswith("killed by SIGKILL, as the kernel does when memory runs out")
+    assert str(by_task["gone"].error).startswith("exited with code 9; run the same command again")
+    assert str(by_task["killed"].error).startswith("killed by SIGKILL, which the kernel sends when memory runs out")
     usage = by_task["usage"]
     assert type(usage.error) is VtpError and usage.error.code == "folder-is-file"
     assert str(usage.error).startswith(f"{tmp_path / 'file'} cannot be a folder")
@@ -369,7 +369,10 @@ echo '42|NODE_FAIL|None'"""
     told = []
     (failure,) = slurm.watch(submitted(tmp_path / "jobs", 1), tick=lambda *status: told.append(status[2]))
     assert type(failure.error) is TryAgainError
-    assert str(failure.error) == "job 42 ended without a result: NODE_FAIL; run the same command again to go on"
+    assert (
+        str(failure.error)
+        == "job 42 ended without reporting a result: NODE_FAIL; run the same command again to continue"
+    )
     seen = list(dict.fromkeys(told))
     assert seen == ["1 unknown", "1 pending (BeginTime)", "1 running", "1 node_fail", "1 failed"]
 

@@ -56,8 +56,8 @@ def repriced(task: Task, name: str) -> Task:
     priced = task.priced_as(other)
     if task.simulates_otherwise(other):
         logger.warning(
-            "--task %s supplies prices, wage, costs and error target; its simulator differs from that of the data's task, "
-            "and is ignored", name,
+            "--task %s supplies prices, wage, costs and error target; its simulator is ignored because it differs from "
+            "that of the data's task", name,
         )  # fmt: skip
     return priced
 
