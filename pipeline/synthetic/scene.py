@@ -74,8 +74,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Scene:
-    """One video's surroundings. `texture_seed` fixes speckle, veins and other fine grain; `work_size` is the size of the
-    work relative to the usual."""
+    """One video's surroundings. `texture_seed` fixes speckle, veins and other fine grain; `work_size` is that of
+    the work, relative to the usual."""
 
     renderer: str
     place: Kitchen | Site
