@@ -36,7 +36,7 @@ def changed(old, new):
     return GRASPING.replace(old, new, 1)
 
 
-def test_a_file_is_read_as_what_it_says():
+def test_a_file_is_read_as_written():
     task = parse_task(GRASPING, "grasping.yaml")
     assert task == Task.model_validate(grasping())
     assert task.action_names == ("force",)
@@ -80,7 +80,7 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
         (changed("{energy: 0.5, robot: 1.5}", "2"), 4, "costs_usd_per_hour: should be `name: value` settings"),
         (changed("grasping", "7"), 1, "name: input should be a valid string, not 7; correct it"),
         (changed("{low: 1.0, high: 5.0}", "[1, 5]"), 6, "actions.force: should be `name: value` settings"),
-        # numbers out of their range
+        # numbers out of range
         (changed("low: 1.0", "low: 5.0"), 6, "actions.force: low (5) is not below high (5); exchange or correct them"),
         (changed("low: 1.0", "low: 6.0"), 6, "actions.force: low (6) is not below high (5)"),
         (changed("low: 1.0", "low: .nan"), 6, "actions.force.low: input should be a finite number, not nan; correct"),
@@ -151,7 +151,7 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
         (changed("20.0", "x" * 5000), 3, "x…; correct it"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_with_its_line_key_rule_and_remedy(text, line, says):
+def test_errors_name_line_key_rule_and_remedy(text, line, says):
     with raises("task-invalid") as caught:
         parse_task(text, "my task.yaml")
     message = str(caught.value)
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_with_its_line_key_rule_and_remedy(text, line, say
     assert ";" in message
 
 
-def test_a_number_in_scientific_notation_is_a_number_though_yaml_takes_it_for_a_text():
+def test_scientific_notation_is_a_number_though_yaml_reads_a_string():
     task = parse_task(changed("price_usd: 0.1", "price_usd: 1e-3"), "x")
     assert task.price_usd[1] == 0.001
 
@@ -179,19 +179,19 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name):
 
 
 @pytest.mark.parametrize("name", ["", ".", "x" * 5000])
-def test_what_is_no_file_cannot_be_read(name):
+def test_a_path_that_is_not_a_file_is_refused(name):
     with raises("task-unreadable"):
         load_task(name)
 
 
 @pytest.mark.parametrize("data", [b"name: \xff\xfe", b"#" * (1 << 21)])
-def test_a_file_that_is_no_text_or_far_too_long_cannot_be_read(tmp_path, data):
+def test_a_file_that_is_not_text_or_too_long_is_refused(tmp_path, data):
     (tmp_path / "task.yaml").write_bytes(data)
     with raises("task-unreadable"):
         load_task("task.yaml", tmp_path)
 
 
-# Tasks as text, as data sets and checkpoints hold them
+# Tasks as text, as in data sets and checkpoints
 
 name = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).map("x{}".format)
 context_name = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), min_size=1, max_size=12)
@@ -224,7 +224,7 @@ def any_task(draw):
 
 @settings(max_examples=60)
 @given(any_task())
-def test_a_task_comes_back_from_its_text_as_it_was(task):
+def test_a_task_survives_the_round_trip_through_text(task):
     text = task_to_text(task)
     assert "\n" not in text
     found = task_from_text(text, "data.h5")
@@ -234,13 +234,13 @@ def test_a_task_comes_back_from_its_text_as_it_was(task):
 
 
 @pytest.mark.parametrize("task", BUILT_IN.values(), ids=BUILT_IN)
-def test_a_task_in_a_scenario_comes_back_in_it(task):
+def test_a_scenario_survives_the_round_trip_through_text(task):
     found = task_from_text(task_to_text(task), "data.h5")
     assert found == task
     assert str(found) == str(task)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "[1]", "name: x", '{"name": "x"', json.dumps(grasping(step_s=-1))])
-def test_text_that_is_no_task_is_a_damaged_file(text):
+def test_text_that_is_not_a_task_is_a_damaged_file(text):
     with raises("task-corrupt", CorruptError):
         task_from_text(text, "data.h5")
