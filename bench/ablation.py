@@ -1,4 +1,4 @@
-"""What each choice in training is worth: expected profit over the optimum with it undone, over seeds, as JSON."""
+"""Ablation of each choice in training: expected profit / optimum without it, over random seeds, as JSON."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def in_sac(name: str, value: Any) -> Patch:
 
 
 def plain_tanh() -> contextlib.AbstractContextManager:
-    """The policy's actions end at its tanh; random ones reach the bounds all the same, for the trainer has its own."""
+    """The policy's actions end at its tanh; the trainer's random actions still reach the bounds."""
     return mock.patch.object(networks, "STRETCH", 1.0)
 
 
-def whole_rewards() -> contextlib.AbstractContextManager:
-    """Rewards as they are, neither centred nor scaled."""
+def raw_rewards() -> contextlib.AbstractContextManager:
+    """Rewards neither centred nor scaled."""
     update = sac.Agent.update
 
     def unscaled(agent: sac.Agent, *args: Any, **settings: Any) -> Any:
@@ -50,25 +50,25 @@ def whole_rewards() -> contextlib.AbstractContextManager:
     return mock.patch.object(sac.Agent, "update", unscaled)
 
 
-# Undone: settings of the run, and what is put in place in the code.
+# Variants: settings of the run, and a patch of the code.
 VARIANTS: dict[str, tuple[dict[str, Any], Patch]] = {
-    "as it is": ({}, contextlib.nullcontext),
+    "default": ({}, contextlib.nullcontext),
     "bounds at infinity: tanh not stretched": ({}, plain_tanh),
-    "target entropy stays at -1 per action": ({"final_entropy": -1.0}, contextlib.nullcontext),
-    "learning rate stays": ({}, in_sac("FINAL_LR_FACTOR", 1.0)),
+    "target entropy constant at -1 per action": ({"final_entropy": -1.0}, contextlib.nullcontext),
+    "constant learning rate": ({}, in_sac("FINAL_LR_FACTOR", 1.0)),
     "initial alpha 1": ({}, in_sac("INITIAL_ALPHA", 1.0)),
-    "rewards neither centred nor scaled": ({}, whole_rewards),
+    "rewards neither centred nor scaled": ({}, raw_rewards),
     "no random actions": ({"random_actions": 0.0}, contextlib.nullcontext),
     "priority exponent 0.6": ({"priority_exponent": 0.6}, contextlib.nullcontext),
     "reward of the episode to date": ({"reward_window": "episode"}, contextlib.nullcontext),
     "no layer norm in critics and encoder": ({}, lambda: mock.patch.object(nn, "LayerNorm", NoNorm)),
-    "60 updates an episode": ({"updates_per_episode": 60.0}, contextlib.nullcontext),
+    "60 updates per episode": ({"updates_per_episode": 60.0}, contextlib.nullcontext),
 }
 OF_EMBEDDINGS: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "seen from the mean of their video": {"centre": "video"},
-    "the same, discount 0.995": {"centre": "video", "gamma": 0.995},
-    "the same, no noise in updates": {"centre": "video", "observation_noise": 0.0},
+    "default": {},
+    "centred on the mean of each video": {"centre": "video"},
+    "centred on the mean of each video, discount 0.995": {"centre": "video", "gamma": 0.995},
+    "centred on the mean of each video, no noise in updates": {"centre": "video", "observation_noise": 0.0},
     "discount 0.995 and no noise": {"gamma": 0.995, "observation_noise": 0.0},
 }
 
@@ -80,7 +80,7 @@ def in_simulator(settings: dict[str, Any], patch: Patch, seed: int) -> dict[str,
 
 
 def from_pixels(settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """In closed loop from pixels, in scenes like the demonstrations' and in such as none of them shows."""
+    """In closed loop from pixels, in scenes like the demonstrations' and in scenes unlike them all."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         train.run(EmbeddingsTrainConfig(out=run, seed=seed, **settings))
@@ -102,11 +102,16 @@ def over_seeds(ratios: list[dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenario", default="seed", choices=("plates", "mixed", "seed"), help="of the simulator")
-    parser.add_argument("--embeddings", type=Path, help="train on these, instead of the simulator's state")
-    parser.add_argument("--episodes", type=int, help="by default 250, of embeddings 32000")
+    parser.add_argument(
+        "--scenario",
+        default="seed",
+        choices=("plates", "mixed", "seed"),
+        help="scenario of the simulator (default: seed)",
+    )
+    parser.add_argument("--embeddings", type=Path, help="train on these embeddings instead of the simulator's state")
+    parser.add_argument("--episodes", type=int, help="training episodes (default: 250; with --embeddings 32000)")
     parser.add_argument("--seeds", default="0-2")
-    parser.add_argument("--only", default="", help="variants whose names have this in them")
+    parser.add_argument("--only", default="", help="run only variants whose names contain this text")
     args = parser.parse_args()
     torch.set_num_threads(1)
     fixed: dict[str, Any]

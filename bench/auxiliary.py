@@ -1,7 +1,7 @@
-"""What the consistency and InfoNCE losses do for policies on the simulator's state, as JSON.
+"""Effect of the consistency and InfoNCE losses on policies trained on the simulator's state, as JSON.
 
-The same seeds are trained with each loss at its weight or at zero. A zeroed loss still draws the same initial weights,
-so that runs of one seed differ in nothing else, and differences are taken seed by seed.
+The same random seeds are trained with each loss at its weight or at zero. A zeroed loss still draws the same initial
+weights, so runs with the same seed differ in nothing else, and differences are paired by seed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARMS = {"both": LOSSES, "none": (), "consistency": LOSSES[:1], "contrastive": LO
 
 
 def oracle_ratio(seed: int, losses: tuple[str, ...], **settings: Any) -> float:
-    """Train one seed with those losses and no others; the ratio of its best policy."""
+    """Train one random seed with only these losses; the ratio of its best policy to the optimum."""
     weights = {name: getattr(AuxiliaryHeads, name) if name in losses else 0.0 for name in LOSSES}
     with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(AuxiliaryHeads, **weights):
         return train.run(SimTrainConfig(seed=seed, out=Path(folder) / "run", **settings))["oracle_ratio"]

@@ -1,9 +1,9 @@
-"""Extraction against the loop that a user would write, in one run, on demonstrations rendered for it.
+"""Extraction against a plain loop that a user would write, in one run, on rendered demonstrations, as JSON.
 
 The plain loop: decord's get_batch, torchvision's preset, r3d_18 in eager fp32 without gradients, one clip at a time.
-The wall time of a whole extraction, from the folder to the embeddings file, stands over the time of its forward passes
-alone, and so does processor time, decoders included, which other work on the machine disturbs less. Its memory at 2,000
-short videos stands over that at 20 (in clips of two frames, for forward passes take the time).
+`wall_over_forward` is the wall time of a whole extraction, from folder to embeddings file, / that of its forward passes
+alone; `cpu_over_forward` is the same for CPU time including decoders, which other load on the machine affects less.
+`parent_rss_ratio` is memory at 2,000 short videos / at 20 (with clips of two frames, to save time).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ print(result.num_videos, peak.split()[1])
 
 
 def plain_loop(videos: list[Path], clip_len: int = 16) -> tuple[np.ndarray, float]:
-    """Features [N, 512] of all whole clips, and seconds a clip."""
+    """Features [N, 512] of all whole clips, and seconds per clip."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the weights of random:0
         network = r3d_18(weights=None)
@@ -58,7 +58,7 @@ def plain_loop(videos: list[Path], clip_len: int = 16) -> tuple[np.ndarray, floa
 
 
 class TimedEncoder:
-    """The encoder, with the time that its forward passes took."""
+    """An encoder that measures the time of its forward passes."""
 
     def __init__(self, encoder: encoders.Encoder):
         self._encoder = encoder
@@ -76,11 +76,11 @@ class TimedEncoder:
 
 
 def whole_extraction(source: Path, out: Path) -> dict[str, float]:
-    """Forward passes are timed where they happen, and again alone: decoders at work beside them slow them down."""
+    """Forward passes are timed in the extraction and again alone, because concurrent decoders slow them down."""
     cfg = ExtractConfig(source=str(source), out=out, weights="random:0")
     encoder = TimedEncoder(encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size))
     clips = np.random.default_rng(0).integers(0, 256, (cfg.batch_size, cfg.clip_len, 128, 171, 3), dtype=np.uint8)
-    encoder.features(clips)  # what compiles does it now
+    encoder.features(clips)  # compiles now
     load_encoder, encoders.load_encoder = encoders.load_encoder, lambda *args, **kwargs: encoder
     encoder.forward_s = 0.0
     started, cpu_s = time.perf_counter(), total_cpu_s()
@@ -95,12 +95,12 @@ def whole_extraction(source: Path, out: Path) -> dict[str, float]:
 
 
 def total_cpu_s() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU seconds of this process and of its ended children."""
     return sum(os.times()[:4])
 
 
 def parent_rss(video: Path, count: int, folder: Path) -> int:
-    """Peak memory in KB of a process that extracts `count` copies of a video, each of a content of its own."""
+    """Peak memory in KB of a process that extracts `count` copies of a video, each with different content."""
     source = folder / str(count)
     source.mkdir()
     for number in range(count):
@@ -116,7 +116,7 @@ def parent_rss(video: Path, count: int, folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20, help="Clips a video.")
+    parser.add_argument("--steps", type=int, default=20, help="clips per video (default: 20)")
     parser.add_argument("--short-videos", type=int, default=2000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

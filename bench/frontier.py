@@ -1,7 +1,7 @@
 """Frontier count: actions on a 50x50 grid with MP ≥ 80/h and error ≤ 6%, by formula and by simulated episodes.
 
-The source names no episode count for its 1,615. Points on the frontier are won and lost by luck, so the count rises
-with the episodes: about 1,480 for one, 1,620 for a hundred. A hundred is what is run here, 15 million env steps.
+The source gives 1,615 without a number of episodes. Chance decides points near the frontier, so the count rises with
+the episodes: about 1,480 for one, 1,620 for a hundred. This runs a hundred by default, 15 million env steps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Whether it helps to log what `vtp logs` asks for, as JSON.
+"""Whether logging the steps that `vtp logs` requests helps, as JSON.
 
-Simulated logs of the logger `human`, then about as many steps again as `vtp logs` asks for: more of the same, uniform
-ones, or those that it asks for. `of_optimum`: what the best actions by the logs earn over what the optimum does.
-`while_logging`: what the added steps are expected to earn, in $/h.
+To simulated logs of the logger `human`, about as many steps as `vtp logs` requests are added: more of the same, uniform
+ones, or the requested ones. `of_optimum`: profit of the best actions by the logs / optimum. `while_logging`: expected
+profit of the added steps, in $/h.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _steps(task: Task, context: np.ndarray, actions: np.ndarray, outcomes: Any, 
 
 
 def joined(first: LoggedSteps, more: LoggedSteps) -> LoggedSteps:
-    """Both, the second in videos and on rows of their own."""
+    """Both logs together; the second gets separate videos and rows."""
     return first.with_others(
         more._replace(rows=more.rows + first.num_steps, video=more.video + int(first.video.max()) + 1)
     )
@@ -54,7 +54,7 @@ def learned(task: Task, steps: LoggedSteps) -> LearnedOutcomes:
 
 
 def asked_for(task: Task, first: LoggedSteps, steps: int, rng: np.random.Generator) -> LoggedSteps:
-    """What is asked for after those steps, in random order, and in whole videos."""
+    """The steps requested after the first ones, in random order and in whole videos."""
     model = learned(task, first)
     wanted = suggestions(model, best_of_contexts(model, lambda name: None), 100)
     which = np.repeat(np.arange(len(wanted)), [one.steps for one in wanted])
@@ -66,7 +66,7 @@ def asked_for(task: Task, first: LoggedSteps, steps: int, rng: np.random.Generat
 
 
 def of_optimum(task: Task, steps: LoggedSteps) -> float:
-    """What the best actions by the logs earn in the simulator, over what the optimum does, each context as often."""
+    """Profit of the best actions by the logs in the simulator / optimum, with equally frequent contexts."""
     model, truth, contexts = learned(task, steps), SimulatedOutcomes(task), np.arange(len(task.contexts))
     rows = np.array([np.flatnonzero(model.context == one)[0] for one in contexts])
     earned = expected_worth(truth, contexts, oracle(model, rows).actions).profit.mean()
@@ -74,12 +74,12 @@ def of_optimum(task: Task, steps: LoggedSteps) -> float:
 
 
 def while_logging(task: Task, steps: LoggedSteps) -> float:
-    """What steps like these are expected to earn, in $/h."""
+    """Expected profit of such steps, in $/h."""
     return float(expected_worth(SimulatedOutcomes(task), steps.context, steps.actions).profit.mean())
 
 
 def one_seed(task: Task, seed: int, videos: int, steps: int) -> tuple[list[float], list[float]]:
-    """For each arm, what its best actions earn over the optimum; for each but the first, what its added steps earn."""
+    """For each arm, profit of its best actions / optimum; for each but the first, profit of its added steps."""
     rng = np.random.default_rng(seed)
     first = logged(task, "human", videos, steps, rng)
     asked = asked_for(task, first, steps, rng)
@@ -105,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     seeds = parse_seeds(args.seeds)
     if len(seeds) < 2:
-        parser.error("give two seeds at least, for a standard error")
+        parser.error("give at least two seeds, for a standard error")
     found = {}
     for name, scenario in TASKS.items():
         task = load_task(name).in_scenario(scenario)

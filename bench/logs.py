@@ -1,10 +1,10 @@
-"""What is learned from logs alone, judged by the simulator that made them, as JSON.
+"""Policies learned from logs alone, judged by the simulator that made the logs, as JSON.
 
-Every seed makes its own logs: embeddings that show a clip's context through noise, and a simulated logger's actions and
-outcomes. Outcomes are learned from the training videos; policies that are best by them, with every caution that is
-compared on folds, are judged exactly. With --train, SAC is trained on the embeddings too. Of each log it is also said
-what the logging policy earns, whether the learned policy is deployed or a clone of the logging policy, and what the
-held-out logs say. All ratios are to the oracle's expected profit.
+Each random seed has its own logs: embeddings that show a clip's context through noise, and a simulated logger's actions
+and outcomes. Outcomes are learned from the training videos; the best policies by them, for every caution that is
+compared on folds, are judged exactly. With --train, SAC is trained on the embeddings too. Each row also has the profit
+of the logging policy, whether the learned policy or a clone of the logging policy is deployed, and the verdict of the
+held-out logs. All ratios are to the oracle's expected profit.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from pipeline.runs.on_logs import clone_of_logs, on_logs
 from pipeline.stats import interval95
 from pipeline.tasks import Task, load_task
 
-STEPS = 20  # a video
-VAL_SHARE = 0.2  # of the videos
-NOISE = 0.35  # deviation around a context's embedding, whose entries are standard normal
+STEPS = 20  # per video
+VAL_SHARE = 0.2  # share of the videos
+NOISE = 0.35  # standard deviation around a context's embedding, whose entries are standard normal
 FPS, CLIP_LEN = 15.0, 16
-DRAWS = 4000  # of the logging policy's actions in each context, by which it is judged
+DRAWS = 4000  # sampled actions, at least, by which the logging policy is judged
 
 
 def logs_of(task: Task, logger: str, videos: int, seed: int) -> SimulatedLogs:
@@ -66,9 +66,9 @@ def write(
     embeddings: np.ndarray | None = None,
     with_propensity: bool = True,
 ) -> Path:
-    """An embeddings file of these logs, the last fifth of whose videos are held out.
+    """An embeddings file of these logs; the last fifth of the videos is held out.
 
-    embeddings: [V, S, 128] of the clips, by default as `seen`.
+    embeddings: [V, S, 128] of the clips (default: from `seen`).
     """
     videos, steps = logs.context.shape
     num_clips, context = videos * steps, logs.context.reshape(-1)
@@ -113,7 +113,7 @@ def write(
 
 
 def judge(data: dataset.Embeddings, logger: str, seed: int) -> dict[str, Any]:
-    """What is learned from the training videos' logs, as ratios to the oracle."""
+    """Policies learned from the training videos' logs, as ratios to the oracle."""
     truth, rows = outcomes_of(data, kind="simulator"), np.arange(data.num_clips)
     best = oracle(truth, rows).profit.mean()
     policy, rng = logging_policy(logger, truth.task), np.random.default_rng(seed)
@@ -149,7 +149,7 @@ def judge(data: dataset.Embeddings, logger: str, seed: int) -> dict[str, Any]:
 def _by_held_out_logs(
     model: LearnedOutcomes, data: dataset.Embeddings, truth: SimulatedOutcomes, policy: Any, best: float, proven: bool
 ) -> dict[str, Any]:
-    """What the held-out logs say of the deployed policy's change over the logging policy, and the truth of it."""
+    """Change of the deployed policy over the logging policy, estimated from held-out logs, and the true change."""
     held = dataset.split_rows(data)[1]
     actions = greedy(model, held, (model.caution,))[0] if proven else clone_of_logs(model, held)
     steps = pd.DataFrame({"row": held} | dict(zip(model.task.action_names, actions.T, strict=True)))
@@ -167,7 +167,7 @@ def _by_held_out_logs(
 
 
 def trained(path: Path, out: Path, episodes: int, seed: int) -> float:
-    """The ratio to the oracle of SAC's policy on all clips."""
+    """Ratio to the oracle of SAC's policy on all clips."""
     train.run(EmbeddingsTrainConfig(embeddings=path, out=out, episodes=episodes, seed=seed, overwrite=True))
     data, (agent, _) = dataset.read_embeddings(path), load_policy(out)
     truth, rows = outcomes_of(data, kind="simulator"), np.arange(data.num_clips)
@@ -180,12 +180,18 @@ def main() -> None:
     parser.add_argument("--task", default="dishwashing")
     parser.add_argument("--scenario", default="mixed")
     parser.add_argument("--loggers", nargs="+", default=["uniform", "human", "expert"])
-    parser.add_argument("--videos", nargs="+", type=int, default=[32, 96], help=f"of {STEPS} steps each")
+    parser.add_argument(
+        "--videos",
+        nargs="+",
+        type=int,
+        default=[32, 96],
+        help=f"numbers of videos, of {STEPS} steps each (default: 32 96)",
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
-        "--shuffle", action="store_true", help="deal the outcomes to other steps, so they teach nothing"
+        "--shuffle", action="store_true", help="permute the outcomes over steps, so that they are uninformative"
     )
-    parser.add_argument("--train", type=int, metavar="EPISODES", help="train SAC as well")
+    parser.add_argument("--train", type=int, metavar="EPISODES", help="also train SAC, for this many episodes")
     args = parser.parse_args()
     task = load_task(args.task).in_scenario(args.scenario)
     found: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""Damaged files, by hundreds: how many are refused, and how many decode to wrong frames without any complaint, as JSON.
+"""Hundreds of damaged files: how many are refused, and how many silently decode to wrong frames, as JSON.
 
-Each is decoded without and with `--verify`, and what that costs is measured on a larger video of the same kind.
+Each is decoded without and with `--verify`, whose cost is measured on a larger video of the same kind.
 
 Every frame carries its number as a barcode. Mutations flip one bit or ten, overwrite 200 bytes, or delete up to 400.
 Bits flipped inside a picture decode to another picture; only a checksum in the manifest finds those.
@@ -26,7 +26,7 @@ from test_video import KINDS
 from pipeline.video import Decoder, VideoError
 
 LARGE = 480, 640
-MOST_CLIPS = 20  # a damaged time stamp may claim hours
+MOST_CLIPS = 20  # a damaged timestamp can claim hours
 
 
 def mutate(data: bytes, kind: int, rng: np.random.Generator) -> bytes:
@@ -57,7 +57,7 @@ def outcome(decoder: Decoder, path: Path, fps: float, expected: list[list[int]])
 
 
 def seconds(decoder: Decoder, path: Path) -> float:
-    """The faster of three, with the decoder's process running."""
+    """Seconds of the fastest of three runs, with the decoder process already started."""
     taken = []
     for _ in range(3):
         started = time.perf_counter()
@@ -68,7 +68,7 @@ def seconds(decoder: Decoder, path: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mutations", type=int, default=400, help="Of each kind of file.")
+    parser.add_argument("--mutations", type=int, default=400, help="mutations per kind of file (default: 400)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     args = parser.parse_args()
     result = {}

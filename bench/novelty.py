@@ -1,9 +1,9 @@
-"""Novelty scores on demonstrations rendered for it, as JSON: a row for each seed and each set of novel kinds.
+"""Novelty scores on rendered demonstrations, as JSON: a row for each random seed and each set of novel kinds.
 
-`planted` are the kinds that `vtp simulate --novel` films. `edited` are others, made of a tenth of ordinary clips by
-editing their frames, so that scores are also judged by what nobody had in mind. A row has the AUROC by kind of the
-score and of the nearest neighbours, the rank correlations with motion and texture energy on ordinary clips, that of two
-noise seeds' scores, and the wall time and peak memory of fitting and scoring with the first of them.
+`planted` are the kinds that `vtp simulate --novel` renders. `edited` are other kinds, made by editing the frames of a
+tenth of ordinary clips, so that scores are also judged by kinds they were not designed for. A row has the AUROC by kind
+of the score and of nearest neighbours, the score's rank correlations with motion and texture energy on ordinary clips
+and between two noise seeds, and the wall time and peak memory of fitting and scoring with the first of them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ EDITS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def write_edited(folder: Path, videos: int, steps: int, seed: int) -> Path:
-    """Ordinary demonstrations, a tenth of whose clips are edited, kinds by turns; returns their manifest."""
+    """Write demonstrations with a tenth of their clips edited, by each kind in turn; return their manifest."""
     for name in ("videos", "labels"):
         (folder / name).mkdir(parents=True)
     planted = np.random.default_rng(seed).permutation(videos * steps)[: round(SHARE * videos * steps)]
@@ -87,7 +87,7 @@ def write_edited(folder: Path, videos: int, steps: int, seed: int) -> Path:
 
 
 def run_novelty(embeddings: Path, out: Path, seed: int) -> dict[str, Any]:
-    """What `vtp novelty --json` prints, and the peak memory of its process in GB."""
+    """The output of `vtp novelty --json`, and the peak memory of its process in GB."""
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "novelty", "--model", "corpus", "--json"]
     command += ["--embeddings", str(embeddings), "--out", str(out), "--seed", str(seed)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -119,10 +119,15 @@ def measure(manifest: Path, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=parse_seeds, default="3", help="Of the demonstrations, such as 0-2 or 1,4.")
+    parser.add_argument(
+        "--seeds",
+        type=parse_seeds,
+        default="3",
+        help="random seeds of the demonstrations, such as 0-2 or 1,4 (default: 3)",
+    )
     parser.add_argument("--kinds", nargs="+", default=["planted", "edited"], choices=("planted", "edited"))
     parser.add_argument("--videos", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=20, help="Clips a video.")
+    parser.add_argument("--steps", type=int, default=20, help="clips per video (default: 20)")
     options = parser.parse_args()
     rows = []
     for seed in options.seeds:

@@ -1,19 +1,19 @@
-"""Three uses of novelty on logs, each against none, as JSON: replay weights, caution, and what to log next.
+"""Three uses of novelty on logs, each compared with not using it, as JSON: replay weights, caution, what to log next.
 
-Training logs hold few videos of a context and of four looks that are frequent when the policy is deployed. A new
-context has outcomes of its own; a new look shifts the embeddings of usual contexts. Every random seed has its own logs
-and new context. SAC learns from the logs and is judged on the deployed clips by the simulator that made the logs, which
-chooses nothing. Arms of a use are compared within a seed, on the same clips.
+Training logs have few videos of a context and of four looks that are frequent when the policy is deployed. A new
+context has its own outcomes; a new look shifts the embeddings of usual contexts. Each random seed has its own logs and
+new context. SAC learns from the logs and is judged on the deployed clips by the simulator that made the logs, which has
+no other role. Arms of a use are compared within a seed, on the same clips.
 
-`replay`: SAC with the weights that `vtp novelty` would give for a score that is the clip's distance from the clips of
-other videos, in place of the noise gap, which needs video. `caution`: the deployed policy, and the same with a clone of
-the logging policy in its place on clips of high novelty, as `vtp act` tells it. `caution_in_rewards`: the best action
-by the learned outcomes, with more caution on such clips. `log_next`: some videos more, taken at random or the most
-novel first from usual ones and ones of a new context, or of new looks; with `known_contexts`, judged by the best
-actions in each clip's labelled context instead of SAC's.
+`replay`: SAC with weights as from `vtp novelty`, where the score is the clip's distance from the clips of other videos
+(the noise gap needs video). `caution`: the deployed policy, and the same policy replaced by a clone of the logging
+policy on clips with high novelty as in `vtp act`. `caution_in_rewards`: the best action by the learned outcomes, with
+more caution on such clips. `log_next`: more videos, either random or the most novel first, from usual ones and ones of
+a new context or of new looks; with `known_contexts`, judged by the best actions in each clip's labelled context instead
+of SAC's.
 
-With --embeddings, replay weights and caution are tried on these videos too, in as many trainings, and judged on the
-held-out clips that their labels call novel and on the others; with --novelty, by the weights of that file.
+With --embeddings, replay weights and caution are also tested on these videos, with as many trainings, and judged on the
+held-out clips that are labelled novel and on the others; with --novelty, the weights come from that file.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ from logs import STEPS, seen, write
 KINDS = ("usual", "new context", "new look")
 LOOKS = 4
 TRAIN, POOL, DEPLOYED = (88, 4, 4), (32, 16, 16), (32, 16, 16)  # videos of each kind
-LEVELS = (0.8, FAR)  # of novelty
-EVALUATIONS = 5  # of a training
-ADDED = 12  # videos of the pool that are logged next
-NEARLY_FAR = 0.9  # novelty from which on the clone has a say, where its say grows
-MORE = Caution(1.0, 0.3)  # caution that is added on novel clips
+LEVELS = (0.8, FAR)  # thresholds of novelty
+EVALUATIONS = 5  # per training
+ADDED = 12  # videos from the pool to log next
+NEARLY_FAR = 0.9  # novelty at which the clone's share begins to grow from 0
+MORE = Caution(1.0, 0.3)  # caution added on novel clips
 EVERY = np.arange(len(KINDS))
 
 
 class Videos(NamedTuple):
-    """V demonstrations of S steps, as logged and as seen."""
+    """V demonstrations of S steps: logs and embeddings."""
 
     logs: SimulatedLogs
     embeddings: np.ndarray  # [V, S, 128]
@@ -83,7 +83,7 @@ class Videos(NamedTuple):
 
     @property
     def contexts(self) -> np.ndarray:
-        """[V · S], clip by clip."""
+        """Contexts [V · S] of the clips."""
         return self.logs.context.reshape(-1)
 
     @property
@@ -96,9 +96,9 @@ class Videos(NamedTuple):
 
 
 def filmed(task: Task, logger: str, new: str, counts: tuple[int, ...], shift: float, seed: int, part: int) -> Videos:
-    """Demonstrations in random order, of each kind about as many in every part of it.
+    """Demonstrations in random order, with each kind spread evenly over it.
 
-    counts: of each kind. new: the new context. shift: of a look, in deviations of contexts.
+    counts: videos of each kind. new: the new context. shift: that of a look, in standard deviations of contexts.
     """
     rng = np.random.default_rng([seed, part])
     usual = [name for name in task.context_names if name != new]
@@ -112,7 +112,7 @@ def filmed(task: Task, logger: str, new: str, counts: tuple[int, ...], shift: fl
 
 
 def _of_contexts(task: Task, logger: str, names: list[str], count: int, rng: np.random.Generator) -> SimulatedLogs:
-    """Logs of work on these contexts alone, which keep their numbers in the whole task."""
+    """Logs with only these contexts, numbered as in the whole task."""
     assert task.simulator is not None
     simulator = task.simulator.model_copy(update={"scenarios": {"some": names}})
     some = task.model_copy(update={"simulator": simulator}).in_scenario("some")
@@ -122,7 +122,7 @@ def _of_contexts(task: Task, logger: str, names: list[str], count: int, rng: np.
 
 
 def weights_by_distance(data: dataset.Embeddings) -> np.ndarray:
-    """Replay weights [N] by the distance of each clip from the clips of the other half of the videos."""
+    """Replay weights [N] from each clip's distance to the clips of the other half of the videos."""
     rows = np.arange(data.num_clips)
     video, distance = dataset.video_of(data, rows), np.empty(data.num_clips)
     for half in (0, 1):
@@ -141,7 +141,7 @@ def write_weights(path: Path, data: dataset.Embeddings, weights: np.ndarray) -> 
 def trained(
     embeddings: Path, out: Path, episodes: int, seed: int, weights: Path | None = None
 ) -> tuple[Agent, LearnedOutcomes]:
-    """SAC's deployed policy, and the outcomes that it learned from, as cautious as in training."""
+    """SAC's deployed policy, and its learned outcomes with the caution of training."""
     settings = {"embeddings": embeddings, "out": out, "episodes": episodes, "seed": seed, "novelty": weights}
     train.run(EmbeddingsTrainConfig(**settings, evaluations=EVALUATIONS, overwrite=True))
     agent, metadata = load_policy(out)
@@ -151,7 +151,7 @@ def trained(
 
 
 def cloned(agent: Agent, data: dataset.Embeddings, rows: np.ndarray, seed: int) -> Agent:
-    """A clone of the logging policy, from the logs of clips `rows`."""
+    """A clone of the logging policy, learned from the logs of clips `rows`."""
     assert data.logs is not None
     other = copy.deepcopy(agent)
     with torch.no_grad():
@@ -166,13 +166,13 @@ def acted(agent: Agent, task: Task, embeddings: np.ndarray) -> np.ndarray:
 
 
 def novelty_of(data: dataset.Embeddings, rows: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    """The novelty of clips [n, 128] to a policy that was trained on `rows`, as `vtp act` tells it."""
+    """Novelty of clips [n, 128] to a policy trained on `rows`, as in `vtp act`."""
     clips = TrainingClips(data.embeddings[rows], dataset.video_of(data, rows))
     return clips.novelty(clips.nearest(embeddings))
 
 
 def with_clone(policy: np.ndarray, clone: np.ndarray, new: np.ndarray) -> dict[str, np.ndarray]:
-    """Actions [n, A] on clips of novelty `new` [n], for each way in which the clone takes the policy's place."""
+    """Actions [n, A] on clips with novelty `new` [n], for each way of replacing the policy by the clone."""
     say = {f"clone beyond {level}": new > level for level in LEVELS}
     say["clone from 0.9 on"] = np.clip((new - NEARLY_FAR) / (1 - NEARLY_FAR), 0, 1)
     blended = {name: (1 - share[:, None]) * policy + share[:, None] * clone for name, share in say.items()}
@@ -180,14 +180,14 @@ def with_clone(policy: np.ndarray, clone: np.ndarray, new: np.ndarray) -> dict[s
 
 
 def best_by_logs(model: LearnedOutcomes, contexts: np.ndarray, more: Caution = NO_CAUTION) -> np.ndarray:
-    """The best actions [n, A] by the logs in contexts [n], with more caution than the model's own."""
+    """The best actions [n, A] by the logs in contexts [n], with `more` added to the model's caution."""
     caution = Caution(*np.add(model.caution, more))
     rows = np.array([np.flatnonzero(model.context == one)[0] for one in range(len(model.task.contexts))])
     return greedy(model, rows, (caution,))[0][contexts]
 
 
 def one_seed(task: Task, logger: str, shift: float, seed: int, episodes: int, folder: Path) -> dict[str, Any]:
-    """Profit in $/h by kind of clip, of each arm of each use."""
+    """Profit in $/h by kind of clip, for each arm of each use."""
     new_context = task.context_names[seed % len(task.contexts)]
     training, pool, deployed = (
         filmed(task, logger, new_context, counts, shift, seed, part)
@@ -243,12 +243,12 @@ def one_seed(task: Task, logger: str, shift: float, seed: int, episodes: int, fo
 
 
 def _by_kind(values: np.ndarray, kinds: np.ndarray) -> list[float]:
-    """The mean over clips of each kind, and over all."""
+    """Means over the clips of each kind, and over all."""
     return [float(values[kinds == one].mean()) for one in np.unique(kinds)] + [float(values.mean())]
 
 
 def rendered(path: Path, weights: Path | None, episodes: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Profit in $/h of replay weights and caution on held-out videos, by whether their clips are labelled novel."""
+    """Profit in $/h with replay weights and caution on held-out videos, by clips labelled ordinary and novel."""
     data = dataset.read_embeddings(path)
     assert data.logs is not None
     rows, held = dataset.train_rows(data), dataset.split_rows(data)[1]
@@ -277,7 +277,7 @@ def rendered(path: Path, weights: Path | None, episodes: int, seed: int, folder:
 
 
 def summary(runs: list[dict[str, Any]], kinds: tuple[str, ...]) -> dict[str, Any]:
-    """Of each use: what each arm earns over the optimum, and what it adds to none in $/h, by kind of clip."""
+    """For each use: each arm's profit / optimum, and its difference from `none` in $/h, by kind of clip."""
     optimum = np.array([run["optimum"] for run in runs])
     found: dict[str, Any] = {}
     for use in (name for name, arms in runs[0].items() if isinstance(arms, dict) and "none" in arms):
@@ -316,11 +316,18 @@ def main() -> None:
     parser.add_argument("--task", default="dishwashing")
     parser.add_argument("--scenario", default="mixed")
     parser.add_argument("--loggers", nargs="*", default=["human", "expert"])
-    parser.add_argument("--shift", type=float, default=1.0, help="of a new look, in deviations of contexts")
+    parser.add_argument(
+        "--shift",
+        type=float,
+        default=1.0,
+        help="shift of embeddings by a new look, in standard deviations of contexts (default: 1)",
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--episodes", type=int, default=1500, help="of each training")
-    parser.add_argument("--embeddings", type=Path, help="of videos with logs, and labels that say what is novel")
-    parser.add_argument("--novelty", type=Path, help="weights of these videos, by vtp novelty")
+    parser.add_argument("--episodes", type=int, default=1500, help="episodes per training (default: 1500)")
+    parser.add_argument(
+        "--embeddings", type=Path, help="also test on these embeddings, of videos with logs and labels of novel clips"
+    )
+    parser.add_argument("--novelty", type=Path, help="weights of these videos from vtp novelty")
     args = parser.parse_args()
     task = load_task(args.task).in_scenario(args.scenario)
     found: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """Do off-policy intervals cover the truth? Simulated dishwashing by three loggers, judged on held-out videos, as JSON.
 
-A pair is logs and a policy: greedy on outcomes learned from the other videos, constant, between the logger's mean
-and the optimum, or blind. The truth is its expected profit less the logging policy's, over contexts as the simulator
-has them. The same pairs are judged with an outcome model that knows nothing, and with the loggers' true propensities.
+A pair is logs and a policy: greedy on outcomes learned from the other videos, constant, between the logger's mean and
+the optimum, or blind. The truth is the policy's expected profit minus the logging policy's, over the simulator's
+contexts. The same pairs are also judged with a constant outcome model and with the loggers' true propensities.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ TASK = load_task("dishwashing").in_scenario("mixed")
 WORLD = SimulatedOutcomes(TASK)  # its rows are contexts
 CONTEXTS = np.arange(len(TASK.contexts))
 BEST, BLIND = oracle(WORLD, CONTEXTS).actions, blind(WORLD, CONTEXTS).actions
-SIZES, STEPS, HELD_OUT = (240, 480, 960, 1920), 20, 0.2  # steps in all, steps a video, share of videos
+SIZES, STEPS, HELD_OUT = (240, 480, 960, 1920), 20, 0.2  # total steps, steps per video, share of videos
 KINDS = ("greedy", "constant", "between", "between", "blind")
 GRID = np.stack(np.meshgrid(*[np.linspace(0, 1, 21)] * 2, indexing="ij"), -1).reshape(-1, 2)
 
-Profit = Callable[[np.ndarray, np.ndarray], np.ndarray]  # in $/h, of contexts [n] and actions [n, A]
+Profit = Callable[[np.ndarray, np.ndarray], np.ndarray]  # profit in $/h of contexts [n] and actions [n, A]
 
 
 class Pair(NamedTuple):
-    """Logs of held-out videos and of the others, a policy by context [K, A], and its true changes in $/h."""
+    """Logs of held-out and other videos, a policy by context [K, A], and its true changes in $/h."""
 
     steps: LoggedSteps
     others: LoggedSteps
@@ -73,8 +73,8 @@ def logger_profit(logger: str, draws: int = 400_000) -> float:
 
 
 def fit_outcomes(steps: LoggedSteps) -> Profit:
-    """What outcomes learned from these steps let expect, in $/h."""
-    steps = steps._replace(rows=steps.context)  # of a model whose rows are contexts, too
+    """Expected profit in $/h by outcomes learned from these steps."""
+    steps = steps._replace(rows=steps.context)  # rows of the model are contexts
     learned = LearnedOutcomes(TASK, CONTEXTS, CONTEXTS, steps, step_s=WORLD.terms(CONTEXTS).step_s)
     return lambda context, actions: expected_worth(learned, context, actions).profit
 
@@ -142,7 +142,7 @@ def summarise(pairs: list[Pair], found: list[OffPolicyEstimate]) -> dict[str, An
 
 
 def _coverage(changes: list[tuple[Change, float, int]]) -> dict[str, Any]:
-    """How estimates and intervals of changes lie about the truth, where they are identified."""
+    """Accuracy of estimates and coverage of intervals, over the changes that are identified."""
     known = [(*change.usd_per_hour, truth, steps) for change, truth, steps in changes if change.cause is None]
     result: dict[str, Any] = {"pairs": len(changes), "not_identified": 1 - len(known) / len(changes)}
     if len(known) < 3:

@@ -1,13 +1,13 @@
-"""What logs of a task of one's own teach, on real footage, judged by surfaces that learning never sees, as JSON.
+"""Policies learned from logs of a user's own task on real footage, judged by hidden formulas, as JSON.
 
-Parcels are sorted: three contexts, each of which shows other footage, cut from a folder's videos into windows of 16
-frames. The task is a YAML file without simulator and without declared directions. What actions bring is hidden in
-formulas here that the simulator does not have: attempts rise and then fall with speed, errors hang on speed and
-pressure together, and the best action lies inside the box, in each context elsewhere. Footage is filmed and extracted
-once, by `vtp extract`, which joins the labels that each random seed draws anew.
+The task is parcel sorting with three contexts, each showing different footage, cut from a folder's videos into windows
+of 16 frames. It is a YAML file without simulator or declared directions. Outcomes come from formulas that are hidden
+here and differ from the simulator's: attempts rise and then fall with speed, errors depend jointly on speed and
+pressure, and the optimum is inside the box, at another place in each context. Footage is written and extracted once, by
+`vtp extract`, which joins the labels that each random seed draws again.
 
-Of each log: what the logging policy, the greedy policy on what was learned, and with --train the policy that `vtp
-train` deploys earn on held-out clips, over the optimum; what the held-out logs say of it, and whether that is true.
+For each log: profit / optimum, on held-out clips, of the logging policy, of the greedy policy on learned outcomes and,
+with --train, of the policy that `vtp train` deploys; the verdict of the held-out logs on it, and whether that is true.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from pipeline.video import Decoder, VideoError
 
 VIDEOS, STEPS = 120, 20
 CLIP_LEN, FPS = 16, 15.0
-CUT = 96, 128  # height and width of what a video shows of its source
-CHANGES = 0.3  # chance that a step is of another context than the one before, in every other video
-HELD_OUT = 0.2  # of the videos
+CUT = 96, 128  # height and width of the part of its source that a video shows
+CHANGES = 0.3  # probability that a step changes context, in every second video
+HELD_OUT = 0.2  # share of the videos
 SHOWN = "shown.npy"
-DRAWS = 4000  # of the logging policy's actions, by which it is judged
+DRAWS = 4000  # sampled actions, at least, by which the logging policy is judged
 
 TASK = """\
 name: parcel-sorting
@@ -72,14 +72,14 @@ def _logistic(x: np.ndarray) -> np.ndarray:
 
 
 class Surface(NamedTuple):
-    """Attempts a minute and error probability of contexts [...] and actions [..., A] in the unit box."""
+    """Attempts per minute and error probability, for contexts [...] and actions [..., A] in the unit box."""
 
     num_actions: int
     rates: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def _hump(context: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Attempts are a bell over speed; pressure has a best value, and too little of it costs the more at speed."""
+    """Attempts are bell-shaped in speed; pressure has a best value, and too little costs more at high speed."""
     speed, pressure = unit[..., 0], unit[..., 1]
     top, peak, best = np.array([[24, 18, 28], [0.65, 0.45, 0.75], [0.70, 0.45, 0.30]])[:, context]
     attempts = top * np.exp(-(((speed - peak) / 0.35) ** 2))
@@ -87,7 +87,7 @@ def _hump(context: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _ridge(context: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The speed of most attempts grows with pressure, and pressure crushes."""
+    """The speed with most attempts grows with pressure, and pressure crushes parcels."""
     speed, pressure = unit[..., 0], unit[..., 1]
     top, crush = np.array([[26, 20, 30], [0.10, 0.45, 0.25]])[:, context]
     attempts = top * np.exp(-(((speed - 0.30 - 0.45 * pressure) / 0.28) ** 2)) * (0.4 + 0.6 * np.sqrt(pressure))
@@ -95,7 +95,7 @@ def _ridge(context: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _valley(context: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Attempts are a skewed hump; errors a kinked valley, which lies at more pressure the higher the speed."""
+    """Attempts are a skewed hump; errors are a kinked valley, at higher pressure for higher speed."""
     speed, pressure = unit[..., 0], unit[..., 1]
     top, mode, where = np.array([[24, 18, 28], [0.60, 0.40, 0.70], [0.40, 0.22, 0.30]])[:, context]
     power = 3 * mode, 3 * (1 - mode)
@@ -104,7 +104,7 @@ def _valley(context: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _three(context: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bell, with a tilt that has a best value for attempts and errors."""
+    """`_hump`, with a tilt that has a best value for attempts and errors."""
     tilt, best = unit[..., 2], np.array([0.30, 0.50, 0.65])[context]
     attempts, errors = _hump(context, unit)
     odds = errors / (1 - errors) * np.exp(6 * (tilt - best) ** 2)
@@ -117,7 +117,7 @@ SURFACES = {
 
 
 class Hidden(PricedRows):
-    """What a surface brings on clips whose contexts are `shown` [N], whether or not the task names them."""
+    """Outcomes of a surface on clips that show contexts `shown` [N], even if the task does not name them."""
 
     def __init__(self, task: Task, shown: np.ndarray, surface: Surface):
         context = shown if len(task.contexts) > 1 else np.zeros_like(shown)
@@ -146,10 +146,10 @@ class Hidden(PricedRows):
 
 
 def film(videos: Path | None, folder: Path) -> np.ndarray:
-    """Film demonstrations of VIDEOS videos into a folder; returns the context that each clip shows, [VIDEOS, STEPS].
+    """Write VIDEOS demonstrations to a folder; return the context that each clip shows, [VIDEOS, STEPS].
 
-    Sources are dealt to contexts. Every clip is a window of 16 frames of a source of its context; those of one video
-    have the same cut and mirroring.
+    Sources are divided among contexts. Every clip is a window of 16 frames from a source of its context; clips of one
+    video have the same crop and mirroring.
     """
     known = folder / SHOWN
     if known.exists():
@@ -157,7 +157,7 @@ def film(videos: Path | None, folder: Path) -> np.ndarray:
     assert videos is not None
     sources = list(read_sources(videos).values())
     if len(sources) < len(CONTEXTS):
-        raise SystemExit(f"{videos} has {len(sources)} videos that can be cut; give {len(CONTEXTS)} at least")
+        raise SystemExit(f"{videos} has {len(sources)} videos with enough clips; give at least {len(CONTEXTS)}")
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     shown = np.empty((VIDEOS, STEPS), np.int64)
@@ -170,7 +170,7 @@ def film(videos: Path | None, folder: Path) -> np.ndarray:
 
 
 def read_sources(videos: Path) -> dict[str, np.ndarray]:
-    """The windows [n, 16, 128, 171, 3] of each video that has any, two frames apart."""
+    """Windows [n, 16, 128, 171, 3], starting two frames apart, of each video that has at least STEPS."""
     found = {}
     with Decoder() as decoder:
         for path in sorted(videos.iterdir()):
@@ -206,7 +206,7 @@ def write_task(path: Path, surface: Surface, is_labelled: bool) -> Task:
 
 
 def logger_of(name: str, task: Task) -> LoggingPolicy:
-    """mediocre: slow, at high pressure, in every context alike, with spread. uniform: over the box."""
+    """mediocre: slow and at high pressure in all contexts, with spread. uniform: over the box."""
     if name == "uniform":
         return LoggingPolicy(name, task.low, task.high, hold_probability=0.5)
     mean = task.from_unit(np.tile([0.35, 0.65, 0.60][: task.num_actions], (len(task.contexts), 1)))
@@ -215,7 +215,7 @@ def logger_of(name: str, task: Task) -> LoggingPolicy:
 
 
 def actions_of(policy: LoggingPolicy, context: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Actions [V, S, A] in contexts [V, S], each held for some steps."""
+    """Actions [V, S, A] in contexts [V, S]; each is held for some steps."""
     actions = policy.draw(context.reshape(-1), rng).reshape(*context.shape, -1)
     holds = rng.random(context.shape) < policy.hold_probability
     for step in range(1, context.shape[1]):
@@ -224,7 +224,7 @@ def actions_of(policy: LoggingPolicy, context: np.ndarray, rng: np.random.Genera
 
 
 class World(NamedTuple):
-    """A task with its hidden truth, whose rows are the clips, and one log of it as an embeddings file."""
+    """A task with its hidden outcomes, whose rows are the clips, and one log of it in an embeddings file."""
 
     data: dataset.Embeddings
     truth: Hidden
@@ -242,7 +242,7 @@ def logged(
     *,
     labelled: bool,
 ) -> World:
-    """An embeddings file of so many videos, whose labels have outcomes of this seed; the last fifth is held out."""
+    """An embeddings file of `videos` videos with outcomes of this random seed; the last fifth is held out."""
     footage = cache / "footage"
     task = write_task(footage / "task.yaml", surface, labelled)
     chosen = np.linspace(0, VIDEOS - 1, videos).round().astype(int)
@@ -271,7 +271,7 @@ def logged(
 
 
 def earned(world: World, rows: np.ndarray, actions: np.ndarray) -> float:
-    """In $/h, truly."""
+    """True expected profit in $/h."""
     return float(expected_worth(world.truth, rows, actions).profit.mean())
 
 
@@ -281,7 +281,7 @@ def logging_profit(world: World, rows: np.ndarray) -> float:
 
 
 def judge(world: World, seed: int) -> dict[str, Any]:
-    """The greedy policy on what the training videos' logs teach, or a clone of the logging policy."""
+    """Judge the greedy policy on outcomes learned from the training videos, and a clone of the logging policy."""
     began, data = time.perf_counter(), world.data
     model = outcomes_of(data, kind="logged", rows=dataset.train_rows(data))
     assert isinstance(model, LearnedOutcomes)
@@ -313,7 +313,7 @@ def judge(world: World, seed: int) -> dict[str, Any]:
 
 
 def _by_context(world: World, rows: np.ndarray, actions: np.ndarray) -> dict[str, dict[str, list[float]]]:
-    """Mean actions in the unit box of each context shown, and the best ones."""
+    """Mean chosen and best actions for each context shown, in the unit box."""
     shown, best = world.truth.shown[rows], oracle(world.truth, rows).actions
     to_unit = world.truth.task.to_unit
     return {
@@ -327,7 +327,7 @@ def _by_context(world: World, rows: np.ndarray, actions: np.ndarray) -> dict[str
 
 
 def said(world: World, held: np.ndarray, actions: np.ndarray, off_policy: dict[str, Any] | None) -> dict[str, Any]:
-    """What held-out logs say of actions' change over the logging policy, and whether it is true."""
+    """Change of actions over the logging policy, estimated from held-out logs, and the true change."""
     change = earned(world, held, actions) - logging_profit(world, held)
     interval = None if off_policy is None else off_policy["change_usd_per_hour"]
     verdict = None if off_policy is None else off_policy["verdict"]
@@ -342,7 +342,7 @@ def said(world: World, held: np.ndarray, actions: np.ndarray, off_policy: dict[s
 
 
 def trained(world: World, out: Path, episodes: int | None, seed: int) -> dict[str, Any]:
-    """What `vtp train` deploys, on held-out clips."""
+    """Judge the policy that `vtp train` deploys, on held-out clips."""
     budget = {} if episodes is None else {"episodes": episodes}
     summary = train.run(EmbeddingsTrainConfig(embeddings=world.path, out=out, seed=seed, **budget))
     agent, _ = load_policy(out)
@@ -374,17 +374,23 @@ def summarised(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="own_task.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--videos", type=Path, help="folder of three or more videos to cut footage from")
-    parser.add_argument("--cache", type=Path, help="folder that keeps the footage and its extraction; default none")
+    parser.add_argument("--cache", type=Path, help="folder to keep the footage and its extraction in (default: none)")
     parser.add_argument("--surfaces", nargs="+", choices=SURFACES, default=["hump"])
     parser.add_argument("--loggers", nargs="+", choices=["mediocre", "uniform"], default=["mediocre"])
-    parser.add_argument("--sizes", nargs="+", type=int, default=[VIDEOS, 12], help=f"videos of {STEPS} steps")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=[VIDEOS, 12],
+        help=f"numbers of videos, of {STEPS} steps each (default: {VIDEOS} 12)",
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--unlabelled", action="store_true", help="one price, and no context in the labels")
-    parser.add_argument("--train", action="store_true", help="train a policy as well")
-    parser.add_argument("--episodes", type=int, help="of training; by default its own default")
+    parser.add_argument("--unlabelled", action="store_true", help="one price for all, and no contexts in the labels")
+    parser.add_argument("--train", action="store_true", help="also train a policy")
+    parser.add_argument("--episodes", type=int, help="training episodes (default: that of vtp train)")
     args = parser.parse_args()
     if args.videos is None and not (args.cache and (args.cache / "footage" / SHOWN).exists()):
-        parser.error("--videos is needed until --cache has footage")
+        parser.error("--videos is required unless --cache has footage")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         cache = args.cache or Path(folder)

@@ -1,8 +1,8 @@
 """SAC on outcomes learned from logs, judged from pixels in closed loop, over draws of the logs, as JSON.
 
-The videos stay the same rendered ones, and so do their dishes; each seed draws the logged actions and what came of them
-anew. Beside SAC stand the best actions by the same outcomes, with the caution that training chose. Such embeddings come
-from: vtp simulate --out demos --videos 96 --steps 20, vtp extract demos/manifest.csv --out demos/embeddings.h5.
+The rendered videos and their dishes stay the same; each random seed draws the logged actions and outcomes again. SAC is
+compared with the best actions by the same outcomes, with the caution chosen by training. Make the embeddings with:
+vtp simulate --out demos --videos 96 --steps 20, vtp extract demos/manifest.csv --out demos/embeddings.h5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Centre = Literal["video", "corpus"]
 
 
 def redrawn(data: dataset.Embeddings, logger: str, seed: int) -> dataset.Embeddings:
-    """The data set with logged actions, attempts and errors drawn anew."""
+    """The data set with logged actions, attempts and errors drawn again."""
     assert data.task is not None and data.logs is not None
     rng, policy = np.random.default_rng([77, seed]), logging_policy(logger, data.task)
     context = data.logs.context_index(data.task)
@@ -39,7 +39,7 @@ def redrawn(data: dataset.Embeddings, logger: str, seed: int) -> dataset.Embeddi
 
 
 def best_by_outcomes(path: Path, caution: Caution) -> float:
-    """What the best actions by the learned outcomes bring in truth, over the oracle, each dish equally."""
+    """True profit of the best actions by the learned outcomes / that of the oracle; each dish counts equally."""
     data = dataset.read_embeddings(path)
     assert data.task is not None and data.logs is not None
     model = outcomes_of(data, kind="logged", rows=dataset.train_rows(data))
@@ -71,7 +71,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("embeddings", type=Path, help="embeddings of rendered videos")
-    parser.add_argument("--logger", default="uniform", help="uniform, human or expert")
+    parser.add_argument("--logger", default="uniform", help="logging policy: uniform (default), human or expert")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=20_000, help="as vtp train has it")
     parser.add_argument("--centre", choices=get_args(Centre), default="corpus", help="as vtp train has it")

@@ -1,4 +1,4 @@
-"""How well a linear probe names the context of held-out clips from their stored embeddings, as JSON."""
+"""Accuracy of a linear probe for the context of held-out clips from their stored embeddings, as JSON."""
 
 from __future__ import annotations
 

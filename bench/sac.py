@@ -1,16 +1,16 @@
-"""SAC beside Stable-Baselines3's, as JSON: an update, the replay's memory, and the time to 95% of the optimum.
+"""SAC against Stable-Baselines3's, as JSON: time per update, memory of the replay, and time to 95% of the optimum.
 
 It needs `pip install -e '.[bench]'`.
 
-- *update*: batches of 1024 from 1e6 transitions of 128-D embeddings, 256-256. Both sides draw from the same array, ours
-  by row index and priority, theirs uniformly; ours includes all that the training loop does for it. Rounds of the two
-  alternate; medians. `arithmetic_share` is how much of our update its matrix products would take alone, at the rate
-  of a plain product of their size.
-- *memory*: what 1e6 transitions of row indices add to a process, beside the embeddings.
-- *wall*: simulator's state, seed scenario. `vtp train` as it is or with `--set`, its encoder and its own validations
-  included, against SB3 on the same environment with the same batch, learning rate, gamma, tau and warm-up, 256-256, 60
-  updates an episode. Both are judged by the analytic profit of their deterministic policy, in the same episodes, with
-  the clock stopped; the time is that of the first of two judgements in a row at 95% of the oracle's profit.
+- *update*: batches of 1024 from 1e6 transitions of 128-D embeddings, 256-256. Both sides sample from the same array,
+  ours by row index and priority, theirs uniformly; ours includes all related work of the training loop. Rounds
+  alternate; medians. `arithmetic_share` is the share of our update that its matrix products would take alone, at the
+  rate of a plain product of their size.
+- *memory*: memory that 1e6 transitions of row indices add to a process, besides the embeddings.
+- *wall*: simulator's state, scenario `plates`. `vtp train` with defaults or `--set`, including its encoder and its own
+  validations, against SB3 on the same environment with the same batch size, learning rate, gamma, tau and warm-up,
+  256-256, 60 updates per episode. Both are judged by the analytic profit of their deterministic policy, in the same
+  episodes, with the clock stopped; the time is that of the first of two consecutive judgements at 95% of the optimum.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ TASK = load_task("dishwashing").in_scenario("seed")
 TRANSITIONS = 1_000_000
 UPDATE_BATCH = 1024
 UPDATES_A_ROUND = 10
-NUM_ENVS = 256  # transitions that are added at a time
+NUM_ENVS = 256  # transitions added at a time
 TARGET = 0.95
 JUDGED_EPISODES = 20
 SB3_JUDGED_EVERY = 10  # episodes
 
-Update = Callable[[], float]  # does one update and returns the seconds of it that were replay's
+Update = Callable[[], float]  # does one update and returns the seconds spent in replay
 
 
 class Judgement(NamedTuple):
@@ -65,7 +65,7 @@ class Judgement(NamedTuple):
 
 
 class Judge:
-    """How near to the oracle a policy is, over seconds of training; judging stops the clock."""
+    """Ratio of a policy to the oracle over seconds of training; judging stops the clock."""
 
     def __init__(self, model: SimulatedOutcomes):
         self.model = model
@@ -79,18 +79,18 @@ class Judge:
             policy, self.model, episodes=JUDGED_EPISODES, steps=EPISODE_STEPS, rng=np.random.default_rng(1)
         )
         ratio = runs.summarise(self.model, steps, s_cust=0.0)["oracle_ratio"]
-        if not self.judgements or ratio != self.judgements[-1].oracle_ratio:  # the same policy is judged once
+        if not self.judgements or ratio != self.judgements[-1].oracle_ratio:  # an unchanged policy counts once
             self.judgements.append(Judgement(began - self._started - self._judging_s, ratio))
         self._judging_s += time.perf_counter() - began
 
     def reached_s(self) -> float:
-        """Seconds to the first of two judgements in a row at the target; infinity where there are none."""
+        """Seconds to the first of two consecutive judgements at the target; infinity if there are none."""
         pairs = zip(self.judgements, self.judgements[1:], strict=False)
         return next((a.training_s for a, b in pairs if min(a.oracle_ratio, b.oracle_ratio) >= TARGET), math.inf)
 
 
 class SB3Policy:
-    """The deterministic policy of a model of theirs, with the `act` that validation asks for."""
+    """The deterministic policy of an SB3 model, with the `act` that validation requires."""
 
     def __init__(self, model: SAC):
         self.model = model
@@ -100,7 +100,7 @@ class SB3Policy:
 
 
 class JudgeAsItLearns(BaseCallback):
-    """Judge every few episodes; learning ends once the target is reached."""
+    """Judge every few episodes; stop learning when the target is reached."""
 
     def __init__(self, judge: Judge):
         super().__init__()
@@ -117,7 +117,7 @@ def sb3(env: GymEnv, **options: Any) -> SAC:
 
 
 def sb3_update(embeddings: np.ndarray) -> Update:
-    """Their update on a full buffer that holds `embeddings` [N, 128]."""
+    """SB3's update on a full buffer of `embeddings` [N, 128]."""
     rng, count = np.random.default_rng(0), len(embeddings)
     one_clip = EmbeddingEnv(SimulatedOutcomes(TASK), 1, videos=np.array([[0, 1]]), rng=rng)
     model = sb3(
@@ -139,7 +139,7 @@ def sb3_update(embeddings: np.ndarray) -> Update:
 
 
 def our_update(embeddings: np.ndarray) -> Update:
-    """All that the loop of `vtp train` does for one update, on a full buffer of rows of `embeddings` [N, 128]."""
+    """All work of `vtp train` for one update, on a full buffer of rows of `embeddings` [N, 128]."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     table, count = torch.from_numpy(embeddings), len(embeddings)
     buffer = full_buffer(count, rng)
@@ -167,7 +167,7 @@ def our_update(embeddings: np.ndarray) -> Update:
 
 
 def full_buffer(count: int, rng: np.random.Generator) -> ReplayBuffer:
-    """Transitions of row indices, as many as there is room for, added as training adds them."""
+    """A full buffer of transitions of row indices, added as in training."""
     buffer = ReplayBuffer(
         count, (), np.int64, num_actions=TASK.num_actions, priority_exponent=EmbeddingsTrainConfig().priority_exponent
     )
@@ -208,9 +208,9 @@ def measure_update(rounds: int) -> dict[str, Any]:
 
 
 def update_flop() -> float:
-    """Floating point operations that an update cannot do without: the layers' products, forward and backward.
+    """Least floating-point operations of an update: the layers' products, forward and backward.
 
-    Backward costs as much as forward for weights, and again for inputs, which a first layer does not need.
+    Backward costs as much as forward for weights, and again for inputs, except in a first layer.
     """
     actor = np.array([EMBEDDING_DIM * HIDDEN_SIZE, HIDDEN_SIZE**2, HIDDEN_SIZE * 4])
     critic = 2 * np.array([(EMBEDDING_DIM + 2) * HIDDEN_SIZE, HIDDEN_SIZE**2, HIDDEN_SIZE])
@@ -221,7 +221,7 @@ def update_flop() -> float:
 
 
 def product_rate(repeats: int = 200) -> float:
-    """Floating point operations a second of the largest of those products by itself, the best of a few."""
+    """Floating-point operations per second of the largest of those products alone; the best of a few runs."""
     inputs, weights = torch.randn(UPDATE_BATCH, HIDDEN_SIZE), torch.randn(HIDDEN_SIZE, HIDDEN_SIZE)
     out = torch.empty(UPDATE_BATCH, HIDDEN_SIZE)
     fastest = math.inf
@@ -237,9 +237,9 @@ def resident_bytes() -> int:
 
 
 def replay_bytes() -> int:
-    """What a full buffer adds to this process."""
+    """Memory that a full buffer adds to this process."""
     rng = np.random.default_rng(0)
-    full_buffer(NUM_ENVS, rng)  # what its code needs once
+    full_buffer(NUM_ENVS, rng)  # allocates what the code needs once
     before = resident_bytes()
     buffer = full_buffer(TRANSITIONS, rng)
     growth = resident_bytes() - before
@@ -248,7 +248,9 @@ def replay_bytes() -> int:
 
 
 def measure_memory() -> dict[str, Any]:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # memory that others used and freed hides it
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn")
+    ) as pool:  # a new process, because memory freed before would hide it
         return {"replay_mb": round(pool.submit(replay_bytes).result() / 1e6, 1)}
 
 
@@ -257,7 +259,7 @@ def simulator_of(cfg: SimTrainConfig) -> SimulatedOutcomes:
 
 
 def train_ours(cfg: SimTrainConfig) -> Judge:
-    """`vtp train`, judged at each of its own validations."""
+    """Run `vtp train`, judged at each of its own validations."""
     open_source = train.open_source
 
     def open_judged_source(cfg: SimTrainConfig, rng: np.random.Generator) -> Any:
@@ -276,7 +278,7 @@ def train_ours(cfg: SimTrainConfig) -> Judge:
 
 
 def train_sb3(cfg: SimTrainConfig, max_episodes: int) -> Judge:
-    """Their SAC with the settings that both have, on the same environment one at a time, without a dual term."""
+    """Run SB3's SAC with the shared settings, on a single copy of the same environment, without a dual term."""
     model = simulator_of(cfg)
     judge = Judge(model)
     env = SimEnv(model, 1, reward_window=cfg.reward_window, rng=np.random.default_rng(cfg.seed))
@@ -297,7 +299,7 @@ def measure_wall(seeds: list[int], settings: dict[str, str], max_episodes: int) 
             ours = train_ours(cfg)
         theirs = train_sb3(cfg, max_episodes)
         ours_s.append(ours.reached_s())
-        # Where they do not get there, the time that they had: the true ratio is smaller still.
+        # If SB3 does not reach the target, its total time is used; the true ratio is even smaller.
         sb3_s.append(min(theirs.reached_s(), theirs.judgements[-1].training_s))
         row = {
             "seed": seed, "ours_s": seconds_or_none(ours_s[-1]), "sb3_s": seconds_or_none(theirs.reached_s()),
@@ -324,9 +326,11 @@ def seconds_or_none(seconds: float) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("update", "memory", "wall"))
-    parser.add_argument("--rounds", type=int, default=20, help="of 10 updates on each side")
-    parser.add_argument("--seeds", default="0-2", help="of the time to 95%%")
-    parser.add_argument("--max-episodes", type=int, default=600, help="after which SB3 gives up")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of 10 updates on each side (default: 20)")
+    parser.add_argument("--seeds", default="0-2", help="random seeds for the time to 95%% (default: 0-2)")
+    parser.add_argument(
+        "--max-episodes", type=int, default=600, help="episodes after which SB3 is stopped (default: 600)"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of vtp train")
     args = parser.parse_args()
     parts = {

@@ -1,8 +1,8 @@
-"""One file of many segments against the same file as one video: decoding alone, and whole extractions, as JSON.
+"""A file with many segments against the same file as one video: decoding alone, and whole extractions, as JSON.
 
-Both are measured in the same run, by turns, and each time is the best of several: of the clock, and of the processor,
-decoders included, which other work on the machine disturbs less. The encoder of the extraction has no network, so that
-its time is that of decoding, parts and ledgers.
+Both are measured alternately in the same run. Each time is the best of several: wall time, and CPU time including
+decoders, which other load on the machine affects less. The extraction's encoder has no network, so its time is that of
+decoding, part files and progress files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FPS = 30
 
 
 class PixelEncoder:
-    """A clip's features are a few of its pixels."""
+    """An encoder whose features are a few pixels of the clip."""
 
     backbone, weights, weights_sha256, precision, arithmetic = "pixels", "random:0", "0" * 64, "fp32", 1
     transform, feature_dim, batch_size, frame_size = "none", 512, 8, (128, 171)
@@ -37,7 +37,7 @@ class PixelEncoder:
 
 
 def write_video(path: Path, num_frames: int, size: tuple[int, int]) -> None:
-    """Noise that moves, as hard to decode as a scene."""
+    """Write moving noise, as hard to decode as a scene."""
     height, width = size
     texture = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8 + num_frames, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
@@ -61,7 +61,7 @@ def extracted(source: Path, out: Path) -> int:
 
 
 def timed(work: Callable[[], int]) -> tuple[float, float, int]:
-    """Seconds, processor seconds of this process and of its children, which have ended, and clips."""
+    """Seconds, CPU seconds of this process and its ended children, and clips."""
     started, cpu_s = time.perf_counter(), sum(os.times()[:4])
     num_clips = work()
     return time.perf_counter() - started, sum(os.times()[:4]) - cpu_s, num_clips
@@ -70,7 +70,7 @@ def timed(work: Callable[[], int]) -> tuple[float, float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--segments", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=32 / 15, help="Of a segment; by default two clips.")
+    parser.add_argument("--seconds", type=float, default=32 / 15, help="length of a segment (default: two clips)")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

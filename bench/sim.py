@@ -1,7 +1,7 @@
-"""Simulator throughput: environment steps a second, each one dynamics, sampled outcome and context chain.
+"""Simulator throughput in environment steps per second: dynamics, sampled outcome and context chain, as JSON.
 
-The best of a few repeats is reported, for other work on the machine only ever slows one down. Beside it stand the same
-steps one at a time in a plain Python loop, and the training environment's step, which adds reward and observation.
+The best of a few repeats is reported, because other load can only slow one down. For comparison: the same steps in a
+plain Python loop, and steps of the training environment, which add reward and observation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUNDS = 20
 
 
 def best_rate(steps: Callable[[], int], repeats: int) -> float:
-    """Steps a second of the fastest of a few runs of `steps`, which returns how many it did."""
+    """Steps per second of the fastest of a few runs of `steps`, which returns its number of steps."""
     rates = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -66,7 +66,7 @@ def training_env(task: Task, repeats: int) -> float:
 
 
 def plain_python(task: Task, repeats: int, *, num_steps: int = 20_000) -> float:
-    """The same step, written for one environment without numpy."""
+    """The same step for one environment, without numpy."""
     rng, simulator = random.Random(0), task.simulator
     kinds = [SimpleNamespace(**simulator.constants, **simulator.contexts[name]) for name in task.contexts]
 
@@ -90,7 +90,7 @@ def plain_python(task: Task, repeats: int, *, num_steps: int = 20_000) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=8, help="of which the best counts")
+    parser.add_argument("--repeats", type=int, default=8, help="repeats, of which the best counts (default: 8)")
     repeats = parser.parse_args().repeats
     tasks = {name: load_task(TASK).in_scenario(name) for name in SCENARIOS}
     rates = {name: vectorised(task, repeats) for name, task in tasks.items()}

@@ -1,6 +1,6 @@
-"""The store at 10,000 small videos in parts of four dozen: seconds and memory to merge, to read, and to begin training.
+"""The store with 10,000 small videos: seconds and memory to merge, to read, to export and to start training, as JSON.
 
-Features are random numbers; parts, ledgers and the rest are what an extraction in shards leaves behind.
+Features are random numbers; part files, progress files and the rest are like those of a sharded extraction.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pipeline.extraction.parts import PART_VIDEOS
 from pipeline.files import save_config
 from pipeline.tasks import load_task
 
-CLIPS = 6  # a video, of about six seconds
+CLIPS = 6  # per video, of about six seconds
 SETTINGS = {"backbone": "r3d_18", "weights_sha256": "0" * 64, "transform": "none", "precision": "fp32", "arithmetic": 1,
             "clip_len": 16, "clip_stride": 16, "fps": 15.0, "tail": "drop", "decoder": "auto",
             "weights": "random:0"}  # fmt: skip
 
 
 def write_parts(folder: Path, num_videos: int) -> ExtractConfig:
-    """The parts and the ledger of `num_videos` empty files, as if they had been extracted."""
+    """Write parts and progress for `num_videos` empty files, as if they had been extracted."""
     rng = np.random.default_rng(0)
     (folder / "videos").mkdir()
     cfg = ExtractConfig(source=str(folder / "videos"), out=folder / "embeddings.h5")
@@ -58,13 +58,13 @@ def write_parts(folder: Path, num_videos: int) -> ExtractConfig:
 
 
 def anonymous_bytes() -> int:
-    """Resident memory of this process that is no file's: what the page cache holds is the kernel's to take back."""
+    """Resident memory of this process without file pages, which the kernel can reclaim."""
     rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(rows["RssAnon"].split()[0]) * 1024
 
 
 def measured(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the work, and the bytes that it took at most beyond those held before it."""
+    """Seconds of the work, and its peak memory in bytes above the memory used before."""
     before, peak, has_ended = anonymous_bytes(), 0, threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Expected profit of policies trained on the simulator's state against the analytic optimum, over seeds, as JSON."""
+"""Expected profit of policies trained on the simulator's state / analytic optimum, over random seeds, as JSON."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from pipeline.tasks import load_task
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", default="dishwashing", help="a built-in name or a YAML file, with a simulator")
-    parser.add_argument("--scenario", help="of the task's simulator; by default its first, which seed names too")
+    parser.add_argument(
+        "--task", default="dishwashing", help="built-in task or YAML file with a simulator (default: dishwashing)"
+    )
+    parser.add_argument("--scenario", help="scenario of the task's simulator (default: its first, also called seed)")
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Are demonstrations valued as they should be? Planted contributors, filmed and seen by the encoder, as JSON.
+"""Are demonstrations valued correctly? Planted contributors, rendered and encoded, as JSON.
 
-One pool of kitchens is filmed; every seed draws its own contributors and held-out videos from it. Seven contributors
-show three of the four kinds of dishes, one shows only the fourth, and one sends television snow whose labels are drawn
-at random. They are valued as they are, and again with a copy of the fourth dish's videos under another name.
+One pool of kitchens is rendered; each random seed draws its own contributors and held-out videos from it. Seven
+contributors show three of the four kinds of dishes, one shows only the fourth, and one sends noise with random labels.
+They are valued as they are, and again with a copy of the fourth dish's videos under another name.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pipeline.tasks import load_task
 TASK, UNIQUE = (
     load_task("dishwashing").in_scenario("mixed"),
     "pan",
-)  # of all dishes pans must be seen: blind work treats them with a glass's care
+)  # the dish that most needs to be seen: blind work treats pans with the care of a glass
 NAMES = np.array(TASK.context_names)
-POOL, SNOW, CLIPS = 44, 3, 16  # videos of kitchens and of snow, clips a video: as many of each dish
-CONTRIBUTORS, VIDEOS, HELD_OUT = 8, 3, 14  # videos a contributor, and held out
-NOISE_SHARE = 0.15  # of the unique contributor's value
+POOL, SNOW, CLIPS = 44, 3, 16  # videos of kitchens and of noise; clips per video, equally many of each dish
+CONTRIBUTORS, VIDEOS, HELD_OUT = 8, 3, 14  # contributors, videos per contributor, held-out videos
+NOISE_SHARE = 0.15  # largest allowed share of the unique contributor's value
 
 
 class Video(NamedTuple):
-    """Contexts [n] and embeddings [n, 128] of a video, and whose it is; a held-out one is nobody's."""
+    """Contexts [n], embeddings [n, 128] and contributor of a video; "" for a held-out one."""
 
     context: np.ndarray
     embeddings: np.ndarray
@@ -42,7 +42,7 @@ class Video(NamedTuple):
 
 
 def film(encoder: encoders.Encoder, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Contexts [POOL, CLIPS] and embeddings [POOL, CLIPS, 128] of the kitchens, and embeddings of the snow."""
+    """Contexts [POOL, CLIPS] and embeddings [POOL, CLIPS, 128] of the kitchens, and embeddings of the noise videos."""
     contexts = np.tile(np.repeat(NAMES, CLIPS // len(NAMES)), (POOL, 1))
     features = []
     for shown in contexts:
@@ -100,7 +100,7 @@ def values_of(videos: list[Video], *, rounds: int, seed: int) -> tuple[pd.DataFr
 
 
 def measure(pool: tuple[np.ndarray, np.ndarray, np.ndarray], *, rounds: int, seed: int) -> dict[str, Any]:
-    """The values of one seed's plants in $/h, and whether they are ordered as they should be."""
+    """Values in $/h for one random seed, and whether they are ordered correctly."""
     videos = plant(pool, np.random.default_rng(seed))
     copies = [video._replace(contributor="copy") for video in videos if video.contributor == "unique"]
     alone, result = values_of(videos, rounds=rounds, seed=seed)

@@ -1,8 +1,7 @@
-"""What training the encoder on is worth, with and without the auxiliary losses, over seeds, as JSON.
+"""Gain from fine-tuning the encoder, with and without the auxiliary losses, over random seeds, as JSON.
 
-oracle_ratio is that of the best checkpoint, which may be one from before the encoder learned; the two profits are
-sampled on the same held-out videos before and after. The videos and their embeddings are the same throughout; --folder
-keeps them.
+oracle_ratio is that of the best checkpoint, which may precede fine-tuning; the two profits are sampled on the same
+held-out videos before and after it. All runs use the same videos and embeddings; --folder keeps them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,12 @@ def main() -> None:
     parser.add_argument("--frame-size", type=int, default=64)
     parser.add_argument("--layers", default="layer4", choices=("projector", "layer4", "layer3", "all"))
     parser.add_argument("--episodes", type=int, default=2000)
-    parser.add_argument("--learning-episodes", type=int, default=200, help="the last ones, in which the encoder learns")
+    parser.add_argument(
+        "--learning-episodes",
+        type=int,
+        default=200,
+        help="last episodes, in which the encoder is trained (default: 200)",
+    )
     parser.add_argument("--encoder-lr", type=float, default=1e-5)
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()

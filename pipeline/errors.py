@@ -18,7 +18,7 @@ class VtpError(Exception):
     code = "usage"
 
     def __init__(self, message: str, *, code: str | None = None):
-        """code: small words joined by hyphens, subject first, such as "task-unknown"; by default the class's own."""
+        """code: words joined by hyphens, subject first, such as "task-unknown"; default: the class's code."""
         super().__init__(message)
         if code is not None:
             self.code = code
@@ -32,20 +32,20 @@ class PartialError(VtpError):
 
 
 class CorruptError(VtpError):
-    """An input or a checkpoint is damaged, or not to be trusted."""
+    """An input or a checkpoint is damaged or not trusted."""
 
     exit_code = EXIT_CORRUPT
     code = "corrupt"
 
 
 class UntrustedError(CorruptError):
-    """A file that would run code if it were loaded; it was not."""
+    """Refused to load a file because loading it would run code."""
 
     code = "untrusted"
 
 
 class TryAgainError(VtpError):
-    """Interrupted or out of space; the same command goes on from here."""
+    """Interrupted or out of disk space; the same command resumes the work."""
 
     exit_code = EXIT_TRY_AGAIN
     code = "try-again"

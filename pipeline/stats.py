@@ -1,4 +1,4 @@
-"""Intervals and bootstraps, once: how sure a mean, a ratio or any statistic of independent samples is."""
+"""Intervals and bootstraps: the uncertainty of a mean, a ratio or any statistic of independent samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.special import ndtri, stdtrit
 
 BOOTSTRAPS = 10_000
 LEVELS = (0.025, 0.975)
-NORMAL95 = float(ndtri(LEVELS[1]))  # standard errors on either side, where these are known
+NORMAL95 = float(ndtri(LEVELS[1]))  # half-width of a normal interval, in known standard errors
 
 
 def interval95(samples: np.ndarray) -> list[float] | None:
@@ -21,11 +21,11 @@ def interval95(samples: np.ndarray) -> list[float] | None:
 
 
 def linearised(values: np.ndarray, weights: np.ndarray, strata: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """A value for each cluster [C], whose mean is the weighted mean of values [n] and whose scatter is its error.
+    """One value per cluster [C]; their mean is the weighted mean of values [n], and their scatter gives its error.
 
-    weights: [n], the same within a stratum and summing to 1: each stratum's share of the whole is fixed, however often
-    it was drawn, so only values about their stratum's mean add to the error (Särndal et al. 1992, section 5.7). Samples
-    of a cluster may depend on each other in any way.
+    weights: [n], constant within a stratum and summing to 1: each stratum's share of the whole is fixed, however often
+    it was drawn, so only deviations from stratum means add to the error (Särndal et al. 1992, section 5.7). Samples
+    within a cluster may depend on each other in any way.
     """
     _, stratum = np.unique(strata, return_inverse=True)
     _, cluster = np.unique(clusters, return_inverse=True)
@@ -35,10 +35,10 @@ def linearised(values: np.ndarray, weights: np.ndarray, strata: np.ndarray, clus
 
 
 def jackknife_half95(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Half of a 95% Student interval of a statistic of sums over clusters [V, S], by leaving out each in turn.
+    """Half-width of a 95% Student interval of a statistic of sums over clusters [V, S], leaving out each in turn.
 
-    statistic: takes sums over clusters [..., S] to [...]. Steps of a cluster may depend on each other in any way. With
-    few clusters it errs on the wide side, where a bootstrap is too narrow (Efron and Stein 1981). Infinite for one.
+    statistic: maps sums over clusters [..., S] to [...]. Steps within a cluster may depend on each other in any way.
+    With few clusters it errs on the wide side, while a bootstrap is too narrow (Efron and Stein 1981). inf for one.
     """
     num_clusters = len(sums)
     if num_clusters < 2:
@@ -64,7 +64,7 @@ def interquartile_mean(samples: np.ndarray, axis: int = -1) -> np.ndarray:
 def bootstrap95(samples: np.ndarray, statistic: Callable[..., np.ndarray] = np.mean) -> list[float] | None:
     """95% percentile bootstrap of a statistic of independent samples [n]; None for a single one.
 
-    With a handful of samples it is too narrow: the mean of five normal ones lies in it in 84 of 100 cases.
+    Too narrow for few samples: with five normal ones it covers the mean in 84 of 100 cases.
     """
     if len(samples) < 2:
         return None
@@ -83,9 +83,9 @@ def percentiles95(samples: np.ndarray) -> list[float]:
 
 
 def weighted_percentiles95(samples: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The bounds [n, 2] of the middle 95% of samples [n, S] that have those weights, each row's summing to 1.
+    """The bounds [n, 2] of the middle 95% of samples [n, S] with weights [n, S]; each row of weights sums to 1.
 
-    They are samples themselves, the nearest at or beyond the level: of few, the least and the greatest.
+    Bounds are samples: the nearest at or beyond the level, so with few samples the smallest and the largest.
     """
     order = np.argsort(samples, axis=1)
     ordered = np.take_along_axis(samples, order, axis=1)

@@ -1,4 +1,4 @@
-"""Tasks for worker processes, in a module of their own: a worker imports it, and none of what the tests import."""
+"""Tasks for worker processes, in their own module so that workers do not import what the tests import."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def note_device(folder: Path) -> None:
-    """Which GPU this process was given, and when it began and ended."""
+    """Record this process's GPU, and when it began and ended."""
     began = time.monotonic()
     time.sleep(0.3)
     seen = os.environ["CUDA_VISIBLE_DEVICES"]

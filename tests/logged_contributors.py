@@ -1,4 +1,4 @@
-"""Data sets with logs whose truth is known: contributors' simulated demonstrations, without their video."""
+"""Data sets with logs of known truth: contributors' simulated demonstrations, without video."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ from pipeline.tasks import load_task
 
 DISHES = load_task("dishwashing")
 MIXED = DISHES.in_scenario("mixed")
-STEPS = 30  # a video
+STEPS = 30  # per video
 LOGGED = ("embeddings", "actions", "attempts", "errors")
 
 
 def demonstrations(contributor, contexts, *, videos, rng, task=MIXED, logger="uniform", split="train"):
-    """Videos of steps in contexts drawn from those named, as dictionaries of what is known of them."""
+    """Videos of steps in contexts drawn from those named, as dictionaries."""
     policy, model = logging_policy(logger, task), SimulatedOutcomes(task)
     choices = np.array([task.context_names.index(name) for name in contexts])
     found = []
@@ -31,7 +31,7 @@ def demonstrations(contributor, contexts, *, videos, rng, task=MIXED, logger="un
 
 
 def shuffled(videos, rng):
-    """The same videos, in which outcomes have nothing to do with actions."""
+    """The same videos with outcomes unrelated to actions."""
     order = rng.permutation(len(videos) * STEPS)
     mixed = {name: np.concatenate([video[name] for video in videos])[order] for name in ("attempts", "errors")}
     return [
@@ -68,7 +68,7 @@ def data_of(videos, task=MIXED, whole=DISHES):
 
 
 def planted(seed, *, common=4, with_copy=False):
-    """The only contributor with a glass, which must be handled slowly; common ones; one whose outcomes are shuffled."""
+    """The only contributor with a glass, which must be handled slowly; common ones; one with shuffled outcomes."""
     rng = np.random.default_rng(seed)
     videos = demonstrations("", MIXED.context_names, videos=12, rng=rng, split="val")
     for number in range(common):

@@ -1,4 +1,4 @@
-"""Every script of bench/ fits the package as it is: it is imported and says how it is used, and nothing is measured."""
+"""Every script of bench/ can be imported and prints its usage; nothing is measured."""
 
 import importlib.util
 import sys
@@ -9,12 +9,12 @@ import pytest
 from pipeline.config import EmbeddingsTrainConfig, SimTrainConfig
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "bench").glob("*.py"))
-NEEDS = {"sac": "stable_baselines3"}  # what is no dependency of the package or of its tests
+NEEDS = {"sac": "stable_baselines3"}  # not a dependency of the package or its tests
 
 
 @pytest.fixture
 def load(monkeypatch):
-    """Import a script by its name, without running it; what it adds to the path of imports is taken away again."""
+    """Import a script by name without running it; its changes to sys.path are undone."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def load(name):
@@ -33,7 +33,7 @@ def test_there_are_scripts():
 
 
 @pytest.mark.parametrize("name", [path.stem for path in SCRIPTS])
-def test_a_script_says_how_it_is_used(name, load, monkeypatch, capsys):
+def test_each_script_prints_its_usage(name, load, monkeypatch, capsys):
     module = load(name)
     monkeypatch.setattr(sys, "argv", [f"bench/{name}.py", "--help"])
     with pytest.raises(SystemExit) as stop:
@@ -42,7 +42,7 @@ def test_a_script_says_how_it_is_used(name, load, monkeypatch, capsys):
     assert f"usage: {name}.py" in capsys.readouterr().out
 
 
-def test_the_ablation_undoes_what_is_there(load):
+def test_ablation_variants_are_valid_settings(load):
     ablation = load("ablation")
     for settings, patch in ablation.VARIANTS.values():
         with patch():

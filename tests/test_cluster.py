@@ -1,4 +1,4 @@
-"""Arrays in local processes, and what is handed to a scheduler; tests/test_slurm.py has the scheduler itself."""
+"""Arrays in local processes, and submissions to a mock scheduler; tests/test_slurm.py uses a real one."""
 
 import itertools
 import json
@@ -44,10 +44,10 @@ def run_local(tasks, folder):
     return failures, told
 
 
-# What failed, and how it is said
+# Failures and their report
 
 
-def test_an_error_of_ours_is_itself_again():
+def test_vtp_errors_are_restored_from_their_traceback():
     trace = 'Traceback (most recent call last):\n  File "x", line 1\npipeline.errors.CorruptError: a.h5 is damaged; b\n'
     failure = array.failed("shard 1", trace, LOGS)
     assert type(failure.error) is CorruptError and str(failure.error) == "a.h5 is damaged; b"
@@ -64,7 +64,7 @@ def test_any_other_error_keeps_its_traceback(last):
     assert failure.error.code == "task-crashed"
 
 
-def test_the_report_says_each_thing_once_and_takes_the_gravest_code():
+def test_the_report_has_each_message_once_and_the_most_severe_code():
     failures = [
         Failure("seed 0", TryAgainError("killed"), (Path("0.out"), Path("0.err"))),
         Failure("seed 1", VtpError("no such file", code="run-missing"), (Path("1.out"), Path("1.err"))),
@@ -87,7 +87,7 @@ def test_the_report_says_each_thing_once_and_takes_the_gravest_code():
 # Local processes
 
 
-def test_failures_of_local_tasks_bring_their_traceback_and_logs(tmp_path):
+def test_failures_of_local_tasks_have_traceback_and_logs(tmp_path):
     (tmp_path / "file").touch()
     tasks = [
         Task("fine", math.sqrt, 4),
@@ -101,8 +101,8 @@ def test_failures_of_local_tasks_bring_their_traceback_and_logs(tmp_path):
     assert by_task.keys() == {"bug", "gone", "killed", "usage"}
     assert "Traceback (most recent call last)" in str(by_task["bug"].error)
     assert "ValueError" in str(by_task["bug"].error) and "ValueError" in by_task["bug"].logs[1].read_text()
-    assert str(by_task["gone"].error).startswith("ended with exit code 9; run the same command again")
-    assert str(by_task["killed"].error).startswith("killed by SIGKILL, as the kernel does when memory runs out")
+    assert str(by_task["gone"].error).startswith("exited with code 9; run the same command again")
+    assert str(by_task["killed"].error).startswith("killed by SIGKILL, which the kernel sends when memory runs out")
     usage = by_task["usage"]
     assert type(usage.error) is VtpError and usage.error.code == "folder-is-file"
     assert str(usage.error).startswith(f"{tmp_path / 'file'} cannot be a folder")
@@ -115,7 +115,7 @@ def test_failures_of_local_tasks_bring_their_traceback_and_logs(tmp_path):
     assert told[-1] == (5, 5, "0 running, 0 waiting, 4 failed")
 
 
-def test_no_task_is_no_work(tmp_path):
+def test_without_tasks_nothing_runs(tmp_path):
     assert run_local([], tmp_path / "jobs") == ([], [])
 
 
@@ -123,13 +123,13 @@ def test_no_task_is_no_work(tmp_path):
     ("tasks", "cores", "memory", "expected"),
     [(10, 4, 100, 4), (3, 4, 100, 3), (10, 4, 25, 2), (10, 4, 5, 1), (10, 4, None, 4)],
 )
-def test_as_many_at_a_time_as_cores_and_memory_allow(monkeypatch, tasks, cores, memory, expected):
+def test_cores_and_memory_limit_the_workers(monkeypatch, tasks, cores, memory, expected):
     monkeypatch.setattr(processes, "num_processors", lambda: cores)
     monkeypatch.setattr(processes, "available_memory", lambda: memory)
     assert local.workers(tasks, 10) == expected
 
 
-def test_available_memory_heeds_the_containers_limit(monkeypatch, tmp_path):
+def test_available_memory_respects_the_containers_limit(monkeypatch, tmp_path):
     free = processes.available_memory()
     monkeypatch.setattr(processes, "CGROUP", tmp_path)
     (tmp_path / "memory.current").write_text("1000\n")
@@ -177,12 +177,12 @@ def test_no_process_is_left_when_the_parent_ends(tmp_path, blow):
     _, err = parent.communicate(timeout=60)
     assert parent.returncode != 0 and (blow == signal.SIGKILL or "KeyboardInterrupt" in err)
     while any(map(alive, workers)):
-        assert time.monotonic() < deadline, "a worker goes on"
+        assert time.monotonic() < deadline, "a worker is still running"
         time.sleep(0.1)
 
 
 @pytest.mark.slow
-def test_seeds_in_local_processes_are_put_together_and_validated_again(tmp_path):
+def test_seeds_in_local_processes_are_merged_and_validated_again(tmp_path):
     cfg = SimTrainConfig(out=tmp_path / "run", seeds="2,5", **SMALL)
     told = []
     summary = launch.train(cfg, progress=lambda *status: told.append(status))
@@ -231,7 +231,7 @@ def test_each_gpu_has_one_task_at_a_time(tmp_path, monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
-def test_gpus_are_those_that_torch_sees(monkeypatch):
+def test_only_gpus_visible_to_torch_are_accepted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert launch.visible_gpus("all") == ["0", "1", "2"]
@@ -251,18 +251,18 @@ def test_without_a_gpu_devices_are_refused_before_any_work(vtp, tmp_path, device
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-# What a scheduler is handed
+# Submissions to a scheduler
 
 
 @pytest.mark.parametrize(
     ("text", "minutes"), [("90", 90), ("4:00:00", 240), ("0:00:01", 1), ("1-12:00:00", 2160), ("2-00:30:00", 2910)]
 )
-def test_time_limits_are_slurms_own(text, minutes):
+def test_time_limits_have_slurms_formats(text, minutes):
     assert slurm_minutes(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["0", "", "4h", "1:00", "-1", "1-1", "00:00:00"])
-def test_what_is_no_time_limit_is_refused(text):
+def test_invalid_time_limits_are_refused(text):
     with pytest.raises(ValueError, match="is no time limit such as 90"):
         slurm_minutes(text)
 
@@ -291,7 +291,7 @@ def submitted(folder, tasks=2, **options):
 
 
 @pytest.mark.parametrize("name", ["jobs", "with space", "quote's", 'double "quotes"', "$HOME;x", "Ünïcode", "-dash"])
-def test_the_script_asks_for_what_was_asked(scheduler, tmp_path, name):
+def test_the_script_requests_the_given_resources(scheduler, tmp_path, name):
     scheduler(sbatch="echo Submitted batch job 42")
     folder = tmp_path / name
     found = submitted(folder)
@@ -311,33 +311,33 @@ def test_the_script_asks_for_what_was_asked(scheduler, tmp_path, name):
     assert json.loads((folder / "array.json").read_text())["tasks"] == ["shard 0", "shard 1"]
 
 
-def test_what_was_not_asked_is_left_to_the_scheduler(scheduler, tmp_path):
+def test_unset_resources_are_left_to_the_scheduler(scheduler, tmp_path):
     scheduler(sbatch="echo Submitted batch job 42")
     assert [job.job_id for job in submitted(tmp_path, 1, partition=None, gres=None, cpus=None).jobs.values()] == ["42"]
     script = (tmp_path / "42_submission.sh").read_text()
     assert not re.search("partition|gres|cpus-per-task|array", script)
 
 
-def test_a_percent_sign_would_be_a_job_s_number(scheduler, tmp_path):
+def test_a_percent_sign_in_the_folder_is_refused(scheduler, tmp_path):
     scheduler(sbatch="echo Submitted batch job 42")
     with raises("folder-unusable"):
         submitted(tmp_path / "100%")
 
 
-def test_without_a_scheduler_the_way_out_is_named(tmp_path, monkeypatch):
+def test_without_a_scheduler_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with raises("slurm-missing"):
         submitted(tmp_path / "jobs")
 
 
-def test_squeue_tells_states_and_reasons(scheduler):
+def test_squeue_returns_states_and_reasons(scheduler):
     scheduler(squeue="echo '7_0|RUNNING|None'; echo '7_1|PENDING|QOSMaxJobsPerUserLimit|x'")
     assert slurm.squeue() == {"7_0": ("RUNNING", "None"), "7_1": ("PENDING", "QOSMaxJobsPerUserLimit|x")}
     scheduler(squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
     assert slurm.squeue() is None
 
 
-def test_an_array_at_work_is_found_again(scheduler, tmp_path):
+def test_a_running_array_is_found_again(scheduler, tmp_path):
     assert slurm.running(tmp_path, {"a": 1}) is None
     scheduler(sbatch="echo Submitted batch job 42", squeue="echo '42_1|RUNNING|None'; echo '42_0|COMPLETED|None'")
     submitted(tmp_path)
@@ -352,8 +352,8 @@ def test_an_array_at_work_is_found_again(scheduler, tmp_path):
         slurm.running(tmp_path, {"a": 1})
 
 
-def test_a_scheduler_that_is_away_for_a_while_loses_no_task(scheduler, tmp_path, monkeypatch):
-    """Neither a squeue that fails nor a task between two states counts as an end; a task that stays away does."""
+def test_an_unreachable_scheduler_loses_no_task(scheduler, tmp_path, monkeypatch):
+    """A failing squeue or a task between two states does not end a task; a task that stays missing has ended."""
     monkeypatch.setattr(slurm, "SQUEUE_S", 0.0)
     monkeypatch.setattr(slurm, "POLL_S", 0.01)
     monkeypatch.setattr(slurm, "GRACE_S", 0.2)
@@ -369,12 +369,15 @@ echo '42|NODE_FAIL|None'"""
     told = []
     (failure,) = slurm.watch(submitted(tmp_path / "jobs", 1), tick=lambda *status: told.append(status[2]))
     assert type(failure.error) is TryAgainError
-    assert str(failure.error) == "job 42 ended without a result: NODE_FAIL; run the same command again to go on"
+    assert (
+        str(failure.error)
+        == "job 42 ended without reporting a result: NODE_FAIL; run the same command again to continue"
+    )
     seen = list(dict.fromkeys(told))
     assert seen == ["1 unknown", "1 pending (BeginTime)", "1 running", "1 node_fail", "1 failed"]
 
 
-def test_no_wait_leaves_the_command_that_finishes(scheduler, tmp_path, monkeypatch, capsys):
+def test_no_wait_prints_the_command_that_merges(scheduler, tmp_path, monkeypatch, capsys):
     scheduler(sbatch="echo Submitted batch job 42", squeue="echo '42_0|PENDING|None'")
     out = tmp_path / "a run"
     command = ["vtp", "train", "--source", "sim", "--seeds", "0-1", "--out", str(out)]

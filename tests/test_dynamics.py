@@ -23,7 +23,7 @@ def rng():
 
 
 def seed_profit(actions):
-    """The seed document's table: profit [...] of washing plates, and the rates that it follows from."""
+    """The seed document's table: profit [...] of washing plates, and the rates behind it."""
     rate, p_err = plates(0, actions)
     mp = 60 * plates.expected_attempts(rate) * (1 - p_err)
     return econ.seed_profit(econ.seed_implied_wage(mp, p_err, 0.30, 1.00), 0.10), mp, p_err
@@ -59,14 +59,14 @@ def test_contexts_differ_as_the_table_says():
     np.testing.assert_allclose(DISHES.damage_usd, [0.10, 1.00, 4.00, 0.50])
 
 
-def test_a_task_of_ones_own_by_hand():
-    """Force 3: 4 · (1.2 − 0.3) attempts a minute, half of that in a step of 30 s; the egg slips, the nut hardly."""
+def test_a_users_task_by_hand():
+    """Force 3: 4 · (1.2 − 0.3) attempts per minute, half of that in a step of 30 s; the egg slips, the nut hardly."""
     rate, p_err = Dynamics(Task.model_validate(grasping()))(np.array([0, 1]), np.array([3.0]))
     np.testing.assert_allclose(rate, [1.8, 1.8])
     np.testing.assert_allclose(p_err, [0.2, 0.01])
 
 
-def test_a_step_of_another_length_holds_as_much_more_work():
+def test_attempts_scale_with_the_length_of_a_step():
     rate, p_err = dishes(np.array([PAN, PAN]), np.array([1.0, 0.0]), np.array([1.0, 120.0]))
     np.testing.assert_allclose(rate, [0.05, 6.0])
     np.testing.assert_allclose(p_err, 0.011)
@@ -99,7 +99,7 @@ def test_no_action_on_plates_beats_the_seeds_optimum():
 
 
 def test_the_seeds_service_level_is_met_by_1621_of_2500_actions():
-    """80 good units an hour at 6% errors at most."""
+    """At least 80 good units per hour and at most 6% errors."""
     axis = np.linspace(0, 1, 50)
     _, mp, p_err = seed_profit(np.stack(np.meshgrid(axis, axis), -1))
     assert int(((mp >= 80) & (p_err <= 0.06)).sum()) == 1621
@@ -142,7 +142,7 @@ def test_speed_and_care_trade_off(task, speed, care, faster, more):
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), unit, unit), min_size=1, max_size=20))
-def test_environments_side_by_side_do_not_touch_each_other(rows):
+def test_parallel_environments_are_independent(rows):
     context, *actions = (np.array(column) for column in zip(*rows, strict=True))
     actions = np.stack(actions, 1)
     rate, p_err = dishes(context, actions)
@@ -174,7 +174,7 @@ def test_sampled_means_are_the_expected_ones(rng, sample, rate, p_err):
     assert errors.mean() == pytest.approx(expected * p_err, abs=5 * errors.std() / np.sqrt(n))
 
 
-def test_like_actions_meet_like_luck():
+def test_similar_actions_have_similar_outcomes():
     draws = [
         plates.sample_coupled(np.full(10_000, rate), np.full(10_000, 0.02), np.random.default_rng(0))
         for rate in (1.5, 1.51)
@@ -208,7 +208,7 @@ def test_contexts_stay_with_probability_four_fifths_and_move_evenly(rng):
         np.testing.assert_allclose(np.bincount(after, minlength=4) / 100_000, expected, atol=0.006)
 
 
-def test_contexts_are_uniform_at_the_start_and_ever_after(rng):
+def test_contexts_start_and_stay_uniform(rng):
     context = dynamics.initial_context(4, 100_000, rng)
     for _ in range(20):
         np.testing.assert_allclose(np.bincount(context, minlength=4) / 100_000, 0.25, atol=0.008)
@@ -223,7 +223,7 @@ def test_the_chain_forgets_where_it_started(rng):
 
 
 @pytest.mark.parametrize("num_contexts", [1, 4])
-def test_one_context_stays_and_the_inputs_are_left_alone(rng, num_contexts):
+def test_a_single_context_stays_and_inputs_are_not_changed(rng, num_contexts):
     context = dynamics.initial_context(num_contexts, 100, rng)
     before = context.copy()
     after = dynamics.next_context(num_contexts, context, rng)
@@ -240,7 +240,7 @@ def test_an_hour_of_sampled_work_earns_the_seeds_wage(rng):
     assert profit.mean() == pytest.approx(28.43, abs=0.2)
 
 
-def test_same_seed_same_bytes_and_another_seed_other_ones():
+def test_same_seed_same_bytes_and_other_seeds_differ():
     def hour(seed):
         rng = np.random.default_rng(seed)
         context = dynamics.initial_context(4, 8, rng)
@@ -255,7 +255,7 @@ def test_same_seed_same_bytes_and_another_seed_other_ones():
 
 
 @pytest.mark.parametrize("task", ROOM, ids=str)
-def test_every_pair_of_contexts_calls_for_its_own_price_or_pace(task):
+def test_every_pair_of_contexts_differs_in_rate_errors_or_price(task):
     rows = task.simulator.contexts
     terms = [(rows[name]["base_rate"], rows[name]["k"], task.contexts[name].price_usd) for name in task.contexts]
     assert len(set(terms)) == len(terms)
@@ -283,7 +283,7 @@ def test_coupled_samples_have_the_distribution_of_samples(rng, rate, p_err, min_
 
 
 def test_both_ways_of_inversion_find_the_same_counts():
-    """A single rate of 50 or an error probability of 0.9 turns all rows over to scipy's quantiles."""
+    """A single rate of 50 or error probability of 0.9 makes all rows use scipy's quantiles."""
     rate, p_err = np.linspace(0.01, 20, 500), np.linspace(0, 0.8, 500)
     one_by_one = plates.sample_coupled(rate, p_err, np.random.default_rng(0), 20)
     uniform = np.random.default_rng(0).random((2, 20, 500))

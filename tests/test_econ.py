@@ -36,7 +36,7 @@ def test_the_seeds_result_row_is_111_attempts_and_2_errors_in_one_hour():
     assert round(spread_of(float(implied_wage)).spread, 2) == 12.74
 
 
-def test_a_step_is_worth_its_good_units_less_what_its_errors_break():
+def test_a_step_is_worth_its_good_units_less_damage():
     # 109 · 0.30 − 2 · 1.00; the seed's form charges 1.00 · 109 · 2/111 for the same errors
     assert econ.step_value(111, 2, PRICE, DAMAGE) == pytest.approx(30.70)
     assert econ.seed_implied_wage(109, 2 / 111, PRICE, DAMAGE) == pytest.approx(30.70 + 2 * 2 / 111)
@@ -67,7 +67,7 @@ def test_spread_is_split_by_the_customers_part_of_the_gain():
 def test_no_spread_is_paid_at_or_below_parity_plus_five_percent(implied_wage):
     split = spread_of(implied_wage)
     assert (split.spread_value, split.rebate, split.captured_spread) == (0.0, 0.0, 0.0)
-    assert split.spread == pytest.approx(implied_wage - 18), "the spread itself is reported all the same"
+    assert split.spread == pytest.approx(implied_wage - 18), "the spread itself is still reported"
 
 
 def test_spread_is_paid_in_full_just_above_the_margin():
@@ -90,7 +90,7 @@ def test_spread_is_paid_in_full_just_above_the_margin():
     ],
 )
 @pytest.mark.parametrize("number", [float, np.float64])
-def test_customer_share_is_defined_whatever_the_gain(total, cust, share, number):
+def test_customer_share_is_defined_for_any_gain(total, cust, share, number):
     assert spread_of(30.0, total=number(total), cust=number(cust)).s_cust == share
 
 
@@ -102,7 +102,7 @@ def test_nothing_divides_by_zero():
     np.testing.assert_array_equal(econ.error_rate([0, 1, 2], [0, 4, 2]), [0, 0.25, 1])
 
 
-def test_gains_are_on_the_mean_of_the_window_before():
+def test_gains_are_over_the_mean_of_the_previous_window():
     assert econ.delta_mpl(10.0, [], window=100) == 0.0
     assert econ.delta_mpl(10.0, [1.0, 4.0, 8.0], window=2) == pytest.approx(4.0)
     assert econ.delta_mpl(10.0, [1.0, 4.0, 8.0], window=1) == pytest.approx(2.0)
@@ -114,7 +114,7 @@ def test_the_wage_index_follows_the_market_and_prices_carry_it():
 
 
 def test_the_customers_account_by_hand():
-    """100 good units at $0.30 in an hour that is worth $25, of which $2 come back."""
+    """100 good units at $0.30 in an hour with an implied wage of $25 and a rebate of $2."""
     cost = econ.customer_cost(25.0, 1.0, 2.0)
     assert cost == pytest.approx(23.0)
     assert econ.consumer_surplus(100, 0.30, cost) == pytest.approx(7.0)
@@ -206,7 +206,7 @@ def test_reward_at_the_error_target_is_profit_in_human_wages(profit, err_target,
         )
 
     assert reward(err_target) == pytest.approx(profit / HUMAN_WAGE)
-    assert (reward(err_rate) - reward(err_target)) * (err_rate - err_target) <= 1e-9, "a breach must not pay"
+    assert (reward(err_rate) - reward(err_target)) * (err_rate - err_target) <= 1e-9, "violation must not pay"
 
 
 @given(st.floats(0, 100), rates, rates, st.floats(0, 1))
@@ -227,7 +227,7 @@ def test_rebate_and_captured_spread_are_all_that_is_paid(wage, human_wage, hours
 
 
 @given(gains, gains)
-def test_shares_are_shares_and_sum_to_one(total, cust):
+def test_shares_are_in_0_1_and_sum_to_one(total, cust):
     split = spread_of(30.0, total=total, cust=cust)
     assert 0 <= split.s_cust <= 1
     assert 0 <= split.s_plat <= 1
@@ -282,14 +282,14 @@ def test_no_demonstration_is_paid_more_than_it_adds_nor_all_more_than_the_spread
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=10), st.floats(0, 50), st.integers(0, 9))
-def test_who_adds_more_is_never_paid_less(values, spread, which):
+def test_a_demonstration_that_adds_more_is_never_paid_less(values, spread, which):
     prices = econ.data_prices(values, spread)
     assert (np.diff(prices[np.argsort(values)]) >= -1e-12).all()
     assert econ.data_prices(values[::-1], spread)[::-1] == pytest.approx(prices)
 
 
 @given(gains, gains)
-def test_a_share_is_a_share_whatever_its_parts(part, whole):
+def test_a_share_is_in_0_1_for_any_parts(part, whole):
     assert 0 <= econ.share(part, whole) <= 1
 
 
@@ -302,17 +302,15 @@ def test_without_inflation_the_wage_index_stays_between_where_it_was_and_the_mar
 
 
 @given(wages, wages, st.floats(-0.1, 0.1), st.integers(1, 20))
-def test_a_wage_index_that_ignores_the_market_grows_with_prices_and_one_that_trusts_it_is_the_market(
-    start, market, inflation, periods
-):
+def test_the_wage_index_grows_with_prices_at_smoothing_0_and_is_the_market_at_1(start, market, inflation, periods):
     alone = econ.wage_index(start, [market] * periods, smoothing=0.0, inflation=inflation)
     assert alone[-1] == pytest.approx(start * (1 + inflation) ** periods)
     assert econ.wage_index(start, [market] * periods, smoothing=1.0, inflation=inflation).tolist() == [market] * periods
 
 
 @given(counts, counts, st.floats(0.01, 10), st.floats(0.01, 10), st.floats(0.01, 100), rates)
-def test_what_the_output_is_worth_goes_to_damage_rebate_worker_or_customer(one, other, price, damage, hours, share):
-    """Money is conserved: surplus and cost are all that the good units are worth; the surplus is damage and rebate."""
+def test_output_is_split_into_damage_rebate_wage_and_surplus(one, other, price, damage, hours, share):
+    """Money is conserved: surplus + cost = value of the good units; surplus = damage + rebate."""
     errors, attempts = min(one, other), max(one, other)
     completed = attempts - errors
     wage = econ.step_value(attempts, errors, price, damage) / hours
@@ -331,6 +329,6 @@ def test_a_gain_is_a_difference(mp, earlier, window, shift):
 
 
 @given(st.lists(st.floats(0, 1e3), min_size=2, max_size=30))
-def test_gains_by_the_period_add_up_to_the_whole_gain(mp):
+def test_gains_per_period_add_up_to_the_whole_gain(mp):
     gains_by_period = [econ.delta_mpl(m, mp[:i], window=1) for i, m in enumerate(mp)]
     assert sum(gains_by_period) == pytest.approx(mp[-1] - mp[0], abs=1e-6)

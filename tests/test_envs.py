@@ -16,7 +16,7 @@ plates, dishes, bricks, parts = map(SimulatedOutcomes, (PLATES, DISHES, BRICKS, 
 
 
 def embedding_env(lengths, num_envs=4, *, task=DISHES, seed=0, **settings):
-    """Videos of these many clips one after another, whose contexts go round."""
+    """Videos with these numbers of clips, one after another; their contexts cycle."""
     ends = np.cumsum(lengths)
     videos = np.stack([ends - lengths, ends], 1)
     model = SimulatedOutcomes(task, np.arange(ends[-1]) % len(task.contexts))
@@ -28,7 +28,7 @@ def half(num_envs):
 
 
 def with_outcomes(monkeypatch, attempts, errors):
-    """From now on each step has these outcomes [N]."""
+    """Make every further step have these outcomes [N]."""
     outcomes = Outcomes(np.array(attempts), np.array(errors))
     monkeypatch.setattr(SimulatedOutcomes, "sample", lambda self, rows, actions, rng: outcomes)
 
@@ -36,7 +36,7 @@ def with_outcomes(monkeypatch, attempts, errors):
 # Prices by hand
 
 
-def test_an_hour_is_worth_what_was_counted_in_it(monkeypatch):
+def test_the_worth_of_an_hour_by_hand(monkeypatch):
     """111 plates and 2 broken ones: 109 · 0.30 − 2 · 1.00, less 10 cents of energy."""
     workplace = Workplace(plates, 1, reward_window="step", rng=np.random.default_rng(0))
     for step in range(60):
@@ -45,20 +45,20 @@ def test_an_hour_is_worth_what_was_counted_in_it(monkeypatch):
     assert [round(float(field[0]), 3) for field in workplace.worth()] == [111, 109, 0.018, 30.70, 30.60]
 
 
-def test_contexts_are_priced_each_at_its_own_and_added(monkeypatch):
+def test_each_context_has_its_own_price(monkeypatch):
     workplace = Workplace(dishes, 1, reward_window="step", rng=np.random.default_rng(0))
     for row, attempts, errors in ((PAN, 20, 0), (PLATE, 10, 1), (MUG, 30, 3)):
         with_outcomes(monkeypatch, [attempts], [errors])
         workplace.work(np.array([row]), half(1))
     worth = workplace.worth()
-    wage = 20 * (20 * 0.30 + 9 * 0.30 - 1.00 + 27 * 0.30 - 3 * 0.50)  # three minutes, twenty times an hour
+    wage = 20 * (20 * 0.30 + 9 * 0.30 - 1.00 + 27 * 0.30 - 3 * 0.50)  # three minutes, twenty times per hour
     assert worth.implied_wage == pytest.approx(wage)
     assert worth.profit == pytest.approx(wage - 0.10)
     assert worth.mp == pytest.approx(20 * 56)
     assert worth.err_rate == pytest.approx(4 / 60)
 
 
-def test_an_episode_that_has_not_begun_is_worth_no_more_than_its_costs():
+def test_an_unstarted_episode_is_worth_minus_its_costs():
     worth = Workplace(dishes, 1, reward_window="step", rng=np.random.default_rng(0)).worth()
     assert [float(field[0]) for field in worth] == [0, 0, 0, 0, -0.10]
 
@@ -92,7 +92,7 @@ def test_episode_reward_is_the_lagrangian_of_the_rates_to_date(monkeypatch):
     workplace.work(np.array([0]), half(1))
     with_outcomes(monkeypatch, [3], [0])
     (reward,) = workplace.work(np.array([0]), half(1))
-    profit = 30 * (4 * 0.30 - 1 * 1.00) - 0.10  # two minutes, thirty times an hour
+    profit = 30 * (4 * 0.30 - 1 * 1.00) - 0.10  # two minutes, thirty times per hour
     assert reward == pytest.approx(profit / 18 - 0.5 * (1 / 5 - 0.08))
 
 
@@ -104,7 +104,7 @@ def test_on_the_first_step_without_error_both_windows_agree(monkeypatch, window)
 
 
 @pytest.mark.parametrize("action", [(-0.01, 0.5), (0.5, 1.01), (np.nan, 0.5), (0.5, np.inf)])
-def test_an_action_outside_its_bounds_is_an_error_and_no_work(action):
+def test_an_action_outside_its_bounds_is_refused(action):
     env = SimEnv(plates, 2, rng=np.random.default_rng(0))
     env.reset()
     with raises("action-out-of-bounds"):
@@ -113,8 +113,8 @@ def test_an_action_outside_its_bounds_is_an_error_and_no_work(action):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.3), (-2.0, 5.0), (1e6 + 0.03, 1e6 + 200), (-0.7, -0.1)])
-def test_bounds_in_float32_are_bounds(low, high):
-    """A policy computes in 32 bits, in which 0.3 is more than 0.3; more than rounding is an error all the same."""
+def test_bounds_in_float32_are_accepted(low, high):
+    """Policies compute in float32, where 0.3 is more than 0.3; larger excesses are still errors."""
     task = Task.model_validate(
         grasping(actions={"force": {"low": low, "high": high}}, simulator=None)
         | {"simulator": {"attempts_per_minute": "2 + 0 * force", "error_probability": "0.1"}}
@@ -159,7 +159,7 @@ def test_an_hour_is_truncated_at_its_last_step_and_not_before():
     assert env.step(half(3))[2].all()
 
 
-def test_only_the_environments_asked_for_start_again():
+def test_only_the_given_environments_are_reset():
     env = SimEnv(dishes, 3, rng=np.random.default_rng(0))
     env.reset()
     for _ in range(5):
@@ -180,7 +180,7 @@ def test_observations_by_hand(monkeypatch):
     monkeypatch.setattr(SimulatedOutcomes, "next_rows", lambda self, rows, rng: np.array([GLASS]))
     env.step(half(1))
     observations, *_ = env.step(half(1))
-    # 2 of 60 steps; third of four contexts; 4 attempts a step against twice the fastest 3.0; 2 errors of 8
+    # 2 of 60 steps; third of four contexts; 4 attempts per step against twice the fastest 3.0; 2 errors of 8
     np.testing.assert_allclose(observations, [[2 / 60, 2 / 3, 4 / 6, 0.25]], rtol=1e-6)
     assert observations.dtype == np.float32
 
@@ -198,7 +198,7 @@ def test_observations_stay_in_the_unit_cube(model):
 
 @pytest.mark.parametrize("make", [lambda seed: SimEnv(dishes, 3, rng=np.random.default_rng(seed)),
                                   lambda seed: embedding_env([5, 80, 1], 3, seed=seed)])  # fmt: skip
-def test_same_seed_same_trajectory_and_another_seed_another(make):
+def test_same_seed_same_trajectory_and_other_seeds_differ(make):
     def trajectory(seed):
         env = make(seed)
         trace = [env.reset()]
@@ -214,7 +214,7 @@ def test_same_seed_same_trajectory_and_another_seed_another(make):
 
 @pytest.mark.parametrize("make", [lambda: SimEnv(dishes, 3, reward_window="episode", rng=np.random.default_rng(1)),
                                   lambda: embedding_env([5, 80, 1], 3, reward_window="episode")])  # fmt: skip
-def test_episodes_that_are_resumed_go_on_as_if_they_had_never_stopped(make):
+def test_resumed_episodes_equal_uninterrupted_ones(make):
     env = make()
     env.reset()
     env.workplace.lambda_dual, env.workplace.err_target = 0.7, 0.08
@@ -243,11 +243,11 @@ def test_an_episode_plays_one_videos_clips_in_order_to_its_last():
     for played in range(1, 6):
         following, _, truncated = env.step(half(20))
         np.testing.assert_array_equal(truncated, played >= lengths)
-        # after the last clip nothing is known, and the last stands for what follows
+        # after the last clip, the next observation is that clip again
         np.testing.assert_array_equal(following, rows + np.minimum(played, lengths - 1))
 
 
-def test_the_clip_that_is_seen_is_what_is_worked_on():
+def test_outcomes_are_those_of_the_observed_clip():
     env = embedding_env([8], 5_000)
     env.reset()
     for row in (PAN, PLATE, GLASS, MUG):
@@ -280,12 +280,12 @@ def test_a_long_video_starts_anywhere_that_leaves_an_hour():
     np.testing.assert_array_equal(ended, np.where(rows >= 10, 60, 10))
 
 
-def test_videos_are_played_equally_often_however_long():
+def test_videos_of_any_length_are_played_equally_often():
     starts = embedding_env([2, 50], 4_000).reset()
     assert (starts == 0).mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_only_the_episodes_that_ended_start_again():
+def test_only_ended_episodes_are_reset():
     env = embedding_env([4], 2)
     env.reset()
     env.step(half(2))
@@ -294,7 +294,7 @@ def test_only_the_episodes_that_ended_start_again():
 
 
 @pytest.mark.parametrize("videos", [np.zeros((0, 2), int), np.array([[0, 3], [3, 3]])])
-def test_nothing_to_play_is_an_error(videos):
+def test_no_clips_to_play_is_an_error(videos):
     with raises("no-clips"):
         EmbeddingEnv(SimulatedOutcomes(PLATES, np.zeros(3, int)), 1, videos=videos, rng=np.random.default_rng(0))
 
@@ -303,7 +303,7 @@ def test_nothing_to_play_is_an_error(videos):
 
 
 def gym_envs():
-    """Fresh environments, one a kind."""
+    """New environments, one of each kind."""
     rng = np.random.default_rng(0)
     for model in (plates, dishes, bricks, parts):
         yield pytest.param(GymEnv(SimEnv(model, 1, rng=rng)), id=str(model.task))
@@ -313,19 +313,19 @@ def gym_envs():
 
 @pytest.mark.filterwarnings("ignore:.*(infinity|spec|symmetric).*")  # of embeddings, of no register, in metres a second
 @pytest.mark.parametrize("env", [*gym_envs()])
-def test_gymnasiums_own_checker_is_content(env):
+def test_gymnasiums_checker_passes(env):
     check_env(env, skip_render_check=True)
 
 
 @pytest.mark.parametrize("env", [*gym_envs()])
-def test_one_episode_through_gymnasium_counts_what_it_did(env):
+def test_an_episode_through_gymnasium_counts_its_outcomes(env):
     env.reset(seed=3)
     attempts, truncated = [0.0], False
     while not truncated:
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
         assert env.observation_space.contains(observation)
         assert np.isfinite(reward)
-        assert not terminated, "a time limit is no end"
+        assert not terminated, "a time limit does not terminate"
         attempts.append(info["attempts"])
         assert 0 <= info["errors"] <= info["attempts"]
     assert (np.diff(attempts) >= 0).all()

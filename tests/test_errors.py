@@ -1,4 +1,4 @@
-"""Every error that a user can meet has a code of its own, written where it is raised."""
+"""Every user error has its own code, written where it is raised."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from pipeline.video import VideoError
 PACKAGE = Path(pipeline.__file__).parent
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, VtpError)}
 CODE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")  # subject-problem
-VIDEO_CODE = re.compile(r"[a-z]+(_[a-z]+)*")  # these are in the failures.jsonl of earlier versions too
+VIDEO_CODE = re.compile(r"[a-z]+(_[a-z]+)*")  # also in the failures.jsonl of earlier versions
 
 
 def constructed(path):
@@ -28,7 +28,7 @@ def constructed(path):
 
 
 def literals(node):
-    """The texts that an expression can be; none where it is computed."""
+    """The possible string values of an expression; none if it is computed."""
     if isinstance(node, ast.IfExp):
         return literals(node.body) + literals(node.orelse)
     return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
@@ -38,7 +38,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_every_error_says_which_one_it_is(path):
+def test_every_error_has_a_code(path):
     for name, call in constructed(path):
         given = next((keyword.value for keyword in call.keywords if keyword.arg == "code"), None)
         if name == "VideoError":
@@ -49,7 +49,7 @@ def test_every_error_says_which_one_it_is(path):
             assert pattern.fullmatch(code), f"{path}:{call.lineno}: {code!r} is not subject-problem"
 
 
-def test_a_code_is_either_worth_another_try_or_not():
+def test_a_code_is_always_or_never_worth_a_retry():
     """The exit code tells a script whether to try again, so a code must not mean both."""
     exits = {}
     for path in SOURCES:
@@ -61,7 +61,7 @@ def test_a_code_is_either_worth_another_try_or_not():
     assert {code for code, again in exits.items() if len(again) > 1} == set()
 
 
-def test_an_error_without_a_code_has_its_class_s():
+def test_an_error_without_a_code_has_that_of_its_class():
     assert VtpError("x").code == "usage" and VtpError.code == "usage"
     assert CorruptError("x").code == "corrupt"
     assert CorruptError("x", code="a-b").code == "a-b" and CorruptError.code == "corrupt"

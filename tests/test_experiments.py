@@ -1,4 +1,4 @@
-"""Frontier, elasticity and spread: hand-computed numbers, what must hold in any world, the files, the command line."""
+"""Frontier, elasticity and spread: hand-computed numbers, general properties, files and the command line."""
 
 import json
 
@@ -34,10 +34,9 @@ def build_run(
     path, *, task=MIXED, model=None, episodes=6, noise=0.05, training=300, clips=None, projector=None,
     outcomes="simulator",
 ):  # fmt: skip
-    """A run directory with the validation of an oracle with a shaky hand, and the books of a made-up training.
+    """A run directory with the validation of a noisy oracle and the metrics of an invented training.
 
-    model: of clips, where the run is judged on them; then `clips` are its inputs, and `outcomes` says where they are
-    from.
+    model: of clips, if the run is judged on them; then `clips` are its inputs, and `outcomes` is their source.
     """
     files, rng = RunDirectory(path), np.random.default_rng(0)
     path.mkdir(parents=True)
@@ -75,8 +74,8 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("task", [PLATES, MIXED, *TASKS.values()], ids=str)
-def test_a_task_in_a_scenario_is_a_task(task):
-    """It is stored in checkpoints, and is in that scenario already."""
+def test_a_task_in_a_scenario_stays_in_it(task):
+    """A stored task is already in its scenario."""
     assert task_from_text(task_to_text(task), "here") == task
     assert task.in_scenario(None) == task
 
@@ -88,7 +87,7 @@ def test_a_run_of_the_simulator_is_judged_by_the_contexts_of_its_task(run):
 
 
 def write_clips(path, task, contexts, price_usd):
-    """An embeddings file of two videos, of clips of these contexts at these prices."""
+    """An embeddings file of two videos, with clips of these contexts at these prices."""
     n = len(contexts)
     unknown, zeros, names = np.full(n, np.nan), np.zeros(n), ["a", "b"]
     logs = dataset.Logs(
@@ -159,14 +158,14 @@ def damage_steps(path, change):
         lambda steps: steps.assign(context="saucer"),
     ],
 )
-def test_steps_that_are_not_of_the_runs_task_are_refused_with_the_command_that_makes_them(tmp_path, change):
+def test_steps_of_another_task_are_refused_with_the_command_to_remake_them(tmp_path, change):
     path = build_run(tmp_path / "run", episodes=2)
     with raises("run-steps-other") as caught:
         output.run_outcomes(damage_steps(path, change))
     assert "validation.csv" in str(caught.value) and "vtp evaluate" in str(caught.value)
 
 
-def test_a_validation_of_which_no_outcomes_are_known_is_refused(tmp_path):
+def test_an_unknown_validation_is_refused(tmp_path):
     files = RunDirectory(build_run(tmp_path / "run", episodes=2))
     files.summary.write_text(json.dumps(files.read_summary() | {"validation": "guesswork"}))
     with raises("run-validation-unknown"):
@@ -215,7 +214,7 @@ def test_simulation_agrees_with_the_formula_in_every_context(name):
     np.testing.assert_allclose(sampled.err_rate, analytic.err_rate, atol=0.02)
 
 
-def test_neither_threads_nor_parts_of_a_grid_change_what_is_counted(monkeypatch):
+def test_neither_threads_nor_parts_of_a_grid_change_the_counts(monkeypatch):
     model, grid, _ = surface_of(MIXED, points=4)
     many = frontier.sampled_surface(model, grid.actions, episodes=23, seed=3)
     monkeypatch.setattr(frontier.os, "cpu_count", lambda: 1)
@@ -289,7 +288,7 @@ def test_frontier_of_any_task(tmp_path, name, axes):
         assert own["policy"] is None or own["policy"]["profit"] <= own["optimum"]["profit"] + 1e-9
 
 
-def test_many_contexts_are_drawn_in_part_and_the_picture_says_so(tmp_path):
+def test_many_contexts_are_drawn_in_part_with_a_note(tmp_path):
     task_file = tmp_path / "sorting.yaml"
     task_file.write_text(TEXTS["forty contexts"])
     frontier.run(FrontierConfig(out=tmp_path, task=str(task_file), grid=4, episodes=1))
@@ -307,7 +306,7 @@ def test_frontier_without_a_run(task, tmp_path):
         assert own["analytic_count"] == result["analytic_count"]
 
 
-def test_a_frontier_without_a_place_or_a_scenario_is_refused(tmp_path):
+def test_a_frontier_without_an_output_or_a_known_scenario_is_refused(tmp_path):
     with raises("out-missing"):
         frontier.run(FrontierConfig())
     with raises("scenario-unknown"):
@@ -328,7 +327,7 @@ def test_elasticity_of_a_power_is_its_exponent(power, expected):
     assert [found[key] for key in ("value", "low", "high")] == pytest.approx([expected] * 3)
 
 
-def test_what_is_not_positive_has_no_elasticity():
+def test_values_that_are_not_positive_have_no_elasticity():
     found = elasticity.elasticity(np.array([-1.0, 0.5]), np.array([1.0, 2.0]), np.random.default_rng(0))
     assert found == {"value": None, "low": None, "high": None}
 
@@ -337,8 +336,8 @@ def test_episodes_means_by_hand():
     assert elasticity.episode_means(np.array([0, 1, 1, 0]), np.array([1.0, 2, 4, 5])).tolist() == [3, 3]
 
 
-def test_prices_scale_in_the_task_and_on_rows_that_have_their_own():
-    """Also of a task whose prices were asked for before it was restricted to a scenario."""
+def test_prices_scale_in_the_task_and_on_rows_with_their_own():
+    """Also for a task whose prices were read before it was restricted to a scenario."""
     whole = load_task("dishwashing")
     assert len(whole.price_usd) == 4
     model = SimulatedOutcomes(
@@ -357,7 +356,7 @@ def test_prices_scale_in_the_task_and_on_rows_that_have_their_own():
     assert paid.terms(rows).price_usd.tolist() == [0.3, 2.0, 3.0]
 
 
-def test_the_human_wage_is_paid_from_the_spread_dollar_for_dollar(run):
+def test_the_spread_falls_by_the_rise_of_the_human_wage(run):
     model = SimulatedOutcomes(MIXED)
     cheap, dear = (elasticity.outcomes(model, steps_of(run), "human_wage", m) for m in (1.0, 1.5))
     for who in ("policy", "oracle"):
@@ -366,7 +365,7 @@ def test_the_human_wage_is_paid_from_the_spread_dollar_for_dollar(run):
 
 @pytest.mark.parametrize("name", ["mixed", "one action", "three actions"])
 def test_the_oracle_is_never_below_the_policy_and_reacts_as_if_fixed_to_small_changes(tmp_path, name):
-    """Envelope theorem: at the optimum a small change of price moves profit as if actions stayed where they are."""
+    """Envelope theorem: at the optimum, a small change of price changes profit as if actions were fixed."""
     model = SimulatedOutcomes(WORLDS[name])
     steps = steps_of(build_run(tmp_path / "run", task=model.task), model)
     for curve in ("price", "damage"):
@@ -384,7 +383,7 @@ def test_the_oracle_is_never_below_the_policy_and_reacts_as_if_fixed_to_small_ch
 
 
 @pytest.mark.parametrize("name", ["mixed", "one action", "three actions"])
-def test_errors_have_no_price_where_the_target_is_slack_and_a_rising_one_where_it_binds(name):
+def test_the_price_of_errors_is_zero_if_the_target_is_slack_and_rises_if_it_binds(name):
     model = SimulatedOutcomes(WORLDS[name])
     rows = np.arange(len(model.context))
     choices = error_price.tradeoffs(model, rows)
@@ -404,7 +403,7 @@ def test_the_least_error_rate_of_dishes_is_that_of_all_possible_care():
 
 
 def test_the_oracles_price_of_errors_is_what_profit_loses_by_the_target():
-    """λ is the derivative of the best profit by the target, for plates by central difference."""
+    """λ is the derivative of the best profit with respect to the target; for plates, by central difference."""
     model = SimulatedOutcomes(PLATES)
     care = np.linspace(0, 1, 100_001)
     worth = expected_worth(model, np.array(0), np.stack([np.ones_like(care), care], 1))
@@ -417,8 +416,8 @@ def test_the_oracles_price_of_errors_is_what_profit_loses_by_the_target():
     assert error_price.oracle_price(choices, 0.021) == pytest.approx(slope, rel=0.05)
 
 
-def test_of_three_actions_the_oracles_price_is_the_slope_of_its_best_profit_too():
-    """Between targets that are reached at two prices, profit falls by what lies between these prices."""
+def test_with_three_actions_the_oracles_price_is_the_slope_of_its_best_profit():
+    """Between targets reached at two prices, profit per unit of error rate falls at a rate between these prices."""
     model = SimulatedOutcomes(TASKS["three actions"])
     rows, wage = np.arange(2), model.task.human_wage_usd
 
@@ -464,7 +463,7 @@ def test_a_knob_moves_one_action_by_parts_of_its_range_up_to_its_bound():
 
 
 @pytest.mark.parametrize("name", ["plates", "mixed", "bricks"])
-def test_of_dishes_and_bricks_the_knob_is_more_care(tmp_path, name):
+def test_for_dishes_and_bricks_the_knob_is_more_care(tmp_path, name):
     model = SimulatedOutcomes(WORLDS[name])
     steps = steps_of(build_run(tmp_path / "run", task=model.task), model)
     choices = error_price.tradeoffs(model, steps.rows)
@@ -527,9 +526,9 @@ def test_over_a_range_the_elasticity_of_a_power_is_its_exponent():
 
 
 class OracleRetrainer:
-    """Retrains to the oracle's action, for a test of what is asked of a retrainer and what is made of its answers."""
+    """Retrains to the oracle's action, to test the calls of a retrainer and the use of its results."""
 
-    held_out = "what is made up"
+    held_out = "invented data"
 
     def __init__(self, run):
         assert isinstance(run, RunDirectory)
@@ -555,12 +554,12 @@ def test_elasticity_with_a_retrained_policy(run, tmp_path, monkeypatch):
     )
     assert done == [(i + 1, 9) for i in range(9)], "two curves of three points, and three prices of errors"
     assert {"updates": 4, "seeds": 2, "policies": 18}.items() <= result["retrained"].items()
-    assert result["judged_on"] == "what is made up"
+    assert result["judged_on"] == "invented data"
     table = pd.read_csv(tmp_path / "elasticity.csv")
     assert table.groupby("curve")["who"].value_counts().eq(3).all() and len(table) == 4 * 3 * 3
     again = table[(table.who == "retrained") & (table.curve == "error_target")]
     assert (again.x_low <= again.x).all() and (again.x <= again.x_high).all()
-    assert again.sort_values("value").x.is_monotonic_decreasing, "dear errors are made less often"
+    assert again.sort_values("value").x.is_monotonic_decreasing, "expensive errors are made less often"
     wages = table[(table.who == "retrained") & (table.curve == "human_wage")]
     assert np.diff(wages.value + 18 * wages.x) == pytest.approx(0, abs=1e-6), "one policy serves all wages"
     by_who = table[table.curve == "price"].pivot(index="x", columns="who", values="value")
@@ -569,15 +568,15 @@ def test_elasticity_with_a_retrained_policy(run, tmp_path, monkeypatch):
 
 @pytest.fixture
 def untrained(tmp_path):
-    """A run of a policy of the simulator's state that has hardly begun to learn."""
+    """A run on the simulator's state whose policy has hardly begun to learn."""
     cfg = sim_config(tmp_path, episodes=4, num_envs=4, warmup_steps=200, evaluations=1)
     train.run(cfg)
     return RunDirectory(cfg.out)
 
 
 @pytest.mark.slow
-def test_retraining_learns_the_world_that_it_is_in(untrained):
-    """From a policy that knows nothing: profit rises, and where errors are dear it makes fewer of them."""
+def test_retraining_learns_from_the_given_outcomes(untrained):
+    """From an untrained policy, profit rises; if errors are expensive, fewer are made."""
     retrainer = Retrainer(untrained)
     model = retrainer.model
 
@@ -590,7 +589,7 @@ def test_retraining_learns_the_world_that_it_is_in(untrained):
     _, dear = judged(retrainer.retrain(model, updates=300, lambda_dual=50.0, seed=0))
     assert after > before + 1
     assert dear < free
-    assert judged(None)[0] == before, "the run's own policy is left as it is"
+    assert judged(None)[0] == before, "the run's own policy is unchanged"
 
 
 # Spread
@@ -609,7 +608,7 @@ def test_spread_adds_up(run, tmp_path):
 
 
 def test_the_periods_of_training_by_hand(run, tmp_path):
-    """300 half-hours in which 20 + n units are made: three periods of 50 h, of 141, 341 and 541 an hour."""
+    """300 half-hours in which 20 + n units are made: three periods of 50 h, of 141, 341 and 541 per hour."""
     cfg = SpreadConfig(run=run, out=tmp_path, periods=3, market_wage=28.0, wage_smoothing=0.5, inflation=0.1)
     result = spread.run(cfg)
     periods = pd.DataFrame(result["periods"])
@@ -622,10 +621,10 @@ def test_the_periods_of_training_by_hand(run, tmp_path):
     assert periods.wage_parity[0] == pytest.approx(periods.implied_wage[0] / periods.human_wage[0])
     for name, total in (("rebate", "rebate_usd"), ("consumer_surplus", "consumer_surplus_usd")):
         assert periods[name].sum() == pytest.approx(result[total])
-    worth = 0.30 * (20 * 300 + 300 * 301 / 2)  # all units at what a person is paid for one
+    worth = 0.30 * (20 * 300 + 300 * 301 / 2)  # all units at the human cost per unit
     assert result["customer_cost_usd"] + result["consumer_surplus_usd"] == pytest.approx(worth)
     constant = spread.run(SpreadConfig(run=run, out=tmp_path))["periods"]
-    assert {period["human_wage"] for period in constant} == {18.0}, "a market that pays the run's wage changes nothing"
+    assert {period["human_wage"] for period in constant} == {18.0}, "a market at the run's wage changes nothing"
 
 
 def test_one_episode_is_one_period(run, tmp_path):
@@ -634,7 +633,7 @@ def test_one_episode_is_one_period(run, tmp_path):
     assert (period["first_episode"], period["last_episode"], period["delta_mpl"]) == (1, 1, 0.0)
 
 
-def test_spread_says_how_many_episodes_had_gaps(run, tmp_path):
+def test_spread_reports_episodes_with_gaps(run, tmp_path):
     metrics = RunDirectory(run).read_metrics()
     metrics.loc[3:5, "rebate"] = np.nan
     (tmp_path / "run").mkdir()
@@ -651,7 +650,7 @@ def test_spread_of_nothing_paid(tmp_path):
     assert (result["customer_share"], result["first_episode_paid"]) == (0.0, None)
 
 
-# What is missing
+# Missing parts
 
 
 @pytest.mark.parametrize(

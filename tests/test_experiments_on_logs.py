@@ -45,7 +45,7 @@ def judged(run):
     return model, elasticity.numbered(model, steps)
 
 
-def test_the_frontier_is_what_the_logs_say(run, tmp_path):
+def test_the_frontier_is_expected_from_the_logs(run, tmp_path):
     result = frontier.run(FrontierConfig(run=run, out=tmp_path, grid=15, episodes=20))
     assert result["outcomes"] == "learned from logs" and "240 logged steps" in result["judge"]
     for own in (result, *result["contexts"].values()):
@@ -55,13 +55,13 @@ def test_the_frontier_is_what_the_logs_say(run, tmp_path):
         assert low < own["optimum"]["profit"] < high
     for own in result["contexts"].values():
         assert own["policy"]["profit"] <= own["optimum"]["profit"] + 1e-9
-    assert "By outcomes learned from logs" in (tmp_path / "frontier.svg").read_text()
+    assert "Estimated by outcomes learned from logs" in (tmp_path / "frontier.svg").read_text()
     table = pd.read_csv(tmp_path / "frontier.csv")
     np.testing.assert_allclose(table.analytic_mp, table.monte_carlo_mp, rtol=0.2)
 
 
 def test_a_context_is_all_of_its_rows(judged):
-    """Rows at two prices are two kinds; a context's frontier and its best action are of both."""
+    """Rows at two prices are two kinds; a context's frontier and best action cover both."""
     model, _ = judged
     price = np.full(len(model.context), np.nan)
     price[::3] = 0.9
@@ -78,7 +78,7 @@ def test_a_context_is_all_of_its_rows(judged):
     assert best >= expected
     surface = frontier.analytic_surface(mixed, action[None])
     plain = frontier.analytic_surface(model, action[None])
-    np.testing.assert_allclose(np.stack(surface), np.stack(plain), err_msg="prices do not change what actions bring")
+    np.testing.assert_allclose(np.stack(surface), np.stack(plain), err_msg="prices do not change outcomes")
     sampled = frontier.sampled_surface(mixed, action[None], episodes=200, seed=0)
     np.testing.assert_allclose(sampled.mp, plain.mp, rtol=0.05)
 
@@ -101,11 +101,11 @@ def test_elasticities_have_the_intervals_of_the_ensemble(run, tmp_path):
     table = pd.read_csv(tmp_path / "elasticity.csv")
     oracles = table[(table.who == "oracle") & (table.curve != "error_target")]
     assert (oracles.low < oracles.value).all() and (oracles.value < oracles.high).all()
-    assert "By outcomes learned from logs" in (tmp_path / "elasticity.svg").read_text()
+    assert "Estimated by outcomes learned from logs" in (tmp_path / "elasticity.svg").read_text()
     assert result == json.loads((tmp_path / "elasticity.json").read_text())
 
 
-def test_prices_change_and_what_actions_bring_does_not(judged):
+def test_prices_do_not_change_outcomes(judged):
     model, steps = judged
     dear = elasticity.changed(model, "price", 2.0)
     for ours, theirs in zip(*(m.expected(steps.rows, steps.actions) for m in (model, dear)), strict=True):
@@ -141,7 +141,7 @@ def test_the_oracle_by_the_logs_is_near_the_true_one(judged):
     assert found > 0.6 * oracle(SimulatedOutcomes(MIXED), np.arange(4)).profit.mean()
 
 
-def test_a_runs_page_says_that_nobody_paid(run):
+def test_a_runs_page_says_that_money_is_estimated(run):
     for experiment, config in (
         (frontier, FrontierConfig(run=run, grid=5, episodes=2)),
         (elasticity, ElasticityConfig(run=run, points=2)),

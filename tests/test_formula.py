@@ -38,14 +38,14 @@ def test_arithmetic_by_hand(text, expected):
     assert value(text, speed=2.0, care=0.25, k=0.12) == pytest.approx(expected)
 
 
-def test_it_says_what_it_needs_and_keeps_what_was_written():
+def test_a_formula_has_its_names_and_its_source_text():
     formula = Formula("min(k * speed, 0.5)", NAMES)
     assert formula.names == {"k", "speed"}
     assert formula.text == "min(k * speed, 0.5)"
 
 
 @given(st.lists(st.tuples(number, number), min_size=1, max_size=20))
-def test_arrays_are_computed_as_their_elements_are_and_left_alone(rows):
+def test_arrays_are_computed_elementwise_and_not_changed(rows):
     speed, care = np.array(rows).T
     before = speed.copy()
     formula = Formula("max(speed, care) - min(2 * care, 0.5) * abs(speed)", NAMES)
@@ -124,14 +124,14 @@ def test_anything_but_arithmetic_is_refused_before_it_is_computed(text, tmp_path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as caught:
         Formula(text, NAMES)
-    assert "; " in str(caught.value), "what is wrong, and what to do"
+    assert "; " in str(caught.value), "the problem; the remedy"
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize("text", ["9**9**9**9", "9**9**9", "10**400", "(9**9)**(9**9)"])
-def test_a_huge_power_ends_at_once(text):
-    """Of whole numbers Python would compute it digit by digit, for days."""
+def test_a_huge_power_is_computed_at_once(text):
+    """With integers, Python would compute all digits, for days."""
     with np.errstate(all="ignore"):
         try:
             found = value(text)

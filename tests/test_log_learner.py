@@ -1,4 +1,4 @@
-"""Policies learned from parts of logs of which the truth is known."""
+"""Policies learned from parts of logs whose true outcomes are known."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def learner():
 
 
 def true_profit(learner, parts):
-    """What the policies of parts really earn, $/h."""
+    """True profit of the policies of parts, in $/h."""
     truth = SimulatedOutcomes(MIXED, learner.judge.context)
     choices = learner._choices(parts)
     actions = [
@@ -44,7 +44,7 @@ def test_no_logs_and_logs_of_no_weight_are_the_same(learner):
     np.testing.assert_array_equal(profit[0], profit[1])
 
 
-def test_nobody_takes_an_action_that_is_unlike_all_logged_ones():
+def test_no_policy_takes_an_action_unlike_all_logged_ones():
     rng = np.random.default_rng(0)
     videos = demonstrations("", MIXED.context_names, videos=4, rng=rng, split="val", logger="expert")
     videos += demonstrations("a", MIXED.context_names, videos=4, rng=rng, logger="expert")
@@ -55,7 +55,7 @@ def test_nobody_takes_an_action_that_is_unlike_all_logged_ones():
     assert not learner._is_known.all()
 
 
-def test_the_best_by_the_judge_has_an_interval(learner):
+def test_the_optimum_by_the_judge_has_an_interval(learner):
     found = learner.references()
     assert found["oracle_profit"] >= found["blind_profit"]
     for name in ("oracle", "blind"):
@@ -63,21 +63,21 @@ def test_the_best_by_the_judge_has_an_interval(learner):
         assert low < found[f"{name}_profit"] < high
 
 
-def test_logs_are_learned_from_where_there_are_any():
+def test_logs_are_used_if_there_are_any():
     data = data_of(demonstrations("a", MIXED.context_names, videos=2, rng=np.random.default_rng(0)))
     assert learns_from_logs(data, None, "auto") and learns_from_logs(data, None, "logged")
     assert not learns_from_logs(data, None, "simulator")
 
 
-def test_a_part_of_the_logs_teaches_what_it_would_teach_alone(learner):
-    """Members fitted to a part differ from those of another, and are near outcomes that are known."""
+def test_a_part_of_the_logs_is_learned_as_if_alone(learner):
+    """Members fitted to different parts differ, and are near the true outcomes."""
     is_good = learner.steps.video < 30
     members = np.repeat(np.stack([is_good, ~is_good]).astype(float), 8, axis=0)
     found = learner.outcomes.refitted(members, np.random.default_rng(0), rounds=50)
-    assert found.num_members == 16 and learner.outcomes.num_members == 32, "the model itself is left as it is"
+    assert found.num_members == 16 and learner.outcomes.num_members == 32, "the model itself is unchanged"
     careful, careless = (found.of_members(learner._work, np.array([0.5, care])) for care in (0.9, 0.1))
     drop = 1 - (careful.errors / careful.attempts).mean(1) / (careless.errors / careless.attempts).mean(1)
-    assert drop[:8].mean() > drop[8:].mean() + 0.1, "only the good ones say how much care helps"
+    assert drop[:8].mean() > drop[8:].mean() + 0.1, "only the good ones show how much care helps"
 
 
 def test_without_a_demonstration_only_the_usual_level_is_known(learner):
@@ -88,10 +88,10 @@ def test_without_a_demonstration_only_the_usual_level_is_known(learner):
     assert errors.sum() / attempts.sum() == pytest.approx(steps.errors.sum() / steps.attempts.sum(), rel=0.2)
     one_of_each = learner._work
     attempts, _ = model.expected(one_of_each, np.full(2, 0.5))
-    np.testing.assert_allclose(attempts, attempts[0], err_msg="of contexts it knows nothing")
+    np.testing.assert_allclose(attempts, attempts[0], err_msg="it knows nothing of contexts")
 
 
-def test_expectations_in_parts_are_those_at_once(learner, monkeypatch):
+def test_expectations_in_batches_equal_those_at_once(learner, monkeypatch):
     rows, actions = learner._work[:, None], learner._actions[None]
     at_once = learner.judge.expected(rows, actions)
     monkeypatch.setattr("pipeline.outcomes.learned.AT_ONCE", 32 * 100)

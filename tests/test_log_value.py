@@ -1,4 +1,4 @@
-"""Values of what was logged: contributors of known worth, and Shapley values by hand."""
+"""Values from logs: contributors of known worth, and Shapley values by hand."""
 
 import json
 
@@ -23,8 +23,8 @@ def values_of(tmp_path, data, *, name="e.h5", **settings):
 
 
 @pytest.mark.slow
-def test_contributors_are_valued_by_what_their_logs_teach(tmp_path):
-    """Over a few seeds: what nobody else shows is worth most, and shuffled outcomes about nothing."""
+def test_contributors_are_valued_by_their_logs(tmp_path):
+    """Over a few random seeds: unique logs are worth most, and shuffled outcomes about nothing."""
     tables = []
     for seed in range(4):
         result, table = values_of(tmp_path, planted(seed), name=f"{seed}.h5")
@@ -40,12 +40,12 @@ def test_contributors_are_valued_by_what_their_logs_teach(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_copies_share_what_they_copy(tmp_path, seed):
+def test_copies_share_the_value_of_the_original(tmp_path, seed):
     _, alone = values_of(tmp_path, planted(seed))
     result, pair = values_of(tmp_path, planted(seed, with_copy=True), name="pair.h5")
     assert pair.value["unique"] == pytest.approx(pair.value["copy"])
     assert pair.value[["unique", "copy"]].sum() < 1.75 * alone.value["unique"], "2 if counted twice"
-    assert pair.leave_one_out["unique"] == 0, "nobody misses one of them"
+    assert pair.leave_one_out["unique"] == 0, "neither is missed if it is left out"
     assert result["outcomes"] == "learned from logs" and "held-out logs" in result["judged_by"]
     assert result["judge"].startswith("learned from 360 logged steps of 12 videos")
     low, high = result["oracle_profit_ci95"]
@@ -77,11 +77,11 @@ def test_a_coalition_with_a_copy_is_the_coalition_without_it():
     ann, copy, all_three = worth(coalitions)[:3]
     np.testing.assert_array_equal(ann, copy)
     np.testing.assert_array_equal(ann, all_three)
-    assert worth.num_policies == 3, "half a copy and another contributor are others"
+    assert worth.num_policies == 3, "half a copy and another contributor are different sets"
     np.testing.assert_allclose(worth.shared(np.array([1.0, 7.0, 3.0, 4.0])), [2, 7, 2, 4])
 
 
-def test_all_that_is_learned_is_shared_out():
+def test_values_sum_to_the_whole_gain():
     _, worth = worth_of(small())
     nothing, everything = worth(np.array([[False] * 2, [True] * 2]))
     found = shapley_round(2, worth, rng=np.random.default_rng(0), tolerance=0.0)
@@ -99,13 +99,13 @@ def test_shapley_values_by_hand():
     np.testing.assert_allclose(found, [[1.5, 2.5], [1.5, 2.5]])
 
 
-def test_intervals_are_those_of_judges_and_rounds():
+def test_intervals_cover_judges_and_rounds():
     values = np.zeros((3, 40, 1)) + np.arange(40)[:, None]
     ((low, high),) = intervals(values, np.random.default_rng(0))
     assert (low, high) == pytest.approx((np.quantile(range(40), 0.025), np.quantile(range(40), 0.975)), abs=0.3)
 
 
-def test_logs_may_be_left_aside_for_the_simulator_and_never_made_up(tmp_path):
+def test_logs_can_be_ignored_for_the_simulator_but_are_never_invented(tmp_path):
     data = data_of(small())
     result, _ = values_of(tmp_path, data, outcomes="simulator", rounds=2, draws=30)
     assert result["outcomes"] == "simulator"
@@ -115,14 +115,14 @@ def test_logs_may_be_left_aside_for_the_simulator_and_never_made_up(tmp_path):
         values_of(tmp_path, unlogged, name="u.h5", outcomes="logged")
 
 
-def test_too_few_held_out_logs_are_said_and_all_logs_judge(tmp_path, caplog):
+def test_with_too_few_held_out_logs_all_logs_judge_with_a_warning(tmp_path, caplog):
     rng = np.random.default_rng(0)
     videos = demonstrations("", MIXED.context_names, videos=1, rng=rng, split="val")
     result, _ = values_of(tmp_path, data_of([*videos, *small(rng)[3:]]), rounds=2)
     assert "all logs" in result["judged_by"] and "too few" in caplog.text
 
 
-def test_novelty_is_tried_on_logs(tmp_path):
+def test_novelty_is_compared_on_logs(tmp_path):
     data = data_of(small())
     dataset.write_embeddings(tmp_path / "e.h5", data)
     read = dataset.read_embeddings(tmp_path / "e.h5")

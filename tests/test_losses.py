@@ -8,7 +8,7 @@ from pipeline.rl.losses import LatentTransitions
 
 
 class FixedPolicy:
-    """An actor that says the same everywhere."""
+    """An actor with constant output."""
 
     def __init__(self, mean, log_std):
         self.mean, self.log_std = torch.tensor(mean), torch.tensor(log_std)
@@ -18,7 +18,7 @@ class FixedPolicy:
 
 
 def fixed_critic(*values):
-    """Twin critics that say `values` [2, B] whatever they are shown."""
+    """Twin critics that return `values` [2, B] for any input."""
     return lambda latents, actions: torch.tensor(values)
 
 
@@ -32,7 +32,7 @@ def batch_of(size, *, rewards=None, masks=None):
     )
 
 
-def test_td_target_takes_the_lesser_critic_less_entropy_and_respects_the_mask():
+def test_td_target_is_the_smaller_critic_with_entropy_and_mask():
     policy = FixedPolicy([0.0, 0.0], [0.0, 0.0])
     batch = batch_of(2, rewards=[1.0, 5.0], masks=[1.0, 0.0])
     target = losses.td_target(

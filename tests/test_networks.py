@@ -21,13 +21,13 @@ def one_thread_and_a_seed():
 # The policy's density
 
 
-def test_log_prob_is_torchs_own_of_the_tanh_gaussian():
+def test_log_prob_equals_torchs_tanh_gaussian():
     mean, log_std, noise = 2 * torch.randn(200, 2), torch.randn(200, 2).clamp(-2, 1), torch.randn(200, 2)
     mean, log_std, noise = (x.double() for x in (mean, log_std, noise))
     actions, log_prob = networks.sample_action(mean, log_std, noise)
     reference = TransformedDistribution(Independent(Normal(mean, log_std.exp()), 1), TanhTransform(cache_size=1))
     pre_tanh = mean + log_std.exp() * noise
-    near = pre_tanh.abs().amax(1) < 8  # beyond, torch's atanh of a rounded tanh loses digits
+    near = pre_tanh.abs().amax(1) < 8  # further out, torch's atanh of a rounded tanh loses digits
     reached = (0.5 + 0.5 * networks.STRETCH * torch.tanh(pre_tanh[near])).clamp(0, 1)
     torch.testing.assert_close(actions[near], reached)
     torch.testing.assert_close(log_prob[near], reference.log_prob(torch.tanh(pre_tanh))[near], rtol=1e-6, atol=1e-6)
@@ -94,7 +94,7 @@ def test_the_policys_deviation_is_kept_in_range():
 
 
 @pytest.mark.parametrize("num_actions", [1, 2, 3, 7])
-def test_networks_have_room_for_any_number_of_actions(num_actions):
+def test_networks_have_any_number_of_actions(num_actions):
     latents = torch.randn(5, 3)
     mean, log_std = Actor(3, num_actions)(latents)
     assert mean.shape == log_std.shape == (5, num_actions)

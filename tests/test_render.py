@@ -47,7 +47,7 @@ def gallery():
     return {renderer: np.array([looks(renderer, seed) for seed in range(12)]) for renderer in RENDERERS}
 
 
-def test_every_context_of_the_simulator_has_a_look():
+def test_every_context_of_the_simulator_can_be_drawn():
     for renderer in RENDERERS:
         assert set(WORKS[renderer]) == set(contexts(renderer))
 
@@ -89,7 +89,7 @@ simulator: {attempts_per_minute: 2 * speed, error_probability: 0.1 * (1 - care),
 """
 
 
-def test_a_task_of_one_s_own_can_be_drawn():
+def test_a_users_task_can_be_drawn():
     assert synthetic.renderer_of(parse_task(RENDERED, "mine.yaml")) == "dishes"
     for renderer, name in RENDERERS.items():
         assert synthetic.renderer_of(load_task(name)) == renderer
@@ -108,7 +108,7 @@ def test_a_task_of_one_s_own_can_be_drawn():
         ("{mug: {price_usd: 1}, pan: {price_usd: 2}}", "{price_usd: 1}", "renderer-unknown-context"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(old, new, code):
+def test_tasks_that_cannot_be_drawn_are_refused(old, new, code):
     text = RENDERED.replace("2 * speed", "2 * abs(speed)")
     with raises(code):
         synthetic.renderer_of(parse_task(text.replace(old, new, 1), "mine.yaml"))
@@ -136,7 +136,7 @@ def test_care_turns_short_straight_strokes_into_rounds_of_the_whole_area():
         assert np.hypot(*(careful / (30.0, 20.0)).T) == pytest.approx(1.0)
 
 
-def test_tempo_is_seen_in_the_frames():
+def test_tempo_is_visible_in_the_frames():
     def motion(speed):
         clips = (clip_of(scene_of(seed=seed), speed=speed, care=0.7, seed=seed) for seed in range(4))
         return np.mean([np.square(np.diff(clip.astype(np.float32), axis=0)).mean() for clip in clips])
@@ -145,7 +145,7 @@ def test_tempo_is_seen_in_the_frames():
     assert slow * 1.2 < brisk and brisk * 1.1 < fast
 
 
-def test_care_is_seen_in_the_frames():
+def test_care_is_visible_in_the_frames():
     def swept(care):
         clips = (clip_of(scene_of(seed=seed), speed=0.6, care=care, seed=seed) for seed in range(4))
         return np.mean([(np.ptp(clip.astype(int), axis=0).max(-1) > 50).mean() for clip in clips])
@@ -154,7 +154,7 @@ def test_care_is_seen_in_the_frames():
 
 
 def test_care_makes_suds():
-    """Between careless and careful washing of the same dark pan, what turns pale is foam."""
+    """Pixels that turn pale from careless to careful washing of the same dark pan are foam."""
 
     def pale(care):
         clips = (clip_of(scene_of(seed=seed), "pan", care=care, seed=seed) for seed in range(4))
@@ -164,7 +164,7 @@ def test_care_makes_suds():
 
 
 @pytest.mark.parametrize(("renderer", "name"), NAMED)
-def test_the_work_lies_in_the_part_that_the_encoder_sees(renderer, name):
+def test_the_work_is_in_the_encoders_crop(renderer, name):
     """R3D-18 sees the middle 112/171 of the width and 112/128 of the height: x in [33, 159), y in [9, 135)."""
     for seed in range(6):
         canvas, rng = paint.Canvas(), np.random.default_rng(seed)
@@ -199,8 +199,8 @@ def test_no_pixel_is_constant_over_scenes(renderer):
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_contexts_are_told_apart_in_scenes_not_seen(renderer, gallery):
-    """The simplest reader there is, the nearest mean picture of eight scenes, is right in four others."""
+def test_contexts_are_distinguished_in_unseen_scenes(renderer, gallery):
+    """The simplest classifier, the nearest mean picture of eight scenes, is right in four others."""
     looks = gallery[renderer].reshape(12, 4, -1)
     means = looks[:8].mean(0)
     distance = np.square(looks[8:, :, None] - means).sum(-1)  # [4 scenes, 4 contexts, 4 means]
@@ -208,7 +208,7 @@ def test_contexts_are_told_apart_in_scenes_not_seen(renderer, gallery):
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_a_linear_probe_names_the_context_in_scenes_not_seen(renderer, gallery):
+def test_a_linear_probe_names_the_context_in_unseen_scenes(renderer, gallery):
     looks, names = gallery[renderer].reshape(12, 4, -1), np.tile(np.arange(4), (12, 1))
     mean, scale = looks[:8].mean((0, 1)), looks[:8].std((0, 1))
     looks = (looks - mean) / scale
@@ -257,7 +257,7 @@ def test_mp4_decodes_to_the_frames_that_went_in(tmp_path):
 
 
 def test_mp4_bytes_are_the_same_each_time(tmp_path):
-    """On a heap that changes from encode to encode, for an encoder may read what it has not written."""
+    """With heap contents that change between encodes, because an encoder may read uninitialised memory."""
     frames = np.concatenate([clip_of(scene_of(), context) for context in contexts("dishes")])
     encodes, heap, rng = set(), [], np.random.default_rng(0)
     for _ in range(15):
@@ -267,7 +267,7 @@ def test_mp4_bytes_are_the_same_each_time(tmp_path):
     assert len(encodes) == 1, f"15 encodes of the same frames gave {len(encodes)} different files"
 
 
-def test_mp4_is_whole_or_not_there(tmp_path):
+def test_mp4_is_complete_or_absent(tmp_path):
     def broken():
         yield np.zeros((16, 16, 3), np.uint8)
         raise RuntimeError("camera unplugged")
@@ -284,7 +284,7 @@ def test_webp_keeps_frames_and_tempo(tmp_path):
     write_webp(tmp_path / "a.webp", clip, fps=synthetic.FPS)
     with Image.open(tmp_path / "a.webp") as image:
         assert image.n_frames == synthetic.CLIP_LEN and image.size == synthetic.FRAME_SHAPE[::-1]
-        assert image.info["loop"] == 0  # for ever
+        assert image.info["loop"] == 0  # forever
         image.seek(1)
         image.load()
         assert image.info["duration"] == 67

@@ -10,7 +10,7 @@ priorities = st.lists(st.floats(0, 1e6, allow_subnormal=False), min_size=1, max_
 
 
 def transitions(rewards):
-    """Transitions that can be told apart: number i observes i, acts (i/100, 1 − i/100), and is followed by i + 1."""
+    """Distinguishable transitions: number i has observation i, action (i/100, 1 − i/100) and next observation i + 1."""
     rewards = np.asarray(rewards, np.float32)
     return Batch(
         rewards.astype(np.int64),
@@ -154,7 +154,7 @@ def test_same_generator_same_batch():
 # The ring
 
 
-def test_what_goes_in_comes_out():
+def test_samples_equal_the_added_transitions():
     batch, slots, _, _ = buffer_of(30, capacity=40).sample(64, np.random.default_rng(0))
     for got, put in zip(batch, transitions(slots), strict=True):
         np.testing.assert_allclose(got, put)
@@ -170,7 +170,7 @@ def test_the_oldest_are_overwritten_across_the_end_of_the_ring():
 
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 20), min_size=1, max_size=12))
-def test_a_ring_holds_the_last_transitions_whatever_the_batches(capacity, counts):
+def test_a_ring_has_the_last_transitions_for_any_batches(capacity, counts):
     buffer, seen = ReplayBuffer(capacity, (), np.int64, num_actions=2, priority_exponent=0.6), 0
     for count in counts:
         count = min(count, capacity)
@@ -210,13 +210,13 @@ def test_a_weight_of_zero_is_never_drawn():
 # Priorities
 
 
-def test_a_new_transition_is_as_urgent_as_the_most_surprising_one():
+def test_a_new_transition_has_the_highest_priority_so_far():
     buffer = buffer_of(3, capacity=4, td_error=[0.5, 32.0, 1.0])
     buffer.add(transitions([3]), np.array([2.0]))
     np.testing.assert_allclose(buffer._tree.get(np.arange(4)), [0.5**0.6, 8.0, 1.0, 16.0])  # 32^0.6 = 8
 
 
-def test_no_surprise_still_leaves_a_chance_and_the_sign_does_not_matter():
+def test_zero_td_error_keeps_a_priority_and_the_sign_does_not_matter():
     buffer = buffer_of(2, td_error=[0.0, -1.0])
     np.testing.assert_allclose(buffer._tree.get(np.arange(2)), [1e-3**0.6, 1.0])
 
@@ -229,17 +229,17 @@ def test_repeated_slots_leave_consistent_sums():
     assert buffer._tree.total == pytest.approx(leaves.sum())
 
 
-def test_novelty_outlives_a_priority_update():
+def test_novelty_survives_a_priority_update():
     buffer = buffer_of(2, novelty=[1.0, 3.0], td_error=[1.0, 1.0])
     np.testing.assert_allclose(buffer._tree.get(np.arange(2)), [1.0, 3.0])
 
 
-def test_a_buffer_that_is_resumed_samples_what_it_would_have(tmp_path):
+def test_a_resumed_buffer_samples_like_an_uninterrupted_one(tmp_path):
     whole = buffer_of(6, capacity=8, novelty=np.arange(1, 7), td_error=np.arange(6.0))
     resumed = ReplayBuffer(8, (), np.int64, num_actions=2, priority_exponent=0.6)
     resumed.load_state_dict(whole.state_dict())
     for buffer in (whole, resumed):
-        buffer.add(transitions(np.arange(6, 10)), np.ones(4))  # over the end of the ring
+        buffer.add(transitions(np.arange(6, 10)), np.ones(4))  # across the end of the ring
     assert resumed.size == 8
     one, other = (buffer.sample(64, np.random.default_rng(0)) for buffer in (whole, resumed))
     for ours, theirs in zip([*one[0], *one[1:]], [*other[0], *other[1:]], strict=True):

@@ -1,4 +1,4 @@
-"""A run's policy trained on in other worlds."""
+"""Continued training of a run's policy with changed outcomes or prices."""
 
 import numpy as np
 import pytest
@@ -28,28 +28,28 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_retraining_is_that_of_its_seed(trained):
+def test_retraining_is_determined_by_its_seed(trained):
     retrainer = Retrainer(RunDirectory(trained / "run"))
     first, same, other = (retrainer.retrain(retrainer.model, updates=8, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["actor.net.0.weight"], other["actor.net.0.weight"])
 
 
-def test_retraining_goes_on_from_the_run_and_leaves_it_as_it_is(trained):
+def test_retraining_continues_from_the_run_without_changing_it(trained):
     before = (trained / "run" / "best.pt").read_bytes()
     retrainer = Retrainer(RunDirectory(trained / "run"))
     assert retrainer._settings.num_envs == NUM_ENVS and retrainer._settings.lr == 1e-3
     own, _ = load_policy(trained / "run")
     few = retrainer.retrain(retrainer.model, updates=4, seed=0).state_dict()
     for name, value in own.state_dict().items():
-        if name.startswith("actor."):  # Adam's first steps are as long as its learning rate
+        if name.startswith("actor."):  # Adam's first steps have the size of its learning rate
             torch.testing.assert_close(few[name], value, rtol=0, atol=8e-3)
     for name in ("encoder.mean", "encoder.scale"):
-        assert torch.equal(few[name], own.state_dict()[name]), "what it learned to see stays"
+        assert torch.equal(few[name], own.state_dict()[name]), "the encoder is unchanged"
     assert (trained / "run" / "best.pt").read_bytes() == before
 
 
-def test_it_is_judged_on_what_training_held_out(trained):
+def test_it_is_judged_on_data_held_out_of_training(trained):
     retrainer = Retrainer(RunDirectory(trained / "run"))
     steps = retrainer.judge(retrainer.model)
     assert sorted(steps["row"].unique()) == list(range(8 * 12, 10 * 12)), "the two videos of the val split"
@@ -59,7 +59,7 @@ def test_it_is_judged_on_what_training_held_out(trained):
     assert "simulator" in simulated.held_out
 
 
-def test_where_errors_cost_more_the_policy_takes_more_care(trained):
+def test_if_errors_cost_more_the_policy_takes_more_care(trained):
     retrainer = Retrainer(RunDirectory(trained / "run"))
     found = []
     for price in (0.0, 64.0):
@@ -71,8 +71,8 @@ def test_where_errors_cost_more_the_policy_takes_more_care(trained):
     assert err_dear < err - 0.005 and care_dear > care + 0.05
 
 
-def test_what_changed_since_training_is_refused(tmp_path):
-    """Today's world would be another than the one that the policy was trained in."""
+def test_data_changed_since_training_are_refused(tmp_path):
+    """Today's outcomes would differ from those that the policy was trained on."""
     task = write_task(tmp_path, "pressing")
     path = write_embeddings(tmp_path / "embeddings.h5", task=task)
     train.run(embeddings_config(tmp_path, path, task=str(task)))

@@ -74,7 +74,7 @@ def test_running_reward_moments_are_numpys():
     assert float(agent.reward_square / agent.reward_count) == pytest.approx(rewards.var(), rel=1e-5)
 
 
-def test_updates_in_bf16_go_where_those_in_fp32_go():
+def test_updates_in_bf16_are_near_those_in_fp32():
     torch.manual_seed(0)
     exact = new_agent()
     fast = new_agent(bf16=True)
@@ -98,7 +98,7 @@ def test_a_constant_added_to_every_reward_changes_no_update():
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-def test_rewards_that_never_vary_are_no_division_by_zero():
+def test_constant_rewards_do_not_divide_by_zero():
     agent = new_agent()
     agent.observe_rewards(np.full(10, 3.0))
     _, info = agent.update(batch_of(8, rewards=[3.0] * 8), torch.ones(8), generator=seeded())
@@ -122,7 +122,7 @@ def test_same_seed_same_update_bit_for_bit():
     assert info_one == info_other
 
 
-def test_the_target_network_lags_as_tau_says():
+def test_the_target_network_follows_with_step_tau():
     agent = new_agent(tau=0.25, lr=1e-2)
     before = copy.deepcopy(list(agent.target_critic.parameters()))
     agent.update(batch_of(32), torch.ones(32), generator=seeded())
@@ -131,7 +131,7 @@ def test_the_target_network_lags_as_tau_says():
         assert not new.requires_grad
 
 
-def test_an_update_leaves_every_part_trainable_and_the_batch_alone():
+def test_an_update_keeps_every_part_trainable_and_the_batch_unchanged():
     agent, batch = new_agent(), batch_of(16)
     before = copy.deepcopy(batch)
     agent.update(batch, torch.ones(16), generator=seeded())
@@ -151,13 +151,13 @@ def test_only_the_critic_trains_the_encoder():
     assert not torch.equal(encoder.weight.detach(), before)
 
 
-def test_a_loss_that_is_not_finite_is_an_error_and_not_a_policy():
+def test_a_loss_that_is_not_finite_is_an_error():
     batch = batch_of(8, rewards=[float("nan")] * 8)
     with raises("loss-not-finite"):
         new_agent().update(batch, torch.ones(8), generator=seeded())
 
 
-def test_latent_noise_is_of_updates_alone_and_comes_from_the_generator():
+def test_latent_noise_is_only_in_updates_and_from_the_generator():
     def act_and_train(latent_noise):
         agent = new_agent(latent_noise=latent_noise)
         acted = agent.act(torch.ones(1, 3))
@@ -171,7 +171,7 @@ def test_latent_noise_is_of_updates_alone_and_comes_from_the_generator():
 
 
 @pytest.mark.slow
-def test_it_learns_a_continuous_bandit_whose_best_action_depends_on_what_it_sees():
+def test_it_learns_a_continuous_bandit_whose_best_action_depends_on_the_observation():
     """Reward −|a − a*(s)|² with a* = (0.2, 0.9) or (0.8, 0.3): a few hundred updates from random actions."""
     agent = new_agent(2, lr=1e-3, gamma=0.0)
     generator = seeded()
@@ -189,7 +189,7 @@ def test_it_learns_a_continuous_bandit_whose_best_action_depends_on_what_it_sees
     np.testing.assert_allclose(agent.act(torch.eye(2)), best, atol=0.12)
 
 
-def test_an_encoder_with_a_rate_of_its_own_falls_with_the_others():
+def test_the_encoders_own_learning_rate_decays_with_the_others():
     agent = Agent(nn.Linear(4, 3), 3, low=[0, 0], high=[1, 1], lr=1e-2, encoder_lr=1e-4)
     agent.anneal(1.0, final_entropy=-6.0)
     before = copy.deepcopy(agent.state_dict())
@@ -197,7 +197,7 @@ def test_an_encoder_with_a_rate_of_its_own_falls_with_the_others():
     agent.observe_rewards(observations.rewards.numpy())
     agent.update(observations, torch.ones(16), generator=torch.Generator().manual_seed(0))
     moved = {name: float((value - before[name]).abs().max()) for name, value in agent.state_dict().items()}
-    for name, lr in (("encoder.weight", 1e-4), ("critic.net.0.weight", 1e-2)):  # Adam's first step is as long
+    for name, lr in (("encoder.weight", 1e-4), ("critic.net.0.weight", 1e-2)):  # Adam's first step has this size
         assert moved[name] == pytest.approx(lr * sac.FINAL_LR_FACTOR, rel=0.01)
 
 
@@ -208,7 +208,7 @@ def test_an_encoder_with_a_rate_of_its_own_falls_with_the_others():
     ("low", "high"), [([0.1], [0.3]), ([-2.0, 0.1, 1e6 + 0.03], [5.0, 1.5, 1e6 + 200]), ([-0.3, 1 / 3], [-0.1, 2 / 3])]
 )
 def test_actions_are_within_bounds_even_in_32_bits(low, high):
-    """In which 0.3 would be more than 0.3."""
+    """In float32, 0.3 is more than 0.3."""
     agent = new_agent(low=np.array(low), high=np.array(high))
     observations = 50 * torch.randn(2000, 3)
     for actions in (agent.act(observations), agent.act(observations, generator=seeded())):
@@ -223,7 +223,7 @@ def test_actions_are_mapped_from_the_unit_box_by_hand():
     np.testing.assert_allclose(agent.from_unit(torch.tensor([[0.0, 1.0], [0.5, 0.25]])), [[-2, 0.3], [1.5, 0.15]])
 
 
-def test_an_update_depends_on_where_an_action_lies_between_its_bounds_and_not_on_its_unit():
+def test_an_update_does_not_depend_on_the_unit_of_an_action():
     batch = batch_of(64)
     low, high = torch.tensor([-2.0, 10.0]), torch.tensor([5.0, 30.0])
     plain, scaled = new_agent(), new_agent(low=low, high=high)
@@ -233,7 +233,7 @@ def test_an_update_depends_on_where_an_action_lies_between_its_bounds_and_not_on
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-def test_the_bounds_travel_with_the_weights():
+def test_bounds_are_saved_with_the_weights():
     agent = new_agent(low=[-2.0, 0.1], high=[5.0, 0.3])
     other = new_agent()
     other.load_state_dict(agent.state_dict())
@@ -272,7 +272,7 @@ def test_an_agent_is_built_for_the_actions_of_its_task(name):
 
 
 @pytest.mark.parametrize("num_actions", [1, 3])
-def test_the_auxiliary_heads_foresee_from_as_many_actions_as_there_are(num_actions):
+def test_the_auxiliary_heads_take_any_number_of_actions(num_actions):
     settings = load_task("bin-picking").model_dump() | {"simulator": None}
     settings["actions"] = {f"a{index}": {"low": -2.0, "high": 5.0} for index in range(num_actions)}
     agent = runs.build_agent("sim", Task.model_validate(settings))

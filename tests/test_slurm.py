@@ -1,4 +1,4 @@
-"""Against a real Slurm of one node, which tests/slurm/start.sh starts here where its programs are installed."""
+"""Against a real one-node Slurm, started by tests/slurm/start.sh if its programs are installed."""
 
 import contextlib
 import json
@@ -41,8 +41,8 @@ OPTIONS = {"job_name": "vtp-test", "time_limit": "10", "partition": None, "gres"
 
 @pytest.fixture(scope="module", autouse=True)
 def node():
-    """A Slurm of one node, and one thread for whatever runs on it or is compared with it."""
-    state = tempfile.mkdtemp(prefix="vtp-slurm-", dir="/tmp")  # short, for a socket lies in it
+    """A one-node Slurm; everything that runs on it or is compared with it uses one thread."""
+    state = tempfile.mkdtemp(prefix="vtp-slurm-", dir="/tmp")  # short, because it contains a socket
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -72,21 +72,21 @@ def wait_for(true, what, timeout_s=120):
 
 
 def array_of(folder):
-    """The id of the array that was submitted from the folder, once it was."""
+    """Wait for an array submitted from the folder; return its id."""
     wait_for((folder / "array.json").exists, "nothing was submitted")
     return json.loads((folder / "array.json").read_text())["id"]
 
 
 def stop_and_requeue(job_id, at_work, *command):
-    """Stop a task once it is at work, and have it start again soon."""
+    """Stop a task once it is running, and let it restart soon."""
     wait_for(at_work, f"{job_id} does not start")
     subprocess.run([*command, job_id], check=True)
     start_soon(job_id)
 
 
 def start_soon(job_id):
-    """Have a requeued task start before Slurm's two minutes are over, yet not in the second in which it was stopped:
-    a node takes no credential as old as that.
+    """Let a requeued task start before Slurm's two minutes are over, but not in the second in which it was stopped,
+    because a node refuses credentials that old.
     """
     wait_for(lambda: "JobState=PENDING" in scontrol("show", "job", job_id), f"{job_id} was not requeued")
     scontrol("update", f"JobId={job_id}", "StartTime=now+3")
@@ -94,7 +94,7 @@ def start_soon(job_id):
 
 @contextlib.contextmanager
 def meanwhile(function, *arguments):
-    """Run the function beside the block; its error is the block's."""
+    """Run the function in parallel with the block; its error is raised in the block."""
     errors = []
 
     def run():
@@ -143,7 +143,7 @@ def test_seven_shards_one_of_them_killed_and_requeued_equal_one_process(tmp_path
     assert any("running" in text for _, _, text in told)
 
 
-def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_path):
+def test_seeds_are_submitted_found_again_preempted_and_merged(tmp_path):
     cfg = SimTrainConfig(out=tmp_path / "run", seeds="3-4", **SMALL, **SLURM)
     folder = tmp_path / "run" / "jobs"
 
@@ -181,7 +181,7 @@ def test_seeds_are_submitted_left_found_again_preempted_and_put_together(tmp_pat
 
 
 def test_a_task_that_ended_before_it_was_requeued_is_requeued(tmp_path):
-    """Slurm may come to a task's own request after the task has ended; what is left is its state and its last words."""
+    """Slurm can handle a task's request after the task has ended, when only its state and its log are left."""
     words = f"echo 'Starting with'; echo '{slurm.PREEMPTED}'; kill -9 $PPID"
     script = f"test -e '{tmp_path}/begun' || {{ touch '{tmp_path}/begun'; {words}; }}"
     array = slurm.submit(
@@ -196,7 +196,7 @@ def test_a_task_that_ended_before_it_was_requeued_is_requeued(tmp_path):
         assert slurm.watch(array, tick=lambda *_: None) == []
 
 
-def test_failures_bring_their_traceback_and_logs(tmp_path):
+def test_failures_have_traceback_and_logs(tmp_path):
     (tmp_path / "file").touch()
     tasks = [
         Task("fine", math.sqrt, 4),
@@ -217,12 +217,12 @@ def test_failures_bring_their_traceback_and_logs(tmp_path):
     for failure in failures.values():
         for log in failure.logs:
             assert log.is_file() and str(log) in str(whole)
-    wait_for(lambda: not any(slurm.at_work(slurm.squeue(), job) for job in array.jobs.values()), "a task goes on")
+    wait_for(lambda: not any(slurm.at_work(slurm.squeue(), job) for job in array.jobs.values()), "a task still runs")
     states = {name: slurm.squeue()[job.job_id][0] for name, job in array.jobs.items()}
     assert states == {"fine": "COMPLETED", "bug": "FAILED", "gone": "FAILED", "usage": "FAILED"}
 
 
-def test_what_slurm_refuses_is_said(tmp_path):
+def test_slurm_refusals_are_reported(tmp_path):
     with raises("slurm-refused") as caught:
         slurm.submit([Task("root", math.sqrt, 4)], tmp_path, settings={}, **OPTIONS | {"partition": "none"})
     assert "invalid partition" in str(caught.value)

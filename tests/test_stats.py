@@ -7,7 +7,7 @@ from pipeline import stats
 
 
 def test_interval_by_hand():
-    # mean 2, deviation 1, three samples: 2 ± 4.3027 / sqrt(3)
+    # mean 2, standard deviation 1, three samples: 2 ± 4.3027 / sqrt(3)
     low, high = stats.interval95(np.array([1.0, 2.0, 3.0]))
     assert (low, high) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
 
@@ -27,20 +27,20 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
 
 
 def test_the_interval_of_a_ratio_is_that_of_its_linearisation():
-    """Means 3 and 2: ratio 1.5, around which the samples lie at 1.5 + (n − 1.5 d) / 2."""
+    """Means 3 and 2: ratio 1.5; linearised samples are 1.5 + (n − 1.5 d) / 2."""
     numerator, denominator = np.array([2.0, 3.0, 4.0]), np.array([1.0, 2.0, 3.0])
     expected = stats.interval95(1.5 + np.array([0.25, 0.0, -0.25]))
     assert stats.ratio_interval95(numerator, denominator) == pytest.approx(expected)
 
 
 def test_clusters_scatter_about_the_means_of_strata_by_hand():
-    """Means of the strata are 2 and 5, weighed alike 3.5; the clusters lie 1/4 below and above, twice for two."""
+    """Means of the strata are 2 and 5, equally weighted 3.5; the clusters are 1/4 below and above, doubled for two."""
     values, strata, clusters = np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1]), np.array([7, 9, 9])
     found = stats.linearised(values, np.array([0.25, 0.25, 0.5]), strata, clusters)
     assert found == pytest.approx([3.0, 4.0])
 
 
-def test_with_one_stratum_and_clusters_of_equal_size_these_are_their_means():
+def test_with_one_stratum_and_equal_clusters_values_are_cluster_means():
     values = np.random.default_rng(0).normal(size=12)
     found = stats.linearised(values, np.full(12, 1 / 12), np.zeros(12, int), np.repeat([2, 0, 1], 4))
     assert found == pytest.approx(values.reshape(3, 4).mean(1)[[1, 2, 0]])
@@ -81,7 +81,7 @@ def test_bootstrap_of_the_mean_is_near_the_normal_interval():
     samples = np.random.default_rng(0).normal(10, 3, 400)
     half = 1.96 * samples.std() / 20
     assert stats.bootstrap95(samples) == pytest.approx([samples.mean() - half, samples.mean() + half], abs=0.03)
-    assert stats.bootstrap95(samples) == stats.bootstrap95(samples), "it has a generator of its own"
+    assert stats.bootstrap95(samples) == stats.bootstrap95(samples), "it has its own generator"
     low, high = stats.bootstrap95(samples, stats.interquartile_mean)
     assert low < stats.interquartile_mean(samples) < high
 
@@ -107,7 +107,7 @@ def test_intervals_move_and_stretch_with_their_samples(samples, shift, factor):
 
 
 def test_weighted_percentiles_by_hand():
-    """Samples themselves: those at which the weights of the lesser ones and their own first come to the level."""
+    """Bounds are samples: the first at which the cumulative weight reaches the level."""
     samples = np.array([[3.0, 1.0, 2.0, 9.0], [3.0, 1.0, 2.0, 9.0]])
     weights = np.array([[0.5, 0.02, 0.46, 0.02], [0.25, 0.25, 0.25, 0.25]])
     assert stats.weighted_percentiles95(samples, weights).tolist() == [[2, 3], [1, 9]]
@@ -124,7 +124,7 @@ def test_a_sample_without_weight_does_not_count(samples, place):
     assert bounds.tolist() == stats.weighted_percentiles95(np.array(samples)[None], weights[None]).tolist()
 
 
-def test_leaving_out_one_cluster_after_the_other_by_hand():
+def test_leaving_out_each_cluster_in_turn_by_hand():
     """The mean of single samples: the jackknife is the usual Student interval."""
     samples = np.array([1.0, 2.0, 3.0])
     sums = np.stack([samples, np.ones(3)], 1)

@@ -46,7 +46,7 @@ def task_of(**changes):
     return Task(**{"name": "t", "human_wage_usd": 1, "actions": {"speed": SPEED}, "contexts": contexts, **changes})
 
 
-def test_columns_of_frames_by_label():
+def test_frame_columns_by_label():
     task = task_of(attempts=TRIED, successes=TRIED, context={"column": "task", "reduce": "first"})
     assert {label: (column.column, column.reduce) for label, column in task.frame_columns().items()} == {
         "speed": ("action[3]", "mean"), "attempts": ("next.attempts", "sum"), "successes": ("next.attempts", "sum"),
@@ -63,7 +63,7 @@ def test_columns_of_frames_by_label():
         (dict(actions={"speed": {"column": "action[3]", "reduce": "median"}}), "mean"),
         (dict(attempts={"column": "a"}), "reduce"),
         (dict(attempts=TRIED, errors=TRIED, successes=TRIED), "drop one"),
-        (dict(successes=TRIED), "attempts: a column of errors or successes needs one of attempts"),
+        (dict(successes=TRIED), "attempts: a column of errors or successes requires one of attempts"),
         (dict(context={"column": "task", "reduce": "max"}), "reduce is max"),
         (dict(contexts={"price_usd": 1}, context={"column": "task", "reduce": "first"}), "no context has a name"),
     ],
@@ -83,7 +83,7 @@ def test_the_unit_box_is_the_box_of_actions_by_hand():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1), st.floats(-1e3, 1e3), st.floats(0.5, 1e3))
-def test_there_and_back_and_never_out_of_bounds(unit, low, width):
+def test_unit_box_round_trip_stays_in_bounds(unit, low, width):
     actions = {"force": {"low": low, "high": low + width}, "angle": {"low": -low - width, "high": -low}}
     task = Task.model_validate(grasping(actions=actions, simulator=None))
     found = task.from_unit(np.array(unit))
@@ -96,7 +96,7 @@ def test_there_and_back_and_never_out_of_bounds(unit, low, width):
 # Contexts
 
 
-def test_a_single_price_needs_no_name_for_what_is_worked_on():
+def test_a_single_price_needs_no_context_name():
     task = Task.model_validate(grasping(contexts={"price_usd": 0.2, "damage_usd": 1.0}, simulator=None))
     assert task.context_names == (UNNAMED,)
     assert task.is_unnamed
@@ -120,19 +120,19 @@ def test_the_first_scenario_is_the_default_and_has_an_alias(name):
 
 
 def test_a_task_in_a_scenario_has_its_own_contexts_prices_and_parameters():
-    """Whatever was asked of the whole task before."""
+    """Even if properties of the whole task were read before."""
     assert WHOLE.price_usd.tolist() == [0.30, 0.30, 0.45, 0.30]
     plates = WHOLE.in_scenario("plates")
     assert plates.price_usd.tolist() == [0.30] and plates.damage_usd.tolist() == [1.00]
     assert plates.context_names == ("plate",)
     assert list(plates.simulator.contexts) == ["plate"]
     assert WHOLE.context_names == DISHES.context_names == ("pan", "plate", "glass", "mug")
-    assert plates.in_scenario("plates") == plates, "to be in it twice is to be in it"
+    assert plates.in_scenario("plates") == plates, "entering it twice changes nothing"
     with raises("scenario-unknown"):
         plates.in_scenario("mixed")
 
 
-def test_a_scenario_is_another_order_of_contexts_if_it_says_so():
+def test_a_scenario_can_reorder_contexts():
     settings = WHOLE.model_dump()
     settings["simulator"]["scenarios"] = {"fragile": ["glass", "plate"]}
     task = Task.model_validate(settings).in_scenario("fragile")
@@ -149,7 +149,7 @@ def test_an_unknown_scenario_is_answered_with_the_known_ones(name):
     assert "plates, mixed" in str(caught.value)
 
 
-def test_a_task_without_scenarios_has_none_to_name():
+def test_a_task_without_scenarios_refuses_a_scenario():
     assert PARTS.in_scenario(None) is PARTS
     for name in ("seed", "plates"):
         with raises("scenario-unknown"):
@@ -160,7 +160,7 @@ def test_a_task_without_scenarios_has_none_to_name():
     ("names", "scenario"),
     [({"plate"}, "plates"), ({"plate", "mug"}, "mixed"), ({"pan"}, "mixed"), (set(), "plates"), ({"fork"}, "")],
 )
-def test_contexts_find_the_first_scenario_that_has_them_all(names, scenario):
+def test_contexts_select_the_first_scenario_that_has_them_all(names, scenario):
     assert WHOLE.of_contexts(names).scenario == scenario
     assert PARTS.of_contexts(names) is PARTS
 
@@ -183,7 +183,7 @@ def test_a_task_priced_as_another_keeps_its_work():
     assert (task.context_names, task.price_usd.tolist(), task.damage_usd.tolist()) == (("plate",), [9.0], [8.0])
     assert task.error_target.episodes == 5
     assert (task.step_s, task.simulator, task.scenario) == (60.0, PLATES.simulator, "plates")
-    assert PLATES.price_usd.tolist() == [0.30], "the other task is left alone"
+    assert PLATES.price_usd.tolist() == [0.30], "the other task is unchanged"
 
 
 def test_the_order_of_contexts_is_that_of_the_work_and_not_of_the_prices():
@@ -211,7 +211,7 @@ def test_another_task_with_steps_of_another_length_is_other_work(step_s):
     assert work.priced_as(work) == work
 
 
-def test_prices_and_damages_are_scaled_each_by_its_own():
+def test_prices_and_damages_have_separate_factors():
     task = DISHES.scaled(price=2.0, damage=0.5)
     np.testing.assert_allclose(task.price_usd, [0.60, 0.60, 0.90, 0.60])
     np.testing.assert_allclose(task.damage_usd, [0.05, 0.50, 2.00, 0.25])

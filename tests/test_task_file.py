@@ -36,7 +36,7 @@ def changed(old, new):
     return GRASPING.replace(old, new, 1)
 
 
-def test_a_file_is_read_as_what_it_says():
+def test_a_file_is_read_as_written():
     task = parse_task(GRASPING, "grasping.yaml")
     assert task == Task.model_validate(grasping())
     assert task.action_names == ("force",)
@@ -66,9 +66,9 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
     ("text", "line", "says"),
     [
         # unknown and missing keys
-        (changed("step_s", "step_seconds"), 2, "step_seconds: is no setting of a task; correct the name or drop it"),
+        (changed("step_s", "step_seconds"), 2, "step_seconds: is not a setting of a task; correct the name or drop it"),
         (changed("price_usd: 0.1", "price: 0.1"), 9, "contexts.nut.price_usd: is missing; add 'price_usd'"),
-        (changed("price_usd: 0.1", "price_usd: 0.1, price: 1"), 9, "contexts.nut.price: is no setting"),
+        (changed("price_usd: 0.1", "price_usd: 0.1, price: 1"), 9, "contexts.nut.price: is not a setting"),
         (changed("human_wage_usd: 20.0\n", ""), None, "human_wage_usd: is missing; add 'human_wage_usd'"),
         ("name: x\n", None, "is missing; add"),
         # wrong types
@@ -77,10 +77,10 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
         (changed("20.0", "yes"), 3, "human_wage_usd: should be a number, not True; correct it"),
         (changed("20.0", "[20]"), 3, "human_wage_usd: input should be a valid number, not [20]; correct it"),
         (changed("20.0", ""), 3, "human_wage_usd: input should be a valid number, not None; correct it"),
-        (changed("{energy: 0.5, robot: 1.5}", "2"), 4, "costs_usd_per_hour: should hold a `name: value`"),
+        (changed("{energy: 0.5, robot: 1.5}", "2"), 4, "costs_usd_per_hour: should be `name: value` settings"),
         (changed("grasping", "7"), 1, "name: input should be a valid string, not 7; correct it"),
-        (changed("{low: 1.0, high: 5.0}", "[1, 5]"), 6, "actions.force: should hold a `name: value`"),
-        # numbers out of their range
+        (changed("{low: 1.0, high: 5.0}", "[1, 5]"), 6, "actions.force: should be `name: value` settings"),
+        # numbers out of range
         (changed("low: 1.0", "low: 5.0"), 6, "actions.force: low (5) is not below high (5); exchange or correct them"),
         (changed("low: 1.0", "low: 6.0"), 6, "actions.force: low (6) is not below high (5)"),
         (changed("low: 1.0", "low: .nan"), 6, "actions.force.low: input should be a finite number, not nan; correct"),
@@ -97,26 +97,26 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
         (changed("step_s", "error_target: {episodes: yes}\nstep_s"), 2, "error_target.episodes: input should be a val"),
         (changed("simulator:", "simulator:\n  min_attempts: 2"), 11, "simulator.min_attempts: input should be 0 or 1"),
         # names
-        (changed("grasping", "../x"), 1, "name: '../x' is no name of 64 letters, digits, spaces, - and _ at most"),
-        (changed("force:", "errors:"), 5, "actions: 'errors' is a column or a function already; rename the action"),
-        (changed("force:", "novelty:"), 5, "actions: 'novelty' is a column or a function already; rename the action"),
-        (changed("force:", "min:"), 5, "actions: 'min' is a column or a function already; rename the action"),
-        (changed("force:", "Force:"), 5, "actions: 'Force' is no name of small letters, digits and _; rename the act"),
-        (changed("force:", "lambda:"), 5, "actions: 'lambda' is no name of small letters"),
-        (changed("  nut: {price", "  ' nut': {price"), 7, "contexts: ' nut' is no name; name each context by"),
+        (changed("grasping", "../x"), 1, "name: '../x' is not a name of up to 64 letters, digits, spaces, . - _"),
+        (changed("force:", "errors:"), 5, "actions: 'errors' is reserved for a column or a function; rename the a"),
+        (changed("force:", "novelty:"), 5, "actions: 'novelty' is reserved for a column or a function; rename"),
+        (changed("force:", "min:"), 5, "actions: 'min' is reserved for a column or a function; rename the action"),
+        (changed("force:", "Force:"), 5, "actions: 'Force' is not a name of lower-case letters, digits and _"),
+        (changed("force:", "lambda:"), 5, "actions: 'lambda' is not a name of lower-case letters"),
+        (changed("  nut: {price", "  ' nut': {price"), 7, "contexts: ' nut' is not a valid name; name each"),
         (changed("actions:\n  force: {low: 1.0, high: 5.0}\n", "actions: {}\n"), 5, "actions: dictionary should have"),
         # the simulator
         (changed("rate * (", "rat * ("), 11, "simulator: attempts_per_minute: 'rat' is unknown; use one of force"),
         (changed("nut: {slip: 0.2}", "nut: {}"), 12, "error_probability: needs 'slip', which context 'nut' lacks"),
-        (changed("nut: {slip: 0.2}", "fig: {slip: 0.2}"), 10, "simulator: 'fig' is no context; use one of egg, nut"),
+        (changed("nut: {slip: 0.2}", "fig: {slip: 0.2}"), 10, "simulator: 'fig' is not a context; use one of egg"),
         (changed("{rate: 4.0}", "{rate: 4.0, force: 1}"), 10, "simulator: 'force' cannot name a parameter; rename it"),
         (changed("{rate: 4.0}", "{rate: 4.0, exp: 1}"), 10, "simulator: 'exp' cannot name a parameter; rename it"),
         (changed("slip: 0.5", "slip: 1.5"), 12, "goes from 1 to 1.4 over the actions in context 'egg'"),
         (changed("1.2 - 0.1 *", "1.2 - 0.3 *"), 11, "attempts_per_minute: goes from -1.2 to 3.6 over"),
         (changed("rate * (1.2", "rate / (1 - 1) * (1.2"), 11, "attempts_per_minute: cannot be computed (float"),
-        (changed("rate * (1.2", "log(force - 2) * (1.2"), 11, "outside [0, inf); correct the formula, or cut it off"),
+        (changed("rate * (1.2", "log(force - 2) * (1.2"), 11, "outside [0, inf); correct the formula, or limit it"),
         (changed("rate * (1.2", "9**9**9**9 * (1.2"), 11, "attempts_per_minute: cannot be computed"),
-        (changed("rate * (1.2", "__import__('os').system('true') * (1.2"), 11, "is no known function of numbers"),
+        (changed("rate * (1.2", "__import__('os').system('true') * (1.2"), 11, "is not a known function"),
         (changed("rate * (1.2 - 0.1 * force)", "force.__class__"), 11, "attribute is not allowed"),
         (changed("rate * (1.2 - 0.1 * force)", '"[x for x in (1, 2)]"'), 11, "is not allowed"),
         (changed("rate * (1.2 - 0.1 * force)", "\"'a' * 3\""), 11, "'a' is not a finite number"),
@@ -126,7 +126,7 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
         (GRASPING + "  scenarios: {eggs: [egg, egg]}\n", 10, "scenario 'eggs' names a context twice; drop one"),
         (GRASPING + "  scenarios: {seed: [egg]}\n", 10, "'seed' cannot name a scenario; rename it"),
         (GRASPING + "  renderer: clouds\n", 17, "simulator.renderer: input should be 'dishes' or 'bricks', not"),
-        (GRASPING + "scenario: eggs\n", None, "scenario 'eggs' is none of exactly these contexts; drop it"),
+        (GRASPING + "scenario: eggs\n", None, "scenario 'eggs' does not consist of exactly these"),
         # YAML itself
         (changed("step_s: 30.0", "step_s: [30.0"), 3, "; correct the YAML"),
         (changed("step_s: 30.0", "\tstep_s: 30.0"), 2, "; correct the YAML"),
@@ -135,23 +135,23 @@ def test_a_file_beside_a_manifest_is_found_from_there_and_may_begin_with_a_byte_
         (GRASPING + "---\nname: other\n", 17, "; correct the YAML"),
         (GRASPING + "name: other\n", 17, "name occurs twice; drop one"),
         (changed("price_usd: 0.1", "price_usd: 0.1, price_usd: 0.2"), 9, "contexts.nut.price_usd occurs twice"),
-        (changed("  nut:", "  yes:"), 9, "'yes' is no text; write the name in quotes"),
-        (changed("  nut:", "  1:"), 9, "'1' is no text; write the name in quotes"),
-        (changed("  nut:", "  null:"), 9, "'null' is no text; write the name in quotes"),
-        (changed("  nut:", "  [1, 2]:"), 9, "is no text; write the name in quotes"),
-        (changed("  egg: {", "  egg: &egg {") + "x: *egg\n", 17, "*egg stands for another place; write it out"),
-        ("a: &a [*a]", 1, "*a stands for another place; write it out"),
-        ("[" * 1_000_000, 1, "is nested more than 20 deep"),
-        ("{a: " * 1000, 1, "is nested more than 20 deep"),
-        ("", None, "holds no settings; write one `name: value` a line"),
-        ("- 1\n- 2\n", None, "holds no settings"),
-        ("grasping", None, "holds no settings"),
+        (changed("  nut:", "  yes:"), 9, "'yes' is not text; quote the name"),
+        (changed("  nut:", "  1:"), 9, "'1' is not text; quote the name"),
+        (changed("  nut:", "  null:"), 9, "'null' is not text; quote the name"),
+        (changed("  nut:", "  [1, 2]:"), 9, "is not text; quote the name"),
+        (changed("  egg: {", "  egg: &egg {") + "x: *egg\n", 17, "*egg is an alias; write the value out"),
+        ("a: &a [*a]", 1, "*a is an alias; write the value out"),
+        ("[" * 1_000_000, 1, "nested more than 20 deep"),
+        ("{a: " * 1000, 1, "nested more than 20 deep"),
+        ("", None, "has no settings; write one `name: value` per line"),
+        ("- 1\n- 2\n", None, "has no settings"),
+        ("grasping", None, "has no settings"),
         ("name: a\x00b", None, "; correct the YAML"),
-        (GRASPING + '"a\\nb": 1', 17, "'a\\nb': is no setting of a task"),
+        (GRASPING + '"a\\nb": 1', 17, "'a\\nb': is not a setting of a task"),
         (changed("20.0", "x" * 5000), 3, "x…; correct it"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_with_its_line_key_rule_and_remedy(text, line, says):
+def test_errors_name_line_key_rule_and_remedy(text, line, says):
     with raises("task-invalid") as caught:
         parse_task(text, "my task.yaml")
     message = str(caught.value)
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_with_its_line_key_rule_and_remedy(text, line, say
     assert ";" in message
 
 
-def test_a_number_in_scientific_notation_is_a_number_though_yaml_takes_it_for_a_text():
+def test_scientific_notation_is_a_number_though_yaml_reads_a_string():
     task = parse_task(changed("price_usd: 0.1", "price_usd: 1e-3"), "x")
     assert task.price_usd[1] == 0.001
 
@@ -179,19 +179,19 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name):
 
 
 @pytest.mark.parametrize("name", ["", ".", "x" * 5000])
-def test_what_is_no_file_cannot_be_read(name):
+def test_a_path_that_is_not_a_file_is_refused(name):
     with raises("task-unreadable"):
         load_task(name)
 
 
 @pytest.mark.parametrize("data", [b"name: \xff\xfe", b"#" * (1 << 21)])
-def test_a_file_that_is_no_text_or_far_too_long_cannot_be_read(tmp_path, data):
+def test_a_file_that_is_not_text_or_too_long_is_refused(tmp_path, data):
     (tmp_path / "task.yaml").write_bytes(data)
     with raises("task-unreadable"):
         load_task("task.yaml", tmp_path)
 
 
-# Tasks as text, as data sets and checkpoints hold them
+# Tasks as text, as in data sets and checkpoints
 
 name = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).map("x{}".format)
 context_name = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), min_size=1, max_size=12)
@@ -224,7 +224,7 @@ def any_task(draw):
 
 @settings(max_examples=60)
 @given(any_task())
-def test_a_task_comes_back_from_its_text_as_it_was(task):
+def test_a_task_survives_the_round_trip_through_text(task):
     text = task_to_text(task)
     assert "\n" not in text
     found = task_from_text(text, "data.h5")
@@ -234,13 +234,13 @@ def test_a_task_comes_back_from_its_text_as_it_was(task):
 
 
 @pytest.mark.parametrize("task", BUILT_IN.values(), ids=BUILT_IN)
-def test_a_task_in_a_scenario_comes_back_in_it(task):
+def test_a_scenario_survives_the_round_trip_through_text(task):
     found = task_from_text(task_to_text(task), "data.h5")
     assert found == task
     assert str(found) == str(task)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "[1]", "name: x", '{"name": "x"', json.dumps(grasping(step_s=-1))])
-def test_text_that_is_no_task_is_a_damaged_file(text):
+def test_text_that_is_not_a_task_is_a_damaged_file(text):
     with raises("task-corrupt", CorruptError):
         task_from_text(text, "data.h5")

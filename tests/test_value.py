@@ -1,4 +1,4 @@
-"""Data value: on made-up embeddings whose worth is known, and the arithmetic of Shapley values by hand."""
+"""Data value: on invented embeddings of known worth, and Shapley values by hand."""
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ COMMON, UNIQUE = ("plate", "glass", "mug"), "pan"
 
 
 def look(context, rng, task=MIXED):
-    """Embeddings [n, 128] of clips of contexts in one scene: what it is, the scene, the clip."""
+    """Embeddings [n, 128] of clips of contexts in one scene: sums of a context, a scene and a clip vector."""
     embeddings = rng.normal(0, 0.2, (len(context), 128)) + rng.normal(0, 0.1, 128)
     embeddings[np.arange(len(context)), [task.context_names.index(name) for name in context]] += 4
     return embeddings.astype(np.float32)
@@ -55,10 +55,10 @@ def write_file(path, videos, *, task=DISHES, contributors=(), labelled=True, pri
 
 
 def demos(seed, *, copies=()):
-    """The only video with a pan, eight common ones, one of noise, and copies of some: exact, or by `blur` not quite.
+    """The only video with a pan, eight common ones, one of noise, and copies of some: exact, or blurred by `blur`.
 
-    Of all contexts it is pans that must be seen: blind work treats everything as if it were a glass. The noise looks
-    like nothing else, as television snow does to the encoder, and its labels are drawn at random.
+    Pans most need to be seen: blind work treats everything like a glass. Noise is unlike all else, like noise frames
+    to the encoder, and its labels are random.
     """
     rng = np.random.default_rng(seed)
     videos = {f"common-{i}": np.array(COMMON)[rng.integers(3, size=CLIPS)] for i in range(8)}
@@ -83,15 +83,15 @@ def values_of(tmp_path, videos, seed, **settings):
 def test_planted_demonstrations_are_ranked(tmp_path, seed):
     result, alone = values_of(tmp_path, demos(seed), seed)
     unique, common = alone.value["unique"], alone.value[alone.index.str.startswith("common")]
-    assert alone.low["unique"] > common.max(), "what nobody else shows is worth more"
+    assert alone.low["unique"] > common.max(), "a unique video is worth more"
     assert abs(alone.value["noise"]) < 0.05 * unique, "noise is worth about nothing"
     assert alone.price.sum() <= min(result["spread_per_hour"], alone.value.sum()) + 1e-6
     for blur in (0.0, 0.1):
         _, pair = values_of(tmp_path, demos(seed, copies=[("unique", blur)]), seed)
-        assert pair.value[["unique", "unique-copy"]].sum() < 1.5 * unique, "a copy is no second demo"
+        assert pair.value[["unique", "unique-copy"]].sum() < 1.5 * unique, "a copy is not a second demonstration"
 
 
-def test_all_that_was_learned_is_shared_out(tmp_path):
+def test_values_sum_to_the_whole_gain(tmp_path):
     result, table = values_of(tmp_path, demos(3), 3, tolerance=0)
     assert table.value.sum() == pytest.approx(result["profit_of_all"] - result["profit_of_none"])
     cut, _ = values_of(tmp_path, demos(3), 3, tolerance=0.1)
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_values(tmp_path):
 
 
 def additive(parts):
-    """Evidence whose utility is the sum of what each part is worth."""
+    """Evidence whose utility is the sum of the values of its parts."""
     return [value.Evidence(np.zeros((1, 1)), np.array([float(p)])) for p in parts]
 
 
@@ -119,20 +119,20 @@ def round_of(parts, utility, *, keys=None, **settings):
     return value.value_round(additive(parts), keys, utility, rng=rng, **{"tolerance": 0.0, **settings})
 
 
-def test_what_adds_up_is_valued_at_what_it_adds():
+def test_additive_evidence_is_valued_at_its_contribution():
     found = round_of([1, -2, 5], lambda total: float(total.moment[0]) + 10)
     assert found.value == pytest.approx([1, -2, 5])
     assert found.leave_one_out == pytest.approx([1, -2, 5])
     assert (found.nothing, found.everything) == (10, 14)
 
 
-def test_of_two_of_which_one_would_do_each_is_worth_half_and_neither_is_missed():
+def test_two_substitutes_are_worth_half_each_and_neither_is_missed():
     found = round_of([1, 1], lambda total: float(total.moment[0] >= 1))
     assert found.value == pytest.approx([0.5, 0.5])
     assert found.leave_one_out == pytest.approx([0, 0])
 
 
-def test_a_copy_shares_the_value_of_what_it_copies():
+def test_a_copy_shares_the_value_of_the_original():
     found = round_of([3, 3, 4], lambda total: float(total.moment[0]), keys=[(0,), (0,), (1,)])
     assert found.value[0] + found.value[1] == pytest.approx(3)
     assert found.value[2] == pytest.approx(4)
@@ -147,7 +147,7 @@ def test_a_tolerance_saves_policies_and_never_pays_more_than_there_is():
     assert cut.value == pytest.approx(full.value)
 
 
-def test_the_learner_knows_what_an_action_brings():
+def test_the_learner_chooses_nearly_optimal_actions():
     """On clips of one context seen in training, the preferred actions earn nearly what the oracle earns."""
     rng = np.random.default_rng(0)
     context = np.repeat(np.arange(4), 30)
@@ -158,7 +158,7 @@ def test_the_learner_knows_what_an_action_brings():
     assert profit > 0.98 * oracle(MODEL, np.arange(4)).profit.mean()
 
 
-def test_evidence_that_contradicts_itself_is_not_believed():
+def test_evidence_that_contradicts_itself_is_ignored():
     rng = np.random.default_rng(0)
     one_place, four_places = np.ones((40, 1)), np.eye(4)[np.arange(40) % 4]
     same, by_place = np.full((40, 6), 3.0), np.arange(4.0)[np.arange(40) % 4][:, None] * np.ones(6)
@@ -170,12 +170,12 @@ def test_evidence_that_contradicts_itself_is_not_believed():
 
 
 def test_self_consistency_by_hand():
-    """Three clips at one place with outcomes 1, 1, 4 and ridge 2: each is predicted as the others' sum over 2 + 2."""
+    """Three clips at one place with outcomes 1, 1, 4 and ridge 2: predictions are the sum of the others / (2 + 2)."""
     expected = 1 - ((1 - 5 / 4) ** 2 * 2 + (4 - 2 / 4) ** 2) / (1 + 1 + 16)
     assert ridge_learner.self_consistency(np.ones((3, 1)), np.array([[1.0], [1.0], [4.0]])) == pytest.approx(expected)
 
 
-def test_what_is_like_nothing_of_the_work_teaches_nothing():
+def test_clips_unlike_all_of_the_work_teach_nothing():
     rng = np.random.default_rng(0)
     work = rng.normal(size=(30, 128)).astype(np.float32)
     see = ridge_learner.resemblance(work, np.eye(128))
@@ -187,7 +187,7 @@ def test_what_is_like_nothing_of_the_work_teaches_nothing():
     assert ridge_learner.judge(evidence, blindly, held) == ridge_learner.judge(nothing, blindly, held)
 
 
-def test_the_view_of_the_work_is_its_kernel():
+def test_products_of_views_are_the_kernel():
     """Products of views are exp(-d²/2w²), w half the median distance: by hand for three clips."""
     points = np.zeros((3, 128))
     points[1, 0], points[2, 1] = 3, 4  # distances 3, 4, 5; the median is 4
@@ -195,7 +195,7 @@ def test_the_view_of_the_work_is_its_kernel():
     np.testing.assert_allclose(seen @ seen.T, np.exp(-np.array([[0, 9, 16], [9, 0, 25], [16, 25, 0]]) / 8), atol=1e-9)
 
 
-def test_what_tells_videos_apart_is_scaled_down_and_what_changes_within_them_is_not():
+def test_differences_between_videos_are_scaled_down_and_those_within_are_not():
     rng = np.random.default_rng(0)
     videos = [rng.normal(0, 1, (40, 128)) * (np.arange(128) == 0) for _ in range(30)]  # the work is in dimension 0
     for clips in videos:
@@ -205,7 +205,7 @@ def test_what_tells_videos_apart_is_scaled_down_and_what_changes_within_them_is_
     np.testing.assert_allclose(metric, metric.T, atol=1e-12)
 
 
-def test_clips_that_are_all_the_same_can_be_looked_at():
+def test_identical_clips_have_a_view():
     seen = ridge_learner.resemblance(np.ones((5, 128)), ridge_learner.scene_free([np.ones((5, 128))]))(
         np.ones((2, 128))
     )
@@ -213,7 +213,7 @@ def test_clips_that_are_all_the_same_can_be_looked_at():
 
 
 @pytest.mark.parametrize("task", [MIXED, *TASKS.values()], ids=str)
-def test_trying_out_is_right_on_average(task):
+def test_fitted_profits_are_right_on_average(task):
     """The constant term is the profit of a random action, here by quadrature."""
     model = SimulatedOutcomes(task)
     axis = (np.arange(40) + 0.5) / 40
@@ -225,7 +225,7 @@ def test_trying_out_is_right_on_average(task):
 
 
 @pytest.mark.parametrize("num_actions", [1, 2, 3, 5])
-def test_terms_are_orthonormal_for_the_uniform_actions_that_are_tried(num_actions):
+def test_terms_are_orthonormal_for_uniform_actions(num_actions):
     """By Gauss-Legendre quadrature, exact up to degree 5."""
     nodes, weights = np.polynomial.legendre.leggauss(3)
     unit = np.stack(np.meshgrid(*[(nodes + 1) / 2] * num_actions), -1).reshape(-1, num_actions)
@@ -236,13 +236,13 @@ def test_terms_are_orthonormal_for_the_uniform_actions_that_are_tried(num_action
 
 
 def test_the_terms_of_two_actions_by_hand():
-    """At (1, 1/2): 1, 0, -√5/2, √3, 0, √5, in the order that files of earlier rounds have."""
+    """At (1, 1/2): 1, 0, -√5/2, √3, 0, √5, in the order of earlier versions."""
     expected = [1, 0, -np.sqrt(5) / 2, np.sqrt(3), 0, np.sqrt(5)]
     assert ridge_learner.action_terms(np.array([1.0, 0.5])) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("num_actions", [1, 2, 3, 4, 6, 12])
-def test_there_are_a_few_hundred_actions_to_choose_from_with_the_corners(num_actions):
+def test_a_few_hundred_candidate_actions_include_the_corners(num_actions):
     actions = ridge_learner.candidate_actions(num_actions)
     assert 400 <= len(actions) <= 1024 and actions.shape[1] == num_actions
     assert actions.min() == 0 and actions.max() <= 1
@@ -250,12 +250,12 @@ def test_there_are_a_few_hundred_actions_to_choose_from_with_the_corners(num_act
     assert num_actions > ridge_learner.MAX_CORNERS or len(corners) == 2**num_actions
 
 
-def test_copies_bring_the_same_outcomes_and_others_do_not():
+def test_copies_have_the_same_outcomes_and_others_do_not():
     clips = np.arange(256, dtype=np.float32).reshape(2, 128)
     assert value.content_key(clips) == value.content_key(clips.copy()) != value.content_key(clips + 1)
 
 
-# Contributors, and what cannot be valued
+# Contributors, and inputs that cannot be valued
 
 
 def small(n=4):
@@ -272,7 +272,7 @@ def test_contributors_are_valued_over_all_their_videos(tmp_path):
     assert result["demonstrations"] == 2
 
 
-def test_a_file_that_names_no_contributor_is_what_it_was_before_there_were_any(tmp_path):
+def test_a_file_without_contributors_is_unchanged(tmp_path):
     one, other = (
         write_file(tmp_path / name, small(), contributors=c) for name, c in (("a.h5", []), ("b.h5", [""] * 4))
     )
@@ -282,7 +282,7 @@ def test_a_file_that_names_no_contributor_is_what_it_was_before_there_were_any(t
     assert named.videos.contributor == ["", "ann", "bob", "ann"]
 
 
-def test_what_cannot_be_valued_says_why(tmp_path):
+def test_errors_say_why_there_is_nothing_to_value(tmp_path):
     def run(path, **settings):
         return value.run(ValueConfig(embeddings=path, out=tmp_path / "out", rounds=2, **settings))
 
@@ -299,7 +299,7 @@ def test_what_cannot_be_valued_says_why(tmp_path):
 
 
 def small_of(task, n=5, clips=12):
-    """Videos of one context each, the first held out; of one context, they are all alike."""
+    """Videos of one context each, the first held out; with a single context they are identical."""
     rng = np.random.default_rng(0)
     videos = {"val-0": np.array(task.context_names)[np.arange(max(clips, len(task.contexts))) % len(task.contexts)]}
     videos |= {f"v-{i}": np.array([task.context_names[-1 - i % len(task.contexts)]] * clips) for i in range(n)}
@@ -368,7 +368,7 @@ def write_novelty(path, embeddings, score):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_novelty_is_tried_in_any_task(tmp_path, name):
+def test_novelty_is_compared_in_any_task(tmp_path, name):
     task = TASKS[name]
     path = write_file(tmp_path / "embeddings.h5", small_of(task), task=task)
     settings = {"embeddings": path, "out": tmp_path, "rounds": 2, "draws": 40}

@@ -1,1 +1,1 @@
-"""An array of the same stage: in processes of this machine or as a Slurm array, watched, then put together."""
+"""Arrays of one stage: run in local processes or as a Slurm array, watched, then merged."""

@@ -1,4 +1,4 @@
-"""The stages that run as arrays: shards of an extraction, seeds of a training, and the validation of such seeds."""
+"""The stages that run as arrays: shards of an extraction, random seeds of a training, and validation of those runs."""
 
 from __future__ import annotations
 
@@ -27,49 +27,47 @@ from pipeline.writer_lock import one_writer
 
 logger = logging.getLogger(__name__)
 
-SEED_BYTES = 3 << 29  # memory of a training process beside its embeddings; 0.9 GiB were measured
-VIDEO_BYTES = 3 << 29  # more where an encoder learns; 2 GiB in all were measured
-SHARD_BYTES = 3 << 30  # of one that encodes, with its decoders; 1.3 GiB and 0.9 GiB were measured
-LANDED_S = 2.0  # between two looks at the files
+SEED_BYTES = 3 << 29  # memory of a training process besides its embeddings; 0.9 GiB measured
+VIDEO_BYTES = 3 << 29  # more if an encoder is trained; 2 GiB in all measured
+SHARD_BYTES = 3 << 30  # memory of an encoding process and its decoders; 1.3 GiB and 0.9 GiB measured
+PROGRESS_S = 2.0  # between two reads of the progress
 
 Progress = Callable[[int, int, str], None]
-Landed = Callable[[], tuple[int, int]]
+NumDone = Callable[[], tuple[int, int]]
 
 
 def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extraction.ExtractResult | None:
-    """Extract all shards and merge them; None where --no-wait leaves the merge to `vtp merge`.
+    """Extract all shards and merge them; None if --no-wait leaves the merge to `vtp merge`.
 
-    With devices there is a shard for each of them at least, and all run on this machine.
+    With devices, there is at least one shard per device, and all run on this machine.
     """
     gpus = visible_gpus(cfg.devices) if cfg.devices else []
     cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus))})
-    ids = {entry.video_id for entry in read_inputs(cfg).entries}  # refused now, not in each shard's turn
+    ids = {entry.video_id for entry in read_inputs(cfg).entries}  # errors are raised now, not in each shard
 
     def tasks() -> list[Task]:
         make_folder(cfg.out.parent)
         configs = [alone(cfg).model_copy(update={"shard": shard}) for shard in range(cfg.shards)]
         return [Task(f"shard {one.shard} of {one.shards}", extraction.run, one) for one in configs]
 
-    def landed() -> tuple[int, int]:
+    def num_done() -> tuple[int, int]:
         return extraction.landed(cfg, ids), len(ids)
 
     folder = cfg.out.parent / f"{cfg.out.stem}.jobs"
     written = [shards.parts_folder(cfg.out)]
-    ended = _run(tasks, cfg, folder, landed, written, task_bytes=SHARD_BYTES, progress=progress, devices=gpus)
+    ended = _run(tasks, cfg, folder, num_done, written, task_bytes=SHARD_BYTES, progress=progress, devices=gpus)
     return extraction.merge(cfg) if ended else None
 
 
 def visible_gpus(devices: str) -> list[str]:
-    """The GPUs of these numbers, as CUDA_VISIBLE_DEVICES names them; VtpError where one is not to be seen."""
+    """The GPUs with these numbers, as CUDA_VISIBLE_DEVICES names them; VtpError if one is not visible."""
     count = torch.cuda.device_count()
     numbers = list(range(count)) if devices == "all" else [int(number) for number in devices.split(",")]
     if count == 0:
-        raise VtpError(
-            f"--devices {devices}: torch sees no GPU here; drop it to encode on the processors", code="gpu-missing"
-        )
+        raise VtpError(f"--devices {devices}: torch sees no GPU here; drop it to encode on CPUs", code="gpu-missing")
     if missing := [number for number in numbers if number >= count]:
         raise VtpError(
-            f"--devices {devices}: torch sees GPUs 0 to {count - 1} here, not {missing[0]}; give those",
+            f"--devices {devices}: torch sees GPUs 0 to {count - 1} here, not {missing[0]}; choose from those",
             code="gpu-missing",
         )
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -77,26 +75,26 @@ def visible_gpus(devices: str) -> list[str]:
 
 
 def train(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any] | None:
-    """Train the seeds that are not finished; the summary of all, or None where --no-wait leaves it to `vtp merge`."""
+    """Train all unfinished random seeds; the summary of all, or None if --no-wait leaves it to `vtp merge`."""
 
     def tasks() -> list[Task]:
         return [Task(f"seed {one.seed}", training.run, one) for one in seeds.prepare(cfg)]
 
     task_bytes = SEED_BYTES + (VIDEO_BYTES if cfg.source == "video" else 0)
     if cfg.source != "sim" and storage.fetch(cfg.embeddings).is_file():
-        task_bytes += 3 * cfg.embeddings.stat().st_size  # as read, as a tensor, and once in between
+        task_bytes += 3 * cfg.embeddings.stat().st_size  # as read, as a tensor, and one copy in between
 
-    def landed() -> tuple[int, int]:
+    def num_done() -> tuple[int, int]:
         return seeds.landed(cfg)
 
-    assert cfg.seeds is not None, "one seed is no array"
+    assert cfg.seeds is not None, "a single seed is not an array"
     written = [seeds.run_of(cfg.out, seed) for seed in parse_seeds(cfg.seeds)]
-    ended = _run(tasks, cfg, cfg.out / "jobs", landed, written, task_bytes=task_bytes, progress=progress)
+    ended = _run(tasks, cfg, cfg.out / "jobs", num_done, written, task_bytes=task_bytes, progress=progress)
     return seeds.merge(cfg.out) if ended else None
 
 
 def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Validate the seeds of a training in local processes; the summary of all."""
+    """Validate the runs of all random seeds in local processes; the summary of all."""
     runs = seeds.runs_in(cfg.run)
     tasks = [Task(run.name, evaluation.run, cfg.model_copy(update={"run": run})) for run in runs]
     folder = cfg.run / "jobs"
@@ -106,13 +104,13 @@ def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[s
 
 
 def _run(
-    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, landed: Landed,
+    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, num_done: NumDone,
     written: Sequence[Path], *, task_bytes: int, progress: Progress | None, devices: Sequence[str] = (),
 ) -> bool:  # fmt: skip
-    """Run the tasks where `cfg.launcher` says; False if they were submitted and not waited for.
+    """Run the tasks with `cfg.launcher`; False if they were submitted without waiting for them.
 
-    Their failures are raised as one error, once all of them have ended. Where a Slurm array is at work on the same
-    already, it is waited for, and `tasks` is not called. written: the folders that the tasks write to.
+    Once all have ended, their failures are raised as one error. If a Slurm array already works on the same tasks,
+    `tasks` is not called and the array is waited for. written: the folders that the tasks write to.
     """
     settings = alone(cfg).model_dump(mode="json", exclude={"overwrite"})
     with one_writer(folder / ".lock", cfg.out):
@@ -120,13 +118,13 @@ def _run(
         if cfg.launcher != "slurm":
             if array is not None:
                 raise TryAgainError(
-                    f"Slurm array {array.id} is at work on this; add --launcher slurm to wait for it",
+                    f"Slurm array {array.id} is already working on this; add --launcher slurm to wait for it",
                     code="array-running",
                 )
-            _run_here(tasks(), folder, landed, task_bytes=task_bytes, progress=progress, devices=devices)
+            _run_here(tasks(), folder, num_done, task_bytes=task_bytes, progress=progress, devices=devices)
             return True
         if array is not None:
-            logger.info("Slurm array %s is at work on this already", array.id)
+            logger.info("Slurm array %s is already working on this", array.id)
         elif to_do := tasks():
             array = slurm.submit(
                 to_do, folder, settings=settings, job_name=f"vtp-{cfg.out.stem}", time_limit=cfg.slurm_time,
@@ -138,11 +136,11 @@ def _run(
     if cfg.no_wait:
         return False
     try:
-        failures = slurm.watch(array, tick=_ticker(landed, progress))
+        failures = slurm.watch(array, tick=_ticker(num_done, progress))
     except KeyboardInterrupt as error:
         raise TryAgainError(
-            f"interrupted, and Slurm array {array.id} goes on: the same command waits for it again, "
-            f"`scancel {array.id}` ends it",
+            f"interrupted, but Slurm array {array.id} continues; run the same command to wait for it again, or "
+            f"`scancel {array.id}` to end it",
             code="command-interrupted",
         ) from error
     if failures:
@@ -153,22 +151,22 @@ def _run(
 
 
 def _run_here(
-    tasks: Sequence[Task], folder: Path, landed: Landed | None, *, task_bytes: int, progress: Progress | None,
+    tasks: Sequence[Task], folder: Path, num_done: NumDone | None, *, task_bytes: int, progress: Progress | None,
     devices: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    failures = local.run(tasks, folder, task_bytes=task_bytes, tick=_ticker(landed, progress), devices=devices)
+    failures = local.run(tasks, folder, task_bytes=task_bytes, tick=_ticker(num_done, progress), devices=devices)
     if failures:
         raise report(failures, len(tasks))
 
 
-def _ticker(landed: Landed | None, progress: Progress | None) -> Progress:
-    """What is told (tasks ended, tasks, text), and passes on what has landed in files where that is known."""
-    looked_at = -LANDED_S
+def _ticker(num_done: NumDone | None, progress: Progress | None) -> Progress:
+    """A callback for (tasks ended, tasks, text); it reports the progress read from files instead, if known."""
+    looked_at = -PROGRESS_S
 
     def tick(done: int, total: int, text: str) -> None:
         nonlocal looked_at
-        if progress is not None and time.monotonic() - looked_at >= LANDED_S:
+        if progress is not None and time.monotonic() - looked_at >= PROGRESS_S:
             looked_at = time.monotonic()
-            progress(*(landed() if landed else (done, total)), text)
+            progress(*(num_done() if num_done else (done, total)), text)
 
     return tick

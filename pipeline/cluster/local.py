@@ -1,4 +1,4 @@
-"""An array in processes of this machine, as many at a time as its processors and memory allow."""
+"""An array in local processes, as many at a time as processors and memory allow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.errors import EXIT_TRY_AGAIN
 from pipeline.files import make_folder
 
 POLL_S = 0.5
-STOP_S = 20.0  # to write down what is finished
+STOP_S = 20.0  # for workers to save finished work
 
 Tick = Callable[[int, int, str], None]
 
@@ -31,8 +31,8 @@ def run(
 ) -> list[Failure]:
     """Run the tasks and return the failures; logs go to the folder.
 
-    task_bytes: the memory that a task needs. tick: called twice a second with the number of tasks that have
-    ended, of all, and what is going on. devices: GPUs, as CUDA_VISIBLE_DEVICES names them; a task at a time has each.
+    task_bytes: memory needed per task. tick: called twice per second with the number of ended tasks, the number of all
+    tasks and a status text. devices: GPUs, as CUDA_VISIBLE_DEVICES names them; each runs one task at a time.
     """
     if not tasks:
         return []
@@ -61,7 +61,7 @@ def run(
 
 
 def workers(num_tasks: int, task_bytes: int) -> int:
-    """How many tasks at a time."""
+    """Number of tasks at a time."""
     memory = processes.available_memory()
     fitting = num_tasks if memory is None else max(memory // task_bytes, 1)
     return min(num_tasks, processes.num_processors(), fitting)
@@ -76,7 +76,7 @@ class _Worker:
     device: str | None
 
     def outcome(self) -> Failure | None:
-        """Of a process that has ended: its failure, if it failed."""
+        """The failure of a process that has ended; None if it succeeded."""
         try:
             trace = self.connection.recv() if self.connection.poll() else None
         except EOFError:
@@ -87,9 +87,9 @@ class _Worker:
             return failed(self.task.name, trace, self.logs) if trace else None
         code = self.process.exitcode
         assert code is not None, "it was joined"
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         if code == -signal.SIGKILL:
-            how += ", as the kernel does when memory runs out"
+            how += ", which the kernel sends when memory runs out"
         return lost(self.task.name, how, self.logs)
 
 
@@ -97,13 +97,13 @@ def _start(task: Task, folder: Path, num_threads: int, device: str | None) -> _W
     ours, theirs = multiprocessing.Pipe(duplex=False)
     stem = task.name.replace(" ", "-")
     logs = (folder / f"{stem}.out", folder / f"{stem}.err")
-    # a fork beside torch's threads or a progress bar's can hang
+    # spawn, because a fork can hang if torch or a progress bar has threads
     process = multiprocessing.get_context("spawn").Process(
         target=_work, args=(task, logs, theirs, device), name=task.name
     )
     ours_to_set = "OMP_NUM_THREADS" not in os.environ
     if ours_to_set:
-        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # is read when the worker loads numpy and torch
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read when the worker loads numpy and torch
     try:
         with processes.starting_workers():
             process.start()
@@ -115,11 +115,11 @@ def _start(task: Task, folder: Path, num_threads: int, device: str | None) -> _W
 
 
 def _work(task: Task, logs: tuple[Path, Path], connection: Connection, device: str | None) -> None:
-    """In the worker: run the task and send the traceback of its exception, or an empty one."""
+    """In the worker: run the task and send the traceback of its exception, or "" on success."""
     if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device  # is read at the first use of CUDA
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # read at the first use of CUDA
     processes.end_with_parent()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that what is finished is written down
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that finished work is saved
     for stream, path in zip((1, 2), logs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), stream)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -129,12 +129,12 @@ def _work(task: Task, logs: tuple[Path, Path], connection: Connection, device: s
         sys.exit(EXIT_TRY_AGAIN)
     except Exception:
         connection.send(traceback.format_exc())
-        raise  # to the log, and to the exit code
+        raise  # to the log and the exit code
     connection.send("")
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """End the workers, and wait until they have."""
+    """Stop the workers and wait until they have ended."""
     for worker in workers:
         worker.process.terminate()
     deadline_s = time.monotonic() + STOP_S

@@ -1,8 +1,8 @@
 """An array of Slurm jobs, submitted through submitit.
 
-A task that is preempted, requeued or out of time starts again with the same settings, and the stages go on from their
-files; one that ended before Slurm came to its own request to be requeued is requeued from here. The array outlives the
-process that submitted it, which can come back to it.
+A task that is preempted, requeued or out of time starts again with the same settings, and stages resume from their
+files. If a task ended before Slurm handled its request to be requeued, it is requeued from here. The array outlives the
+process that submitted it, and a later process can wait for it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from pipeline.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
-MAX_TIMEOUTS = 20  # times that a task may reach its time limit and be requeued
+MAX_TIMEOUTS = 20  # requeues per task after reaching its time limit
 POLL_S = 1.0
 SQUEUE_S = 5.0
-GRACE_S = 30.0  # after a task's end as Slurm tells it, for its last files over a network or for it to be requeued
-PREEMPTED = "Exiting gracefully after preemption"  # in the log of a task
+GRACE_S = 30.0  # after the end of a task according to Slurm, for its files to arrive or Slurm to requeue it
+PREEMPTED = "Exiting gracefully after preemption"  # submitit's line in the log of a task
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
 }  # fmt: skip
@@ -42,7 +42,7 @@ Tick = Callable[[int, int, str], None]
 
 
 class _Requeueable(submitit.helpers.Checkpointable):
-    """A task that starts again when its job does."""
+    """A task that restarts with its job."""
 
     def __call__(self, task: Task) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -50,7 +50,7 @@ class _Requeueable(submitit.helpers.Checkpointable):
 
 
 class SlurmArray:
-    """A submitted array: its id, and the jobs of its tasks by name."""
+    """A submitted array: its id and the jobs by task name."""
 
     def __init__(self, folder: Path, array_id: str, names: Sequence[str]):
         self.id = array_id
@@ -61,10 +61,10 @@ class SlurmArray:
 
 
 def submit(tasks: Sequence[Task], folder: Path, *, settings: dict[str, Any], **options: Any) -> SlurmArray:
-    """Submit the tasks; options are those of `parameters`. The folder keeps scripts, logs and what array it is."""
+    """Submit the tasks; options are those of `parameters`. The folder keeps scripts, logs and the array's record."""
     if "%" in str(folder.absolute()):
         raise VtpError(
-            f"{folder.absolute()} has a % in it, which Slurm takes for a job's number; name another --out",
+            f"{folder.absolute()} contains %, which Slurm replaces by a job number; choose another --out",
             code="folder-unusable",
         )
     make_folder(folder)
@@ -72,14 +72,14 @@ def submit(tasks: Sequence[Task], folder: Path, *, settings: dict[str, Any], **o
         executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
     except RuntimeError as error:
         raise VtpError(
-            "no srun here; run this where Slurm is, or use --launcher local", code="slurm-missing"
+            "srun is not installed here; run this on a Slurm cluster, or use --launcher local", code="slurm-missing"
         ) from error
     executor.update_parameters(**parameters(num_tasks=len(tasks), **options))
     try:
         jobs = executor.map_array(_Requeueable(), tasks)
     except (FailedJobError, FailedSubmissionError) as error:
         raise VtpError(
-            f"sbatch refuses the array: {' '.join(str(error).split())}; correct the --slurm settings",
+            f"sbatch refused the array: {' '.join(str(error).split())}; correct the --slurm settings",
             code="slurm-refused",
         ) from error
     array_id = jobs[0].job_id.split("_")[0]
@@ -91,7 +91,7 @@ def submit(tasks: Sequence[Task], folder: Path, *, settings: dict[str, Any], **o
 def parameters(
     *, job_name: str, num_tasks: int, time_limit: str, partition: str | None, gres: str | None, cpus: int | None
 ) -> dict[str, Any]:
-    """submitit's parameters of an array; what is not among them is set by sbatch's own SBATCH_* variables."""
+    """submitit's parameters for an array; sbatch's SBATCH_* variables can set the others."""
     return {
         "job_name": job_name,
         "time": slurm_minutes(time_limit),
@@ -109,7 +109,7 @@ def parameters(
 
 
 def running(folder: Path, settings: dict[str, Any]) -> SlurmArray | None:
-    """The array that was submitted from this folder, where it has not ended; VtpError if its settings are others."""
+    """The array submitted from this folder, unless it has ended; VtpError if its settings differ."""
     path = folder / "array.json"
     try:
         earlier = json.loads(read_text(path))
@@ -118,19 +118,20 @@ def running(folder: Path, settings: dict[str, Any]) -> SlurmArray | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(
-            f"{path} is damaged ({error}), so it is not known whether an array runs; delete it if squeue shows none",
+            f"{path} is damaged ({error}), so it is unknown whether an array runs; delete it if squeue shows none",
             code="array-damaged",
         ) from error
     states = squeue()
     if states is None:
         raise TryAgainError(
-            f"array {array.id} was submitted for this, and Slurm does not answer; try again later", code="slurm-silent"
+            f"Slurm does not answer, so it is unknown whether array {array.id} runs; try again later",
+            code="slurm-silent",
         )
     if not any(at_work(states, job) for job in array.jobs.values()):
         return None
     if earlier["settings"] != settings:
         raise VtpError(
-            f"Slurm array {array.id} is at work for {folder.parent} with other settings; wait for it, or end it with: "
+            f"Slurm array {array.id} works on {folder.parent} with other settings; wait for it, or end it with: "
             f"scancel {array.id}",
             code="array-differs",
         )
@@ -138,7 +139,7 @@ def running(folder: Path, settings: dict[str, Any]) -> SlurmArray | None:
 
 
 def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
-    """Wait for the array's tasks and return the failures; tick is called every second with what is going on."""
+    """Wait for the array's tasks and return the failures; tick is called every second with their status."""
     failures: list[Failure] = []
     waiting = dict(array.jobs)
     ended_at: dict[str, float] = {}
@@ -158,14 +159,14 @@ def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
             elif states is None or at_work(states, job):
                 ended_at.pop(name, None)
             elif now - ended_at.setdefault(name, now) < GRACE_S:
-                pass  # Slurm may yet come to the task's own request, and requeue it: twice would be once too often
+                pass  # Slurm may still requeue the task at its own request, and it must not be requeued twice
             elif _was_preempted(job) and _requeue(job):
                 del ended_at[name]
                 asked_at = -SQUEUE_S
             else:
                 del waiting[name]
-                state, _ = states.get(job.job_id, ("Slurm has forgotten why", ""))
-                failures.append(lost(name, f"job {job.job_id} ended without a result: {state}", _logs(job)))
+                state, _ = states.get(job.job_id, ("unknown to Slurm", ""))
+                failures.append(lost(name, f"job {job.job_id} ended without reporting a result: {state}", _logs(job)))
         num_jobs = len(array.jobs)
         tick(num_jobs - len(waiting), num_jobs, _going_on(states or {}, waiting.values(), len(failures)))
         if not waiting:
@@ -174,7 +175,7 @@ def watch(array: SlurmArray, *, tick: Tick) -> list[Failure]:
 
 
 def _was_preempted(job: submitit.SlurmJob) -> bool:
-    """Whether the task's last start ended with submitit's answer to a signal: requeue, and exit."""
+    """Whether the last attempt at the task ended in submitit's response to a signal: requeue and exit."""
     try:
         log = job.paths.stdout.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -187,15 +188,15 @@ def _requeue(job: submitit.SlurmJob) -> bool:
 
 
 def look_again(folder: Path) -> None:
-    """Have a network's file system forget what it believes not to be in the folder, for a minute or so by default."""
+    """Make a network file system drop its cached list of the folder, which can be outdated for a minute."""
     with contextlib.suppress(OSError):
         folder.chmod(folder.stat().st_mode)
 
 
 def squeue() -> dict[str, tuple[str, str]] | None:
-    """State and reason of each of this user's jobs and array tasks, those lately ended included; None if unanswered.
+    """State and reason of each job and array task of this user, including those ended recently; None without an answer.
 
-    Not sacct, which many a cluster does not have.
+    Not sacct, which many clusters lack.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"]
     try:
@@ -208,12 +209,12 @@ def squeue() -> dict[str, tuple[str, str]] | None:
 
 
 def at_work(states: dict[str, tuple[str, str]], job: submitit.SlurmJob) -> bool:
-    """Whether the job runs or will, to judge by those states."""
+    """Whether the job is running or will run, according to these states."""
     return job.job_id in states and states[job.job_id][0] not in ENDED
 
 
 def _going_on(states: dict[str, tuple[str, str]], jobs: Iterable[submitit.SlurmJob], num_failed: int) -> str:
-    """Such as: 3 running, 4 pending (Priority)"""
+    """A status text such as: 3 running, 4 pending (Priority)"""
     counts: Counter[str] = Counter()
     for job in jobs:
         state, reason = states.get(job.job_id, ("UNKNOWN", ""))
@@ -227,7 +228,7 @@ def _failed(name: str, trace: str, job: submitit.SlurmJob) -> Failure:
     if "UncompletedJobError: Job not requeued" in trace:
         reason = trace.strip().rpartition(": ")[2].rstrip(".")
         return Failure(
-            name, TryAgainError(f"{reason}; run the same command again to go on", code="task-lost"), _logs(job)
+            name, TryAgainError(f"{reason}; run the same command again to continue", code="task-lost"), _logs(job)
         )
     return failed(name, trace, _logs(job))
 

@@ -1,5 +1,5 @@
-"""Economic experiments: the frontier, elasticities, the spread over time, and what each demonstration was worth.
+"""Economic experiments: frontier, elasticities, spread over time, use of novelty, value of each demonstration.
 
-Each is a module whose `run(cfg)` returns its key numbers, and leaves a CSV, an SVG, a PNG and a JSON file of one name
-in RUN/experiments or --out.
+Each module's `run(cfg)` returns its key numbers and writes a CSV, an SVG, a PNG and a JSON file of the same name to
+RUN/experiments or --out.
 """

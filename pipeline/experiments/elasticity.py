@@ -1,13 +1,13 @@
-"""Elasticities: profit to price and damage, the spread to the human wage, the price of errors to their target.
+"""Elasticities: of profit to price and damage, of the spread to the human wage, of the price of errors to their target.
 
-The fixed policy does in every world what it did in validation; the oracle takes the best actions of that world, on the
-same rows. Everything is expected, given row and action; the intervals are those of the validation episodes. Where
-outcomes are learned from logs, the oracle is the best according to the logs, and the intervals of all are those of the
-ensemble. Prices never change what actions bring, so nothing is learned anew.
+At every point the fixed policy repeats its validation actions; the oracle takes the best actions for that point, on
+the same rows. All values are expectations given row and action; intervals are over validation episodes. If outcomes are
+learned from logs, the oracle is the optimum according to the logs, and all intervals are over the ensemble. Prices do
+not change outcomes, so no outcome model is fitted again.
 
-On request the policy is also retrained at every point. Its price of errors is found the other way round: retrained
-where a unit of error rate costs λ, it reaches some error rate, and under that as a target λ is what errors cost it.
-All are then judged on what training held out, where every one of them can be.
+On request the policy is also retrained at every point. Its price of errors is found in reverse: retrained at a price λ
+per unit of error rate, it reaches some error rate, and λ is its shadow price at that rate as the target. All policies
+are then judged on the data held out of training, which suits them all.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from pipeline.stats import bootstrap_weights, interval95, percentiles95
 
 logger = logging.getLogger(__name__)
 
-LOCAL = 0.01  # an elasticity is the slope in logarithms over ± 1% of today's value
+LOCAL = 0.01  # an elasticity is the log-log slope over ± 1% of today's value
 BOOTSTRAPS = 1000
-LAMBDAS = (0.5, 64.0)  # human wages a unit of error rate, at which the policy is retrained
-TICKS = 5  # of the axis of multipliers
+LAMBDAS = (0.5, 64.0)  # prices of a unit of error rate, in human wages, at which the policy is retrained
+TICKS = 5  # on the axis of multipliers
 CURVES = {  # title, x label
-    "price": ("Profit, $ an hour", "price, times today's"),
-    "damage": ("Profit, $ an hour", "damage of an error, times today's"),
-    "human_wage": ("Spread, $ an hour", "human wage, times today's"),
+    "price": ("Profit, $ per hour", "price, relative to today's"),
+    "damage": ("Profit, $ per hour", "damage per error, relative to today's"),
+    "human_wage": ("Spread, $ per hour", "human wage, relative to today's"),
     "error_target": ("Shadow price of errors, λ", "error target"),
 }
 
@@ -56,7 +56,7 @@ Progress = Callable[[int, int], None]
 
 
 class Steps(NamedTuple):
-    """Validation steps [n] of actions [n, A]: episodes count from 0 without a gap, rows are the outcome model's."""
+    """Validation steps [n], actions [n, A]; episodes are numbered from 0 without gaps, rows index the outcome model."""
 
     episode: np.ndarray
     rows: np.ndarray
@@ -64,7 +64,7 @@ class Steps(NamedTuple):
 
 
 def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Write the four curves and their figure; returns elasticities and shadow prices at today's values."""
+    """Write the four curves and their figure; return elasticities and shadow prices at today's values."""
     started = time.monotonic()
     files = RunDirectory(cfg.run)
     folder = output_folder(cfg, "elasticity", run=files)
@@ -133,7 +133,7 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
 
 
 def numbered(model: OutcomeModel, steps: pd.DataFrame) -> Steps:
-    """Validation steps with their episodes counted from 0 without a gap."""
+    """Validation steps with episodes renumbered from 0 without gaps."""
     _, episode = np.unique(steps["episode"], return_inverse=True)
     return Steps(episode, steps["row"].to_numpy(), actions_of(steps, model.task))
 
@@ -141,16 +141,16 @@ def numbered(model: OutcomeModel, steps: pd.DataFrame) -> Steps:
 def retrain_everywhere(
     retrainer: Retrainer, model: OutcomeModel, multipliers: np.ndarray, cfg: ElasticityConfig, progress: Progress
 ) -> dict[tuple[str, float], list[Steps]]:
-    """What the policy does when it is retrained at every (curve, x), for each seed; x of the error target is λ.
+    """Steps of the policy retrained at every (curve, x), for each random seed; for the error target, x is λ.
 
-    With errors at no price the human wage only scales the reward, which training normalises: one policy, retrained in
-    today's world, serves all wages.
+    If errors cost nothing, the human wage only scales the reward, which training normalises: one policy, retrained at
+    today's values, serves all wages.
     """
     assert cfg.retrain is not None
     lambdas = [0.0, *np.geomspace(*LAMBDAS, cfg.points - 1)]
     worlds = {(curve, m): (changed(model, curve, m), 0.0) for curve in ("price", "damage") for m in multipliers}
     worlds |= {("error_target", price): (model, price) for price in lambdas}
-    logger.info("retraining %d policies by %d updates each", len(worlds) * cfg.retrain_seeds, cfg.retrain)
+    logger.info("retraining %d policies with %d updates each", len(worlds) * cfg.retrain_seeds, cfg.retrain)
     retrained: dict[tuple[str, float], list[Steps]] = {}
     for number, (point, (world, price)) in enumerate(worlds.items()):
         retrained[point] = []
@@ -162,7 +162,7 @@ def retrain_everywhere(
 
 
 def changed(model: OutcomeModel, curve: str, multiplier: float) -> OutcomeModel:
-    """The same work with every price or damage, or the human wage, times `multiplier`."""
+    """The same outcomes with every price, every damage or the human wage multiplied by `multiplier`."""
     task = model.task
     if curve == "human_wage":
         return model.with_task(task.model_copy(update={"human_wage_usd": multiplier * task.human_wage_usd}))
@@ -172,10 +172,10 @@ def changed(model: OutcomeModel, curve: str, multiplier: float) -> OutcomeModel:
 def outcomes(
     model: OutcomeModel, steps: Steps, curve: str, multiplier: float, retrained: Sequence[Steps] | None = None
 ) -> dict[str, np.ndarray]:
-    """The curve's quantity in $/h in the changed world, a mean for each episode [E], for policy and oracle.
+    """The curve's quantity in $/h at the multiplier, as episode means [E], for policy and oracle.
 
-    For the policy retrained there too, where it is given: the mean over its seeds. Where outcomes are learned, means
-    over all episodes by each member of the ensemble [M].
+    The retrained policy, if given, is included as the mean over its random seeds. If outcomes are learned, means over
+    all episodes by each member of the ensemble [M] instead.
     """
     model = changed(model, curve, multiplier)
 
@@ -195,7 +195,7 @@ def outcomes(
 
 
 def reached(model: OutcomeModel, policies: Sequence[Steps]) -> dict[str, float | None]:
-    """The error rate of retrained policies, mean over steps as in the reward, and seeds, as `x` with its interval."""
+    """Error rate of retrained policies, as `x` with its interval: mean over random seeds and over steps."""
     if isinstance(model, LearnedOutcomes):
         by_seed = [by_members.mean_err_rate(model, steps.rows, steps.actions) for steps in policies]
     else:
@@ -215,10 +215,10 @@ def episode_means(episode: np.ndarray, values: np.ndarray) -> np.ndarray:
 def elasticity(
     below: np.ndarray, above: np.ndarray, rng: np.random.Generator, *, of_members: bool = False
 ) -> dict[str, float | None]:
-    """Slope in logarithms between the values of E episodes at today less and plus 1%, with its bootstrap interval.
+    """Log-log slope between the values of E episodes at today's value ∓ 1%, with its bootstrap interval.
 
-    None where a value is not positive, which has no elasticity. of_members: values are those of members of an ensemble,
-    whose spread is the interval.
+    None if a mean is not positive, which has no elasticity. of_members: the values are those of ensemble members, whose
+    spread is the interval.
     """
     if min(below.mean(), above.mean()) <= 0:
         return {"value": None, "low": None, "high": None}
@@ -233,10 +233,10 @@ def elasticity(
 def range_elasticity(
     multipliers: np.ndarray, values: np.ndarray, rng: np.random.Generator, *, of_members: bool = False
 ) -> dict[str, float | None]:
-    """Least-squares slope in logarithms over a whole curve, values [P, E] at P points, with its bootstrap interval.
+    """Least-squares log-log slope over a whole curve, values [P, E] at P points, with its bootstrap interval.
 
-    Where policies are retrained their luck drowns a change of 1%, and not one over the whole range. None where a mean
-    is not positive.
+    The training noise of retrained policies hides the effect of a 1% change, but not that of the whole range. None if a
+    mean is not positive.
     """
     means = values.mean(1)
     if means.min() <= 0:
@@ -256,9 +256,10 @@ def shadow_price(
     *,
     of_members: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """λ at which the error target just holds: human wages an hour that a unit of error rate is worth.
+    """λ at which the error target just binds: the worth of a unit of error rate, in human wages per hour.
 
-    0 where the target is slack, None where it cannot be met. `knob` says which action of the policy was moved where.
+    0 if the target is slack, None if it cannot be met. `knob` names the policy's action that was moved, and the
+    direction.
     """
     knob = error_price.best_knob(knobs, err_target)
     weights = _weights(len(knob.profit), rng, of_members)
@@ -274,7 +275,7 @@ def shadow_price(
 
 
 def _weights(count: int, rng: np.random.Generator, of_members: bool) -> np.ndarray:
-    """Weights [B, count] of values in each of B samples of their mean: bootstraps of episodes, or one member each."""
+    """Weights [B, count] of the values in B samples of their mean: bootstraps of episodes, or single members."""
     return np.eye(count) if of_members else bootstrap_weights(count, BOOTSTRAPS, rng)
 
 
@@ -285,7 +286,7 @@ def _today(model: OutcomeModel, steps: Steps) -> dict[str, dict[str, float | Non
 
 
 def _percentiles(samples: np.ndarray, episodes: int) -> dict[str, float | None]:
-    """The middle 95%; None for a single episode, or where the quantity is not always there."""
+    """Bounds of the middle 95%; None for a single episode, no samples or a sample that is not finite."""
     if episodes < 2 or not len(samples) or not np.isfinite(samples).all():
         return {"low": None, "high": None}
     low, high = percentiles95(samples)

@@ -1,8 +1,8 @@
-"""The price of the error target: human wages an hour that a unit of error rate is worth where the target just holds.
+"""The price of the error target: worth of a unit of error rate, in human wages per hour, when the target just binds.
 
-A policy that is fixed cannot meet a stricter target. What the target costs it is measured with one knob: one action, in
-all of its steps alike, moved towards one of its bounds as little as meets the target. Of all such knobs it is the one
-that leaves the most profit. The oracle moves every action as it likes.
+A fixed policy cannot meet a stricter target by itself. The cost of the target is measured with a knob: one action is
+moved, equally in all steps, towards one of its bounds, just far enough to meet the target. The knob that leaves the
+most profit is used. The oracle moves every action freely.
 
 Error rates are means over steps, as in the reward.
 """
@@ -19,21 +19,21 @@ from pipeline.experiments import by_members
 from pipeline.outcomes import LearnedOutcomes, OutcomeModel, expected_worth, oracle
 from pipeline.tasks import Task
 
-TURNS = np.linspace(0, 1, 201)  # of a knob, in ranges of its action
-# Points of an axis, dense near the bounds, where the last errors go: less than 2e-5 apart there.
+TURNS = np.linspace(0, 1, 201)  # positions of a knob: distances moved, as fractions of the action's range
+# Points per axis, less than 2e-5 apart near the bounds, where the last errors disappear.
 AXIS_POINTS = {1: 10_001, 2: 401}
-SCATTERED = 14  # 2 to this power, for more actions than these
-MAX_CORNERS = 10  # actions up to which all corners are candidates too
-PRICES = (0.0, *np.geomspace(2**-4, 2**10, 15))  # at which the best actions are among the candidates too
-BETWEEN = 33  # actions from those of one price to those of the next
-LEAST_TARGET = 1e-4  # where hardly any error has to be made
-TOLERANCE = 1e-4  # of a price
+SCATTERED = 14  # 2 to this power scattered points for more actions than these
+MAX_CORNERS = 10  # up to this number of actions, all corners are candidates too
+PRICES = (0.0, *np.geomspace(2**-4, 2**10, 15))  # the best actions at these prices are candidates too
+BETWEEN = 33  # candidates from the best actions at one price to those at the next
+LEAST_TARGET = 1e-4  # the lowest one, if errors can be avoided almost entirely
+TOLERANCE = 1e-4  # of a price, relative
 
 
 class Knob(NamedTuple):
     """One action moved towards a bound by TURNS [T]: profit in human wages and error rate of each episode, [E, T].
 
-    Where outcomes are learned they are means over all episodes, by each of M members of the ensemble, [M, T].
+    If outcomes are learned: means over all episodes by each of M ensemble members, [M, T].
     """
 
     action: str
@@ -46,9 +46,9 @@ class Knob(NamedTuple):
 
 
 class Tradeoff(NamedTuple):
-    """What the oracle chooses from on one kind of row: each P points of profit in human wages and error rate, [P].
+    """The oracle's options on one kind of row: profit in human wages and error rate of P efficient actions, [P] each.
 
-    share: of the steps, in (0, 1].
+    share: of this kind among the steps, in (0, 1].
     """
 
     share: float
@@ -57,7 +57,7 @@ class Tradeoff(NamedTuple):
 
 
 def knobs(model: OutcomeModel, rows: np.ndarray, actions: np.ndarray, episode: np.ndarray) -> list[Knob]:
-    """Every action of the steps' [n, A] moved towards each of its bounds; rows [n], episode [n] counted from 0."""
+    """A knob for each of the A actions and each of its bounds; rows [n], actions [n, A], episode [n] counted from 0."""
     task, found = model.task, []
     steps_of = np.bincount(episode)
     samples = model.num_members if isinstance(model, LearnedOutcomes) else len(steps_of)
@@ -81,9 +81,9 @@ def knobs(model: OutcomeModel, rows: np.ndarray, actions: np.ndarray, episode: n
 
 
 def best_knob(found: list[Knob], err_target: float) -> Knob:
-    """The knob that leaves the most profit where it first meets the target over all episodes.
+    """The knob that leaves the most profit at its first position that meets the target over all episodes.
 
-    Where none meets it, the one that comes closest.
+    If none meets it, the knob that comes closest.
     """
 
     def merit(knob: Knob) -> tuple[bool, float]:
@@ -95,9 +95,9 @@ def best_knob(found: list[Knob], err_target: float) -> Knob:
 
 
 def knob_price(profit: np.ndarray, err_rate: np.ndarray, err_target: float) -> np.ndarray:
-    """Profit given up a unit of error rate, [B], where the knob first meets the target; NaN where it never does.
+    """Profit given up per unit of error rate, [B], when the knob first meets the target; NaN if it never does.
 
-    profit, err_rate: [B, T] over the turns of the knob.
+    profit, err_rate: [B, T] over the positions of the knob.
     """
     meets = err_rate <= err_target
     first = meets.argmax(1)
@@ -108,9 +108,9 @@ def knob_price(profit: np.ndarray, err_rate: np.ndarray, err_target: float) -> n
 
 
 def tradeoffs(model: OutcomeModel, rows: np.ndarray) -> list[Tradeoff]:
-    """What the oracle chooses from on the rows [n]: for each kind of them, the actions that no other one beats.
+    """The oracle's options on rows [n]: the efficient actions for each kind of row.
 
-    One is beaten where another brings as much profit with fewer errors.
+    An action is efficient if no other earns as much profit with fewer errors.
     """
     _, first, count = np.unique(model.kind(rows), return_index=True, return_counts=True)
     kinds = rows[first]
@@ -124,9 +124,9 @@ def tradeoffs(model: OutcomeModel, rows: np.ndarray) -> list[Tradeoff]:
 
 
 def _best_at_prices(model: OutcomeModel, kinds: np.ndarray) -> list[np.ndarray]:
-    """Of more actions than a grid can hold: the best ones on kinds [n] at PRICES and between them, each [n, A].
+    """The best actions on kinds [n] at PRICES and between them, each [n, A]; none if a grid covers all actions.
 
-    From one price to the next they move little, so that a straight line between them is nearly as good.
+    From one price to the next they move little, so a straight line between them is nearly optimal.
     """
     if model.task.num_actions in AXIS_POINTS:
         return []
@@ -142,7 +142,7 @@ def _best_at_prices(model: OutcomeModel, kinds: np.ndarray) -> list[np.ndarray]:
 
 
 def candidates(task: Task) -> np.ndarray:
-    """Actions [P, A] over the whole box: of one or two a grid, of more scattered points and corners."""
+    """Actions [P, A] over the whole box: a grid for one or two actions, scattered points and corners for more."""
     if task.num_actions in AXIS_POINTS:
         axis = np.linspace(0, 1, AXIS_POINTS[task.num_actions])
         unit = np.stack(np.meshgrid(*[axis] * task.num_actions, indexing="ij"), -1).reshape(-1, task.num_actions)
@@ -163,14 +163,14 @@ def _efficient(model: OutcomeModel, row: np.ndarray, actions: np.ndarray, share:
 
 
 def least_err_rate(choices: list[Tradeoff]) -> float:
-    """The lowest error rate that can be reached."""
+    """The lowest achievable error rate."""
     return float(sum(choice.share * choice.err_rate.min() for choice in choices))
 
 
 def oracle_price(choices: list[Tradeoff], err_target: float) -> float | None:
-    """The least λ ≥ 0 at which the best actions keep the target, by bisection; None where none can.
+    """The smallest λ ≥ 0 at which the best actions meet the target, by bisection; None if no action can.
 
-    At λ the action on each kind of row maximises profit in human wages less λ · err_rate.
+    At λ the action on each kind of row maximises profit in human wages − λ · err_rate.
     """
 
     def best_err_rate(price: float) -> float:
@@ -194,6 +194,6 @@ def oracle_price(choices: list[Tradeoff], err_target: float) -> float | None:
 
 
 def targets(task: Task, choices: list[Tradeoff], points: int) -> np.ndarray:
-    """Error targets [points] from a little above the least that can be reached to where training starts."""
+    """Error targets [points] from just above the lowest achievable error rate to the initial target of training."""
     lowest = max(1.05 * least_err_rate(choices), LEAST_TARGET)
     return np.geomspace(lowest, max(task.error_target.start, 2 * lowest), points)

@@ -1,11 +1,11 @@
-"""The frontier: which actions meet the service level, as expected and in sampled episodes, and where the policy sits.
+"""The frontier: which actions meet the service level, in expectation and in sampled episodes, and where the policy is.
 
-The service level asks for an MP and an error rate. Each context has a frontier of its own; the scenario's is that of
-one action held over all contexts, each as often, which is what one can do who does not see them. At most two actions
-are varied, over their whole range; all others are held at the best constant action.
+The service level is a minimum MP and a maximum error rate. Each context has its own frontier; the frontier of the
+scenario is for one action held over all contexts, equally frequent, as a policy that cannot see them would do. At most
+two actions are varied, over their whole range; all others are held at the best constant action.
 
-What is expected is the simulator's formula, or what logs teach. By logs a context is all of its clips, and counts and
-profits have the interval of the ensemble.
+Expectations come from the simulator's formulas or from outcomes learned from logs. With logs, a context is the set of
+its clips, and counts and profits have intervals over the ensemble.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from pipeline.runs import RunDirectory
 from pipeline.stats import percentiles95
 from pipeline.tasks import EPISODE_STEPS, SECONDS_PER_HOUR, Task, load_task
 
-EPISODES_A_CHUNK = 10  # each with a random stream of its own: the result does not depend on the number of threads
-MAX_DRAWN = 1 << 22  # steps sampled at once by a thread, which bounds its memory
-MOST_KINDS = 64  # of rows in a context, as where every clip has a price of its own
+EPISODES_A_CHUNK = 10  # each has its own random stream, so the result does not depend on the number of threads
+MAX_DRAWN = 1 << 22  # steps sampled at once per thread, to bound memory
+MOST_KINDS = 64  # of rows per context; there are many if every clip has its own price
 ALL = "all contexts"
 
 
 class Surface(NamedTuple):
-    """Attempts and good units an hour, and the error rate, over the points of a grid."""
+    """Attempts and good units per hour, and the error rate, at the points of a grid."""
 
     attempts: np.ndarray
     mp: np.ndarray
@@ -50,7 +50,7 @@ class Surface(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Actions [P, A]: every combination of the points of one or two actions, by name; all others are held."""
+    """Actions [P, A]: all combinations of the points of one or two named actions; the others are held constant."""
 
     axes: dict[str, np.ndarray]
     held: dict[str, float]
@@ -62,10 +62,7 @@ class Grid:
 
 
 class Work(NamedTuple):
-    """What contexts are made of: n rows, the context of each, and its share of that context's work.
-
-    There are K contexts, each as often.
-    """
+    """The rows of K equally frequent contexts: n rows, the context of each and its share of that context."""
 
     rows: np.ndarray  # [n]
     context: np.ndarray  # [n] in [0, K)
@@ -82,14 +79,14 @@ class Work(NamedTuple):
         return len(self.rows) == self.num_contexts
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """Means [K, ...] over each context's rows, of values [n, ...]."""
+        """Means [K, ...] of values [n, ...] over each context's rows."""
         shares = np.zeros((self.num_contexts, len(self.rows)))
         shares[self.context, np.arange(len(self.rows))] = self.share
         return np.tensordot(shares, values, axes=1)
 
 
 def work_of(model: OutcomeModel) -> Work:
-    """The kinds of rows of each of the model's contexts, and how many rows are of each; of many kinds some rows."""
+    """The kinds of rows in each of the model's contexts and their shares; a sample of rows if there are many kinds."""
     everything: list[tuple[np.ndarray, np.ndarray]] = []
     for context in range(len(model.task.contexts)):
         rows = np.flatnonzero(model.context == context)
@@ -106,7 +103,7 @@ def work_of(model: OutcomeModel) -> Work:
 def run(cfg: FrontierConfig) -> dict[str, Any]:
     """Count the points that meet the service level, write the files and return the key numbers.
 
-    `wall_s` is the time of both counts, drawing not included.
+    `wall_s` is the time of both counts, without drawing.
     """
     files = None if cfg.run is None else RunDirectory(cfg.run)
     folder = output_folder(cfg, "frontier", run=files)
@@ -114,7 +111,7 @@ def run(cfg: FrontierConfig) -> dict[str, Any]:
         model, steps = run_outcomes(files)
         policy = policy_actions(model, steps)
         if isinstance(model, SimulatedOutcomes) and model.task.step_s is not None:
-            model = SimulatedOutcomes(model.task)  # prices of single clips are not those of a context
+            model = SimulatedOutcomes(model.task)  # a context has the task's price, whatever prices its clips have
     else:
         model, policy = SimulatedOutcomes(load_task(cfg.task).in_scenario(cfg.scenario)), {}
     task, work = model.task, work_of(model)
@@ -167,21 +164,21 @@ def run(cfg: FrontierConfig) -> dict[str, Any]:
 
 
 def axes_of(task: Task, names: str | None) -> list[str]:
-    """The actions to vary: those named, by default the first two; VtpError where a name is none of the task's."""
+    """The actions to vary: those named, by default the first two; VtpError if the task does not have them."""
     if names is None:
         return list(task.action_names[:2])
     axes = [name.strip() for name in names.split(",")]
     if len(axes) > 2 or len(set(axes)) < len(axes) or not set(axes) <= set(task.actions):
         raise VtpError(
             f"axes {names!r} are not one or two actions of task {task.name}; "
-            f"name two of {', '.join(task.actions)}, joined by a comma",
+            f"name one or two of {', '.join(task.actions)}, joined by a comma",
             code="axes-unknown",
         )
     return axes
 
 
 def grid_of(task: Task, names: list[str], *, points: int, held: np.ndarray) -> Grid:
-    """Every combination of `points` values of each named action, the others as in the action `held` [A]."""
+    """All combinations of `points` values of each named action; the others are as in the action `held` [A]."""
     axes = {name: np.linspace(task.actions[name].low, task.actions[name].high, points) for name in names}
     actions = np.tile(held, (points ** len(names), 1))
     for name, values in zip(names, np.meshgrid(*axes.values(), indexing="ij"), strict=True):
@@ -191,7 +188,7 @@ def grid_of(task: Task, names: list[str], *, points: int, held: np.ndarray) -> G
 
 
 def analytic_surface(model: OutcomeModel, actions: np.ndarray) -> Surface:
-    """In expectation, for each context: [K, P] over actions [P, A]."""
+    """Expected surface of each context: [K, P] over actions [P, A]."""
     work = work_of(model)
     found = expected_worth(model, work.rows[:, None], actions)
     shape = (len(work.rows), len(actions))
@@ -205,7 +202,7 @@ def analytic_surface(model: OutcomeModel, actions: np.ndarray) -> Surface:
 def count_ci95(
     model: OutcomeModel, actions: np.ndarray, *, min_mp: float, max_err: float
 ) -> dict[str, list[float] | None]:
-    """95% intervals, by the ensemble, of how many actions meet the service level; None where nothing was learned."""
+    """95% intervals over the ensemble of the number of feasible actions; None if outcomes are not learned."""
     if not isinstance(model, LearnedOutcomes):
         return dict.fromkeys(by_name(model.task, analytic_surface(model, actions[:1])))
     work, surfaces = work_of(model), []
@@ -225,9 +222,9 @@ def count_ci95(
 
 
 def sampled_surface(model: OutcomeModel, actions: np.ndarray, *, episodes: int, seed: int) -> Surface:
-    """Means over sampled episodes for each context: [K, P] over actions [P, A]; every step of every one is drawn.
+    """Means over sampled episodes for each context: [K, P] over actions [P, A]; every step is sampled.
 
-    NumPy's generators let go of the interpreter while they draw, so threads are enough to use all processors.
+    NumPy's generators release the interpreter lock while they draw, so threads use all processors.
     """
     counts = [min(EPISODES_A_CHUNK, episodes - start) for start in range(0, episodes, EPISODES_A_CHUNK)]
     rngs = [np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(len(counts))]
@@ -235,7 +232,7 @@ def sampled_surface(model: OutcomeModel, actions: np.ndarray, *, episodes: int, 
     step_s = model.terms(work.rows).step_s
 
     def steps_of(context: int, rng: np.random.Generator) -> np.ndarray:
-        """How many of an episode's steps are on each row of the context, [n]."""
+        """Number of an episode's steps on each row of the context, [n]."""
         share = np.where(work.context == context, work.share, 0.0)
         return EPISODE_STEPS * share.astype(int) if work.is_plain else rng.multinomial(EPISODE_STEPS, share)
 
@@ -262,7 +259,7 @@ def sampled_surface(model: OutcomeModel, actions: np.ndarray, *, episodes: int, 
 
 
 def by_name(task: Task, surface: Surface) -> dict[str, Surface]:
-    """The surface of every context, before them that of all together where there are more than one."""
+    """The surface of every context, preceded by that of all contexts together if there are several."""
     surfaces = {name: surface.of(k) for k, name in enumerate(task.context_names)}
     if len(surfaces) == 1:
         return surfaces
@@ -272,7 +269,7 @@ def by_name(task: Task, surface: Surface) -> dict[str, Surface]:
 
 
 def count_feasible(surface: Surface, *, min_mp: float, max_err: float) -> int:
-    """Points that meet the service level."""
+    """Number of points that meet the service level."""
     return int(_feasible(surface, min_mp, max_err).sum())
 
 
@@ -281,13 +278,13 @@ def _feasible(surface: Surface, min_mp: float, max_err: float) -> np.ndarray:
 
 
 def policy_actions(model: OutcomeModel, steps: pd.DataFrame) -> dict[int, np.ndarray]:
-    """The policy's mean action [A] in each context that its validation steps met."""
+    """The policy's mean action [A] in each context of its validation steps."""
     actions, context = actions_of(steps, model.task), model.context[steps["row"].to_numpy()]
     return {int(k): actions[context == k].mean(0) for k in np.unique(context)}
 
 
 def best_held(model: OutcomeModel, work: Work) -> np.ndarray:
-    """The action [A] that earns most where it is held on all of one context's rows."""
+    """The action [A] that earns most when held on all rows of one context."""
 
     def profit(actions: np.ndarray) -> np.ndarray:
         earned = (expected_worth(model, row, actions).profit for row in work.rows)
@@ -297,7 +294,7 @@ def best_held(model: OutcomeModel, work: Work) -> np.ndarray:
 
 
 def held_action(model: OutcomeModel, work: Work, action: np.ndarray) -> dict[str, Any]:
-    """What one action [A] brings in expectation, each context as often; rates an hour, profit in $/h."""
+    """Expected results of one action [A], with equally frequent contexts; rates per hour, profit in $/h."""
     found = expected_worth(model, work.rows, action)
     attempts, errors = work.means(found.attempts), work.means(found.attempts * found.err_rate)
     held = {
@@ -314,7 +311,7 @@ def held_action(model: OutcomeModel, work: Work, action: np.ndarray) -> dict[str
 
 
 def _table(name: str, grid: Grid, analytic: Surface, sampled: Surface, cfg: FrontierConfig) -> pd.DataFrame:
-    """One row a point of the grid."""
+    """One row per point of the grid."""
     columns: dict[str, Any] = {"context": name}
     for axis, values in zip(grid.axes, np.meshgrid(*grid.axes.values(), indexing="ij"), strict=True):
         columns[axis] = values.ravel()

@@ -1,4 +1,4 @@
-"""The frontier as a picture: a panel for each context, over two actions or over one."""
+"""The figure of the frontier: one panel per context, over one or two actions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from matplotlib.lines import Line2D
 
 from pipeline.experiments.output import COLOURS, LEARNED, in_style, name_judge, new_figure, plain
 
-MAX_PANELS = 9  # more contexts than these are in the table alone
+MAX_PANELS = 9  # further contexts appear only in the table
 COLUMNS = 3
-LETTERS_AN_INCH = 13  # of the heading
+LETTERS_PER_INCH = 13  # in the heading
 FEASIBLE = "#cfe6e4"
-MARGIN = 0.03  # of an action's range, so that points at its ends are seen whole
+MARGIN = 0.03  # of an action's range, so that points at its ends are not cut off
 
 
 @in_style
 def draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
-    """table: a row for each point and context; result: the key numbers of the frontier."""
+    """table: a row per point and context; result: the key numbers of the frontier."""
     names = list(table["context"].unique())
     drawn = names[:MAX_PANELS]
     figure, panels = new_figure(min(len(drawn), COLUMNS), -(-len(drawn) // COLUMNS))
@@ -38,28 +38,28 @@ def draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
         ax.set_title(f"{plain(name, width=24)}: {own['analytic_count']:,} | {own['monte_carlo_count']:,}")
     policies = any(own["policy"] for own in result["contexts"].values())
     figure.legend(handles=_key(is_surface, policies), loc="outside lower left", ncols=3, fontsize=8)
-    width = int(LETTERS_AN_INCH * figure.get_figwidth())
+    width = int(LETTERS_PER_INCH * figure.get_figwidth())
     heading = "\n".join(textwrap.fill(line, width) for line in _heading(result, len(drawn), len(names)))
     figure.suptitle(heading, fontsize=10, x=0.01, ha="left")
     return figure
 
 
 def _heading(result: dict[str, Any], num_drawn: int, num_names: int) -> list[str]:
-    """What is counted, at what the other actions are held, and what is left out; a line each."""
+    """Lines on the points counted, the values of the held actions, and the contexts left out."""
     lines = [
         f"Points with MP ≥ {result['min_mp']:g}/h and error ≤ {100 * result['max_err']:.3g}% of "
-        f"{result['points']:,}: {'expected by the logs' if result['outcomes'] == LEARNED else 'analytic'} | Monte Carlo"
+        f"{result['points']:,}: {'expected from logs' if result['outcomes'] == LEARNED else 'analytic'} | Monte Carlo"
     ]
     if result["held"]:
         held = ", ".join(f"{name} {_short(value, result['actions'][name])}" for name, value in result["held"].items())
-        lines.append(f"Held: {plain(held, width=150)}; the marks may differ there")
+        lines.append(f"Held: {plain(held, width=150)}; marked points may have other values")
     if num_drawn < num_names:
         lines.append(f"The first {num_drawn - 1} of {num_names - 1} contexts are drawn; the table has all")
     return lines
 
 
 def _short(value: float, bounds: list[float]) -> str:
-    """A number to a thousandth of its range."""
+    """A number rounded to a thousandth of its range."""
     digits = 3 - math.floor(math.log10(bounds[1] - bounds[0]))
     return f"{round(value, digits) + 0.0:g}"
 
@@ -75,7 +75,7 @@ def _key(is_surface: bool, policies: bool) -> list[Line2D]:
 
 
 def _draw_surface(ax: Axes, table: pd.DataFrame, result: dict[str, Any], own: dict[str, Any]) -> None:
-    """The feasible region shaded, iso-MP and iso-error lines, and the region's edge as Monte Carlo has it."""
+    """The feasible region shaded, iso-MP and iso-error lines, and the region's edge by Monte Carlo."""
     x_name, y_name = result["axes"]
     x, y = table[x_name].unique(), table[y_name].unique()
 
@@ -100,7 +100,7 @@ def _draw_surface(ax: Axes, table: pd.DataFrame, result: dict[str, Any], own: di
 
 
 def _draw_line(ax: Axes, table: pd.DataFrame, result: dict[str, Any], own: dict[str, Any]) -> None:
-    """MP and error rate over one action, by formula and dashed by Monte Carlo; the feasible part shaded."""
+    """MP and error rate over one action, in expectation and (dashed) by Monte Carlo; the feasible part is shaded."""
     (name,) = result["axes"]
     x, right = table[name].to_numpy(), ax.twinx()
     for kind, style in (("analytic", "-"), ("monte_carlo", "--")):
@@ -110,7 +110,7 @@ def _draw_line(ax: Axes, table: pd.DataFrame, result: dict[str, Any], own: dict[
     for start, end in _stretches(table["analytic_feasible"].to_numpy(bool)):
         ax.axvspan(x[start] - half, x[end] + half, color=FEASIBLE, lw=0, zorder=0)
     _mark(ax, own, lambda actions: (actions[name], np.interp(actions[name], x, table["analytic_mp"])))
-    ax.set_ylabel("MP, good units an hour", color=COLOURS["policy"])
+    ax.set_ylabel("MP, good units per hour", color=COLOURS["policy"])
     right.set_ylabel("error rate, %", color=COLOURS["human"])
     right.spines["right"].set_visible(True)
     right.set_ylim(bottom=0)

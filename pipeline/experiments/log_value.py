@@ -1,8 +1,8 @@
-"""Shapley values by what logs teach: what each demonstrator's logged steps add to a policy learned from logs alone.
+"""Shapley values from logs: the profit that each demonstrator's logged steps add to a policy learned from logs alone.
 
-A step that several demonstrators have, because one copied it, is there once in every coalition that has it, so copies
-share what it is worth. Whether logs are noise is left to the learner, which acts only on what it is sure of, and to the
-judge, which has seen none of them.
+A step that several demonstrators share, because one copied it, counts once in every coalition, so copies share its
+value. Noise in logs is handled by the learner, which acts only on what it is sure of, and by the judge, which has seen
+none of these logs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pipeline import dataset
 from pipeline.experiments.log_learner import LogLearner
 from pipeline.stats import bootstrap_weights, percentiles95
 
-ROTATIONS = 8  # orders a round, at most
+ROTATIONS = 8  # orders per round, at most
 BOOTSTRAPS = 2000
 
 Utility = Callable[[np.ndarray], np.ndarray]  # coalitions [C, V] of V demonstrators → [C, J] in $/h, by J judges
 
 
 class LogWorth:
-    """What policies earn that coalitions of demonstrators [C, V] teach, [C, J]; each set of steps is learned once.
+    """Profit [C, J] of policies learned from coalitions of demonstrators [C, V]; each set of steps is learned once.
 
     rows: the clips of each demonstrator.
     """
@@ -48,7 +48,7 @@ class LogWorth:
         return np.stack([self._known[key] for key in keys])
 
     def shared(self, values: np.ndarray) -> np.ndarray:
-        """Values [..., V] where demonstrators of the very same steps have their mean, as all orders would give them."""
+        """Values [..., V], averaged over demonstrators with identical steps, as the mean over all orders would be."""
         _, same = np.unique(self._has, axis=0, return_inverse=True)
         is_same = same.reshape(-1, 1) == same.reshape(-1)
         return values @ (is_same / is_same.sum(0))
@@ -57,8 +57,8 @@ class LogWorth:
 def _who_has(learner: LogLearner, data: dataset.Embeddings, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Which of V demonstrators has which of U distinct steps [V, U] (0 or 1), and the first logged step of each [U].
 
-    A step is known by its clip, its action and what came of it. One that a demonstrator has several times, as where
-    nothing moves, is several steps.
+    A step is identified by its clip, action and outcome. One that a demonstrator has several times, such as
+    when nothing moves, counts as several steps.
     """
     steps = learner.steps
     position = {int(row): index for index, row in enumerate(steps.rows)}
@@ -87,9 +87,9 @@ def _who_has(learner: LogLearner, data: dataset.Embeddings, rows: list[np.ndarra
 def shapley_round(
     num_players: int, utility: Utility, *, rng: np.random.Generator, tolerance: float, rotations: int = ROTATIONS
 ) -> np.ndarray:
-    """Shapley values [J, V] over a random order and rotations of it, which grow side by side.
+    """Shapley values [J, V] over a random order and its rotations, evaluated in parallel.
 
-    As `value_round` does; an order is cut short once its mean profit is within `tolerance` of that of all.
+    Like `value_round`; an order stops once its mean profit is within `tolerance` of the profit of all demonstrations.
     """
     nothing, everything = utility(np.array([np.zeros(num_players, bool), np.ones(num_players, bool)]))
     order, rotations = rng.permutation(num_players), min(num_players, rotations)
@@ -110,7 +110,7 @@ def shapley_round(
 
 
 def intervals(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """95% intervals [V, 2] of values [R, J, V] of R rounds by J members of the judge: of the luck of both."""
+    """95% intervals [V, 2] of values [R, J, V], over both R rounds and J members of the judge."""
     num_rounds, num_members, num_players = values.shape
     weights = bootstrap_weights(num_rounds, BOOTSTRAPS, rng)
     member = np.arange(BOOTSTRAPS) % num_members

@@ -1,9 +1,9 @@
-"""Does novelty help? Policies learned with weights from it, with the same weights shuffled, and without; and which
-demonstrations to keep: the most novel, the longest, or any.
+"""Does novelty help? Compares policies learned with novelty weights, with the same weights shuffled and with equal
+weights, and policies learned from the most novel, the longest or random demonstrations.
 
-It takes hundreds of policies, so they are learned by `ridge_learner`, and judged by expected profit on the held-out
-videos. Rounds differ in outcomes and in what is drawn; every comparison is within a round. Where the labels have logs,
-policies are learned from these by `log_learner` and judged by the held-out ones; rounds differ in the logged videos.
+This takes hundreds of policies, so they are learned by `ridge_learner` and judged by expected profit on the held-out
+videos. Rounds differ in sampled outcomes and random choices; every comparison is within a round. If the labels have
+logs, policies are learned from them by `log_learner` and judged by the held-out logs; rounds resample logged videos.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.experiments.ridge_learner import Learner, labelled_outcomes, tried
 from pipeline.outcomes import bootstraps
 from pipeline.stats import interval95
 
-SHARES = (0.1, 0.25, 0.5, 0.75)  # of the demonstrations, kept
+SHARES = (0.1, 0.25, 0.5, 0.75)  # of the demonstrations that are kept
 WEIGHTINGS = ("novelty", "shuffled", "equal")
 ORDERS = ("novelty", "random", "length")
 ORDER_COLOURS = {"novelty": COLOURS["policy"], "random": COLOURS["soft"], "length": COLOURS["second"]}
@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 
 class Demonstrations(NamedTuple):
-    """The training clips [n]: their rows, their video, what is seen of them [n, d], their novelty."""
+    """The training clips [n]: rows, videos, views [n, d], and novelty as weight and score."""
 
     rows: np.ndarray
     video: np.ndarray
@@ -53,7 +53,7 @@ class Demonstrations(NamedTuple):
 
 
 def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Write the table of every policy's profit and the figure; returns means and paired differences with intervals."""
+    """Write the table of all policies' profits and the figure; return means and paired differences with intervals."""
     started = time.monotonic()
     data = dataset.read_embeddings(cfg.embeddings)
     novelty_path = cfg.novelty or cfg.embeddings.with_name("novelty.h5")
@@ -89,7 +89,7 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
 def _by_simulation(
     data: dataset.Embeddings, cfg: NoveltyExperimentConfig, weight: np.ndarray, score: np.ndarray, progress: Progress
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Policies learned from simulated outcomes on the clips; weight and score: [N] of every clip."""
+    """Learn policies from simulated outcomes on the clips; weight, score: [N] over all clips."""
     model = labelled_outcomes(data, cfg.embeddings, cfg.task, draws=cfg.draws, kind=cfg.outcomes)
     videos, held_rows, _ = dataset.split_rows(data)
     learner = Learner(data, videos, held_rows, model)
@@ -113,7 +113,7 @@ def _by_simulation(
 def _by_logs(
     data: dataset.Embeddings, cfg: NoveltyExperimentConfig, weight: np.ndarray, score: np.ndarray, progress: Progress
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Policies learned from the logged steps; weight and score: [N] of every clip."""
+    """Learn policies from the logged steps; weight, score: [N] over all clips."""
     learner = LogLearner(data, cfg.task, seed=cfg.seed)
     rows, (_, video) = learner.steps.rows, np.unique(learner.steps.video, return_inverse=True)
     table = []
@@ -131,7 +131,7 @@ def _by_logs(
 
 
 class Arm(NamedTuple):
-    """One way to learn: what each of n steps weighs."""
+    """One way to learn: the weights of n steps."""
 
     kind: str
     name: str
@@ -140,7 +140,7 @@ class Arm(NamedTuple):
 
 
 def arms_of(video: np.ndarray, weight: np.ndarray, score: np.ndarray, rng: np.random.Generator) -> Iterator[Arm]:
-    """Every arm, of steps [n] of videos numbered from 0, with their novelty as weight and score."""
+    """All arms for steps [n]: `video` numbers their videos from 0; weight and score are their novelty."""
     for name, given in {"novelty": weight, "shuffled": rng.permutation(weight), "equal": np.ones(len(video))}.items():
         yield Arm("weighting", name, 1.0, given)
     for name, preference in _preferences(video, score).items():
@@ -150,7 +150,7 @@ def arms_of(video: np.ndarray, weight: np.ndarray, score: np.ndarray, rng: np.ra
 
 
 def _preferences(video: np.ndarray, score: np.ndarray) -> dict[str, np.ndarray]:
-    """What demonstrations are kept by, [V], the highest first."""
+    """Criteria for keeping demonstrations, [V] each; the highest are kept first."""
     length = np.bincount(video)
     return {"novelty": np.bincount(video, score) / length, "random": np.zeros(len(length)), "length": length}
 
@@ -162,7 +162,7 @@ def _kept(order: np.ndarray, share: float) -> np.ndarray:
 def one_round(
     learner: Learner, clips: Demonstrations, *, draws: int, rng: np.random.Generator, number: int
 ) -> list[dict[str, Any]]:
-    """Rows {kind, arm, share, profit, round} of all policies that learn from one draw of outcomes."""
+    """Rows {kind, arm, share, profit, round} of all policies learned from the same draw of outcomes."""
     blindly = tried_blindly(learner.model, draws=draws, rng=rng)
     differs = try_out(learner.model, clips.rows, draws=draws, rng=rng) - blindly
     weights = {"novelty": clips.weight, "shuffled": rng.permutation(clips.weight), "equal": np.ones(len(clips.rows))}
@@ -180,7 +180,7 @@ def one_round(
 
 
 def conclude(table: pd.DataFrame) -> dict[str, Any]:
-    """Mean profit an hour of every arm, and what novelty adds within rounds to each of the others."""
+    """Mean profit per hour of every arm, and its paired difference between novelty and each other arm."""
     found: dict[str, Any] = {"keep": {}}
     for (kind, share), group in table.groupby(["kind", "share"]):
         profit = group.pivot(index="round", columns="arm", values="profit")
@@ -193,7 +193,7 @@ def conclude(table: pd.DataFrame) -> dict[str, Any]:
         else:
             found["weighting"] = arms
     low, high = found["weighting"]["novelty_minus_equal"]["ci95"]
-    answer = "helps" if low > 0 else "hurts" if high < 0 else "makes no difference that shows"
+    answer = "helps" if low > 0 else "hurts" if high < 0 else "makes no significant difference"
     return {"answer": f"weighting by novelty {answer}"} | found
 
 
@@ -212,13 +212,13 @@ def _draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
             position, profit.mean(), yerr=[[profit.mean() - low], [high - profit.mean()]], fmt="o", c=COLOURS["policy"]
         )
     weighting.set_xticks(range(len(WEIGHTINGS)), labels=WEIGHTINGS)
-    weighting.set(title="Learning weights", ylabel="profit, $ an hour", xlim=(-0.5, len(WEIGHTINGS) - 0.5))
+    weighting.set(title="Learning weights", ylabel="profit, $ per hour", xlim=(-0.5, len(WEIGHTINGS) - 0.5))
     for arm in ORDERS:
         group = table[(table["kind"] == "keep") & (table["arm"] == arm)].groupby("share")["profit"]
         mean = group.mean()
         low, high = np.array([interval95(profit.to_numpy()) for _, profit in group]).T
         keep.plot(mean.index, mean, marker="o", c=ORDER_COLOURS[arm], label=f"by {arm}" if arm != "random" else arm)
         keep.fill_between(mean.index, low, high, color=ORDER_COLOURS[arm], alpha=0.15, lw=0)
-    keep.set(title="Demonstrations kept", xlabel="share of all", ylabel="profit, $ an hour")
+    keep.set(title="Demonstrations kept", xlabel="share of all", ylabel="profit, $ per hour")
     keep.legend()
     return figure

@@ -1,4 +1,4 @@
-"""What every experiment shares: the evaluation of a run, and what it leaves behind: a table, a figure, key numbers."""
+"""Shared by all experiments: reading a run's evaluation; writing the table, the figure and the key numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.runs import RunDirectory, load_metadata, load_outcomes
 from pipeline.tasks import task_from_text
 from pipeline.writer_lock import one_writer
 
-LEARNED, SIMULATED = "learned from logs", "simulator"  # where outcomes come from, in every result
+LEARNED, SIMULATED = "learned from logs", "simulator"  # the source of outcomes, in every result
 
 COLOURS = {
     "policy": "#0a6a72", "oracle": "#96600a", "second": "#7a4fb0", "retrained": "#7a4fb0", "human": "#9c3568",
@@ -40,17 +40,17 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "xtick.color": "#59626c",
     "ytick.color": "#59626c",
-    "svg.fonttype": "none",  # text stays text: small, and read in the page's own way
-    "svg.hashsalt": "vtp",  # the same figure, the same bytes
+    "svg.fonttype": "none",  # text stays text: smaller, and in the fonts of the page
+    "svg.hashsalt": "vtp",  # the same figure gives the same bytes
 }
-in_style = matplotlib.rc_context(STYLE)  # a decorator of what draws
+in_style = matplotlib.rc_context(STYLE)  # decorates functions that draw
 
 
 Experiment = FrontierConfig | ElasticityConfig | SpreadConfig | ValueConfig | NoveltyExperimentConfig
 
 
 def output_folder(cfg: Experiment, name: str, *, run: RunDirectory | None = None, reads: Sequence[Path] = ()) -> Path:
-    """--out, or RUN/experiments; VtpError where the files called `name` there would replace what is read."""
+    """--out or RUN/experiments; VtpError if the files called `name` there would replace an input."""
     out: Path | None = cfg.out
     folder = out if out is not None else None if run is None else run.experiments
     if folder is None:
@@ -62,14 +62,14 @@ def output_folder(cfg: Experiment, name: str, *, run: RunDirectory | None = None
 
 
 def new_figure(columns: int, rows: int = 1, *, width: float = 4.0, height: float = 3.4) -> tuple[Figure, np.ndarray]:
-    """A figure of columns x rows axes, as an array of them; width and height in inches an axis."""
+    """A figure and its columns × rows axes as a flat array; width and height in inches per axis."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
 @in_style
 def save(folder: Path, name: str, table: pd.DataFrame, figure: Figure, result: dict[str, Any]) -> None:
-    """NAME.csv, NAME.svg, NAME.png and, last, NAME.json."""
+    """Write NAME.csv, NAME.svg, NAME.png and, last, NAME.json."""
     with one_writer(folder / f".{name}.lock", folder / name):
         with atomic_path(folder / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.8g")
@@ -81,31 +81,31 @@ def save(folder: Path, name: str, table: pd.DataFrame, figure: Figure, result: d
 
 
 def name_judge(figure: Figure, result: dict[str, Any]) -> None:
-    """A line below the figure where outcomes were learned: money that the logs say would have been earned."""
+    """Add a line below the figure if outcomes were learned: its money is estimated, not earned."""
     if result["outcomes"] == LEARNED:
-        caption = "By outcomes learned from logs: what would have been earned, not what was."
+        caption = "Estimated by outcomes learned from logs: not money that was earned."
         figure.supxlabel(caption, fontsize=8, color=COLOURS["soft"], x=0.01, ha="left")
 
 
 def plain(text: str, *, width: int = 40) -> str:
-    """Text of a user's own as a figure shows it: cut to `width`, its dollars no formulas."""
+    """A user's text for a figure: cut to `width`, with dollar signs escaped so that they start no formula."""
     return (text if len(text) <= width else text[: width - 1] + "…").replace("$", r"\$")
 
 
 def outcomes_from(model: OutcomeModel) -> dict[str, str]:
-    """Where outcomes come from: in a word, and in full."""
+    """The source of outcomes: the key `outcomes` in short, `judge` in full."""
     return {"outcomes": LEARNED if isinstance(model, LearnedOutcomes) else SIMULATED, "judge": model.description}
 
 
 def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:
-    """The outcome model that a run's latest evaluation was judged by, and its steps, which are rows of that model.
+    """The outcome model that judged a run's latest evaluation, and its steps, whose rows index that model.
 
-    VtpError with the command that makes them again where steps are missing, or are not of the run's task.
+    If steps are missing or do not fit the run's task, VtpError names the command that makes them again.
     """
     summary, steps = run.read_summary(), run.read_steps()
     metadata, validation = load_metadata(run.path), summary.get("validation")
     task = metadata.task
-    if "task_definition" in summary:  # an evaluation may have other prices than training had
+    if "task_definition" in summary:  # an evaluation may use other prices than training
         task = task.priced_as(task_from_text(json.dumps(summary["task_definition"]), str(run.latest.summary)))
     if validation in ("simulator", "closed loop from pixels"):
         model: OutcomeModel = SimulatedOutcomes(task)
@@ -113,8 +113,7 @@ def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:
         model = load_outcomes(metadata).with_task(task)
     else:
         raise VtpError(
-            f"{run.latest.summary} is of validation {validation!r}, of which no outcomes are known; "
-            f"make it again with: {run.evaluate_command}",
+            f"{run.latest.summary} has unknown validation {validation!r}; make it again with: {run.evaluate_command}",
             code="run-validation-unknown",
         )
     if wrong := _what_is_wrong(steps, model):
@@ -125,7 +124,7 @@ def run_outcomes(run: RunDirectory) -> tuple[OutcomeModel, pd.DataFrame]:
 
 
 def _what_is_wrong(steps: pd.DataFrame, model: OutcomeModel) -> str | None:
-    """Why the steps are not of the model, if they are not."""
+    """Why the steps do not fit the model; None if they do."""
     task = model.task
     if lacking := [name for name in ("episode", "row", "context", *task.actions) if name not in steps]:
         return f"lacks {', '.join(lacking)}"
@@ -134,9 +133,9 @@ def _what_is_wrong(steps: pd.DataFrame, model: OutcomeModel) -> str | None:
     if not (
         np.isfinite(numbers).all(axis=None) and row.between(0, len(model.context) - 1).all() and (row % 1 == 0).all()
     ):
-        return f"has a number that is none, or a row outside [0, {len(model.context)})"
+        return f"has a value that is not a number, or a row outside [0, {len(model.context)})"
     if (steps["context"].to_numpy() != np.array(task.context_names)[model.context[row.astype(int)]]).any():
-        return f"has other contexts than {task} on its rows"
+        return f"has contexts on its rows that differ from those of {task}"
     slack = 1e-6 * (task.high - task.low)
     for name, low, high in zip(task.actions, task.low - slack, task.high + slack, strict=True):
         if not numbers[name].between(low, high).all():

@@ -1,8 +1,8 @@
-"""A run's policy trained on where actions bring something else, and judged on what its training never saw.
+"""Continues training a run's policy with changed outcomes or prices, and judges it on data held out of training.
 
-Training goes on from the run's policy rather than from scratch, by the training's own loop and settings, with fresh
-optimisers, an empty replay buffer and the second half of its annealing: what it learned to see stays true when prices
-change. As in training, it meets sampled outcomes only.
+Training continues from the run's policy rather than from scratch, because its perception stays valid when prices
+change. It uses the training's own loop and settings, with fresh optimisers, an empty replay buffer and the second half
+of the annealing. As in training, the policy learns from sampled outcomes only.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.tasks import EPISODE_STEPS
 from pipeline.training import Trainer, open_source, seeds
 
 NUM_ENVS = 256
-UPDATES_PER_STEP = 4  # of all environments
-WARMUP_STEPS = 8  # of all environments, before the first update
+UPDATES_PER_STEP = 4  # per step of all environments
+WARMUP_STEPS = 8  # steps of all environments before the first update
 
 
 def _refuse_other_data(run: RunDirectory, trained: PolicyMetadata, found: PolicyMetadata) -> None:
-    """VtpError where what the run was trained on has changed since: its judge would be another than its training's."""
+    """VtpError if the run's task or data have changed since its training, which would change the judge."""
     if trained.task != found.task:
         raise VtpError(
             f"{run} was trained on task {trained.task}, which has changed since; restore its file, or train again",
@@ -41,16 +41,16 @@ def _refuse_other_data(run: RunDirectory, trained: PolicyMetadata, found: Policy
 
 
 class Retrainer:
-    """A run's policy with what it observes: the embeddings that it was trained on, or the simulator's state.
+    """A run's policy and its source of observations: the embeddings of its training or the simulator's state.
 
-    model: what its actions bring as trained, of the rows that `judge` plays. held_out: what those are, in words.
+    model: the outcome model of training, over the rows that `judge` plays. held_out: a description of those rows.
     """
 
     def __init__(self, run: RunDirectory):
         settings = seeds.read_config(run.path)
         if settings.source == "video":
             raise VtpError(
-                f"{run} was trained on video, which --retrain does not read again; drop --retrain",
+                f"{run} was trained on video, which --retrain does not support; drop --retrain",
                 code="retrain-on-video",
             )
         self._agent, trained = load_policy(run.path)
@@ -65,7 +65,7 @@ class Retrainer:
         self.model, self.held_out = self._source.model, self._source.held_out
 
     def retrain(self, model: OutcomeModel, *, updates: int, lambda_dual: float = 0.0, seed: int) -> Agent:
-        """Train on by that outcome model, where a unit of error rate costs `lambda_dual` human wages an hour."""
+        """Continue training with this outcome model, at a price of `lambda_dual` human wages per unit of error rate."""
         steps = WARMUP_STEPS + -(-updates // UPDATES_PER_STEP)
         cfg: TrainConfig = self._settings.model_copy(update={"seed": seed, "buffer_size": NUM_ENVS * steps})
         rng = np.random.default_rng(seed)
@@ -77,5 +77,5 @@ class Retrainer:
         return trainer.agent
 
     def judge(self, model: OutcomeModel, agent: Agent | None = None) -> pd.DataFrame:
-        """Steps of a policy, by default the run's own; an episode is a held-out video, or one simulated."""
+        """Steps of a policy, by default the run's own; an episode is a held-out video or a simulated one."""
         return self._source.judge(agent or self._agent, model, 1, np.random.default_rng(0))

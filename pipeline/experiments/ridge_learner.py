@@ -1,8 +1,8 @@
-"""A learner so quick that it can be asked thousands of times: actions by ridge regression of sampled outcomes.
+"""A learner fast enough to run thousands of times: it chooses actions by ridge regression of sampled outcomes.
 
-What it learns from is what is seen of clips and what was tried on them; its evidence adds up over clips, so the policy
-of any subset of demonstrations costs one sum and one solve. It learns from sampled outcomes, never from the analytic
-profit, which judges.
+It learns from views of clips and outcomes sampled on them. Evidence is additive over clips, so the policy of any subset
+of demonstrations costs one sum and one solve. It learns from sampled outcomes, never from the analytic profit, which
+judges it.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from pipeline.errors import VtpError
 from pipeline.outcomes import OutcomeModel, expected_worth, outcomes_of, step_worth
 from pipeline.outcomes.of_dataset import Kind
 
-COMPONENTS = 64  # of the kernel, that the learner sees clips by
-WORK_CLIPS = 256  # of those held out, at most: what the learner takes the work to look like, and is judged on
-RIDGE = 2.0  # in clips: one that stands alone is believed by a third
-SCENE_FLOOR = 10.0  # of the usual variance within a video: so much difference between videos is always allowed for
-BLIND_CLIPS = 400  # tried out without looking, at least
-DRAWS_A_TERM = 2  # at least, of the quadratic that is fitted to them
-GRID_POINTS = {1: 441, 2: 21, 3: 9, 4: 5}  # an axis of the actions that a policy chooses from
-SCATTERED = 9  # 2 to this power, of more actions than these
-MAX_CORNERS = 9  # actions up to which all corners are among them too
+COMPONENTS = 64  # of the kernel, in the learner's view of a clip
+WORK_CLIPS = 256  # held-out clips, at most, that define the view and judge the policy
+RIDGE = 2.0  # in clips: the estimate from a single clip is shrunk to a third
+SCENE_FLOOR = 10.0  # variance added to that between videos, in mean variances within a video
+BLIND_CLIPS = 400  # least number of clips behind the blind knowledge
+DRAWS_A_TERM = 2  # least number of draws per term of the fitted quadratic
+GRID_POINTS = {1: 441, 2: 21, 3: 9, 4: 5}  # per axis of the actions that a policy chooses from
+SCATTERED = 9  # 2 to this power scattered points for more actions than these
+MAX_CORNERS = 9  # up to this number of actions, all corners are included
 
 
 class Evidence(NamedTuple):
-    """Sums of a regression, which add up over clips: gram [d, d] and moment [d, T]."""
+    """Sums of a regression, additive over clips: gram [d, d] and moment [d, T]."""
 
     gram: np.ndarray
     moment: np.ndarray
 
 
 class Work(NamedTuple):
-    """What is held out: what is seen of its clips [n, d], the expected profit of each of P actions on them [n, P].
+    """The held-out work: views of its clips [n, d], and the expected profit of each of P actions on them [n, P].
 
-    terms: [P, T] of those actions.
+    terms: of those actions, [P, T].
     """
 
     seen: np.ndarray
@@ -52,9 +52,9 @@ class Work(NamedTuple):
 
 
 class Learner:
-    """What is learned from any clips of an embeddings file, and what that earns on the held-out ones.
+    """Learns policies from any clips of an embeddings file and judges them on the held-out clips.
 
-    videos: training videos as row ranges [V, 2]; held_rows: the clips to be judged on, thinned to WORK_CLIPS.
+    videos: training videos as row ranges [V, 2]; held_rows: the clips to judge on, thinned to WORK_CLIPS.
     """
 
     def __init__(self, data: dataset.Embeddings, videos: np.ndarray, held_rows: np.ndarray, model: OutcomeModel):
@@ -68,9 +68,9 @@ class Learner:
         self.work = work_to_do(model, self.see(data.embeddings[self.held_rows]), self.held_rows)
 
     def profit(self, seen: np.ndarray, differs: np.ndarray, weight: np.ndarray, blindly: np.ndarray) -> float:
-        """Expected profit in $/h of the policy learned from clips seen as [n, d], weighing [n] each.
+        """Expected profit in $/h of the policy learned from clips with views `seen` [n, d] and weights [n].
 
-        differs [n, T]: how sampled outcomes on them differ from what is known blindly, [T].
+        differs: differences [n, T] of their sampled outcomes from the blind knowledge, [T].
         """
         weighted = seen * weight[:, None]
         return judge(Evidence(weighted.T @ seen, weighted.T @ differs), blindly, self.work)
@@ -79,21 +79,21 @@ class Learner:
 def labelled_outcomes(
     data: dataset.Embeddings, path: Path, task: str | None, *, draws: int, kind: Kind = "auto"
 ) -> OutcomeModel:
-    """What actions bring on each clip, at the prices of `task` where it is named.
+    """The outcome model of the clips, at the prices of `task` if given.
 
-    VtpError where no label says what a clip shows, or `draws` of actions are too few to tell them apart.
+    VtpError if the clips have no labels, or if `draws` is too small to fit the terms of the actions.
     """
     model = outcomes_of(data, task, kind)
     if not model.is_labelled:
         raise VtpError(
-            f"{path} has no labels: without contexts there is no outcome to learn from; "
+            f"{path} has no labels, so contexts and their outcomes are unknown; "
             "name labels in the manifest and extract again",
             code="labels-missing",
         )
     terms = len(list(_degrees(model.task.num_actions)))
     if draws < DRAWS_A_TERM * terms:
         raise VtpError(
-            f"--draws {draws} are too few to fit {terms} terms of {model.task.num_actions} actions; "
+            f"--draws {draws} is too low to fit {terms} terms of {model.task.num_actions} actions; "
             f"give at least {DRAWS_A_TERM * terms}",
             code="draws-too-few",
         )
@@ -101,15 +101,15 @@ def labelled_outcomes(
 
 
 def scene_free(videos: list[np.ndarray]) -> np.ndarray:
-    """The matrix [128, 128] that scales down what differs between videos, each [n, 128], more than within them.
+    """The matrix [128, 128] that scales down directions that vary more between videos, each [n, 128], than within them.
 
-    Work changes within a video and its surroundings do not, so differences between videos are mostly those of scenes,
-    which would hide those of the work. No label is needed to tell.
+    Work changes within a video and its surroundings do not, so differences between videos are mostly scenes, which
+    would hide differences in the work. This needs no labels.
     """
     means = np.stack([clips.mean(0, dtype=float) for clips in videos])
     apart = means - np.median(means, axis=0)
     size = np.linalg.norm(apart, axis=1, keepdims=True)
-    apart *= econ.ratio(np.minimum(size, np.median(size)), size)  # one that is far from all must stay so
+    apart *= econ.ratio(np.minimum(size, np.median(size)), size)  # a video unlike all others must stay unlike them
     within = np.mean([clips.var(0, dtype=float).mean() for clips in videos])
     between = apart.T @ apart / len(videos) + (SCENE_FLOOR * within or 1.0) * np.eye(means.shape[1])
     eigenvalues, eigenvectors = scipy.linalg.eigh(between)
@@ -117,10 +117,10 @@ def scene_free(videos: list[np.ndarray]) -> np.ndarray:
 
 
 def resemblance(work: np.ndarray, metric: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A view of embeddings [n, 128] by how they resemble the clips of the work [m, 128]: [n, d], all 0 like none.
+    """A function from embeddings [n, 128] to views [n, d] by similarity to the work's clips [m, 128]; 0 if unlike all.
 
-    Its inner products are the Gaussian kernel, of half the usual distance between the work's clips after `metric`
-    [128, 128], as far as those clips span it (Nyström's method): a regression on the view is one on the kernel.
+    Inner products of views approximate a Gaussian kernel on the span of those clips (Nyström's method), so a regression
+    on views is a kernel regression. Its width is half the median distance between the clips after `metric` [128, 128].
     """
     work = work @ metric
     width = np.median(pdist(work)) / 2 if len(work) > 1 else 1.0
@@ -135,11 +135,11 @@ def resemblance(work: np.ndarray, metric: np.ndarray) -> Callable[[np.ndarray], 
 
 
 def action_terms(unit: np.ndarray) -> np.ndarray:
-    """The terms of a quadratic in A actions of the unit box, [..., A] → [..., T], as products of Legendre polynomials.
+    """Terms of a quadratic in A actions of the unit box, [..., A] → [..., T], as products of Legendre polynomials.
 
-    Of total degree 2 at most: T = (A + 1)(A + 2) / 2. They are orthonormal for the uniform actions that are tried, so
-    the ridge bears on all the same. More terms would follow the dynamics closer, and the luck of the outcomes too: at
-    the corners, where the best actions lie, more so.
+    Their total degree is at most 2: T = (A + 1)(A + 2) / 2. They are orthonormal for uniform actions, as sampled here,
+    so the ridge penalises all equally. More terms would fit the dynamics better but overfit sampling noise, most of all
+    at the corners, where the best actions often are.
     """
     x = 2 * unit - 1
     legendre = (np.ones_like(x), np.sqrt(3) * x, np.sqrt(5) * (3 * x**2 - 1) / 2)
@@ -153,7 +153,7 @@ def action_terms(unit: np.ndarray) -> np.ndarray:
 
 
 def _degrees(num_actions: int, total: int = 2) -> Iterator[tuple[int, ...]]:
-    """The degrees of each action in every term, in rising order: (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)."""
+    """Degrees of each action in every term, in rising order: (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)."""
     if num_actions == 0:
         yield ()
         return
@@ -163,7 +163,7 @@ def _degrees(num_actions: int, total: int = 2) -> Iterator[tuple[int, ...]]:
 
 
 def candidate_actions(num_actions: int) -> np.ndarray:
-    """A few hundred actions of the unit box that a policy chooses from: [P, A], with the corners if these are few."""
+    """A few hundred actions of the unit box that a policy chooses from, [P, A], including corners if these are few."""
     if num_actions in GRID_POINTS:
         axis = np.linspace(0, 1, GRID_POINTS[num_actions])
         return np.stack(np.meshgrid(*[axis] * num_actions, indexing="ij"), -1).reshape(-1, num_actions)
@@ -174,7 +174,7 @@ def candidate_actions(num_actions: int) -> np.ndarray:
 
 
 def try_out(model: OutcomeModel, rows: np.ndarray, *, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """What actions bring on clips [n], each in $/h as a quadratic fitted to `draws` random ones: [n, T]."""
+    """Coefficients [n, T] of each clip's profit in $/h, a quadratic in the action fitted to `draws` random actions."""
     unit = rng.random((len(rows), draws, model.task.num_actions))
     outcomes = model.sample(rows[:, None], model.task.from_unit(unit), rng)
     value = step_worth(model, rows[:, None], outcomes).profit
@@ -184,7 +184,7 @@ def try_out(model: OutcomeModel, rows: np.ndarray, *, draws: int, rng: np.random
 
 
 def tried_blindly(model: OutcomeModel, *, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """What the learner knows without a demonstration: what actions bring on average over kinds of rows, [T]."""
+    """The learner's knowledge without demonstrations: coefficients [T] of the profit averaged over kinds of rows."""
     _, first = np.unique(model.kind(np.arange(len(model.context))), return_index=True)
     return try_out(model, np.resize(first, max(BLIND_CLIPS, len(first))), draws=draws, rng=rng).mean(0)
 
@@ -198,9 +198,9 @@ def sample_evidence(
     draws: int,
     rng: np.random.Generator,
 ) -> Evidence:
-    """How outcomes on clips seen as [n, d] differ from what is known blindly [T], weighed by their self-consistency.
+    """Evidence of how outcomes on clips with views [n, d] differ from the blind knowledge [T], weighted by consistency.
 
-    Evidence that contradicts itself, because what it shows has nothing to do with what it brought, weighs nothing.
+    Evidence that contradicts itself, because views and outcomes are unrelated, has weight 0.
     """
     differs = try_out(model, rows, draws=draws, rng=rng) - blindly
     weight = self_consistency(seen, differs)
@@ -208,10 +208,10 @@ def sample_evidence(
 
 
 def self_consistency(seen: np.ndarray, differs: np.ndarray) -> float:
-    """How much of clips' outcomes [n, T] the same regression predicts from the other clips, seen as [n, d]: in [0, 1].
+    """How well clips with views [n, d] predict each other's outcomes [n, T] in this regression, in [0, 1].
 
-    R² of leave-one-out ridge predictions against what is known blindly, 0 where it is negative. A single clip cannot
-    contradict itself: 1.
+    R² of leave-one-out ridge predictions relative to the blind knowledge, at least 0. A single clip cannot contradict
+    itself: 1.
     """
     if len(seen) == 1:
         return 1.0
@@ -222,14 +222,14 @@ def self_consistency(seen: np.ndarray, differs: np.ndarray) -> float:
 
 
 def work_to_do(model: OutcomeModel, seen: np.ndarray, rows: np.ndarray) -> Work:
-    """rows: [n] of the clips seen as [n, d]."""
+    """The work of clips with rows [n] and views `seen` [n, d]."""
     unit = candidate_actions(model.task.num_actions)
     profit = expected_worth(model, rows[:, None], model.task.from_unit(unit)).profit
     return Work(seen, np.broadcast_to(profit, (len(rows), len(unit))), action_terms(unit))
 
 
 def judge(total: Evidence, blindly: np.ndarray, work: Work) -> float:
-    """Expected profit in $/h, on the work, of the actions that a ridge regression on the evidence prefers."""
+    """Expected profit in $/h on the work of the best actions according to a ridge regression on the evidence."""
     gram = total.gram + RIDGE * np.eye(len(total.gram))
     weights = scipy.linalg.solve(gram, total.moment, assume_a="pos", check_finite=False)
     preferred = ((blindly + work.seen @ weights) @ work.terms.T).argmax(1)

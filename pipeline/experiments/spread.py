@@ -1,6 +1,6 @@
-"""Spread: what a run's training episodes earned above the human wage, who got it, and what the customer has of it.
+"""Spread: what a run's training episodes earned above the human wage, its split and the customer's surplus.
 
-Training works with sampled outcomes, of the simulator or of what logs teach: nobody paid any of this money.
+Training samples outcomes from the simulator or from a model learned from logs: no real money was paid.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ COLUMNS = (
 )  # fmt: skip
 DOLLARS = ("spread_value", "rebate", "captured_spread", "customer_cost", "consumer_surplus")
 TRAILING_PERIODS = 3
-DRAWN = 1000  # points a line
+DRAWN = 1000  # points per line
 
 
 def run(cfg: SpreadConfig) -> dict[str, Any]:
-    """Write the table and the figure; returns the key numbers. An episode with a gap in its numbers is left out."""
+    """Write the table and the figure; return the key numbers. Episodes with missing numbers are left out."""
     files = RunDirectory(cfg.run)
     folder = output_folder(cfg, "spread", run=files)
     metrics = files.read_metrics()
@@ -47,9 +47,7 @@ def run(cfg: SpreadConfig) -> dict[str, Any]:
     numbers = metrics[list(COLUMNS)].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     known = numbers.dropna()
     if known.empty:
-        raise VtpError(
-            f"{files.metrics} has no episode without a gap in its numbers; {remedy}", code="metrics-all-gaps"
-        )
+        raise VtpError(f"{files.metrics} has no episode with all of its numbers; {remedy}", code="metrics-all-gaps")
     table = accumulate(known)
     result = (
         key_numbers(table)
@@ -65,7 +63,7 @@ def run(cfg: SpreadConfig) -> dict[str, Any]:
 
 
 def _outcomes_of(files: RunDirectory) -> dict[str, str | None]:
-    """Where the training's outcomes came from; None where the run has no policy that says so."""
+    """The source of the training's outcomes; None if the run has no policy file, which records it."""
     if not (files.best.is_file() or files.last.is_file()):
         return {"outcomes": None, "judge": None}
     metadata = load_metadata(files.path)
@@ -73,11 +71,11 @@ def _outcomes_of(files: RunDirectory) -> dict[str, str | None]:
 
 
 def accumulate(metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row an episode, with what the customer paid and has of it, dollars to date, and the customers' share of them.
+    """One row per episode, with the customer's cost and surplus, dollars to date and the customers' share of them.
 
-    The share lies in [0, 1]; it is 0 before the first dollar.
+    The share is in [0, 1], and 0 before the first dollar.
     """
-    price_usd = econ.ratio(metrics["w_h"], metrics["mp_h"])  # what flawless human work costs a unit
+    price_usd = econ.ratio(metrics["w_h"], metrics["mp_h"])  # cost per unit of flawless human work
     cost = econ.customer_cost(metrics["w_hat_r"], metrics["time_h"], metrics["rebate"])
     surplus = econ.consumer_surplus(metrics["completed"], price_usd, cost)
     totals = metrics[["spread_value", "rebate", "captured_spread"]].cumsum().add_suffix("_total")
@@ -87,10 +85,10 @@ def accumulate(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_period(table: pd.DataFrame, cfg: SpreadConfig) -> list[dict[str, float]]:
-    """The periods of training: rates an hour, and dollars of the whole period.
+    """The periods of training: rates per hour, and dollars over the whole period.
 
-    MP is compared with the period before and with the last three. The wage index, by which parity is reckoned, starts
-    at the run's human wage; what was paid is as training booked it, at that wage.
+    MP is compared with the previous period and with the mean of the last three. Wage parity uses the wage index, which
+    starts at the run's human wage; payments are those that training recorded at the run's human wage.
     """
     periods = [table.iloc[rows] for rows in np.array_split(np.arange(len(table)), min(cfg.periods, len(table)))]
     market = [period["w_h"].mean() if cfg.market_wage is None else cfg.market_wage for period in periods]
@@ -120,7 +118,7 @@ def by_period(table: pd.DataFrame, cfg: SpreadConfig) -> list[dict[str, float]]:
 
 
 def key_numbers(table: pd.DataFrame) -> dict[str, Any]:
-    """Dollars of the whole training, the customers' share of them, and how often and since when there were any."""
+    """Dollars over the whole training, the customers' share, the share of paid episodes and the first of them."""
     paid = table["spread_value"] > 0
     last = table.iloc[-1]
     return {
@@ -149,7 +147,7 @@ def _draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
     window = min(max(len(table) // 20, 1), 100)
     spread.plot(thin["episode"], table["spread"].rolling(window, min_periods=1).mean()[thin.index], c=COLOURS["policy"])
     spread.axhline(0, c=COLOURS["human"], lw=1, ls="--")
-    spread.set(title="Spread, $ an hour", xlabel=f"training episode (mean of the last {window})")
+    spread.set(title="Spread, $ per hour", xlabel=f"training episode (mean of the last {window})")
     dollars.stackplot(
         thin["episode"], thin["rebate_total"], thin["captured_spread_total"],
         colors=[COLOURS["second"], "#8fc4c5"], labels=["rebate to customers", "captured by the platform"],

@@ -1,20 +1,21 @@
-"""Data value: what each demonstration adds to the profit of a policy learned from it and others, and what it is paid.
+"""Data value: how much each demonstration adds to the profit of a learned policy, and what it is paid.
 
-A demonstration's value is its Shapley value: what it adds to the expected profit on held-out videos, averaged over
+A demonstration's value is its Shapley value: its contribution to the expected profit on held-out videos, averaged over
 all orders in which demonstrations could arrive. That takes thousands of policies, so their learner is simpler than SAC,
-and values rank demonstrations rather than forecast what SAC will earn.
+and values rank demonstrations rather than forecast the profit of SAC.
 
-Where the labels have logs, a demonstration teaches what it logged, and held-out logs judge (`log_learner`,
-`log_value`). Else its contexts are played in the simulator, and policies are learned by ridge regression, whose
-evidence adds up over videos; the rest of this page is about that.
+If the labels have logs, policies are learned from the logs and judged by held-out logs (`log_learner`, `log_value`).
+Otherwise the clips' contexts are simulated, and policies are learned by ridge regression, whose evidence is additive
+over videos; the rest of this text is about that.
 
-Four things keep a value from depending on what it should not. Before the first demonstration the learner has tried
-things out without looking, and demonstrations add only what differs from that, each in the neighbourhood of what it
-shows: one that looks like none of the work changes nothing. What the learner takes for near is fixed by the work and
-by what changes within videos, the same for all orders. The same clips bring the same outcomes: a copy is no new
-evidence. And a demonstration whose clips do not even predict each other's outcomes is not believed.
+Four rules keep values from depending on irrelevant things:
+- The learner starts with blind knowledge: average outcomes without looking at clips. Demonstrations add only
+  differences from it, near the clips that they show: one unlike all of the work changes nothing.
+- Similarity is defined by the work and by changes within videos, identically for all orders.
+- Identical clips have identical outcomes, so a copy is no new evidence.
+- A demonstration whose clips do not predict each other's outcomes is ignored.
 
-Learning meets sampled outcomes only; the simulator's analytic profit judges.
+Policies learn from sampled outcomes only; the simulator's analytic profit judges them.
 """
 
 from __future__ import annotations
@@ -57,16 +58,16 @@ from pipeline.outcomes import blind, oracle
 from pipeline.stats import interval95, percentiles95
 from pipeline.tasks import Task
 
-ROTATIONS = 32  # orders a round, at most
+ROTATIONS = 32  # orders per round, at most
 TOLERANCE = 0.02  # $/h
-TOLERANCE_OF_JUDGE = 0.1  # of the standard deviation of what a judge that has learned makes of all data's worth
-DRAWN = 40  # demonstrations in the figure, the first of the table
+TOLERANCE_OF_JUDGE = 0.1  # of the standard deviation, over members of a learned judge, of the gain from all data
+DRAWN = 40  # demonstrations in the figure, from the top of the table
 
 Progress = Callable[[int, int], None]
 
 
 def run(cfg: ValueConfig, *, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Value every video or contributor of the training split; writes the table and the figure, returns key numbers."""
+    """Value every video or contributor of the training split; write the table and the figure, return key numbers."""
     started = time.monotonic()
     folder = output_folder(cfg, "value")
     data = dataset.read_embeddings(cfg.embeddings)
@@ -81,7 +82,7 @@ def run(cfg: ValueConfig, *, progress: Progress = lambda done, total: None) -> d
 def _by_simulation(
     data: dataset.Embeddings, cfg: ValueConfig, progress: Progress
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """By the simulator: what is learned are its outcomes on each demonstration's clips."""
+    """Values of policies learned from simulated outcomes on each demonstration's clips."""
     model = labelled_outcomes(data, cfg.embeddings, cfg.task, draws=cfg.draws, kind=cfg.outcomes)
     videos, held_rows, how = dataset.split_rows(data)
     names, rows = players(data, videos, by=cfg.by)
@@ -125,7 +126,7 @@ def _by_simulation(
 
 
 def _by_logs(data: dataset.Embeddings, cfg: ValueConfig, progress: Progress) -> tuple[dict[str, Any], pd.DataFrame]:
-    """By what their own logs teach, judged by held-out logs."""
+    """Values of policies learned from each demonstration's logs, judged by held-out logs."""
     learner = LogLearner(data, cfg.task, seed=cfg.seed)
     names, rows = players(data, learner.videos, by=cfg.by)
     worth, everyone = LogWorth(learner, data, rows), np.ones((1, len(names)), bool)
@@ -162,13 +163,13 @@ def _by_logs(data: dataset.Embeddings, cfg: ValueConfig, progress: Progress) -> 
 
 
 def players(data: dataset.Embeddings, videos: np.ndarray, *, by: str) -> tuple[list[str], list[np.ndarray]]:
-    """Names and rows of what is valued: training videos [V, 2], or their contributors in order of appearance."""
+    """Names and rows of the units to value: training videos [V, 2] or their contributors, in order of appearance."""
     of_row = np.searchsorted(data.offset, videos[:, 0], side="right") - 1
     ids = data.videos.id if by == "video" else data.videos.contributor or [""] * data.num_videos
     if by == "contributor" and not all(ids[v] for v in of_row):
         lacking = next(data.videos.id[v] for v in of_row if not ids[v])
         raise VtpError(
-            f"video {lacking} has no contributor; name one for each in the manifest, or value by video",
+            f"video {lacking} has no contributor; name one for each video in the manifest, or value by video",
             code="contributor-missing",
         )
     rows: dict[str, list[np.ndarray]] = {}
@@ -182,13 +183,13 @@ def players(data: dataset.Embeddings, videos: np.ndarray, *, by: str) -> tuple[l
 
 
 def content_key(embeddings: np.ndarray) -> tuple[int, ...]:
-    """What tells clips from others, as integers that seed their outcomes: the same clips bring the same outcomes."""
+    """A hash of the clips as integers that seed their outcomes, so that identical clips have identical outcomes."""
     digest = hashlib.sha256(np.ascontiguousarray(embeddings, np.float32).tobytes()).digest()
     return tuple(np.frombuffer(digest, np.uint32).tolist())
 
 
 class Round(NamedTuple):
-    """One estimate: Shapley and leave-one-out values [V] in $/h, profit of no and of all data, policies learned."""
+    """One estimate: Shapley and leave-one-out values [V] in $/h, profit without and with all data, policies learned."""
 
     value: np.ndarray
     leave_one_out: np.ndarray
@@ -205,11 +206,11 @@ def value_round(
     rng: np.random.Generator,
     tolerance: float,
 ) -> Round:
-    """Shapley values over a random order and rotations of it, so that each demonstration takes all places evenly.
+    """Shapley values over a random order and its rotations, so that each demonstration takes all places equally often.
 
-    Ghorbani and Zou 2019, algorithm 1, with rotations for independent orders. An order is cut short, what is left of
-    it adding nothing, once its profit is within `tolerance` of that of all data. What has the key of something that is
-    there already is a copy: it is no new evidence.
+    Ghorbani and Zou 2019, algorithm 1, with rotations instead of independent orders. An order stops once its profit is
+    within `tolerance` of the profit of all data; the rest of it adds nothing. A demonstration with the key of an
+    earlier one is a copy and adds no evidence.
     """
     distinct = dict(zip(keys, evidence, strict=True))
     none = Evidence(*map(np.zeros_like, evidence[0]))
@@ -237,7 +238,7 @@ def value_round(
 
 
 class Estimate(NamedTuple):
-    """Shapley values [V] in $/h with 95% intervals [V, 2], leave-one-out values [V], profit of no and of all data."""
+    """Shapley values [V] in $/h, 95% intervals [V, 2], leave-one-out values [V], profit without and with all data."""
 
     value: np.ndarray
     ci95: np.ndarray
@@ -247,13 +248,13 @@ class Estimate(NamedTuple):
 
 
 def conclude(names: list[str], clips: list[int], found: Estimate, task: Task) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Values and prices: each at most the value, together at most the spread."""
+    """Values and prices; each price is at most the value, and all together at most the spread."""
     implied_wage = found.everything + task.total_costs_usd_per_hour
     spread = econ.allocate_spread(
         implied_wage, task.human_wage_usd, 1.0, delta_mpl_total=1.0, delta_mpl_cust=1.0
     ).spread_value
     value = found.value
-    # What some take away is not paid for either: together no more than all of them add.
+    # Negative values reduce the total that is paid, which is at most the sum of all values.
     price = econ.data_prices(value, min(spread, float(value.sum())))
     scale = econ.share(price.sum(), np.maximum(value, 0).sum())
     low, high = found.ci95.T
@@ -289,6 +290,6 @@ def _draw(table: pd.DataFrame, result: dict[str, Any]) -> Figure:
     )  # fmt: skip
     ax.axvline(0, c=COLOURS["soft"], lw=0.8)
     ax.set_yticks(range(len(rows)), labels=[plain(str(name)) for name in rows["name"]], fontsize=7)
-    ax.set(title="Value of each demonstration", xlabel="profit that it adds, $ an hour")
+    ax.set(title="Value of each demonstration", xlabel="profit added, $ per hour")
     name_judge(figure, result)
     return figure

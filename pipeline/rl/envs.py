@@ -1,7 +1,7 @@
-"""Environments: simulator states or clip embeddings to observe, a task's actions to choose, an economic reward.
+"""Environments: observations are simulator states or clip embeddings, actions a task's, rewards economic.
 
-`SimEnv` and `EmbeddingEnv` run many episodes side by side for training; `GymEnv` shows one of them through
-Gymnasium's interface. Time limits truncate; nothing terminates.
+`SimEnv` and `EmbeddingEnv` run many episodes in parallel for training; `GymEnv` wraps a single one in Gymnasium's
+interface. Time limits truncate; nothing terminates.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pipeline.errors import VtpError
 from pipeline.outcomes import OutcomeModel, Outcomes, SimulatedOutcomes, step_value, step_worth
 from pipeline.tasks import EPISODE_STEPS, SECONDS_PER_HOUR, Worth, worth
 
-ROUNDING = float(np.finfo(np.float32).eps)  # of an action's size: its bounds in float32 need not be the task's
+ROUNDING = float(np.finfo(np.float32).eps)  # relative: an action's bounds in float32 may differ from the task's
 
 
 class Workplace:
-    """Outcomes, their tally and the reward of N episodes side by side.
+    """Sample outcomes, tally them and compute rewards for N parallel episodes.
 
-    `lambda_dual` and `err_target` are set by the training loop as dual ascent and the curriculum move them.
+    The training loop sets `lambda_dual` by dual ascent and `err_target` by the curriculum.
     """
 
     _TALLY = ("steps", "hours", "attempts", "errors", "value_usd")
@@ -39,7 +39,7 @@ class Workplace:
         self.outcomes = Outcomes(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64))  # of the last step
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides what comes next, the random generator included, as arrays and plain values."""
+        """The complete state, including the random generator, as arrays and plain values."""
         return {name: getattr(self, name) for name in self._STATE} | {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class Workplace:
             getattr(self, name)[envs] = 0
 
     def worth(self) -> Worth:
-        """What the episodes to date were worth, [N]; before their first step only the hourly costs count."""
+        """Worth of the episodes to date, [N]; before the first step, only the hourly costs."""
         per_hour = econ.ratio(np.ones_like(self.hours), self.hours)
         costs = self.model.task.total_costs_usd_per_hour
         return worth(self.attempts, self.errors, self.value_usd, per_hour, costs_usd_per_hour=costs)
@@ -61,8 +61,8 @@ class Workplace:
     def work(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """One step in each environment: rows [N] of the outcome model, actions [N, A] → rewards [N].
 
-        With reward_window `step`, the rates in the reward are the step's own; with `episode`, those of the episode to
-        date. A step's own are those expected where outcomes are estimates: luck that they draw teaches nothing.
+        With reward_window `step`, the reward uses the rates of this step; with `episode`, those of the episode to date.
+        If the model is an estimate, a step's rates are the expected ones, because sampling would only add noise.
         """
         model, task = self.model, self.model.task
         actions = self._within_bounds(actions)
@@ -86,14 +86,14 @@ class Workplace:
         )
 
     def _within_bounds(self, actions: np.ndarray) -> np.ndarray:
-        """The actions, to the task's own bounds; VtpError where one lies beyond them by more than rounding."""
+        """The actions, clipped to the task's bounds; VtpError if one exceeds them by more than rounding."""
         task = self.model.task
         slack = ROUNDING * np.maximum(np.abs(task.low), np.abs(task.high))
         wrong = ~((actions >= task.low - slack) & (actions <= task.high + slack))  # NaN is wrong too
         if wrong.any():
             env, index = np.argwhere(wrong)[0]
             raise VtpError(
-                f"action {task.action_names[index]} {actions[env, index]:g} lies outside "
+                f"action {task.action_names[index]} {actions[env, index]:g} is outside "
                 f"[{task.low[index]:g}, {task.high[index]:g}]; give actions in the task's units",
                 code="action-out-of-bounds",
             )
@@ -101,7 +101,7 @@ class Workplace:
 
 
 class VectorEnv(Protocol):
-    """What the training loop asks of an environment of N episodes; observations are [N, ...]."""
+    """The training loop's interface to an environment of N episodes; observations are [N, ...]."""
 
     workplace: Workplace
 
@@ -109,20 +109,20 @@ class VectorEnv(Protocol):
         """Start new episodes in `envs` (a boolean mask [N]; default all) and return all current observations."""
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(next observations, rewards [N], truncated [N]); the caller resets what was truncated."""
+        """Return (next observations, rewards [N], truncated [N]); the caller resets truncated episodes."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the episodes are; the workplace has a state of its own."""
+        """Positions of the episodes; the workplace has its own state."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the episodes where they were."""
+        """Restore the positions of the episodes."""
 
 
 class SimEnv:
     """The simulator itself: observations [N, 4] float32 are progress, context, attempts to date and errors to date.
 
-    Each lies in [0, 1]: the step over 60; the context's index over K−1; attempts a step over twice the most that any
-    context has; errors over attempts.
+    Each is in [0, 1]: step / 60; context index / (K − 1); attempts per step / twice the highest rate of any context;
+    errors / attempts.
     """
 
     OBSERVATION_SIZE = 4
@@ -165,9 +165,8 @@ class SimEnv:
 class EmbeddingEnv:
     """Stored clips of demonstration videos: observations [N] int64 are rows of the embedding array.
 
-    An episode plays one video's clips in order, from a random start where it has more than 60. What an action brings
-    comes from the outcome model, whose rows are those clips. After a video's last clip nothing is known; there the
-    last clip stands for what follows.
+    An episode plays one video's clips in order, from a random start if it has more than 60. Outcomes come from the
+    outcome model, whose rows are those clips. After a video's last clip, the next observation is that clip again.
 
     videos: row ranges [start, end) of the videos to play, [V, 2].
     """
@@ -182,7 +181,7 @@ class EmbeddingEnv:
         rng: np.random.Generator,
     ):
         if len(videos) == 0 or (videos[:, 1] <= videos[:, 0]).any():
-            raise VtpError("there is no clip to play; extract at least one video with a clip", code="no-clips")
+            raise VtpError("there are no clips to play; extract at least one video with a clip", code="no-clips")
         self.workplace = Workplace(model, num_envs, reward_window=reward_window, rng=rng)
         self.videos = videos
         self.row = np.zeros(num_envs, np.int64)
@@ -244,5 +243,5 @@ class GymEnv(gymnasium.Env):
         return self._observation(observations), float(rewards[0]), False, bool(truncated[0]), info
 
     def _observation(self, observations: np.ndarray) -> np.ndarray:
-        # A copy: who keeps an observation and writes to it must not write to the table.
+        # A copy, so that writing to an observation does not change the table.
         return observations[0] if self._embeddings is None else self._embeddings[observations[0]].copy()

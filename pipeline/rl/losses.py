@@ -1,4 +1,4 @@
-"""One loss a function (Haarnoja et al. 2018, arXiv 1812.05905), each with the metrics that it gives."""
+"""One function per loss (Haarnoja et al. 2018, arXiv 1812.05905), each returning the loss and its metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.rl.networks import Actor, TwinCritic, sample_action
 
 
 class LatentTransitions(NamedTuple):
-    """A batch of transitions whose observations are encoded."""
+    """A batch of transitions with encoded observations."""
 
     latents: Tensor  # (B, Z)
     actions: Tensor  # (B, A) in [0, 1]

@@ -1,7 +1,7 @@
 """The networks of Soft Actor-Critic (Haarnoja et al. 2018, arXiv 1812.05905) and its tanh Gaussian.
 
-Networks compute in the unit box: an action is the [-1, 1] output of the tanh mapped to [0, 1] by `to_unit`. The agent
-maps that to the task's bounds. Log-probabilities and the target entropy are those of the [-1, 1] space.
+Networks compute in the unit box: `to_unit` maps the tanh output in [-1, 1] to an action in [0, 1], and the agent maps
+that to the task's bounds. Log-probabilities and the target entropy refer to the [-1, 1] space.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 HIDDEN_SIZE = 256
-STRETCH = 1.2  # of the tanh, so that the bounds of actions are reached
+STRETCH = 1.2  # of the tanh, so that actions can reach their bounds
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -36,7 +36,7 @@ class Actor(nn.Module):
 
 
 class EnsembleLinear(nn.Module):
-    """E linear layers side by side: [E, B, in] → [E, B, out] in one batched product."""
+    """E parallel linear layers: [E, B, in] → [E, B, out] in one batched product."""
 
     def __init__(self, ensemble_size: int, in_features: int, out_features: int):
         super().__init__()
@@ -51,14 +51,14 @@ class EnsembleLinear(nn.Module):
 class TwinCritic(nn.Module):
     """Latents [B, Z], actions in the unit box [B, A] → two action values [2, B].
 
-    Layer norm keeps values tame between the data.
+    Layer norm limits extrapolation of values between the data.
     """
 
     def __init__(self, latent_size: int, num_actions: int):
         super().__init__()
         self.net = nn.Sequential(
             EnsembleLinear(2, latent_size + num_actions, HIDDEN_SIZE),
-            nn.LayerNorm(HIDDEN_SIZE, elementwise_affine=False),  # gains would be shared by the twins
+            nn.LayerNorm(HIDDEN_SIZE, elementwise_affine=False),  # affine gains would be shared by the twins
             nn.ReLU(),
             EnsembleLinear(2, HIDDEN_SIZE, HIDDEN_SIZE),
             nn.LayerNorm(HIDDEN_SIZE, elementwise_affine=False),
@@ -72,7 +72,7 @@ class TwinCritic(nn.Module):
 
 
 def _last_in_fp32(net: nn.Sequential, x: Tensor) -> Tensor:
-    """The network's output; under autocast its last layer is in fp32, for a value in bf16 has two or three digits."""
+    """The network's output; under autocast its last layer is fp32, because bf16 has only two or three digits."""
     if not torch.is_autocast_enabled("cpu"):
         return net(x)
     hidden = net[:-1](x)
@@ -84,7 +84,7 @@ def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
     """Reparameterised actions [B, A] in [0, 1] and log-probabilities [B] in the tanh space [-1, 1].
 
     log π(a) = Σ log N(u; mean, std) − log(1 − tanh² u), appendix C, with the stable form of the last term. The density
-    is that of tanh u; what `to_unit` cuts off lies beyond the bounds.
+    is that of tanh u; `to_unit` clips only values beyond the bounds.
     """
     pre_tanh = mean + log_std.exp() * noise
     log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
@@ -93,9 +93,9 @@ def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
 
 
 def to_unit(pre_tanh: Tensor) -> Tensor:
-    """What an unbounded choice does, in [0, 1]: tanh, stretched a little and cut off at the bounds.
+    """Map unbounded values to actions in [0, 1] by tanh, stretched a little and clipped at the bounds.
 
-    Without the stretch a bound lies at infinity, where tanh has no slope and the entropy bonus pulls back: a policy
-    whose best action is full speed would settle for 0.97 of it.
+    Without the stretch, the bounds are at infinity, where tanh has no slope and the entropy bonus pulls back: a policy
+    whose best action is full speed would stop at 0.97 of it.
     """
     return (0.5 * (STRETCH * torch.tanh(pre_tanh) + 1)).clamp(0, 1)

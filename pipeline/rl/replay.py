@@ -12,8 +12,8 @@ MIN_PRIORITY = 1e-3
 
 
 class Batch(NamedTuple):
-    """Transitions: observations [B, ...], actions [B, A], rewards [B], masks [B] (0 after termination), and what
-    follows [B, ...]. Observations are states, or row indices into an embedding array."""
+    """Transitions: observations [B, ...], actions [B, A], rewards [B], masks [B] (0 after termination), and next
+    observations [B, ...]. Observations are states, or row indices into an embedding array."""
 
     observations: np.ndarray
     actions: np.ndarray
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
 
 class SumTree:
-    """Non-negative priorities in a complete binary tree: set and sample in O(log capacity) a value."""
+    """Non-negative priorities in a complete binary tree: set and sample in O(log capacity) per value."""
 
     def __init__(self, capacity: int):
         self.depth = max(int(np.ceil(np.log2(capacity))), 0)
@@ -41,7 +41,7 @@ class SumTree:
         nodes = indices + (1 << self.depth)
         self._nodes[nodes] = priorities
         for _ in range(self.depth):
-            nodes = nodes >> 1  # repeated parents are written twice with the same sum: cheaper than unique
+            nodes = nodes >> 1  # repeated parents get the same sum twice: cheaper than np.unique
             self._nodes[nodes] = self._nodes[2 * nodes] + self._nodes[2 * nodes + 1]
 
     def fill(self, priorities: np.ndarray) -> None:
@@ -60,7 +60,7 @@ class SumTree:
         for _ in range(self.depth):
             nodes = nodes << 1
             left = self._nodes[nodes]
-            # An empty right child is never entered, not even through rounding.
+            # Never enter an empty right child, even after rounding.
             right = (masses >= left) & (self._nodes[nodes + 1] > 0)
             masses = np.where(right, masses - left, masses)
             nodes += right
@@ -71,7 +71,7 @@ class ReplayBuffer:
     """Ring buffer sampled in proportion to |TD|^priority_exponent · novelty (Schaul et al. 2016, arXiv
     1511.05952, with a novelty weight as a factor, which is 1 by default).
 
-    A new transition enters with the highest |TD| priority so far, so that it is soon seen.
+    A new transition gets the highest |TD| priority so far, so that it is sampled soon.
     """
 
     _ARRAYS = ("observations", "next_observations", "actions", "rewards", "masks", "novelty")
@@ -121,13 +121,14 @@ class ReplayBuffer:
         """Sample (batch, slots [B], importance weights [B] with mean 1, novelty weights [B]).
 
         One draw from each of B equal strata of the total priority. The importance weights 1 / (size · P(i)) undo the
-        prioritisation in full (beta = 1): with random outcomes, replaying surprising ones more often would otherwise
-        make errors look likelier than they are. What novelty takes from P(i) the caller gives back as a loss weight.
+        prioritisation in full (beta = 1); otherwise, with random outcomes, replaying surprising ones more often would
+        make errors look likelier than they are. They also undo novelty, so the caller multiplies losses by it.
         """
         total = self._tree.total
         if total <= 0:
             raise VtpError(
-                "every transition weighs 0, so none can be drawn; give novelty weights above 0", code="weights-all-zero"
+                "all transitions have weight 0, so none can be sampled; give novelty weights above 0",
+                code="weights-all-zero",
             )
         slots = self._tree.find((np.arange(batch_size) + rng.random(batch_size)) * (total / batch_size))
         importance = total / (self.size * self._tree.get(slots))
@@ -141,7 +142,7 @@ class ReplayBuffer:
         return batch, slots, (importance / importance.mean()).astype(np.float32), self._novelty[slots]
 
     def state_dict(self) -> dict[str, Any]:
-        """The transitions and their priorities: views of the arrays, as far as they are filled, and plain values."""
+        """Transitions and priorities: views of the filled parts of the arrays, and plain values."""
         arrays = {name: getattr(self, f"_{name}")[: self.size] for name in self._ARRAYS}
         priorities = self._tree.get(np.arange(self.size))
         return arrays | {"priorities": priorities, "next": self._next, "max_td_priority": self._max_td_priority}

@@ -1,4 +1,4 @@
-"""The deterministic policy at work, in the simulator from its state or on stored clips: its steps and outcomes."""
+"""Rollouts of the deterministic policy, on the simulator's state or on stored clips: steps and outcomes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pipeline.rl.sac import Agent
 from pipeline.tasks import SECONDS_PER_HOUR, Task, worth
 
 SIM_EPISODES = 200
-OUTCOMES_A_STEP = 10  # drawn of each action where policies are compared
+OUTCOMES_A_STEP = 10  # samples per action when comparing policies
 
 
 class StepRecorder:
-    """Steps of E episodes side by side."""
+    """Records the steps of E parallel episodes."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._tables: list[pd.DataFrame] = []
 
     def add(self, rows: np.ndarray, actions: np.ndarray, outcomes: Outcomes, episode: np.ndarray | None = None) -> None:
-        """One step of every episode: rows [E] of the outcome model, actions [E, A], sampled outcomes [E]."""
+        """Add one step of every episode: rows [E] of the outcome model, actions [E, A], sampled outcomes [E]."""
         episode = np.arange(len(rows)) if episode is None else episode
         columns = {"episode": episode, "step": len(self._tables), "row": rows}
         columns |= {name: actions[:, index] for index, name in enumerate(self._task.action_names)}
         self._tables.append(pd.DataFrame(columns | outcomes._asdict()))
 
     def steps(self) -> pd.DataFrame:
-        """One row a step: episode, step, row (of the outcome model), the task's actions, attempts, errors."""
+        """One row per step: episode, step, row (of the outcome model), the task's actions, attempts, errors."""
         return pd.concat(self._tables, ignore_index=True)
 
 
@@ -58,9 +58,9 @@ def on_clips(
     draws: int = 1,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Steps of the policy on stored clips, which are `rows` [n] of the outcome model and observed as [n, 128].
+    """Steps of the policy on stored clips with embeddings [n, 128] and `rows` [n] of the outcome model.
 
-    The clips of one video [n] are one episode, because they are alike; each action's outcome is drawn `draws` times.
+    The clips of a video [n] are one episode, because they are similar; each action's outcome is sampled `draws` times.
     """
     recorder = StepRecorder(model.task)
     actions = np.repeat(agent.act(torch.from_numpy(embeddings)), draws, axis=0)
@@ -75,11 +75,10 @@ def actions_of(steps: pd.DataFrame, task: Task) -> np.ndarray:
 
 
 def validation_profit(model: OutcomeModel, steps: pd.DataFrame, rng: np.random.Generator) -> float:
-    """Profit in $/h of the steps' actions, less what their model charges: what may choose a policy.
+    """Profit in $/h of the steps' actions, less the model's penalty: the criterion for choosing a policy.
 
-    Where outcomes are estimates, it is what they let expect; else it is that of sampled outcomes.
-
-    Drawn anew, so that policies that are compared with equal generators meet the same luck.
+    Expected profit if outcomes are estimates. Otherwise profit of newly sampled outcomes, so that policies compared
+    with equal generators have the same random numbers.
     """
     rows, actions = steps["row"].to_numpy(), actions_of(steps, model.task)
     if model.is_estimate:

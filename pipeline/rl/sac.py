@@ -16,14 +16,14 @@ from pipeline.errors import VtpError
 from pipeline.rl.losses import LatentTransitions, actor_loss, critic_loss, td_target, temperature_loss
 from pipeline.rl.networks import Actor, TwinCritic, sample_action
 
-TARGET_ENTROPY = -1.0  # of each action, to begin with
-INITIAL_ALPHA = 0.05  # rewards have deviation one, so 1.0 would drown them for thousands of updates
-ANNEALED_AFTER = 0.8  # of training: by then entropy is at its final target
+TARGET_ENTROPY = -1.0  # per action, at the start
+INITIAL_ALPHA = 0.05  # rewards have standard deviation 1; an alpha of 1.0 would dominate them for thousands of updates
+ANNEALED_AFTER = 0.8  # share of training after which the target entropy is final
 FINAL_LR_FACTOR = 0.05
 
 
 class Transitions(NamedTuple):
-    """A batch of transitions as the environment gave them."""
+    """A batch of transitions as returned by the environment."""
 
     observations: Tensor  # (B, ...)
     actions: Tensor  # (B, A) in the task's units
@@ -35,13 +35,13 @@ class Transitions(NamedTuple):
 class Agent(nn.Module):
     """Actor, critics, temperature and their optimisers over an encoder from observations [B, ...] to latents [B, Z].
 
-    Rewards are centred and scaled by their running mean and deviation before they reach the critic. Time limits
-    truncate and never terminate, so a constant added to every reward changes every value alike and no policy
-    (Naik et al. 2024, arXiv 2405.09999); without it, γ = 0.995 makes values of hundreds in which differences between
-    actions of a few tenths drown.
+    Rewards are centred and scaled by their running mean and standard deviation before they reach the critic. Time
+    limits truncate and never terminate, so subtracting a constant from all rewards shifts all values equally and
+    changes no policy (Naik et al. 2024, arXiv 2405.09999). Uncentred, γ = 0.995 gives values in the hundreds, which
+    hide differences of a few tenths between actions.
 
-    The deterministic policy is a moving average of the actor, with the target networks' step: single updates follow
-    the noise of sampled outcomes, their average does not.
+    The deterministic policy is a moving average of the actor, with the target networks' step size: single updates
+    follow the noise of sampled outcomes, their average does not.
     """
 
     _OPTIMIZERS = ("critic_optimizer", "actor_optimizer", "alpha_optimizer")
@@ -67,10 +67,10 @@ class Agent(nn.Module):
         latent_noise: float = 0.0,
     ):
         """low, high: [A] bounds of the actions.
-        bf16: compute the hidden layers' matrix products of updates in it; weights and all else stay fp32.
-        encoder_lr: initial learning rate of the encoder, where it is not `lr`; both fall alike.
-        latent_noise: deviation of the Gaussian noise on the latents of updates, so that what is learned of one clip
-        holds of those like it and the luck of its outcomes is not learned by heart (S4RL, arXiv 2103.06326).
+        bf16: compute the hidden layers' matrix products of updates in bfloat16; weights and the rest stay fp32.
+        encoder_lr: initial learning rate of the encoder, if not `lr`; both decay equally.
+        latent_noise: standard deviation of Gaussian noise on the latents in updates, which generalises to similar clips
+        instead of memorising the sampling noise of one clip (S4RL, arXiv 2103.06326).
         """
         super().__init__()
         self.lr, self.encoder_lr, self.gamma, self.tau = lr, encoder_lr, gamma, tau
@@ -116,9 +116,8 @@ class Agent(nn.Module):
     def anneal(self, progress: float, *, final_entropy: float) -> None:
         """Lower target entropy and learning rates with the progress of training in [0, 1].
 
-        final_entropy: the target at the end, of each action. Held at -1, it makes the policy keep a fifth of an
-        action's range to itself, and where the best action lies in a corner (fast and very careful) it settles for a
-        slow one.
+        final_entropy: the final target per action. If it stayed at -1, the policy would spread over a fifth of an
+        action's range, and if the best action is in a corner (fast and very careful), it would settle for a slow one.
         """
         each = TARGET_ENTROPY + min(progress / ANNEALED_AFTER, 1.0) * (final_entropy - TARGET_ENTROPY)
         self.target_entropy = self.num_actions * each
@@ -129,19 +128,19 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, generator: torch.Generator | None = None) -> np.ndarray:
-        """Actions [B, A]: sampled with a generator, else the averaged actor's deterministic tanh(mean)."""
+        """Actions [B, A]: sampled if a generator is given, otherwise the averaged actor's deterministic tanh(mean)."""
         actor = self.average_actor if generator is None else self.actor
         mean, log_std = actor(self.encoder(observations))
         noise = torch.zeros_like(mean) if generator is None else torch.randn(mean.shape, generator=generator)
         return self.from_unit(sample_action(mean, log_std, noise)[0]).numpy()
 
     def from_unit(self, unit: Tensor) -> Tensor:
-        """Actions [B, A] in the task's units of points in the unit box [B, A]."""
+        """Actions [B, A] in the task's units from points in the unit box [B, A]."""
         scaled = self.action_low + unit * (self.action_high - self.action_low)
         return scaled.clamp(self.action_low, self.action_high)
 
     def observe_rewards(self, rewards: np.ndarray) -> None:
-        """Fold rewards [B] into the running mean and deviation (Chan et al.'s parallel update)."""
+        """Add rewards [B] to the running mean and standard deviation (parallel update of Chan et al.)."""
         count = self.reward_count + len(rewards)
         delta = float(rewards.mean()) - self.reward_mean
         self.reward_square += float(rewards.var()) * len(rewards) + delta**2 * self.reward_count * len(rewards) / count
@@ -149,7 +148,7 @@ class Agent(nn.Module):
         self.reward_count = count
 
     def forget_rewards(self) -> None:
-        """Scale rewards by what comes from now on alone, as when a policy is trained on in another world."""
+        """Restart the running reward statistics, such as when training continues with other outcomes."""
         for moment in (self.reward_count, self.reward_mean, self.reward_square):
             moment.zero_()
 
@@ -215,7 +214,7 @@ class Agent(nn.Module):
         return td_error, losses
 
     def training_state(self) -> dict[str, Any]:
-        """What training on needs beside the `state_dict`: the optimisers."""
+        """The state needed besides `state_dict` to continue training: the optimisers."""
         return {name: getattr(self, name).state_dict() for name in self._OPTIMIZERS}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -224,7 +223,7 @@ class Agent(nn.Module):
 
 
 def _rounded(bounds: ArrayLike, *, up: bool) -> Tensor:
-    """Bounds [A] in float32, never beyond the exact ones: 0.3 in 32 bits is more than 0.3."""
+    """Bounds [A] in float32, never beyond the exact ones: 0.3 in float32 is more than 0.3."""
     exact = np.asarray(bounds, float)
     nearest = exact.astype(np.float32)
     is_beyond = nearest < exact if up else nearest > exact

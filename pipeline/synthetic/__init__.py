@@ -1,4 +1,4 @@
-"""Simulator state to frames to mp4: what the demonstrations look like."""
+"""Synthetic demonstrations: simulator dynamics, rendering and mp4 files."""
 
 from pipeline.synthetic.mp4 import write_mp4
 from pipeline.synthetic.rendered_clip import CLIP_LEN, FPS, FRAME_SHAPE, NOVEL_KINDS, render_clip, renderer_of

@@ -1,6 +1,6 @@
 """The four kinds of brickwork, each with its own bond, outline and colours.
 
-Like the dishes: painted on a canvas at a pose, returning the area that a trowel can cover.
+Like the dishes, each is painted on a canvas at a pose and returns the area that a trowel can cover.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _lay(
     light: Vector,
     rng: np.random.Generator,
 ) -> None:
-    """Paint the brick that each sample lies in: `inset` from its middle, of that size, with a tone by its number."""
+    """Paint the brick at each sample: `inset` is the offset from its middle, `number` selects its tone."""
     tones = rng.uniform(-0.09, 0.09, 256).astype(np.float32)
     u, v = inset
     distance = rounded_box(u, v, size[0] / 2, size[1] / 2, 1.0)
@@ -71,7 +71,7 @@ def _wall(
     light: Vector,
     rng: np.random.Generator,
 ) -> None:
-    """Courses of running bond wherever `laid_where(middle_u, middle_v)` of a brick holds."""
+    """Courses of running bond with the bricks for which `laid_where(middle_u, middle_v)` is true."""
     column, row, inset = _bond(u, v, length, height)
     middle_u, middle_v = (column + 0.5 - 0.5 * (row % 2)) * length, (row + 0.5) * height
     laid = laid_where(middle_u, middle_v).astype(np.float32)
@@ -119,7 +119,7 @@ def face(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) ->
 
 
 def corner(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> Area:
-    """Two faces of blue engineering brick that meet at pale quoins and rack back to both sides."""
+    """Two faces of blue engineering brick that meet at pale quoins and rack back on both sides."""
     brick = sample_rgb(rng, (0.62, 0.68), (0.38, 0.55), (0.34, 0.48))
     stone = sample_rgb(rng, (0.09, 0.13), (0.1, 0.25), (0.82, 0.95))
     mortar = sample_rgb(rng, *MORTAR)
@@ -156,7 +156,7 @@ def paver(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -
     width = 12.0
     across, along = (u + v) / (1.4142 * width), (v - u) / (1.4142 * width)
     i, j = np.floor(across), np.floor(along)
-    kind = (i - j) % 4  # 0, 1: the halves of a brick that lies; 3, 2: of one that stands
+    kind = (i - j) % 4  # 0, 1: halves of a horizontal brick; 3, 2: of a vertical one
     lies = kind < 2
     first_i, first_j = np.where(kind == 1, i - 1, i), np.where(kind == 2, j - 1, j)
     half_i, half_j = np.where(lies, 1.0, 0.5), np.where(lies, 0.5, 1.0)
@@ -170,7 +170,7 @@ def paver(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -
 
 
 def rubble(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> Area:
-    """A heap of round field stones: nobody lays those in an ordinary clip."""
+    """A heap of round field stones, which no ordinary clip shows."""
     stone = np.asarray(sample_rgb(rng, (0.05, 0.15), (0.02, 0.12), (0.45, 0.7)), np.float32)
     for v in range(-36, 48, 14):
         half = 22 + 0.42 * (v + 36)

@@ -48,7 +48,7 @@ def _turned(
     colour: RGB | np.ndarray,
     gloss: float,
 ) -> np.ndarray:
-    """Shading of a turned surface seen from above: height falls with the radius by `slope`."""
+    """Shading of a turned surface seen from above; `slope` is the fall of its height with the radius."""
     steep = slope / (np.sqrt(1 + slope * slope) * np.maximum(r, 1e-3))
     return shade(colour, u * steep, v * steep, light, gloss=gloss, sharpness=24)
 
@@ -112,7 +112,7 @@ def glass(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -
     foot = np.hypot(u / 24, (v - 46) / 7.5)
     canvas.paint(mix(tint, (1, 1, 1), 0.25), cover((foot - 1) * 7.5, pose.scale) * (0.45 + 0.4 * ramp(foot, 0.6, 1)))
 
-    # Half-width down the axis: a tulip bowl that runs out into the stem.
+    # Half-width along the axis: a tulip bowl that narrows into the stem.
     depth = np.clip((v + 50) / 54, 0, 1)
     bowl = (24 + 10 * np.sin(np.pi * np.minimum(depth * 1.25, 1))) * np.sqrt(np.maximum(1 - depth**3.2, 0))
     half = np.maximum(bowl, 3.0 + 5 * ramp(v, 38, 47))
@@ -163,7 +163,7 @@ def mug(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> 
 
 
 def board(canvas: Canvas, pose: Pose, light: Vector, rng: np.random.Generator) -> Area:
-    """A wooden chopping board, corners round, with a slot to hang it by: nobody washes one in an ordinary clip."""
+    """A wooden chopping board with round corners and a slot to hang it by, which no ordinary clip shows."""
     wood = sample_rgb(rng, (0.07, 0.1), (0.45, 0.65), (0.6, 0.85))
     u, v = pose.local(canvas)
     outline = rounded_box(u, v, 47, 33, 7)

@@ -1,6 +1,6 @@
-"""The simulator: what actions bring in each context of a task, by the formulas of its file, vectorised.
+"""The simulator: outcomes of actions in each context of a task by the formulas of its file, vectorised.
 
-Only `outcomes/simulated` knows it beside this room.
+Outside this package, only `outcomes/simulated` uses it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pipeline.tasks import Formula, Task
 
 SECONDS_PER_MINUTE = 60.0
 STAY_PROBABILITY = 0.8
-MAX_INVERTED_RATE = 50.0  # attempts a step up to which counts are found one by one
+MAX_INVERTED_RATE = 50.0  # attempts per step up to which counts are found one by one
 MAX_INVERTED_ERROR = 0.9
 
 
 class Dynamics:
-    """A task's simulator. VtpError where it has none."""
+    """A task's simulator; VtpError if it has none."""
 
     def __init__(self, task: Task):
         simulator = task.simulator
         if simulator is None:
             raise VtpError(
-                f"task {task.name} has no simulator, so nothing is known of what its actions bring; add a `simulator` "
+                f"task {task.name} has no simulator, so the outcomes of its actions are unknown; add a `simulator` "
                 "section to its file, see docs/tasks.md",
                 code="task-no-simulator",
             )
@@ -38,7 +38,7 @@ class Dynamics:
             Formula(text, names | set(task.actions))
             for text in (simulator.attempts_per_minute, simulator.error_probability)
         )
-        # A parameter that some contexts lack is one that the formulas do not use.
+        # The formulas do not use parameters that some contexts lack.
         self._parameters = {
             name: np.array([row[name] for row in rows]) for name in names if all(name in row for row in rows)
         }
@@ -46,10 +46,10 @@ class Dynamics:
     def __call__(
         self, context: int | np.ndarray, actions: np.ndarray, step_s: ArrayLike | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean attempts of a step, before their floor, and the error probability of an attempt; both broadcast.
+        """Mean attempts per step, before the minimum, and error probability per attempt; both broadcast.
 
-        context: integers in [0, K). actions: [..., A] in the task's units. step_s: seconds of a step, by default the
-        task's.
+        context: integers in [0, K). actions: [..., A] in the task's units. step_s: seconds per step (default: the
+        task's).
         """
         actions = np.asarray(actions, float)
         if step_s is None:
@@ -64,10 +64,10 @@ class Dynamics:
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step of the simulator itself; VtpError where the task leaves it to the clips."""
+        """Seconds per simulated step; VtpError if the task leaves the length to the clips."""
         if self.task.step_s is None:
             raise VtpError(
-                f"task {self.task.name} has no step_s, the seconds of a simulated step; add it to its file",
+                f"task {self.task.name} has no step_s (seconds per simulated step); add it to its file",
                 code="task-no-step-s",
             )
         return self.task.step_s
@@ -84,17 +84,17 @@ class Dynamics:
         rng: np.random.Generator,
         size: tuple[int, ...] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sampled (attempts, errors) of one step: max(m, Poisson(rate)), and Binomial(attempts, p_err) of them."""
+        """Sampled (attempts, errors) of one step: max(m, Poisson(rate)) and Binomial(attempts, p_err)."""
         attempts = np.maximum(rng.poisson(rate, size), self.min_attempts)
         return attempts, rng.binomial(attempts, p_err)
 
     def sample_coupled(
         self, rate: np.ndarray, p_err: np.ndarray, rng: np.random.Generator, draws: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(attempts, errors) [draws, N] distributed as those of `sample`, by inversion; rate and p_err are [N].
+        """(attempts, errors) [draws, N] with the distribution of `sample`, by inversion; rate and p_err are [N].
 
-        One uniform number for attempts and one for errors: with a generator of the same seed like actions meet like
-        luck (common random numbers), so that policies that differ little are told apart by far fewer draws.
+        Each draw uses one uniform number for attempts and one for errors. With equal generators, similar actions get
+        similar outcomes (common random numbers), so comparing similar policies takes far fewer draws.
         """
         uniform = rng.random((2, draws, len(rate)))
         if rate.max(initial=0) > MAX_INVERTED_RATE or p_err.max(initial=0) > MAX_INVERTED_ERROR:
@@ -105,11 +105,11 @@ class Dynamics:
         attempts = np.maximum(_invert(uniform[0], np.exp(-rate), lambda k: rate / k), self.min_attempts)
         odds = p_err / (1 - p_err)
         errors = _invert(uniform[1], (1 - p_err) ** attempts, lambda k: odds * (attempts - k + 1) / k)
-        return attempts, np.minimum(errors, attempts)  # the last one is a matter of rounding
+        return attempts, np.minimum(errors, attempts)  # rounding can give one error too many
 
 
 def _invert(uniform: np.ndarray, first: np.ndarray, ratio: Callable[[int], np.ndarray]) -> np.ndarray:
-    """The counts at which a distribution reaches the uniform numbers: p(0) is `first`, p(k) is ratio(k) · p(k − 1)."""
+    """Counts at which a cumulative distribution reaches `uniform`: p(0) is `first`, p(k) is ratio(k) · p(k − 1)."""
     count, k = np.zeros(uniform.shape, np.int64), 0
     mass = total = np.broadcast_to(first, uniform.shape)
     while (beyond := (uniform > total) & (mass > 0)).any():
@@ -126,7 +126,7 @@ def initial_context(num_contexts: int, num_envs: int, rng: np.random.Generator) 
 
 
 def next_context(num_contexts: int, context: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One step of the Markov chain: stays with probability 0.8, else moves to another context, each as likely."""
+    """One step of the Markov chain: stay with probability 0.8, else move to another context, all equally likely."""
     if num_contexts == 1:
         return context
     moved = (context + rng.integers(1, num_contexts, size=context.shape)) % num_contexts

@@ -1,4 +1,4 @@
-"""Frames to H.264."""
+"""Encodes frames as H.264."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from pipeline.errors import VtpError
 from pipeline.files import atomic_path
 
-KEYFRAME_EVERY = 16  # a clip: each one starts on a keyframe
+KEYFRAME_EVERY = 16  # one clip, so that each starts on a keyframe
 CRF = 19
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], *, fps: float = 15) -> None:
-    """Write frames [H, W, 3] uint8 with even sides as H.264, whole or not at all.
+    """Write frames [H, W, 3] uint8 with even sides as H.264; the file is complete or absent.
 
-    The same frames give the same bytes: one thread, for slices differ with their number, and no macroblock tree, which
-    in x264's vector code comes out differently from one encode to the next.
+    The same frames give the same bytes: with one thread, because slices depend on the number of threads, and without
+    macroblock tree, because x264's vector code computes it differently from one encode to the next.
     """
     frames = iter(frames)
     first = next(frames, None)

@@ -1,4 +1,4 @@
-"""Painting with signed distances: antialiased shapes, lit by their normals, on a supersampled float canvas.
+"""Painting with signed distances: antialiased shapes, lit by surface normals, on a supersampled float canvas.
 
 Lengths are frame pixels (x right, y down, z towards the viewer); colours are RGB in [0, 1].
 """
@@ -31,7 +31,7 @@ class Canvas:
         self.alpha = np.zeros((rows, columns), np.float32)
 
     def window(self, left: float, top: float, right: float, bottom: float) -> Canvas:
-        """The part of this canvas that holds the box; painting on it paints here."""
+        """The part of this canvas that contains the box; painting on it paints this canvas."""
         columns = slice(*(max(0, round((edge - self.left) * SUPERSAMPLE)) for edge in (left, right)))
         rows = slice(*(max(0, round((edge - self.top) * SUPERSAMPLE)) for edge in (top, bottom)))
         part = Canvas.__new__(Canvas)
@@ -41,7 +41,7 @@ class Canvas:
         return part
 
     def paint(self, colour: RGB | np.ndarray, cover: np.ndarray) -> None:
-        """Lay `colour` ([3] or [H, W, 3]) over what is there, as opaque as `cover` [H, W]."""
+        """Paint `colour` ([3] or [H, W, 3]) over the canvas with opacity `cover` [H, W]."""
         cover = np.broadcast_to(cover, self.alpha.shape)
         colour = np.asarray(colour, np.float32)
         self.rgb += cover[..., None] * (colour - self.rgb)
@@ -56,7 +56,7 @@ class Canvas:
 
 
 class Pose(NamedTuple):
-    """Where an object stands in the frame, how large and how tilted."""
+    """Position, scale and tilt of an object in the frame."""
 
     x: float
     y: float
@@ -76,7 +76,7 @@ class Pose(NamedTuple):
 
 
 def cover(distance: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """Antialiased coverage in [0, 1] of the inside (negative) of a signed distance."""
+    """Antialiased coverage in [0, 1] of the inside of a shape, where its signed distance is negative."""
     return np.clip(0.5 - distance * (SUPERSAMPLE * scale), 0, 1)
 
 
@@ -100,7 +100,7 @@ def rounded_box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: fl
 def shade(
     colour: RGB | np.ndarray, nx: np.ndarray, ny: np.ndarray, light: Vector, *, gloss: float = 0.0, sharpness: int = 16
 ) -> np.ndarray:
-    """Lambert and Blinn-Phong light on a surface whose normal's x and y are given: [H, W, 3]."""
+    """Lambert and Blinn-Phong shading [H, W, 3] of a surface, given x and y of its normals."""
     nz = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0.0))
     lit = 0.5 + 0.6 * np.maximum(nx * light[0] + ny * light[1] + nz * light[2], 0)
     shaded = lit[..., None] * np.asarray(colour, np.float32)
@@ -122,7 +122,7 @@ def capsule(
     *,
     gloss: float = 0.0,
 ) -> None:
-    """A round rod from `start` to `stop`, its radius tapering where two are given."""
+    """A round rod from `start` to `stop`, tapering if two radii are given."""
     r0, r1 = radius if isinstance(radius, tuple) else (radius, radius)
     reach = max(r0, r1) + 1
     part = canvas.window(
@@ -158,7 +158,7 @@ def grain(rng: np.random.Generator, shape: tuple[int, int], *, cell: Point) -> n
 
 def shadow_mask(sprite: Image.Image, offset: Point, *, blur: float, strength: float) -> Image.Image:
     """The soft shadow that a sprite casts, as a mask of the sprite's size; offset and blur in frame pixels."""
-    # Blurring at a quarter of the size costs a tenth and looks the same.
+    # Blurring at a quarter of the size looks the same and takes a tenth of the time.
     alpha = sprite.getchannel("A")
     small = alpha.reduce(4).filter(ImageFilter.GaussianBlur(blur * SUPERSAMPLE / 4))
     moved = Image.new("L", small.size)
@@ -167,12 +167,12 @@ def shadow_mask(sprite: Image.Image, offset: Point, *, blur: float, strength: fl
 
 
 def sample_rgb(rng: np.random.Generator, hue: Point, saturation: Point, value: Point) -> RGB:
-    """A uniform colour between the given HSV bounds; hue wraps round at 1."""
+    """A uniform colour between the given HSV bounds; hue wraps at 1."""
     h, s, v = (float(rng.uniform(*bounds)) for bounds in (hue, saturation, value))
     return colorsys.hsv_to_rgb(h % 1.0, s, v)
 
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:
-    """`share` of the second colour in the first."""
+    """Mix of two colours with `share` of the second."""
     red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
     return red, green, blue

@@ -1,4 +1,4 @@
-"""The surroundings that stand still during a clip: a kitchen sink and a building site."""
+"""The static surroundings of a clip: a kitchen sink or a building site."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ BASIN_CENTRE = (96.0, 80.0)
 
 
 def _view(canvas: Canvas, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Frame coordinates as the camera's shift, zoom and roll see them."""
+    """Frame coordinates, transformed by the camera's shift, zoom and roll."""
     u, v = Pose(96 + camera.shift[0], 72 + camera.shift[1], camera.zoom, camera.roll).local(canvas)
     return u + 96, v + 72
 
 
 def _seen(camera: Camera, x: float, y: float) -> tuple[float, float]:
-    """Where the camera sees a point of the place."""
+    """Frame coordinates of a point of the place."""
     return Pose(96 + camera.shift[0], 72 + camera.shift[1], camera.zoom, camera.roll).frame(x - 96, y - 72)
 
 
@@ -66,7 +66,7 @@ def _counter(canvas: Canvas, x: np.ndarray, y: np.ndarray, room: Kitchen, rng: n
 def _basin(
     canvas: Canvas, x: np.ndarray, y: np.ndarray, room: Kitchen, light: Vector, rng: np.random.Generator
 ) -> None:
-    """A rim, four walls that run down to a floor set nearer the viewer, water and a drain."""
+    """A rim, four walls down to a floor set nearer the viewer, water and a drain."""
     width, height = room.basin
     u, v = x - BASIN_CENTRE[0], y - BASIN_CENTRE[1]
     rim = rounded_box(u, v, width + 4, height + 4, room.corner + 4)
@@ -126,14 +126,14 @@ def _kitchen(scene: Scene, room: Kitchen) -> Canvas:
 
 
 def spout(scene: Scene) -> tuple[float, float]:
-    """Where the tap's water leaves it, in frame pixels."""
+    """The point where water leaves the tap, in frame pixels."""
     assert isinstance(scene.place, Kitchen), "only a kitchen has a tap"
     return _seen(scene.camera, 96 + scene.place.tap_x, scene.place.wall_bottom + 17)
 
 
 @lru_cache(maxsize=64)
 def tap(scene: Scene) -> Image.Image:
-    """The chrome tap on its own layer, for it stands above the dish."""
+    """The chrome tap on its own layer, because it is in front of the dish."""
     canvas, light = Canvas(), scene.light.towards
     chrome, dark = (0.72, 0.75, 0.78), (0.5, 0.53, 0.56)
     x, y = spout(scene)
@@ -176,7 +176,7 @@ def _site(scene: Scene, site: Site) -> Canvas:
 
 @lru_cache(maxsize=64)
 def backdrop(scene: Scene) -> Image.Image:
-    """The place without its work, at the supersampled size; treat it as read-only."""
+    """The place without the work, supersampled; treat it as read-only."""
     place = scene.place
     canvas = _kitchen(scene, place) if isinstance(place, Kitchen) else _site(scene, place)
     return canvas.image().convert("RGB")
@@ -184,7 +184,7 @@ def backdrop(scene: Scene) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def light_map(scene: Scene) -> np.ndarray:
-    """What the light multiplies each pixel's colour by: [144, 192, 3], brighter on the lit side, darker in corners."""
+    """Factors of the light per pixel and colour, [144, 192, 3]: brighter on the lit side, darker in corners."""
     y, x = np.mgrid[-1 : 1 : FRAME_HEIGHT * 1j, -1 : 1 : FRAME_WIDTH * 1j].astype(np.float32)
     towards = scene.light.towards
     slant = 1 + scene.light.slant * (x * towards[0] + y * towards[1]) / max(np.hypot(*towards[:2]), 1e-3)

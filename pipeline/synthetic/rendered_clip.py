@@ -1,4 +1,4 @@
-"""One simulator step as one clip: the scene's backdrop, the work in it, and a hand that moves."""
+"""Renders one simulator step as one clip: the scene's backdrop, the work and a moving hand."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ FRAME_SHAPE = (FRAME_HEIGHT, FRAME_WIDTH)
 CLIP_LEN = 16
 FPS = 15
 
-# Planted novelty, never in an ordinary demonstration: an object and a colour that nobody works on, motion three times
-# too fast, in reverse order or stopped, and work that slips and falls.
+# Planted novelty, never in an ordinary demonstration: an unusual object or colour, motion three times too fast,
+# reversed or stopped, and work that slips and falls.
 NOVEL_KINDS = ("object", "colour", "fast", "reversed", "static", "dropped")
 TOO_FAST = 3.0
 
 _WORK = {"dishes": DISHES, "bricks": BRICKWORK}
 _UNSEEN = {"dishes": dishes.board, "bricks": bricks.rubble}
-_UNSEEN_HUES = (0.26, 0.38), (0.76, 0.9)  # greens and violets: no dish and no brick has one
-_TILT = {"dishes": 0.12, "bricks": 0.03}  # walls stand upright
+_UNSEEN_HUES = (0.26, 0.38), (0.76, 0.9)  # greens and violets, which no dish or brick has
+_TILT = {"dishes": 0.12, "bricks": 0.03}  # walls are nearly upright
 _WORK_CENTRE = {"dishes": (96.0, 76.0), "bricks": (96.0, 72.0)}
 
 
 def renderer_of(task: Task) -> str:
-    """The renderer that draws the task's clips; VtpError where it cannot draw them, as they are and as a whole."""
+    """The renderer of the task's clips; VtpError if it cannot draw the task's actions or contexts."""
     if task.simulator is None or task.simulator.renderer is None:
         raise VtpError(
-            f"task {task.name} has no renderer, so no video of it can be made; validate its policies by "
+            f"task {task.name} has no renderer, so its videos cannot be made; validate its policies with "
             "--validation clips, or give its simulator `renderer: dishes` or `renderer: bricks`",
             code="task-not-rendered",
         )
@@ -64,12 +64,12 @@ def renderer_of(task: Task) -> str:
 
 
 def _samples(x: float, y: float) -> tuple[int, int]:
-    """Frame pixels in samples of the supersampled image."""
+    """Frame pixels converted to samples of the supersampled image."""
     return round(x * SUPERSAMPLE), round(y * SUPERSAMPLE)
 
 
 def _bubbles(draw: ImageDraw.ImageDraw, centres: np.ndarray, radii: np.ndarray) -> None:
-    """Suds: each bubble a grey-blue ball with a white cap."""
+    """Draw suds; each bubble is a grey-blue ball with a white cap."""
     for (x, y), r in zip(centres * SUPERSAMPLE, radii * SUPERSAMPLE, strict=True):
         draw.ellipse((x - r, y - r, x + r, y + r), fill=(203, 216, 226, 225))
         draw.ellipse((x - r * 0.9, y - r * 0.95, x + r * 0.65, y + r * 0.6), fill=(250, 252, 254, 235))
@@ -86,7 +86,7 @@ def _foam(area: Area, care: float, rng: np.random.Generator) -> Image.Image:
 
 
 def _water(height: float, frame: int, ripples: np.ndarray) -> Image.Image:
-    """A thin stream in the middle of a strip, with ripples that run down it, and its splash, `height` below the top."""
+    """A thin stream in the middle of a strip, with falling ripples and a splash `height` below the top."""
     x, bottom = 16.0 * SUPERSAMPLE, max(height, 0) * SUPERSAMPLE
     image = Image.new("RGBA", (round(2 * x), round(bottom + 12 * SUPERSAMPLE)))
     draw = ImageDraw.Draw(image)
@@ -104,14 +104,14 @@ def _water(height: float, frame: int, ripples: np.ndarray) -> Image.Image:
 
 
 def stand(scene: Scene, rng: np.random.Generator) -> Pose:
-    """Where this clip's work stands: nearly in the middle, for all of it must stay in the encoder's crop."""
+    """The pose of this clip's work: near the middle, because all of it must be in the encoder's crop."""
     x, y = _WORK_CENTRE[scene.renderer] + rng.uniform(-3.5, 3.5, 2)
     tilt = _TILT[scene.renderer] * rng.uniform(-1, 1)
     return Pose(float(x), float(y), scene.work_size * float(rng.uniform(0.92, 1.03)), float(tilt))
 
 
 def _work(scene: Scene, context: str, novel: str | None, rng: np.random.Generator) -> tuple[Image.Image, Area, Pose]:
-    """What is worked on, on a layer of its own, the area to work on, and where it stands."""
+    """The work on its own layer, the area to work on, and the pose."""
     canvas, pose = Canvas(), stand(scene, rng)
     paint = _UNSEEN[scene.renderer] if novel == "object" else _WORK[scene.renderer][context]
     area = paint(canvas, pose, scene.light.towards, rng)
@@ -122,13 +122,13 @@ def _work(scene: Scene, context: str, novel: str | None, rng: np.random.Generato
 
 
 def _recolour(canvas: Canvas, colour: RGB) -> None:
-    """Dye what is painted: its light and shade stay, and what is dark becomes brighter, for black shows no dye."""
-    shade = canvas.rgb.mean(axis=-1, keepdims=True)  # premultiplied, as the colour becomes
+    """Dye the painted pixels: shading stays, and dark parts become brighter, because black shows no dye."""
+    shade = canvas.rgb.mean(axis=-1, keepdims=True)  # premultiplied, like the new colour
     canvas.rgb[:] = (0.35 * canvas.alpha[..., None] + 0.75 * shade) * np.asarray(colour, np.float32)
 
 
 def _still(scene: Scene, work: Image.Image, foam: Image.Image | None) -> Image.Image:
-    """Everything that does not move by itself in a clip, supersampled."""
+    """All static parts of a clip, supersampled."""
     towards = scene.light.towards
     still = places.backdrop(scene).copy()
     shadow = shadow_mask(work, (-8 * towards[0], 3 - 8 * towards[1]), blur=5, strength=scene.light.shadow)
@@ -142,7 +142,7 @@ def _still(scene: Scene, work: Image.Image, foam: Image.Image | None) -> Image.I
 
 
 def _fallen(work: Image.Image, pose: Pose, num_frames: float, turn: float) -> Image.Image:
-    """The work, that many frames after it slipped: it turns, `turn` degrees a frame, and falls ever faster."""
+    """The work `num_frames` after it slipped: it turns by `turn` degrees per frame and falls ever faster."""
     fall = 1.1 * num_frames**2
     centre = _samples(pose.x, pose.y)
     return work.rotate(turn * num_frames, center=centre, translate=_samples(0, fall))

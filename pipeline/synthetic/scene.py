@@ -1,4 +1,4 @@
-"""What differs from one video to another: the place, its light, the camera and who works there."""
+"""Differences between videos: the place, its light, the camera and the worker."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Scene:
-    """One video's surroundings. `texture_seed` fixes speckle, veins and other fine grain; `work_size` is how large what
-    is worked on is, beside the usual."""
+    """One video's surroundings. `texture_seed` fixes speckle, veins and other fine grain; `work_size` is that of
+    the work, relative to the usual."""
 
     renderer: str
     place: Kitchen | Site
@@ -154,12 +154,12 @@ def _worker(rng: np.random.Generator, *, tool_hue: Point) -> Worker:
 
 
 def _either(rng: np.random.Generator, low: Point, high: Point) -> float:
-    """Uniform in one of two intervals: what lies on both sides of the usual."""
+    """Uniform in one of two intervals, below and above the usual range."""
     return float(rng.uniform(*(low if rng.random() < 0.5 else high)))
 
 
 def _change(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Its like under a light, before a background and with work of a size that no usual scene has."""
+    """The scene with a light, a background and a size of work that no usual scene has."""
     warmth, gain = _either(rng, (-2.0, -1.2), (1.2, 2.0)), _either(rng, (0.72, 0.85), (1.17, 1.28))
     light = replace(
         scene.light,
@@ -189,7 +189,7 @@ def _change(scene: Scene, rng: np.random.Generator) -> Scene:
 def sample_scene(renderer: str, rng: np.random.Generator, *, changed: bool = False) -> Scene:
     """A random scene for a video of dishes or bricks.
 
-    changed: under a light, before a background and with work of a size that no usual scene has.
+    changed: with a light, a background and a size of work that no usual scene has.
     """
     place: Kitchen | Site
     if renderer == "dishes":

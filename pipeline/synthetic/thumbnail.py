@@ -1,4 +1,4 @@
-"""A clip as a small looping picture for pages."""
+"""Writes a clip as a small looping picture for pages."""
 
 from __future__ import annotations
 

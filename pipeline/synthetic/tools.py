@@ -1,6 +1,6 @@
-"""The worker's gloved hand with a sponge or a trowel, and the strokes it makes.
+"""The worker's gloved hand with a sponge or a trowel, and its strokes.
 
-A tool is painted about its point of contact at (0, 0); the arm comes from the lower right and leaves the frame.
+A tool is painted around its point of contact at (0, 0); the arm enters the frame from the lower right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SLOWEST_HZ, FASTEST_HZ = 0.7, 3.0
 
 
 def _hand(canvas: Canvas, wrist: Point, angle: float, worker: Worker, light: Vector, *, grip: float) -> None:
-    """An arm from off the frame to the wrist, and four fingers that reach `grip` beyond it."""
+    """An arm from outside the frame to the wrist, and four fingers that reach `grip` beyond it."""
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     cuff = mix(worker.glove_rgb, (1, 1, 1), 0.25)
 
@@ -79,12 +79,12 @@ def strokes(
 ) -> np.ndarray:
     """Offsets [T, 2] of the tool from the middle of its area, in frame pixels.
 
-    Speed sets the tempo, 0.7 to 3 strokes a second. Care sets the shape: short straight strokes on one spot without,
-    round strokes that cover the area with.
+    Speed sets the tempo, 0.7 to 3 strokes per second. Care sets the shape: short straight strokes on one spot at 0,
+    round strokes that cover the area at 1.
     """
     tempo_hz = (SLOWEST_HZ + (FASTEST_HZ - SLOWEST_HZ) * speed) * rng.uniform(0.95, 1.05)
     phase = 2 * np.pi * (rng.random() + tempo_hz * np.arange(num_frames) / fps)
-    lean = rng.uniform(-0.9, -0.3)  # across the arm's own direction, as a hand moves
+    lean = rng.uniform(-0.9, -0.3)  # across the direction of the arm, as a hand moves
     straight = 6.5 * np.sin(phase)[:, None] * np.array([np.cos(lean), np.sin(lean)])
     spot = rng.uniform(-0.35, 0.35, 2) * reach
     round_ = np.stack([np.cos(phase), np.sin(phase)], axis=1) * reach

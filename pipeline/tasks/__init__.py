@@ -1,4 +1,4 @@
-"""Tasks as data: what is worked on, what a policy chooses, what the work is worth."""
+"""Tasks as data: contexts to work on, actions to choose, and the worth of the work."""
 
 from pipeline.tasks.formula import Formula
 from pipeline.tasks.task import (

@@ -1,4 +1,4 @@
-"""Formulas of a task file: arithmetic on named numbers, compiled once and computed on arrays. They run no code."""
+"""Formulas of a task file: arithmetic on named numbers, compiled once and computed on arrays. They cannot run code."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ ALLOWED = (
 
 
 class Formula:
-    """An arithmetic expression, such as `p_min + k * speed**1.2`; `text` is what was written."""
+    """An arithmetic expression, such as `p_min + k * speed**1.2`; `text` is the source text."""
 
     def __init__(self, text: str, names: Collection[str]):
-        """names: what may stand in it, beside FUNCTIONS. ValueError says what else was found."""
+        """names: allowed names besides FUNCTIONS. ValueError names anything else."""
         self.text = text
         try:
             tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             raise ValueError(
-                f"{text!r} is no formula ({error.args[0]}); write arithmetic of names and numbers"
+                f"{text!r} is not a formula ({error.args[0]}); write arithmetic of names and numbers"
             ) from error
         called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
             _check(node, names, is_called=id(node) in called)
             if isinstance(node, ast.Constant) and isinstance(node.value, int):
-                node.value = float(node.value)  # powers of whole numbers could grow without end
+                node.value = float(node.value)  # powers of integers could grow without limit
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - set(FUNCTIONS)
         try:
             self._code = compile(tree, "<formula>", "eval")
@@ -50,8 +50,8 @@ class Formula:
             raise ValueError(f"a formula of {len(text):,} characters is nested too deeply; shorten it") from error
 
     def __call__(self, values: Mapping[str, np.ndarray | float]) -> np.ndarray:
-        """Its value, an array of what the named values broadcast to."""
-        return eval(self._code, {"__builtins__": {}}, {**FUNCTIONS, **values})  # only arithmetic passed the check
+        """The value: an array with the broadcast shape of the named values."""
+        return eval(self._code, {"__builtins__": {}}, {**FUNCTIONS, **values})  # safe: only arithmetic passes _check
 
 
 def _check(node: ast.AST, names: Collection[str], *, is_called: bool) -> None:
@@ -64,13 +64,13 @@ def _check(node: ast.AST, names: Collection[str], *, is_called: bool) -> None:
         raise ValueError(f"{str(node.value)[:40]!r} is not a finite number; use numbers and names")
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords or not node.args:
-            raise ValueError(f"{ast.unparse(node)!r} is no known function of numbers; use {', '.join(FUNCTIONS)}")
+            raise ValueError(f"{ast.unparse(node)!r} is not a known function; use {', '.join(FUNCTIONS)}")
         if len(node.args) > 1 and node.func.id not in VARIADIC:
-            # numpy would take the second for the array to write its result into
+            # numpy would write the result into the second
             raise ValueError(f"{ast.unparse(node)!r}: {node.func.id} takes one number; drop the others")
     if isinstance(node, ast.Name) and not is_called and node.id not in names:
         if node.id in FUNCTIONS:
-            raise ValueError(f"{node.id!r} is a function and not a number; write {node.id}(...)")
+            raise ValueError(f"{node.id!r} is a function, not a number; write {node.id}(...)")
         raise ValueError(f"{node.id!r} is unknown; use one of {', '.join(sorted(names))}")
 
 

@@ -1,4 +1,4 @@
-"""A task: what is worked on, what a policy chooses, and what the work is worth. It is data, read from a YAML file."""
+"""A task: its contexts, its actions and the worth of the work. It is data, read from a YAML file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pipeline.errors import VtpError
 from pipeline.tasks.formula import FUNCTIONS, Formula
 
-EPISODE_STEPS = 60  # an episode ends there at the latest
+EPISODE_STEPS = 60  # maximum length of an episode
 SECONDS_PER_HOUR = 3600.0
-UNNAMED = "work"  # what the only context of a task is called, where the file does not name it
+UNNAMED = "work"  # name of a task's only context if the file does not name it
 SEED_SCENARIO = "seed"  # an alias of a task's first scenario
 RESERVED = frozenset(
     {
@@ -25,18 +25,18 @@ RESERVED = frozenset(
         "novel_kind", "reward", "profit", "video_id", "clip", "start_s", "end_s", "profit_usd_per_hour",
         "profit_low", "profit_high", "split", "contributor", "path", "start_frame", "valid_frames", "reward_usd",
         "embedding", "features",
-        "novelty", "weight",  # of which the metrics have a mean, as of every action
+        "novelty", "weight",  # the metrics have means of these, as of every action
     }
 )  # fmt: skip
 Direction = Literal["rises", "falls"]
 Reduction = Literal["mean", "sum", "max", "min", "first", "last"]
-CHECKED_POINTS = (41, 17, 9, 5, 3, 2)  # of each action, where formulas must give rates and probabilities
+CHECKED_POINTS = (41, 17, 9, 5, 3, 2)  # per action, at which formulas must give valid rates and probabilities
 MAX_CHECKED = 100_000
-LARGEST_BOUND, NARROWEST = 1e9, 1e-4  # of actions: a bound, and the range over the larger bound
+LARGEST_BOUND, NARROWEST = 1e9, 1e-4  # limits for actions: of a bound, and of the range over the larger bound
 
 
 def _number(value: Any) -> Any:
-    """YAML's own booleans and texts are no numbers, though pydantic would take them for such; 1e-3 is a text to it."""
+    """Refuse booleans and strings, which pydantic would convert; but accept 1e-3, which YAML reads as a string."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
         return float(value)
     if isinstance(value, bool | str):
@@ -57,16 +57,16 @@ class _Model(BaseModel):
 
 
 class FrameColumn(_Model):
-    """What a clip's label is made of in a data set with a value per frame: `column[index]`, and how it is reduced."""
+    """Source of a clip's label in a data set with a value per frame: `column[index]`, and how to reduce it."""
 
     column: str = Field(min_length=1)
     reduce: Reduction
 
 
 class Action(_Model):
-    """Something that a policy chooses, in [low, high]. attempts, errors: in which direction they go with it.
+    """A number in [low, high] that a policy chooses. attempts, errors: whether they rise or fall with it.
 
-    column, reduce: as in FrameColumn; None where no data set has it per frame.
+    column, reduce: as in FrameColumn; None if no data set has it per frame.
     """
 
     low: Number = 0.0
@@ -89,21 +89,21 @@ class Action(_Model):
         largest = max(abs(self.low), abs(self.high))
         if largest > LARGEST_BOUND or self.high - self.low < NARROWEST * largest:
             raise ValueError(
-                f"[{self.low:g}, {self.high:g}] is too large or too narrow for numbers of 32 bits; use another "
-                "unit, or another zero"
+                f"[{self.low:g}, {self.high:g}] is too large or too narrow for 32-bit numbers; use another "
+                "unit or origin"
             )
         return self
 
 
 class Context(_Model):
-    """What a unit earns when it is done well and what an error costs, in US dollars."""
+    """Price of a good unit and damage of an error, in US dollars."""
 
     price_usd: Number = Field(ge=0)
     damage_usd: Number = Field(0.0, ge=0)
 
 
 class ErrorTarget(_Model):
-    """Curriculum of the error rate that training aims at: from start to end, linearly over that many episodes."""
+    """Curriculum of the target error rate in training: linear from start to end over `episodes`."""
 
     start: Number = Field(0.10, ge=0, le=1)
     end: Number = Field(0.06, ge=0, le=1)
@@ -116,7 +116,7 @@ class ErrorTarget(_Model):
 
 
 class Simulator(_Model):
-    """What actions bring in the built-in simulator, by formulas of actions, constants and each context's parameters.
+    """Outcomes in the built-in simulator, by formulas of actions, constants and each context's parameters.
 
     Attempts of a step are Poisson around `attempts_per_minute`, at least `min_attempts`; each is an error with
     `error_probability`.
@@ -132,11 +132,11 @@ class Simulator(_Model):
 
 
 class Task(_Model):
-    """Work as data. Actions and contexts keep the order of the file, in which arrays hold them.
+    """Work as data. Actions and contexts keep the order of the file; arrays follow it.
 
-    step_s: seconds of work that one clip stands for; None: each clip's own length. scenario: which of the simulator's
-    scenarios the contexts are; "" where they are all. attempts, errors, successes, context: the columns of a data set
-    with values per frame that labels are made of; errors may be given as successes among the attempts.
+    step_s: seconds of work per clip; None: each clip's own length. scenario: the simulator's scenario that defines the
+    contexts; "" for all contexts. attempts, errors, successes, context: sources of labels in a data set with values
+    per frame; errors may be given as successes among the attempts.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Task(_Model):
 
     @classmethod
     def from_yaml(cls, name: str | Path) -> Task:
-        """The task of a YAML file, or a built-in one by its name. VtpError names the line and key of what is wrong."""
+        """The task in a YAML file, or a built-in one by name. VtpError names the line and key of any mistake."""
         from pipeline.tasks.task_file import load_task
 
         return load_task(str(name))
@@ -164,7 +164,7 @@ class Task(_Model):
     @classmethod
     def _name_is_plain(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}", name):
-            raise ValueError(f"{name[:64]!r} is no name of 64 letters, digits, spaces, - and _ at most; rename it")
+            raise ValueError(f"{name[:64]!r} is not a name of up to 64 letters, digits, spaces, . - _; rename it")
         return name
 
     @field_validator("actions")
@@ -172,9 +172,9 @@ class Task(_Model):
     def _action_names_are_columns(cls, actions: dict[str, Action]) -> dict[str, Action]:
         for name in actions:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-                raise ValueError(f"{name!r} is no name of small letters, digits and _; rename the action")
+                raise ValueError(f"{name!r} is not a name of lower-case letters, digits and _; rename the action")
             if name in RESERVED or name in FUNCTIONS:
-                raise ValueError(f"{name!r} is a column or a function already; rename the action")
+                raise ValueError(f"{name!r} is reserved for a column or a function; rename the action")
         return actions
 
     @field_validator("contexts", mode="before")
@@ -189,22 +189,22 @@ class Task(_Model):
     def _context_names_are_words(cls, contexts: dict[str, Context]) -> dict[str, Context]:
         for name in contexts:
             if not name.strip() or not name.isprintable() or name != name.strip():
-                raise ValueError(f"{name!r} is no name; name each context by printable text")
+                raise ValueError(f"{name!r} is not a valid name; name each context with printable text")
         return contexts
 
     @model_validator(mode="after")
     def _frame_columns_fit(self) -> Task:
         if self.errors is not None and self.successes is not None:
-            raise ValueError("successes: errors are given too, and one follows from the other; drop one")
+            raise ValueError("successes: errors are given too, and either implies the other; drop one")
         if self.attempts is None and (self.errors or self.successes) is not None:
-            raise ValueError("attempts: a column of errors or successes needs one of attempts; add it")
+            raise ValueError("attempts: a column of errors or successes requires one of attempts; add it")
         if self.context is not None and (self.is_unnamed or self.context.reduce not in ("first", "last")):
             why = "no context has a name" if self.is_unnamed else f"reduce is {self.context.reduce}"
-            raise ValueError(f"context: {why}; name the contexts, and reduce their column by first or last")
+            raise ValueError(f"context: {why}; name the contexts, and reduce their column with first or last")
         return self
 
     def frame_columns(self) -> dict[str, FrameColumn]:
-        """By the label that is made of it."""
+        """Frame columns by the label that they supply."""
         columns = {
             name: FrameColumn(column=action.column, reduce=action.reduce)
             for name, action in self.actions.items()
@@ -219,19 +219,19 @@ class Task(_Model):
     def _simulator_fits(self) -> Task:
         scenarios = {} if self.simulator is None else self.simulator.scenarios
         if self.scenario and set(scenarios.get(self.scenario, ())) != set(self.contexts):
-            raise ValueError(f"scenario {self.scenario!r} is none of exactly these contexts; drop it")
+            raise ValueError(f"scenario {self.scenario!r} does not consist of exactly these contexts; drop it")
         if self.simulator is not None:
             self._check_simulator(self.simulator)
         return self
 
     def _check_simulator(self, simulator: Simulator) -> None:
-        """ValueError where a formula or a parameter of the simulator does not fit actions and contexts."""
+        """ValueError if a formula or a parameter of the simulator does not fit the actions and contexts."""
         names = {*self.actions, *simulator.constants, *(p for row in simulator.contexts.values() for p in row)}
         for name in {*simulator.constants, *(p for row in simulator.contexts.values() for p in row)}:
             if not name.isidentifier() or keyword.iskeyword(name) or name in FUNCTIONS or name in self.actions:
                 raise ValueError(f"simulator: {name!r} cannot name a parameter; rename it")
         if unknown := set(simulator.contexts) - set(self.contexts):
-            raise ValueError(f"simulator: {min(unknown)!r} is no context; use one of {', '.join(self.contexts)}")
+            raise ValueError(f"simulator: {min(unknown)!r} is not a context; use one of {', '.join(self.contexts)}")
         for scenario, contexts in simulator.scenarios.items():
             if not scenario.strip() or not scenario.isprintable() or scenario == SEED_SCENARIO:
                 raise ValueError(f"simulator: {scenario!r} cannot name a scenario; rename it")
@@ -265,11 +265,11 @@ class Task(_Model):
                     where = "[0, 1]" if key == "error_probability" else "[0, inf)"
                     raise ValueError(
                         f"simulator: {key}: goes from {values.min():g} to {values.max():g} over the actions in context "
-                        f"{context!r}, outside {where}; correct the formula, or cut it off by min and max"
+                        f"{context!r}, outside {where}; correct the formula, or limit it with min and max"
                     )
 
     def _checked_actions(self) -> dict[str, np.ndarray]:
-        """A grid over all actions, bounds included; the more actions, the coarser, of very many some corners only."""
+        """A grid over all actions, including bounds; coarser for more actions, and only some corners for very many."""
         for points in CHECKED_POINTS:
             if points ** len(self.actions) <= MAX_CHECKED:
                 break
@@ -291,7 +291,7 @@ class Task(_Model):
 
     @property
     def is_unnamed(self) -> bool:
-        """Whether the file names no context."""
+        """Whether the file names no contexts."""
         return self.context_names == (UNNAMED,)
 
     @property
@@ -306,12 +306,12 @@ class Task(_Model):
 
     @property
     def price_usd(self) -> np.ndarray:
-        """The price of a unit in each context, [K]."""
+        """Price of a unit in each context, [K]."""
         return np.array([context.price_usd for context in self.contexts.values()])
 
     @property
     def damage_usd(self) -> np.ndarray:
-        """What an error costs in each context, [K]."""
+        """Damage of an error in each context, [K]."""
         return np.array([context.damage_usd for context in self.contexts.values()])
 
     @property
@@ -319,7 +319,7 @@ class Task(_Model):
         return float(sum(self.costs_usd_per_hour.values()))
 
     def from_unit(self, unit: np.ndarray) -> np.ndarray:
-        """Actions [..., A] of points in the unit box [..., A]."""
+        """Actions [..., A] at points in the unit box [..., A]."""
         return np.clip(self.low + np.asarray(unit) * (self.high - self.low), self.low, self.high)
 
     def to_unit(self, actions: np.ndarray) -> np.ndarray:
@@ -327,7 +327,7 @@ class Task(_Model):
         return (np.asarray(actions) - self.low) / (self.high - self.low)
 
     def in_scenario(self, name: str | None) -> Task:
-        """The task with only the contexts of a scenario, by default the first; VtpError if it has no such scenario."""
+        """The task with only the contexts of a scenario (default: the first); VtpError if the scenario is unknown."""
         scenarios = {} if self.simulator is None else self.simulator.scenarios
         if not scenarios:
             if name is not None:
@@ -346,7 +346,7 @@ class Task(_Model):
         return self._with_contexts(scenarios[name], name)
 
     def of_contexts(self, names: set[str]) -> Task:
-        """The task in its first scenario that has all of these contexts; as it is where none has."""
+        """The task in its first scenario that has all of these contexts; unchanged if none has."""
         scenarios = {} if self.simulator is None else self.simulator.scenarios
         fitting = next((scenario for scenario, contexts in scenarios.items() if names <= set(contexts)), None)
         return self if fitting is None else self.in_scenario(fitting)
@@ -363,24 +363,24 @@ class Task(_Model):
         )
 
     def priced_as(self, other: Task) -> Task:
-        """This task with the other's prices, wage, costs and error target; VtpError where its work is another."""
+        """This task with the other's prices, wage, costs and error target; VtpError if the other's work differs."""
         bounds = {name: (action.low, action.high) for name, action in self.actions.items()}
         if {name: (action.low, action.high) for name, action in other.actions.items()} != bounds:
             raise VtpError(
                 f"task {other.name} has actions {_bounds(other)}, the data were recorded with {_bounds(self)}; "
-                "a task may bring other prices and costs, but no other actions: extract again",
+                "a task may change prices and costs, but not actions: extract again",
                 code="task-other-actions",
             )
         if lacking := [name for name in self.contexts if name not in other.contexts]:
             raise VtpError(
-                f"task {other.name} has no context {lacking[0]!r}, which the data have; add it with its price",
+                f"task {other.name} lacks context {lacking[0]!r} of the data; add it with its price",
                 code="task-other-contexts",
             )
         if other.step_s not in (None, self.step_s):
             mine = "each clip's own length" if self.step_s is None else f"{self.step_s:g}"
             raise VtpError(
-                f"task {other.name} has step_s {other.step_s:g}, the data were recorded with {mine}; a task may bring "
-                "other prices and costs, but no other steps: leave step_s out, or extract again",
+                f"task {other.name} has step_s {other.step_s:g}, the data were recorded with {mine}; a task may change "
+                "prices and costs, but not steps: leave step_s out, or extract again",
                 code="task-other-steps",
             )
         return self.model_copy(
@@ -394,18 +394,18 @@ class Task(_Model):
         )
 
     def simulates_otherwise(self, other: Task) -> bool:
-        """Whether the other task has a simulator that differs from this one's; `priced_as` does not take it."""
+        """Whether the other task has a different simulator, which `priced_as` ignores."""
         return other.simulator is not None and other._work_of(self.contexts) != self._work_of(self.contexts)
 
     def _work_of(self, contexts: Collection[str]) -> dict[str, Any] | None:
-        """What decides the outcomes of the simulator in these contexts."""
+        """All that determines the simulator's outcomes in these contexts."""
         if self.simulator is None:
             return None
         kept = {name: self.simulator.contexts.get(name) for name in contexts}
         return self.simulator.model_dump(exclude={"scenarios", "renderer"}) | {"contexts": kept}
 
     def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> Task:
-        """This task with every price, and every cost of an error, times these factors."""
+        """This task with all prices and damages multiplied by these factors."""
         contexts = {
             name: Context(price_usd=price * context.price_usd, damage_usd=damage * context.damage_usd)
             for name, context in self.contexts.items()

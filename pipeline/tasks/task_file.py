@@ -1,4 +1,4 @@
-"""Task files: YAML in, a Task out; what is wrong is said with its line, key, rule and remedy."""
+"""Task files: YAML in, a Task out; errors give line, key, rule and remedy."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _Place = tuple[str | int, ...]
 
 
 def load_task(name: str, folder: Path | None = None) -> Task:
-    """A built-in task by its name, or the task of a YAML file, whose path is relative to `folder`.
+    """A built-in task by name, or the task in a YAML file, whose path is relative to `folder`.
 
-    VtpError names the line and key of what is wrong.
+    VtpError names the line and key of any mistake.
     """
     if name in BUILT_IN:
         text = resources.files("pipeline.tasks").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
@@ -51,33 +51,33 @@ def load_task(name: str, folder: Path | None = None) -> Task:
 
 
 def repriced(task: Task, name: str) -> Task:
-    """The task at the prices, wage, costs and error target of the named one, whose simulator is ignored, aloud."""
+    """The task at the prices, wage, costs and error target of the named one; warns that its simulator is ignored."""
     other = load_task(name)
     priced = task.priced_as(other)
     if task.simulates_otherwise(other):
         logger.warning(
-            "--task %s brings prices, wage, costs and error target; its simulator differs from that of the data's task "
-            "and is ignored", name,
+            "--task %s supplies prices, wage, costs and error target; its simulator is ignored because it differs from "
+            "that of the data's task", name,
         )  # fmt: skip
     return priced
 
 
 def parse_task(text: str, where: str) -> Task:
-    """The task of a YAML text; `where` names it in errors."""
+    """The task in a YAML text; `where` names the text in errors."""
     lines: dict[_Place, int] = {}
     try:
         _refuse_traps(text, where)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _find_lines(root, (), lines, where)
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a value such as the date 2024-13-01
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a value such as the date 2024-13-01
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise VtpError(f"task {where}{line}: {problem}; correct the YAML", code="task-invalid") from error
     if not isinstance(values, dict):
         raise VtpError(
-            f"task {where} holds no settings; write one `name: value` a line, see docs/tasks.md", code="task-invalid"
+            f"task {where} has no settings; write one `name: value` per line, see docs/tasks.md", code="task-invalid"
         )
     try:
         return Task.model_validate(values)
@@ -91,41 +91,41 @@ def task_to_text(task: Task) -> str:
 
 
 def task_from_text(text: str, where: str) -> Task:
-    """CorruptError where the text, which vtp itself wrote, is no task."""
+    """The task in a text written by `task_to_text`; CorruptError if it is not a task."""
     try:
         return Task.model_validate_json(text)
     except ValidationError as error:
         raise CorruptError(
-            f"{where} holds no task of this version of vtp; make it again", code="task-corrupt"
+            f"{where} has no task that this version of vtp can read; make it again", code="task-corrupt"
         ) from error
 
 
 def _refuse_traps(text: str, where: str) -> None:
-    """VtpError where a short text stands for an endless one, or is nested so deeply that reading it takes for ever."""
+    """VtpError for aliases, by which a short text can expand endlessly, and for nesting too deep to read in time."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
             raise VtpError(
-                f"task {where} line {line}: *{event.anchor} stands for another place; write it out",
+                f"task {where} line {line}: *{event.anchor} is an alias; write the value out",
                 code="task-invalid",
             )
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise VtpError(
-                f"task {where} line {line}: is nested more than {MAX_DEPTH} deep; see docs/tasks.md",
+                f"task {where} line {line}: nested more than {MAX_DEPTH} deep; see docs/tasks.md",
                 code="task-invalid",
             )
 
 
 def _find_lines(node: Any, place: _Place, lines: dict[_Place, int], where: str) -> None:
-    """Note the line of every key, and refuse keys that are no text or occur twice."""
+    """Record the line of every key; refuse keys that are not text or occur twice."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag != "tag:yaml.org,2002:str":
                 raise VtpError(
-                    f"task {where} line {line}: {key.value!r} is no text; write the name in quotes", code="task-invalid"
+                    f"task {where} line {line}: {key.value!r} is not text; quote the name", code="task-invalid"
                 )
             inner = (*place, key.value)
             if inner in lines:
@@ -151,16 +151,16 @@ def _explain(error: ValidationError, lines: dict[_Place, int], where: str) -> st
     if first["type"] == "missing":
         message = f"is missing; add {place[-1]!r}"
     elif first["type"] == "extra_forbidden":
-        message = "is no setting of a task; correct the name or drop it"
+        message = "is not a setting of a task; correct the name or drop it"
     elif first["type"] in ("dict_type", "model_type"):
-        message = f"should hold a `name: value` for each of its settings, not {_shown(first['input'])}; correct it"
+        message = f"should be `name: value` settings, not {_shown(first['input'])}; correct it"
     elif ";" not in message:
         message = f"{message[0].lower()}{message[1:]}, not {_shown(first['input'])}; correct it"
     return f"task {where}{line}: {key + ': ' if key else ''}{message}"
 
 
 def _named(message: str, lines: dict[_Place, int]) -> _Place:
-    """The place that a rule of the whole task names itself, as in `simulator: attempts_per_minute: ...`."""
+    """The place named at the start of a message about the whole task, as in `simulator: attempts_per_minute: ...`."""
     place: _Place = ()
     for part in message.split(": "):
         if (*place, part) not in lines:

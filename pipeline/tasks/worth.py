@@ -1,4 +1,4 @@
-"""What work is worth: outcomes priced, in one place for reward, judge and reference."""
+"""The worth of work: outcomes priced in one place, for reward, judge and reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline import econ
 
 
 class Worth(NamedTuple):
-    """What work was worth; rates an hour, money in US dollars an hour."""
+    """Worth of work; rates per hour, money in US dollars per hour."""
 
     attempts: np.ndarray
     mp: np.ndarray
@@ -23,9 +23,9 @@ class Worth(NamedTuple):
 def worth(
     attempts: ArrayLike, errors: ArrayLike, value_usd: ArrayLike, per_hour: ArrayLike, *, costs_usd_per_hour: float
 ) -> Worth:
-    """Work of `attempts` and `errors`, counted or expected, that was worth `value_usd`; all broadcast.
+    """Worth of work with `attempts` and `errors`, counted or expected, and value `value_usd`; all broadcast.
 
-    per_hour: how often this work fits into an hour.
+    per_hour: times that this work fits into an hour.
     """
     attempts, errors, per_hour = np.asarray(attempts, float), np.asarray(errors, float), np.asarray(per_hour, float)
     implied_wage = per_hour * np.asarray(value_usd, float)
