@@ -134,7 +134,13 @@ def benchmarks_page() -> str:
     ]
     for path in sorted((DOCS / "benchmarks").glob("*.json")):
         group = json.loads(path.read_text())
-        lines += ["", f"## {group['title']}", "", "| what | figure | wanted | command | processor, date |", 5 * "|---" + "|"]
+        lines += [
+            "",
+            f"## {group['title']}",
+            "",
+            "| what | figure | wanted | command | processor, date |",
+            5 * "|---" + "|",
+        ]
         for row in group["rows"]:
             command = ", then ".join(f"`{command}`" for command in row["commands"])
             cells = (row["what"], row["value"], row["wanted"] or "–", command, f"{row['processor']}; {row['date']}")
