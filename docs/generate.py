@@ -30,6 +30,15 @@ RESULTS = (  # what the functions of `pipeline` return, beside what is named the
     policy.Policy,
     Comparison,
 )
+CLI = """\
+Generated from the program: every command, its arguments and its flags. Every setting may also stand in a YAML file
+given as `--config`, under the flag's name with `_` for `-`; flags win over it. `vtp COMMAND --help` prints the same."""
+API = """\
+Generated from the program: what `import pipeline` offers, and what it returns. [From Python](python.md) shows it in
+use. `**settings` are those of the command of the same name in the [command line](cli.md), with `_` for `-`."""
+BENCHMARKS = """\
+Generated from `docs/benchmarks/*.json`. Every figure has the command that measures it again, the processor and the
+date. *Wanted* is the figure that was aimed at, if one was set. Figures that fell short stand beside the others."""
 
 
 def commands(group: Any = None, name: str = "vtp") -> Iterator[tuple[str, Any]]:
@@ -42,13 +51,7 @@ def commands(group: Any = None, name: str = "vtp") -> Iterator[tuple[str, Any]]:
 
 
 def cli_page() -> str:
-    lines = [
-        "# Command line",
-        "",
-        "Generated from the program: every command, its arguments and its flags. Every setting may also stand in a YAML",
-        "file given as `--config`, under the flag's name with `_` for `-`; flags win over it. `vtp COMMAND --help` prints",
-        "the same.",
-    ]
+    lines = ["# Command line", "", CLI]
     for name, command in commands():
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         named = "".join(f" [{p.name.upper()}]{' ...' if p.nargs != 1 else ''}" for p in arguments)
@@ -66,12 +69,7 @@ def spelling(parameter: Any) -> str:
 
 
 def api_page() -> str:
-    lines = [
-        "# Python reference",
-        "",
-        "Generated from the program: what `import pipeline` offers, and what it returns. [From Python](python.md) shows it",
-        "in use. `**settings` are those of the command of the same name in the [command line](cli.md), with `_` for `-`.",
-    ]
+    lines = ["# Python reference", "", API]
     for name in pipeline.__all__:
         thing = getattr(api, name, None) or getattr(pipeline, name)
         lines += ["", f"## {name}", "", *described(f"pipeline.{name}", thing)]
@@ -125,26 +123,20 @@ def documentation(thing: Any) -> str:
 
 
 def benchmarks_page() -> str:
-    lines = [
-        "# Benchmarks",
-        "",
-        "Generated from `docs/benchmarks/*.json`. Every figure has the command that measures it again, the processor and the",
-        "date. *Wanted* is the figure that was aimed at; a dash means that none was set. Figures that fell short stand",
-        "beside the others.",
-    ]
+    lines = ["# Benchmarks", "", BENCHMARKS]
     for path in sorted((DOCS / "benchmarks").glob("*.json")):
         group = json.loads(path.read_text())
-        lines += [
-            "",
-            f"## {group['title']}",
-            "",
-            "| what | figure | wanted | command | processor, date |",
-            5 * "|---" + "|",
-        ]
+        lines += ["", f"## {group['title']}", ""]
         for row in group["rows"]:
-            command = ", then ".join(f"`{command}`" for command in row["commands"])
-            cells = (row["what"], row["value"], row["wanted"] or "–", command, f"{row['processor']}; {row['date']}")
-            lines.append(f"| {' | '.join(cells)} |")
+            about = {
+                "figure": row["value"],
+                "wanted": row["wanted"],
+                "measured on": f"{row['processor']}; {row['date']}",
+            }
+            commands = ", then ".join(f"`{command}`" for command in row["commands"])
+            lines.append(f"- **{row['what']}**")
+            lines += [f"    - {name}: {value}" for name, value in about.items() if value]
+            lines.append(f"    - command: {commands}")
     return "\n".join(lines) + "\n"
 
 

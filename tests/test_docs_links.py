@@ -27,5 +27,6 @@ def test_dead_links_are_noticed():
 
 def test_the_navigation_names_every_page():
     groups = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-    named = [page for group in groups for page in ([group] if isinstance(group, str) else sum(group.values(), []))]
+    sections = [pages for group in groups if isinstance(group, dict) for pages in group.values()]
+    named = [group for group in groups if isinstance(group, str)] + [page for pages in sections for page in pages]
     assert sorted(named) == [page.name for page in DOCS]

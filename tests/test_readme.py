@@ -70,7 +70,7 @@ def test_figures_are_those_of_the_benchmarks():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_your_own_videos_and_logs(vtp, tmp_path):
-    pipeline.simulate(tmp_path / "videos", videos=12, steps=8, logger="human", seed=0)
+    pipeline.simulate(tmp_path / "videos", videos=8, steps=6, logger="human", seed=0)
     section = TEXT.partition("## Your own videos and logs")[2].partition("## ")[0]
     commands = list(block_commands(section))
     names = [command.split()[1] for command in commands]
@@ -78,7 +78,7 @@ def test_your_own_videos_and_logs(vtp, tmp_path):
     for name, command in zip(names, commands, strict=True):
         code, _, err = vtp(*command.split()[1:], *IN_SMALL.get(name, []))
         assert code == 0, f"{command}: {err}"
-    assert (tmp_path / "actions.csv").read_text().count("\n") == 1 + 12 * 8
+    assert (tmp_path / "actions.csv").read_text().count("\n") == 1 + 8 * 6
     assert (tmp_path / "runs/mine/report.html").is_file()
     assert (tmp_path / "data/embeddings.parquet").is_file()
 
