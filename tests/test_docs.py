@@ -9,15 +9,17 @@ from datetime import date
 
 import h5py
 import pytest
-from documents import ROOT, prose
+from documents import ROOT, blocks, prose
 from small_runs import write_embeddings
 
 import pipeline
 from pipeline import errors
+from pipeline.dataset.labels import read_labels
+from pipeline.dataset.manifest import COLUMNS
 from pipeline.errors import VtpError
 from pipeline.policy import Card
 from pipeline.run_directory import RunDirectory
-from pipeline.tasks import load_task
+from pipeline.tasks import load_task, parse_task
 from pipeline.training.record import metric_columns
 
 PAGE = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
@@ -137,6 +139,27 @@ def test_every_dataset_and_attribute_of_an_embeddings_file_is_named(tmp_path):
     assert len(found) > 10
     assert {re.sub(r"labels/actions/.*", "labels/actions/NAME", name) for name in found} - page == set()
     assert attributes - page == set()
+
+
+def test_the_python_of_the_page_on_files_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_embeddings(tmp_path / "data/embeddings.h5")
+    (code,) = blocks(PAGE["files.md"], "python")
+    names = {}
+    exec(code, names)
+    assert names["data"].num_clips == len(names["data"].embeddings) > 0
+
+
+def test_the_examples_of_the_start_are_a_task_and_its_labels(tmp_path):
+    text = PAGE["start.md"]
+    (task,) = blocks(text, "yaml")
+    manifest, labels = blocks(text, "csv")
+    (tmp_path / "labels.csv").write_text(labels)
+    found = read_labels(tmp_path / "labels.csv", parse_task(task, "docs/start.md"))
+    assert found.actions.tolist() == [[0.8, 25], [0.9, 25]]
+    assert found.attempts.tolist() == [4, 5]
+    assert set(manifest.splitlines()[0].split(",")) <= set(COLUMNS)
 
 
 def test_every_file_of_a_run_is_named(tmp_path):
