@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-fast test-slurm coverage lint clean
+.PHONY: demo test test-fast test-slurm coverage lint docs clean
 
 demo: .venv/installed
 	$(BIN)/vtp demo
@@ -27,6 +27,10 @@ test-slurm: .venv/installed-test
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest tests/test_slurm.py
 
+# The pages of docs/ as a site in site/; a dead link, or a page that the navigation lacks, is an error.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,6 +43,10 @@ lint: .venv/installed-test
 
 .venv/installed-test: .venv/installed
 	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install -q -e '.[docs]'
 	touch $@
 
 clean:

@@ -60,6 +60,7 @@ class Validation:
         return f"Validation({self.run}: {self.judge}. {verdict.title(self.summary)})"
 
     def load_policy(self) -> Policy:
+        """The run's policy, ready to act."""
         return policy.load(self.run)
 
 

@@ -82,26 +82,32 @@ class Embeddings:
 
     @property
     def content_sha256(self) -> str:
+        """The hash of all that the clips are and log, paths and prices left out."""
         return str(self.attrs["content_sha256"])
 
     @property
     def has_embeddings(self) -> bool:
+        """Whether the file has embeddings, and not features alone."""
         return self.embeddings.shape[1] > 0
 
     @property
     def features(self) -> Rows:
+        """The encoder's output before the projector, [N, D] float32, read when it is asked for."""
         return self.clips.features
 
     @property
     def offset(self) -> np.ndarray:
+        """The first clip of each video, [V + 1]: clips of video v are rows offset[v] to offset[v + 1]."""
         return self.clips.offset
 
     @property
     def num_clips(self) -> int:
+        """The number of clips, N."""
         return self.clips.num_clips
 
     @property
     def num_videos(self) -> int:
+        """The number of videos or segments, V."""
         return self.clips.num_videos
 
 

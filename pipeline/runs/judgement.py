@@ -33,9 +33,11 @@ class Comparison:
 
     @property
     def is_known(self) -> bool:
+        """Whether the policy is better or worse for certain, with a change in dollars."""
         return self.verdict in KNOWN and self.change is not None
 
     def beyond(self, other: str) -> str:
+        """The verdict in words, such as: better than the logging policy."""
         return f"{BEYOND[self.verdict]} {other}"
 
 

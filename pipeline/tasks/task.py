@@ -279,14 +279,17 @@ class Task(_Model):
 
     @property
     def action_names(self) -> tuple[str, ...]:
+        """The actions' names, in the order of the file, [A]."""
         return tuple(self.actions)
 
     @property
     def context_names(self) -> tuple[str, ...]:
+        """The contexts' names, in the order of the file, [K]."""
         return tuple(self.contexts)
 
     @property
     def num_actions(self) -> int:
+        """How many actions a policy chooses, A."""
         return len(self.actions)
 
     @property
@@ -316,6 +319,7 @@ class Task(_Model):
 
     @property
     def total_costs_usd_per_hour(self) -> float:
+        """The sum of the hourly costs, in US dollars."""
         return float(sum(self.costs_usd_per_hour.values()))
 
     def from_unit(self, unit: np.ndarray) -> np.ndarray:
