@@ -12,6 +12,7 @@ from pipeline.dataset import Embeddings, Logs, video_of
 from pipeline.dataset.labels import DEFAULT_TASK
 from pipeline.errors import VtpError
 from pipeline.outcomes.clip_groups import clip_groups
+from pipeline.outcomes.fitting import of_spaced_videos
 from pipeline.outcomes.learned import SECONDS_PER_MINUTE, LearnedOutcomes
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.model import Terms
@@ -110,9 +111,7 @@ def _not_too_many(steps: LoggedSteps) -> tuple[LoggedSteps, str]:
     every = math.ceil(steps.num_steps / MOST_STEPS)
     if every == 1:
         return steps, ""
-    _, number = np.unique(steps.video, return_inverse=True)
-    fewer = steps.take(number.reshape(-1) % every == 0)
-    return fewer, f", one in {every} of all {steps.num_steps:,} steps"
+    return steps.take(of_spaced_videos(steps.video, MOST_STEPS)), f", one in {every} of all {steps.num_steps:,} steps"
 
 
 def logged_steps(data: Embeddings, task: Task, context: np.ndarray, rows: np.ndarray | None = None) -> LoggedSteps:
