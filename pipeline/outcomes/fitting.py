@@ -86,7 +86,7 @@ def fit_head(
     """
     fine = Basis(list(directions.values()))
     if whole is not None and len(whole.counts.count) > ENOUGH_STEPS:
-        basis, scores = (fine if whole.basis.shape == fine.shape else whole.basis), whole.scores
+        basis, scores = whole.basis, whole.scores
     else:
         some = of_spaced_videos(video, ENOUGH_STEPS)
         basis, scores = _chosen(fine, unit[some], counts.take(some), folds_of(video[some]))

@@ -168,21 +168,21 @@ def clip_contexts(data: Embeddings, priced: str | None = None) -> ClipContexts:
     if priced is not None:
         whole = _repriced(data, whole, priced)
     logs = data.logs
-    labels = [""] * data.num_clips if logs is None else [str(name) for name in logs.context]
+    labels = [""] * data.num_clips if logs is None else logs.context.tolist()
     default = whole.in_scenario(None).context_names[0]
-    names = np.array([name or default for name in labels])
-    if unknown := sorted(set(names.tolist()) - set(whole.context_names)):
+    names = {name or default for name in set(labels)}
+    if unknown := sorted(names - set(whole.context_names)):
         raise VtpError(
             f"label context {unknown[0]!r} is unknown in task {whole.name}; "
             f"use one of {', '.join(whole.context_names)}",
             code="labels-unknown-context",
         )
-    task = whole.of_contexts(set(names.tolist()))
+    task = whole.of_contexts(names)
     number = {name: k for k, name in enumerate(task.context_names)}
     is_labelled = logs is not None and (len(whole.contexts) == 1 or any(labels))
     return ClipContexts(
         task,
-        np.array([number[name] for name in names.tolist()]),
+        np.array([number[name or default] for name in labels]),
         None if logs is None else logs.price_usd,
         None if logs is None else logs.damage_usd,
         data.clips.end_s - data.clips.start_s,

@@ -42,6 +42,8 @@ def place_of(name: str | Path) -> Path | None:
 
 def path_of(name: str | Path) -> Path:
     """The place of a URL in the cache, or the path itself. VtpError if the URL can have no place."""
+    if ":/" not in str(name):
+        return Path(name)
     try:
         return place_of(name) or Path(name)
     except ValueError as error:
