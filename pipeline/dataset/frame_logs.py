@@ -45,6 +45,12 @@ class FrameLogs:
                 "that the labels were made for",
                 code="labels-step",
             )
+        if self.values and len(start_s) and self.fps * start_s[-1] > self._num_frames + 1:
+            raise VtpError(
+                f"{self.where} end after {self._num_frames / self.fps:.2f} s and the video shows a clip from "
+                f"{start_s[-1]:.2f} s on; give both one length and one number of frames a second",
+                code="labels-step",
+            )
         columns = {"step": [str(step) for step in range(len(start_s))]}
         frames = list(zip(*self._frames(start_s, end_s), strict=True))
         for name, values in self.values.items():
@@ -84,9 +90,13 @@ class FrameLogs:
             unseen[first:end] = False
         return int(unseen.sum())
 
+    @property
+    def _num_frames(self) -> int:
+        return min(len(values) for values in self.values.values()) if self.values else 1
+
     def _frames(self, start_s: np.ndarray, end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The frames [first, end) that each clip shows; one at least."""
-        num_frames = min(len(values) for values in self.values.values()) if self.values else 1
+        num_frames = self._num_frames
         first = np.clip(np.floor(start_s * self.fps + 0.5).astype(int), 0, num_frames - 1)
         return first, np.clip(np.floor(end_s * self.fps + 0.5).astype(int), first + 1, num_frames)
 

@@ -266,9 +266,7 @@ class Checked:
             raise CorruptError(f"{self.path}: {name} is {found}, not a float; {self.remedy}", code="file-type")
         return _read(dataset, found).astype(np.float64)
 
-    def array(
-        self, name: str, shape: tuple[int | None, ...], dtype: type, scratch: Path | None = None
-    ) -> np.ndarray:
+    def array(self, name: str, shape: tuple[int | None, ...], dtype: type, scratch: Path | None = None) -> np.ndarray:
         """All of it, in memory, or if it is very large in a file in the folder `scratch`; see `scratch_array`."""
         dataset = self._typed(name, shape, dtype)
         return _read(dataset, dataset.dtype, scratch)

@@ -124,9 +124,7 @@ def held_out(basis: Basis, counts: Counts, folds: np.ndarray, prior: Prior) -> n
     return counts.log_likelihood(found)[folds, np.arange(len(folds))]
 
 
-def _chosen(
-    fine: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray
-) -> tuple[Basis, dict[Prior, float]]:
+def _chosen(fine: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray) -> tuple[Basis, dict[Prior, float]]:
     """Fine polynomials, or coarse ones unless held-out videos prefer fine ones, and the scores of priors with them."""
     coarse, scores = Basis(fine.directions, is_coarse=True), _scores(fine, unit, counts, folds)
     if coarse.shape != fine.shape:

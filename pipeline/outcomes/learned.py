@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 
 from pipeline import econ
-from pipeline.outcomes.fitting import bootstraps, fit_head
+from pipeline.outcomes.fitting import Head, bootstraps, fit_head
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.model import Outcomes
 from pipeline.outcomes.priced_rows import PricedRows
@@ -82,13 +82,13 @@ class LearnedOutcomes(PricedRows):
         no_causes = np.empty((steps.num_steps, 0))
         minutes = self._step_s[steps.rows] / SECONDS_PER_MINUTE
         counts = Counts(no_causes, group, num_groups, steps.attempts, minutes)
-        self.attempts_head = fit_head(
+        self.attempts_head: Head = fit_head(
             "attempts", unit, counts, steps.video, self._directions("attempts"), weights, rng,
             None if whole is None else whole.attempts_head,
         )  # fmt: skip
         tried = steps.attempts > 0
         counts = Counts(no_causes, group, num_groups, steps.errors, steps.attempts, is_binomial=True).take(tried)
-        self.errors_head = fit_head(
+        self.errors_head: Head = fit_head(
             "errors", unit[tried], counts, steps.video[tried], self._directions("errors"), weights[:, tried], rng,
             None if whole is None else whole.errors_head,
         )  # fmt: skip

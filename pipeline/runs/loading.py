@@ -165,9 +165,7 @@ def outcomes_trained_on(
     return outcomes_of(data, kind=kind, rows=dataset.train_rows(data)).with_task(task)
 
 
-def observed(
-    data: dataset.Embeddings, centre: list[float] | None, scratch: Path | None = None
-) -> np.ndarray:
+def observed(data: dataset.Embeddings, centre: list[float] | None, scratch: Path | None = None) -> np.ndarray:
     """What a policy observes of an embeddings file: [N, 128].
 
     centre: [128], the mean embedding of its training clips, where it sees each clip from the mean of its video; that is
