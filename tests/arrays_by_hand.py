@@ -80,7 +80,7 @@ def jpeg(frame: np.ndarray) -> bytes:
 
 
 def write_named(folder, *, names=("demo_0", "demo_2", "demo_10"), extra=0):
-    """The same demonstrations without images, and a video of each in a folder beside, with `extra` frames at its end."""
+    """The same demonstrations without images, and a video of each beside, with `extra` frames at its end."""
     (folder / "videos").mkdir(parents=True)
     path = write_robomimic(folder / "lift.hdf5", cameras=[], names=names)
     for episode, name in enumerate(names):
