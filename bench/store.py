@@ -64,7 +64,10 @@ def memory_bytes() -> np.ndarray:
 
 
 def measured(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the work, and the most memory that it had, as `memory_bytes`: `bytes` beyond that held before it."""
+    """Seconds of the work, of the clock and of the processor, and the most memory that it had, as `memory_bytes`.
+
+    bytes: those of no file, beyond what was held before.
+    """
     before, peak, has_ended = memory_bytes(), memory_bytes(), threading.Event()
 
     def watch() -> None:
@@ -73,15 +76,15 @@ def measured(work: Callable[[], object]) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
+    started, cpu_s = time.perf_counter(), time.process_time()
     work()
-    spent_s = time.perf_counter() - started
+    spent_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
     has_ended.set()
     watcher.join()
     anonymous, resident = peak.tolist()
     return {
-        "s": round(spent_s, 3), "bytes": int(anonymous - before[0]), "anonymous_bytes": anonymous,
-        "resident_bytes": resident,
+        "s": round(spent_s, 3), "cpu_s": round(cpu_s, 3),
+        "bytes": int(anonymous - before[0]), "anonymous_bytes": anonymous, "resident_bytes": resident,
     }  # fmt: skip
 
 
