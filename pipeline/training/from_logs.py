@@ -68,7 +68,7 @@ def plan_on_logs(
     """
     if model.steps.num_steps > ENOUGH_STEPS:
         logger.info(
-            "polynomials and priors are chosen on evenly spaced videos, about %d of %d logged steps, and folds keep them",
+            "polynomials and priors are chosen on evenly spaced videos, about %d of %d steps, and folds keep them",
             ENOUGH_STEPS, model.steps.num_steps,
         )  # fmt: skip
     given = None if cfg.kappa is None or cfg.unsupported is None else Caution(cfg.kappa, cfg.unsupported)
