@@ -57,29 +57,35 @@ def write_parts(folder: Path, num_videos: int) -> ExtractConfig:
     return cfg
 
 
-def anonymous_bytes() -> int:
-    """Resident memory of this process without file pages, which the kernel can reclaim."""
+def memory_bytes() -> np.ndarray:
+    """Resident memory of this process that is no file's, and all of it: files' pages are the kernel's to take back."""
     rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(rows["RssAnon"].split()[0]) * 1024
+    return np.array([int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "VmRSS")])
 
 
 def measured(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the work, and its peak memory in bytes above the memory used before."""
-    before, peak, has_ended = anonymous_bytes(), 0, threading.Event()
+    """Seconds of the work, of the clock and of the processor, and the most memory that it had, as `memory_bytes`.
+
+    bytes: those of no file, beyond what was held before.
+    """
+    before, peak, has_ended = memory_bytes(), memory_bytes(), threading.Event()
 
     def watch() -> None:
-        nonlocal peak
         while not has_ended.wait(0.02):
-            peak = max(peak, anonymous_bytes())
+            np.maximum(peak, memory_bytes(), out=peak)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
+    started, cpu_s = time.perf_counter(), time.process_time()
     work()
-    spent_s = time.perf_counter() - started
+    spent_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
     has_ended.set()
     watcher.join()
-    return {"s": round(spent_s, 3), "bytes": max(peak - before, 0), "resident_bytes": peak}
+    anonymous, resident = peak.tolist()
+    return {
+        "s": round(spent_s, 3), "cpu_s": round(cpu_s, 3),
+        "bytes": int(anonymous - before[0]), "anonymous_bytes": anonymous, "resident_bytes": resident,
+    }  # fmt: skip
 
 
 def with_logs(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,14 +41,15 @@ def keep_inputs(cfg: Config, written: Iterable[Path], *, reads: Iterable[Path] =
     inputs = [*_named_in(cfg), *reads]
     if (path := _settings_file.get()) is not None:
         inputs.append(path)
-    of_identity = {_identity(path): path for path in inputs}
+    resolve = functools.cache(os.path.realpath)  # of folders: videos that are gone lie in few
+    of_identity = {_identity(path, resolve): path for path in inputs}
     resolved: dict[str, Path] | None = None
     for out in written:
         held_by = [out, *Path(os.path.realpath(out)).parents]  # an input that is a folder may hold outputs
         taken = [
             of_identity[found]
             for place in held_by
-            if (found := _identity(place)) in of_identity and (place == out or not place.is_dir())
+            if (found := _identity(place, resolve)) in of_identity and (place == out or not place.is_dir())
         ]
         if not taken and out.is_dir():
             resolved = resolved or {os.path.realpath(path): path for path in inputs}
@@ -123,10 +125,11 @@ def _named_in(cfg: Config) -> Iterator[Path]:
                 yield from dataset.video_paths(path)
 
 
-def _identity(path: Path) -> tuple[int, int] | str:
-    """Equal for two names of one file: links of both kinds, other cases, bind mounts."""
+def _identity(path: Path, resolve: Callable[[str], str]) -> tuple[int, int] | str:
+    """Equal for two names of one file: links of both kinds, other cases, bind mounts. resolve: links of folders."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return os.path.realpath(path)
+        folder, name = os.path.split(path)
+        return os.path.realpath(path) if name == ".." or os.path.islink(path) else os.path.join(resolve(folder), name)
     return status.st_dev, status.st_ino

@@ -43,9 +43,11 @@ def _nothing_is_told(done: int, total: int, news: dict[str, float] | str) -> Non
 
 def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train, validate and write the run directory; returns its summary."""
+    tell = progress or _nothing_is_told
+    tell(0, 1, "inputs")
     check(cfg)
     with one_writer(RunDirectory(cfg.out).lock, cfg.out) as lock:
-        return _run(cfg, progress or _nothing_is_told, lock)
+        return _run(cfg, tell, lock)
 
 
 def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:

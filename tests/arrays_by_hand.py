@@ -5,7 +5,7 @@ import json
 
 import h5py
 import numpy as np
-from factories import barcode_frame
+from factories import barcode_frame, write_video
 from PIL import Image
 
 RATE = 20
@@ -77,3 +77,13 @@ def jpeg(frame: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="JPEG", quality=95)
     return buffer.getvalue()
+
+
+def write_named(folder, *, names=("demo_0", "demo_2", "demo_10"), extra=0):
+    """The same demonstrations without images, and a video of each beside, with `extra` frames at its end."""
+    (folder / "videos").mkdir(parents=True)
+    path = write_robomimic(folder / "lift.hdf5", cameras=[], names=names)
+    for episode, name in enumerate(names):
+        first, count = number(episode, 0, "agentview_image"), LENGTHS[episode] + extra
+        write_video(folder / f"videos/{name}.mp4", count, fps=RATE, first=first)
+    return path

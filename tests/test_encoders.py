@@ -22,7 +22,9 @@ from pipeline.encoders import (
     centre_videos,
     fit_learned,
     fit_pca,
+    heads,
     load_encoder,
+    moments,
     r3d,
     random_projector,
     weights,
@@ -562,3 +564,13 @@ def test_projectors_and_embeddings_do_not_depend_on_the_number_of_threads():
     one, two, four = map(hashes, (1, 2, 4))
     assert one.count("\n") == 3
     assert one == two == four
+
+
+def test_moments_are_those_of_the_rows_whatever_the_block(monkeypatch):
+    rng = np.random.default_rng(0)
+    embeddings, rows = 3 + rng.standard_normal((50, 4)).astype(np.float32), np.arange(0, 50, 2)
+    for block in (100, 7):
+        monkeypatch.setattr(heads, "BLOCK", block)
+        mean, variance = moments(embeddings, rows)
+        np.testing.assert_allclose(mean, embeddings[rows].mean(0, dtype=float), rtol=1e-14)
+        np.testing.assert_allclose(variance, embeddings[rows].var(0, dtype=float), rtol=1e-14)

@@ -287,3 +287,13 @@ def test_random_tasks_are_tasks_of_all_sorts():
     made = [random_task(np.random.default_rng(seed), 1 + seed % 4) for seed in range(40)]
     assert {task.num_actions for task in made} == {1, 2, 3, 4}
     assert len({task.step_s for task in made}) > 2 and {task.simulator.min_attempts for task in made} == {0, 1}
+
+
+def test_rows_are_of_one_kind_where_all_that_they_are_priced_by_is_equal(rng):
+    context, price, damage = (
+        np.array(values)[rng.integers(2, size=200)] for values in ([0, 1], [np.nan, 0.7], [0.1, 2.0])
+    )
+    model, rows = grasping_outcomes(*context, price_usd=price, damage_usd=damage), np.arange(200)
+    kinds = np.unique(np.column_stack([context, *model.terms(rows)[:2]]), axis=0, return_inverse=True)[1]
+    assert kinds.max() == 7
+    np.testing.assert_array_equal(model.kind(rows), kinds.reshape(-1))

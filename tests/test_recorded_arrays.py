@@ -10,7 +10,18 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from arrays_by_hand import CAMERAS, LENGTHS, RATE, actions, frames, jpeg, number, write_minari, write_robomimic
+from arrays_by_hand import (
+    CAMERAS,
+    LENGTHS,
+    RATE,
+    actions,
+    frames,
+    jpeg,
+    number,
+    write_minari,
+    write_named,
+    write_robomimic,
+)
 from factories import read_barcode, write_video
 from pixel_encoder import PixelEncoder
 from raising import raises
@@ -279,6 +290,74 @@ def test_embeddings_beside_videos_are_no_such_files(run, tmp_path, caplog):
     for _ in range(2):
         run(tmp_path / "videos", out=tmp_path / "videos/embeddings.h5")
     assert "left out" not in caplog.text
+
+
+def name_videos(path, form, demos=DEMOS):
+    with h5py.File(path, "a") as file:
+        for demo in demos:
+            group, video = file[f"data/{demo}"], f"videos/{demo}.mp4"
+            if form == "attribute":
+                group.attrs["video"] = video
+            elif form == "bytes":
+                group.attrs["video_path"] = np.bytes_(video)
+            elif form == "text":
+                group["video_path"] = video
+            elif form == "absolute":
+                group["video"] = np.bytes_(path.parent / video)
+            elif form == "videos/front":
+                group["videos/front"] = video
+            else:
+                group.create_group("video").attrs["front"] = video
+    return path
+
+
+@pytest.mark.parametrize("form", ["attribute", "bytes", "text", "absolute", "videos/front", "video/front"])
+def test_named_videos_have_the_logs_of_their_steps(run, tmp_path, task_file, form):
+    path = name_videos(write_named(tmp_path / "lift"), form)
+    result, data = run(path, task=str(task_file))
+    assert result.failures == []
+    assert data.videos.id == [f"{demo}/{'front' if 'front' in form else 'video'}" for demo in DEMOS]
+    assert data.videos.episode == list(DEMOS)
+    assert data.videos.path == [str(tmp_path / f"lift/videos/{demo}.mp4") for demo in DEMOS]
+    assert barcodes(data) == expected(["agentview_image"])
+    _, images = run(
+        write_robomimic(tmp_path / "images.hdf5", cameras=["agentview_image"]), task=str(task_file),
+        out=tmp_path / "images/e.h5",
+    )  # fmt: skip
+    np.testing.assert_array_equal(data.logs.actions, images.logs.actions)
+    np.testing.assert_array_equal(data.logs.attempts, images.logs.attempts)
+    np.testing.assert_array_equal(data.logs.errors, images.logs.errors)
+
+
+def test_named_videos_that_are_missing_or_unnamed_cost_their_episode(run, tmp_path, task_file):
+    path = name_videos(write_named(tmp_path / "lift"), "attribute", DEMOS[:2])
+    (tmp_path / "lift/videos/demo_2.mp4").unlink()
+    result, data = run(path, task=str(task_file))
+    assert data.videos.id == ["demo_0/video"]
+    reasons = {row["video_id"]: row["reason"] for row in result.failures}
+    assert set(reasons) == {"demo_2/video", "demo_10/video"}
+    assert "demo_10 names no video" in reasons["demo_10/video"]
+    assert "names videos/demo_2.mp4 as the video of demo_2, and there is no such file" in reasons["demo_2/video"]
+
+
+def test_a_named_video_longer_than_its_steps_fails_by_name(run, tmp_path, task_file):
+    path = name_videos(write_named(tmp_path / "lift", extra=16), "attribute")
+    with h5py.File(path, "a") as file:
+        write_video(tmp_path / "lift/videos/short.mp4", LENGTHS[1], fps=RATE)
+        file["data/demo_2"].attrs["video"] = "videos/short.mp4"
+    result, data = run(path, task=str(task_file))
+    assert data.videos.id == ["demo_2/video"]
+    assert [row["code"] for row in result.failures] == ["labels-step"] * 2
+    assert "demo_0 end after 1.20 s and the video shows a clip from 1.60 s on" in result.failures[0]["reason"]
+
+
+def test_named_videos_beside_images_and_those_of_a_folder_are_left_out_aloud(run, tmp_path, caplog):
+    path = name_videos(write_robomimic(tmp_path / "lift.hdf5", cameras=["agentview_image"]), "attribute")
+    assert [segment.path for segment in Recordings(path, None).segments()] == [path] * 3
+    assert "the videos that it names besides are left out" in caplog.text
+    _, data = run(name_videos(write_named(tmp_path / "named"), "attribute").parent, out=tmp_path / "n.h5")
+    assert data.videos.id == [f"videos/{demo}.mp4" for demo in sorted(DEMOS)]
+    assert "if they name the videos, give one of them as the source" in caplog.text
 
 
 def test_a_second_run_decodes_nothing_and_another_rate_decodes_anew(run, tmp_path):

@@ -5,8 +5,8 @@ import pytest
 from raising import raises
 from worlds import DISHES, PLATES
 
-from pipeline.outcomes import Caution, LearnedOutcomes, LoggedSteps, bootstraps
-from pipeline.outcomes.fitting import fit_head
+from pipeline.outcomes import Caution, LearnedOutcomes, LoggedSteps, bootstraps, fitting
+from pipeline.outcomes.fitting import drawn_steps, fit_head
 from pipeline.outcomes.surfaces import Basis, Counts, Prior, fit
 
 
@@ -55,6 +55,48 @@ def test_held_out_videos_say_how_fine_a_surface_is(rate, degree):
     assert head.basis.shape == (degree + 1,)
     at = np.array([0.1, 0.4, 0.6, 0.9])
     np.testing.assert_allclose(head.rates(np.zeros(4, int), at[:, None]).mean(0), rate(at), rtol=0.1)
+
+
+def heads(num_videos=60):
+    """The head of all logs, that of half of them on its own, and that of the half which knows the whole."""
+    rng = np.random.default_rng(0)
+    unit, video = rng.random((10 * num_videos, 1)), np.arange(10 * num_videos) // 10
+    count, minutes = rng.poisson(4 + 5 * unit[:, 0]).astype(float), np.ones(10 * num_videos)
+    counts = Counts(np.empty((len(unit), 0)), np.zeros(len(unit), int), 1, count, minutes)
+    half = video % 2 == 0
+
+    def fitted(which, whole=None):
+        rng = np.random.default_rng(1)
+        weights = bootstraps(video[which], 4, rng)
+        return fit_head(
+            "attempts", unit[which], counts.take(which), video[which], {"force": "falls"}, weights, rng, whole
+        )
+
+    whole = fitted(np.full(len(unit), True))
+    return whole, fitted(half), fitted(half, whole)
+
+
+def test_of_few_steps_a_part_of_the_logs_chooses_priors_of_its_own():
+    whole, alone, part = heads()
+    np.testing.assert_array_equal(part.surfaces, alone.surfaces)
+    assert part.scores == alone.scores != whole.scores
+    assert part.contradicted == whole.contradicted == ("attempts falls with force",)
+
+
+def test_of_many_steps_a_part_of_the_logs_keeps_the_priors_of_all(monkeypatch):
+    monkeypatch.setattr(fitting, "ENOUGH_STEPS", 200)
+    whole, _, part = heads()
+    assert part.scores is whole.scores and part.basis is whole.basis
+    assert len(part.counts.count) == 300, "its surfaces are fitted to all of its steps"
+    monkeypatch.setattr(fitting, "ENOUGH_STEPS", 10_000)
+    assert whole.scores != heads()[0].scores, "priors are chosen on some of the steps"
+
+
+def test_drawn_steps_are_all_or_as_many_as_asked_for_in_order():
+    assert drawn_steps(20, 20).tolist() == list(range(20))
+    some = drawn_steps(1000, 400)
+    assert len(some) == 400 and (np.diff(some) > 0).all()
+    assert 170 < (some < 500).sum() < 230, "of both halves about as many"
 
 
 @pytest.mark.parametrize("is_binomial", [True, False])

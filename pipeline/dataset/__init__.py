@@ -26,8 +26,9 @@ from pipeline.dataset.novelty_file import (
 )
 from pipeline.dataset.other_layouts import write_layout
 from pipeline.dataset.part_file import PART_SCHEMA_VERSION, Part, read_part, write_part
+from pipeline.dataset.scratch import scratch_array
 from pipeline.dataset.segment import Content, Segment, assign_splits
-from pipeline.dataset.splits import split_rows, train_rows, video_of
+from pipeline.dataset.splits import rows_in, split_rows, train_rows, video_of
 
 __all__ = [
     "CLIP_FIELDS",
@@ -57,6 +58,8 @@ __all__ = [
     "read_part",
     "read_rows",
     "root_attrs",
+    "rows_in",
+    "scratch_array",
     "split_rows",
     "train_rows",
     "video_of",

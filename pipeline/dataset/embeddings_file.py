@@ -135,10 +135,11 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
     return hdf5.write(path, arrays, embeddings.attrs, version=SCHEMA_VERSION, content=set(arrays) - set(NOT_CONTENT))
 
 
-def read_embeddings(path: Path, *, or_features: bool = False) -> Embeddings:
+def read_embeddings(path: Path, *, or_features: bool = False, scratch: Path | None = None) -> Embeddings:
     """VtpError where there is no such file or its schema is another; CorruptError where it is damaged or refused.
 
-    or_features: take a file of features alone too, which is refused otherwise.
+    or_features: take a file of features alone too, which is refused otherwise. scratch: folder in which very many
+    embeddings are kept on the disk, mapped into memory, for as long as they are used.
     """
     if not storage.fetch(path).exists():
         raise VtpError(
@@ -167,7 +168,7 @@ def read_embeddings(path: Path, *, or_features: bool = False) -> Embeddings:
         embeddings = np.zeros((clips.num_clips, 0), np.float32)
         projector = np.zeros(feature_dim), np.zeros((0, feature_dim)), 1.0
         if not _holds_features_alone(checked):
-            embeddings = _embeddings(checked, clips.num_clips)
+            embeddings = _embeddings(checked, clips.num_clips, scratch)
             projector = (
                 _finite(checked, "projector/mean", (feature_dim,)),
                 _finite(checked, "projector/components", (EMBEDDING_DIM, feature_dim)),
@@ -201,14 +202,17 @@ def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
         return checked.rows("embeddings", (None, EMBEDDING_DIM), rows)
 
 
-def _embeddings(checked: hdf5.Checked, num_clips: int) -> np.ndarray:
-    embeddings = checked.array("embeddings", (num_clips, EMBEDDING_DIM), np.float32)
-    if not np.isfinite(embeddings).all():
-        clip = int(np.argmin(np.isfinite(embeddings).all(axis=1)))
-        raise CorruptError(
-            f"{checked.path}: the embedding of clip {clip} is not finite; extract its video again",
-            code="embeddings-damaged",
-        )
+def _embeddings(checked: hdf5.Checked, num_clips: int, scratch: Path | None) -> np.ndarray:
+    embeddings = checked.array("embeddings", (num_clips, EMBEDDING_DIM), np.float32, scratch)
+    start = 0
+    for block in hdf5.blocks(embeddings):
+        if not np.isfinite(block).all():
+            clip = start + int(np.argmin(np.isfinite(block).all(axis=1)))
+            raise CorruptError(
+                f"{checked.path}: the embedding of clip {clip} is not finite; extract its video again",
+                code="embeddings-damaged",
+            )
+        start += len(block)
     return embeddings
 
 
@@ -238,10 +242,10 @@ def _finite(checked: hdf5.Checked, name: str, shape: tuple[int, ...]) -> np.ndar
 
 
 def video_paths(path: Path) -> list[Path]:
-    """Where the videos of an embeddings file lie."""
+    """Where the videos of an embeddings file lie, each file once."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
         num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
-        return [storage.path_of(name) for name in checked.strings("videos/path", num_videos)]
+        return [storage.path_of(name) for name in dict.fromkeys(checked.strings("videos/path", num_videos))]
 
 
 def _remedy(path: Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol
 import h5py
 import numpy as np
 
+from pipeline.dataset.scratch import scratch_array
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.files import atomic_path
 
@@ -274,9 +275,10 @@ class Checked:
             raise CorruptError(f"{self.path}: {name} is {found}, not a float; {self.remedy}", code="file-type")
         return _read(dataset, found).astype(np.float64)
 
-    def array(self, name: str, shape: tuple[int | None, ...], dtype: type) -> np.ndarray:
+    def array(self, name: str, shape: tuple[int | None, ...], dtype: type, scratch: Path | None = None) -> np.ndarray:
+        """All of it, in memory, or if it is very large in a file in the folder `scratch`; see `scratch_array`."""
         dataset = self._typed(name, shape, dtype)
-        return _read(dataset, dataset.dtype)
+        return _read(dataset, dataset.dtype, scratch)
 
     def _typed(self, name: str, shape: tuple[int | None, ...], dtype: type) -> h5py.h5d.DatasetID:
         dataset = self.dataset(name, shape)
@@ -307,7 +309,11 @@ class Checked:
         dataset = self.dataset(name, (length,))
         if (found := dataset.dtype).kind != "S":
             raise CorruptError(f"{self.path}: {name} is {found}, not strings; {self.remedy}", code="file-type")
-        return [value.decode("utf-8") for value in _read(dataset, found).tolist()]
+        texts: dict[bytes, str] = {}  # one string for all that are equal: a million clips have few contexts
+        return [
+            texts[value] if value in texts else texts.setdefault(value, value.decode("utf-8"))
+            for value in _read(dataset, found).tolist()
+        ]
 
     def dataset(self, name: str, shape: tuple[int | None, ...]) -> h5py.h5d.DatasetID:
         dataset = self._datasets.get(name)
@@ -328,9 +334,9 @@ class Checked:
         return dataset
 
 
-def _read(dataset: h5py.h5d.DatasetID, dtype: np.dtype) -> np.ndarray:
+def _read(dataset: h5py.h5d.DatasetID, dtype: np.dtype, scratch: Path | None = None) -> np.ndarray:
     """All of a dataset that was checked, and is of that type."""
-    values = np.empty(dataset.shape, dtype)
+    values = scratch_array(dataset.shape, dtype, scratch)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
     return values
 

@@ -1,4 +1,4 @@
-"""robomimic and Minari files whose frames are arrays, as segments with the logs that a task maps."""
+"""robomimic and Minari files, whose frames are arrays or videos that they name, as segments with the logs of a task."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from pipeline import storage
 from pipeline.dataset.frame_logs import FrameLogs
 from pipeline.dataset.segment import Segment
 from pipeline.errors import CorruptError, VtpError
@@ -20,6 +21,7 @@ from pipeline.video.frame_arrays import (
     FrameArray,
     FrameArrays,
     find_arrays,
+    find_named_videos,
     is_recorded,
     open_arrays,
     own_child,
@@ -71,7 +73,7 @@ def _of_file(path: Path, error: VideoError) -> VideoError:
 
 
 class Recordings:
-    """A file's cameras and episodes. VtpError where it holds none, or none of that camera.
+    """A file's cameras and episodes. VtpError where it holds and names none, or none of that camera.
 
     camera: the name of its array, or the end of it, such as `agentview_image` for obs/agentview_image.
     is_one_of_several: ids begin with the name of the file.
@@ -81,7 +83,7 @@ class Recordings:
         self.path, self._prefix = path, f"{path.stem}/" if is_one_of_several else ""
         try:
             check_file(path)
-            self.frames: FrameArrays = find_arrays(path)
+            self.frames: FrameArrays = _frames_of(path)
         except VideoError as error:
             raise _of_file(path, error) from error
         known = list(dict.fromkeys(array.camera for array in self.frames.arrays))
@@ -134,13 +136,30 @@ class Recordings:
         return [
             Segment(
                 f"{self.name(array)}/{short[array.camera] if is_clear else array.camera}",
-                self.path,
-                *self.frames.span(array),
+                *self._place_of(array),
                 split=self.splits.get(array.episode),
                 episode=self.name(array),
+                error=self._lacks_video(array),
             )
             for array in self.arrays
         ]
+
+    def _place_of(self, array: FrameArray) -> tuple[Path, float | None, float | None]:
+        """The file that the frames are in, and from when to when."""
+        if array.video is None:
+            return self.path, *self.frames.span(array)
+        return Path(os.path.realpath(self.path.parent / array.video)), None, None
+
+    def _lacks_video(self, array: FrameArray) -> VideoError | None:
+        """What is wrong with the video that an episode names, or does not, known before it is opened."""
+        if array.video == "":
+            why = f"{array.episode} names no video, which other episodes of {self.path} do"
+            return VideoError("no_video", why, "name it, see docs/recordings.md")
+        path = self._place_of(array)[0]
+        if array.video is None or os.path.exists(path) or storage.url_of(path) is not None:
+            return None
+        why = f"{self.path} names {array.video} as the video of {array.episode}, and there is no such file"
+        return VideoError("missing", why, "restore it, or correct its name")
 
     @cached_property
     def values(self) -> dict[str, int]:
@@ -219,6 +238,19 @@ class Recordings:
             f"{', '.join(missing)}: no outcomes can be learned from it until a task's file maps them, see "
             "docs/recordings.md"
         )
+
+
+def _frames_of(path: Path) -> FrameArrays:
+    """The images that are arrays, or where there are none, the videos that are named."""
+    try:
+        found = find_arrays(path)
+    except VideoError as error:
+        if error.code != "no_images" or (named := find_named_videos(path)) is None:
+            raise
+        return named
+    if find_named_videos(path) is not None:
+        logger.warning("%s holds images, and the videos that it names besides are left out", path)
+    return found
 
 
 def _column(group: h5py.Group, place: tuple[str, int], num_frames: int) -> np.ndarray:

@@ -20,8 +20,7 @@ def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     ranges, splits = ranges[ranges[:, 1] > ranges[:, 0]], np.array(data.videos.split)[ranges[:, 1] > ranges[:, 0]]
     train, val = ranges[splits == "train"], ranges[splits == "val"]
     if len(train) and len(val):
-        rows = np.concatenate([np.arange(start, end) for start, end in val])
-        return train, rows, f"{len(val)} videos of the val split"
+        return train, rows_in(val), f"{len(val)} videos of the val split"
     ranges = ranges[splits != "test"]
     if len(ranges) == 0:
         raise VtpError(
@@ -29,12 +28,11 @@ def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
             code="split-nothing-to-train-on",
         )
     held = np.maximum(ranges[:, 1] - np.maximum((ranges[:, 1] - ranges[:, 0]) // 5, 1), ranges[:, 0])
-    rows = np.concatenate([np.arange(cut, end) for cut, (_, end) in zip(held, ranges, strict=True)])
-    clips = data.clips
-    overlap = [
-        (clips.end_s[start:cut] > clips.start_s[cut] + 1e-6).sum() for (start, _), cut in zip(ranges, held, strict=True)
-    ]
-    train = np.stack([ranges[:, 0], held - np.array(overlap, int)], 1)
+    rows = rows_in(np.stack([held, ranges[:, 1]], 1))
+    clips, before = data.clips, np.stack([ranges[:, 0], held], 1)
+    video = np.repeat(np.arange(len(ranges)), before[:, 1] - before[:, 0])
+    shares_frames = clips.end_s[rows_in(before)] > clips.start_s[held][video] + 1e-6
+    train = np.stack([ranges[:, 0], held - np.bincount(video[shares_frames], minlength=len(ranges))], 1)
     train = _unseen_elsewhere(data, train[train[:, 1] > train[:, 0]], rows)
     if len(train) == 0:
         raise VtpError(
@@ -69,8 +67,13 @@ def _unseen_elsewhere(data: Embeddings, train: np.ndarray, held: np.ndarray) -> 
 
 def train_rows(data: Embeddings) -> np.ndarray:
     """The rows [n] of the clips that training may see."""
-    videos, _, _ = split_rows(data)
-    return np.concatenate([np.arange(start, end) for start, end in videos])
+    return rows_in(split_rows(data)[0])
+
+
+def rows_in(ranges: np.ndarray) -> np.ndarray:
+    """The rows [n] in ranges [V, 2], one range after the other."""
+    counts = ranges[:, 1] - ranges[:, 0]
+    return np.arange(counts.sum()) + np.repeat(ranges[:, 0] - (np.cumsum(counts) - counts), counts)
 
 
 def video_of(data: Embeddings, rows: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until
 from pipeline.encoders.centring import RunningCentre, centre_videos
 from pipeline.encoders.clip_encoder import ClipEncoder, centre_crop, resized
 from pipeline.encoders.encoder import Encoder, load_encoder
-from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer
+from pipeline.encoders.heads import EMBEDDING_DIM, AuxiliaryHeads, MLPEncoder, Normalizer, moments
 from pipeline.encoders.projectors import (
     Projector,
     fit_learned,
@@ -36,6 +36,7 @@ __all__ = [
     "fit_pca",
     "fit_projector",
     "load_encoder",
+    "moments",
     "no_projector",
     "one_thread",
     "random_projector",

@@ -16,12 +16,15 @@ import numpy as np
 PRIOR_CLIPS = 0.25  # at the training mean: without any, a video's first clip would be seen as nothing
 
 
-def centre_videos(embeddings: np.ndarray, offset: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def centre_videos(
+    embeddings: np.ndarray, offset: np.ndarray, mean: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
     """embeddings: [N, 128], whole videos one after the other → [N, 128] float32, each clip from its video's mean.
 
-    offset: [V + 1] rows at which the videos begin and the last one ends. mean: [128], of the training clips.
+    offset: [V + 1] rows at which the videos begin and the last one ends. mean: [128], of the training clips. out: the
+    array to write and return, default a new one.
     """
-    centred = np.empty(embeddings.shape, np.float32)
+    centred = np.empty(embeddings.shape, np.float32) if out is None else out
     for start, end in itertools.pairwise(offset):
         clips = embeddings[start:end]
         total = PRIOR_CLIPS * mean + clips.sum(axis=0, dtype=np.float64)

@@ -9,6 +9,16 @@ from torch import Tensor, nn
 EMBEDDING_DIM = 128
 
 
+BLOCK = 1 << 16  # embeddings
+
+
+def moments(embeddings: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance [D], float64, of rows [n] of embeddings [N, D], of which a block is in memory at a time."""
+    blocks = np.split(rows, range(BLOCK, len(rows), BLOCK))
+    mean = sum(embeddings[block].sum(0, dtype=np.float64) for block in blocks) / len(rows)
+    return mean, sum(((embeddings[block] - mean) ** 2).sum(0) for block in blocks) / len(rows)
+
+
 class Normalizer(nn.Module):
     """Centre embeddings [B, D] and divide each dimension by √(its variance + the mean variance).
 
@@ -24,10 +34,10 @@ class Normalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(embedding_dim))
         self.register_buffer("scale", torch.ones(embedding_dim))
 
-    def fit(self, embeddings: np.ndarray) -> Normalizer:
-        """Take mean and deviations from embeddings [N, D]."""
-        variance = embeddings.var(0, dtype=np.float64)
-        self.mean.copy_(torch.from_numpy(embeddings.mean(0, dtype=np.float64)))
+    def fit(self, embeddings: np.ndarray, rows: np.ndarray | None = None) -> Normalizer:
+        """Take mean and deviations from embeddings [N, D], or from some rows of them [n]."""
+        mean, variance = moments(embeddings, np.arange(len(embeddings)) if rows is None else rows)
+        self.mean.copy_(torch.from_numpy(mean))
         self.scale.copy_(torch.from_numpy(np.sqrt(np.maximum(variance + variance.mean(), 1e-12))))
         return self
 

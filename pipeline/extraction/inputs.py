@@ -122,7 +122,10 @@ def recordings_in(cfg: ExtractConfig) -> list[Recordings]:
     folder = Path(cfg.source)
     if folder.is_dir() and manifest.has_videos(folder):
         if beside := [file.name for file in folder.iterdir() if _is_recorded(file)]:
-            logger.warning("%s: HDF5 files beside the videos are left out: %s", folder, ", ".join(sorted(beside)))
+            logger.warning(
+                "%s: HDF5 files beside the videos are left out: %s; if they name the videos, give one of them as the "
+                "source", folder, ", ".join(sorted(beside)),
+            )  # fmt: skip
         return []
     return find_recordings(cfg.source, cfg.camera)
 
@@ -137,7 +140,7 @@ def _is_recorded(file: Path) -> bool:
 def read_recordings(cfg: ExtractConfig, files: Sequence[Recordings]) -> Inputs:
     """The episodes of robomimic and Minari files, and their logs as far as the task maps arrays beside the frames."""
     entries = [segment for file in files for segment in file.segments()]
-    check_output(cfg, entries)
+    check_output(cfg, entries, [file.path for file in files])
     task = None if cfg.task is None else load_task(cfg.task)
     of_episode: dict[str, FrameLogs] = {}
     wrong: dict[str, VtpError] = {}

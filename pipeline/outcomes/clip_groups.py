@@ -14,6 +14,7 @@ from pipeline.tasks import Task
 NUM_CLUSTERS = (2, 4, 8)
 WORTH_IT = 3.0  # nats of held-out likelihood that more clusters must gain
 PRIOR = Prior(3.0)
+BLOCK = 1 << 16  # clips
 
 
 def clip_groups(
@@ -40,7 +41,8 @@ def _clusters(embeddings: np.ndarray, rows: np.ndarray, count: int) -> np.ndarra
     seen = embeddings[rows].astype(float)
     centres, label = kmeans2(seen, min(count, len(seen)), minit="++", seed=np.random.default_rng(count))
     used = centres[np.unique(label)]
-    return cdist(embeddings, used).argmin(1)
+    blocks = np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))  # which cdist copies, in double precision
+    return np.concatenate([cdist(block, used).argmin(1) for block in blocks])
 
 
 def _score(task: Task, group: np.ndarray, steps: LoggedSteps, minutes: np.ndarray) -> float:

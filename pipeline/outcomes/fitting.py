@@ -11,6 +11,7 @@ from pipeline.outcomes.surfaces import Basis, Counts, Prior
 from pipeline.tasks.task import Direction
 
 FOLDS = 4
+ENOUGH_STEPS = 1 << 13  # to choose polynomials and priors on, as likelihoods of more hardly rank them otherwise
 # A product of effects is believed e³ times as readily as any other shape, until held-out videos say otherwise.
 PRIORS = {Prior(shape): 0.0 for shape in (0.3, 1.0, 3.0, 10.0, 100.0)} | {
     Prior(shape, is_product=False): -3.0 for shape in (1.0, 10.0)
@@ -25,18 +26,23 @@ class Head:
     """One kind of counts: attempts a minute, or errors an attempt.
 
     surfaces: [M, G, 1 + B], of M members of the ensemble. dispersion: of negative binomial counts, 0 for Poisson ones.
-    prior: the prior that held-out videos speak for most. contradicted: declared directions, as `errors falls with
-    care`, that held-out videos speak against. counts: what it was fitted to, with causes of the `fine` basis, by which
-    other members are fitted: coarse polynomials would be too sure of what few steps leave open.
+    scores: how far held-out videos speak for each prior, as a logarithm. contradicted: declared directions, as `errors
+    falls with care`, that held-out videos speak against. counts: what it was fitted to, with causes of the `fine`
+    basis, by which other members are fitted: coarse polynomials would be too sure of what few steps leave open.
     """
 
     basis: Basis
     surfaces: np.ndarray
     dispersion: float
-    prior: Prior
+    scores: dict[Prior, float]
     contradicted: tuple[str, ...]
     fine: Basis
     counts: Counts
+
+    @property
+    def prior(self) -> Prior:
+        """The prior that held-out videos speak for most."""
+        return max(self.scores, key=lambda one: self.scores[one])
 
     def refitted(self, weights: np.ndarray, rng: np.random.Generator, rounds: int) -> Head:
         """The same head with M other members, each fitted to the same counts at weights [M, N] of its own.
@@ -70,27 +76,38 @@ def fit_head(
     directions: dict[str, Direction | None],
     weights: np.ndarray,
     rng: np.random.Generator,
+    whole: Head | None = None,
 ) -> Head:
     """Fit counts of steps with actions [N, A] in the unit box.
 
-    weights: [M, N], of the steps in each member's bootstrap of videos. directions: of each action.
+    weights: [M, N], of the steps in each member's bootstrap of videos. directions: of each action. whole: the head of
+    all logs where these are a part of them: what they contradict is known, and of many, which basis and priors to take.
     """
-    folds = folds_of(video)
-    fine, coarse = (Basis(list(directions.values()), is_coarse=is_coarse) for is_coarse in (False, True))
-    basis, scores = fine, _scores(fine, unit, counts, folds)
-    if coarse.shape != fine.shape:
-        others = _scores(coarse, unit, counts, folds)
-        if max(others.values()) + COARSE > max(scores.values()):
-            basis, scores = coarse, others
+    fine = Basis(list(directions.values()))
+    if whole is not None and len(whole.counts.count) > ENOUGH_STEPS:
+        basis, scores = whole.basis, whole.scores
+    else:
+        some = drawn_steps(len(video), ENOUGH_STEPS)
+        basis, scores = _chosen(fine, unit[some], counts.take(some), folds_of(video[some]))
     counts = replace(counts, causes=basis(unit))
     prior = max(scores, key=lambda one: scores[one])
     counts = replace(counts, dispersion=_dispersion(basis, counts, prior))
     fine_counts = replace(counts, causes=fine(unit))
-    contradicted = _contradicted(name, unit, fine, fine_counts, folds, directions, prior)
+    if whole is None:
+        contradicted = _contradicted(name, unit, fine, fine_counts, folds_of(video), directions, prior)
+    else:
+        contradicted = whole.contradicted
     found = np.empty((len(weights), counts.num_groups, counts.causes.shape[1]))
     for one, which in _shares(scores, len(weights), rng):
         found[which] = surfaces.fit(basis, counts, weights[which], one, rng)
-    return Head(basis, found, counts.dispersion, prior, contradicted, fine, fine_counts)
+    return Head(basis, found, counts.dispersion, scores, contradicted, fine, fine_counts)
+
+
+def drawn_steps(num_steps: int, most: int) -> np.ndarray:
+    """The numbers of `most` steps drawn from all, in order; all of them if there are no more. Videos may be few."""
+    if num_steps <= most:
+        return np.arange(num_steps)
+    return np.sort(np.random.default_rng(0).choice(num_steps, most, replace=False))
 
 
 def folds_of(video: np.ndarray, rng: np.random.Generator | None = None, most: int = FOLDS) -> np.ndarray:
@@ -105,6 +122,16 @@ def held_out(basis: Basis, counts: Counts, folds: np.ndarray, prior: Prior) -> n
     weights = (folds != np.arange(folds.max() + 1)[:, None]).astype(float)
     found = surfaces.fit(basis, counts, weights, prior)
     return counts.log_likelihood(found)[folds, np.arange(len(folds))]
+
+
+def _chosen(fine: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray) -> tuple[Basis, dict[Prior, float]]:
+    """Fine polynomials, or coarse ones unless held-out videos prefer fine ones, and the scores of priors with them."""
+    coarse, scores = Basis(fine.directions, is_coarse=True), _scores(fine, unit, counts, folds)
+    if coarse.shape != fine.shape:
+        others = _scores(coarse, unit, counts, folds)
+        if max(others.values()) + COARSE > max(scores.values()):
+            return coarse, others
+    return fine, scores
 
 
 def _scores(basis: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray) -> dict[Prior, float]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline import econ
-from pipeline.outcomes.fitting import bootstraps, fit_head
+from pipeline.outcomes.fitting import Head, bootstraps, fit_head
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.model import Outcomes
 from pipeline.outcomes.priced_rows import PricedRows
@@ -63,27 +63,35 @@ class LearnedOutcomes(PricedRows):
         members: int = MEMBERS,
         seed: int = 0,
     ):
-        description = description or f"learned from {steps.num_steps} logged steps, {task}"
         super().__init__(
             task, context, price_usd=price_usd, damage_usd=damage_usd, step_s=step_s, is_labelled=is_labelled,
-            description=description,
+            description=description or _described(steps, task),
         )  # fmt: skip
+        self._group, self._seed = group, seed
+        self._learn(steps, members)
+
+    def _learn(self, steps: LoggedSteps, members: int, whole: LearnedOutcomes | None = None) -> None:
+        """whole: learned from all logs, where these steps are a part of them."""
         steps.check_learnable()
-        self.steps, self._group = steps, group
-        self.caution, self._seed = NO_CAUTION, seed
-        rng = np.random.default_rng([seed, steps.num_steps])
-        unit, num_groups = task.to_unit(steps.actions), int(group.max()) + 1
+        self.steps, self.caution = steps, NO_CAUTION
+        rng = np.random.default_rng([self._seed, steps.num_steps])
+        group = self._group[steps.rows]
+        unit, num_groups = self._task.to_unit(steps.actions), int(self._group.max()) + 1
         weights = bootstraps(steps.video, members, rng)
         no_causes = np.empty((steps.num_steps, 0))
         minutes = self._step_s[steps.rows] / SECONDS_PER_MINUTE
-        counts = Counts(no_causes, group[steps.rows], num_groups, steps.attempts, minutes)
-        self.attempts_head = fit_head("attempts", unit, counts, steps.video, self._directions("attempts"), weights, rng)
+        counts = Counts(no_causes, group, num_groups, steps.attempts, minutes)
+        self.attempts_head: Head = fit_head(
+            "attempts", unit, counts, steps.video, self._directions("attempts"), weights, rng,
+            None if whole is None else whole.attempts_head,
+        )  # fmt: skip
         tried = steps.attempts > 0
-        counts = Counts(no_causes, counts.group, num_groups, steps.errors, steps.attempts, is_binomial=True).take(tried)
-        self.errors_head = fit_head(
-            "errors", unit[tried], counts, steps.video[tried], self._directions("errors"), weights[:, tried], rng
-        )
-        self._remembered, self._remembered_as = _remembered(unit, group[steps.rows], num_groups, rng)
+        counts = Counts(no_causes, group, num_groups, steps.errors, steps.attempts, is_binomial=True).take(tried)
+        self.errors_head: Head = fit_head(
+            "errors", unit[tried], counts, steps.video[tried], self._directions("errors"), weights[:, tried], rng,
+            None if whole is None else whole.errors_head,
+        )  # fmt: skip
+        self._remembered, self._remembered_as = _remembered(unit, group, num_groups, rng)
 
     def _directions(self, name: str) -> dict[str, Direction | None]:
         return {action: getattr(about, name) for action, about in self._task.actions.items()}
@@ -222,12 +230,12 @@ class LearnedOutcomes(PricedRows):
         return other
 
     def relearned(self, steps: LoggedSteps, members: int | None = None) -> LearnedOutcomes:
-        """What other logged steps teach of the same clips."""
-        return LearnedOutcomes(
-            self._task, self._context, self._group, steps, price_usd=self._own_price, damage_usd=self._own_damage,
-            step_s=self._step_s, is_labelled=self._is_labelled, members=members or self.num_members,
-            seed=self._seed,
-        )  # fmt: skip
+        """What a part of the logged steps teaches of the same clips."""
+        other = copy.copy(self)
+        other.__dict__["_kinds"] = self._kinds  # which take long to find among very many clips
+        other._description = _described(steps, self._task)
+        other._learn(steps, members or self.num_members, self)
+        return other
 
     def on_clips(
         self,
@@ -263,6 +271,10 @@ class LearnedOutcomes(PricedRows):
             description=self._description,
         )  # fmt: skip
         return other
+
+
+def _described(steps: LoggedSteps, task: Task) -> str:
+    return f"learned from {steps.num_steps} logged steps, {task}"
 
 
 def _share(errors: np.ndarray, attempts: np.ndarray) -> np.ndarray:

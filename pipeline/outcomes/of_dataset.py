@@ -11,6 +11,7 @@ from pipeline.dataset import Embeddings, Logs, video_of
 from pipeline.dataset.labels import DEFAULT_TASK
 from pipeline.errors import VtpError
 from pipeline.outcomes.clip_groups import clip_groups
+from pipeline.outcomes.fitting import drawn_steps
 from pipeline.outcomes.learned import SECONDS_PER_MINUTE, LearnedOutcomes
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.outcomes.model import Terms
@@ -108,8 +109,8 @@ def _not_too_many(steps: LoggedSteps) -> tuple[LoggedSteps, str]:
     """MOST_STEPS of them, drawn if there are more, and in words that they were. Not videos: these may be few."""
     if steps.num_steps <= MOST_STEPS:
         return steps, ""
-    drawn = np.random.default_rng(0).choice(steps.num_steps, MOST_STEPS, replace=False)
-    return steps.take(np.sort(drawn)), f", drawn from all {steps.num_steps:,} steps"
+    drawn = drawn_steps(steps.num_steps, MOST_STEPS)
+    return steps.take(drawn), f", drawn from all {steps.num_steps:,} steps"
 
 
 def logged_steps(data: Embeddings, task: Task, context: np.ndarray, rows: np.ndarray | None = None) -> LoggedSteps:
@@ -166,21 +167,21 @@ def clip_contexts(data: Embeddings, priced: str | None = None) -> ClipContexts:
     if priced is not None:
         whole = _repriced(data, whole, priced)
     logs = data.logs
-    labels = [""] * data.num_clips if logs is None else [str(name) for name in logs.context]
+    labels = [""] * data.num_clips if logs is None else logs.context.tolist()
     default = whole.in_scenario(None).context_names[0]
-    names = np.array([name or default for name in labels])
-    if unknown := sorted(set(names.tolist()) - set(whole.context_names)):
+    names = {name or default for name in set(labels)}
+    if unknown := sorted(names - set(whole.context_names)):
         raise VtpError(
             f"label context {unknown[0]!r} is unknown in task {whole.name}; "
             f"use one of {', '.join(whole.context_names)}",
             code="labels-unknown-context",
         )
-    task = whole.of_contexts(set(names.tolist()))
+    task = whole.of_contexts(names)
     number = {name: k for k, name in enumerate(task.context_names)}
     is_labelled = logs is not None and (len(whole.contexts) == 1 or any(labels))
     return ClipContexts(
         task,
-        np.array([number[name] for name in names.tolist()]),
+        np.array([number[name or default] for name in labels]),
         None if logs is None else logs.price_usd,
         None if logs is None else logs.damage_usd,
         data.clips.end_s - data.clips.start_s,

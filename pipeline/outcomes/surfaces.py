@@ -150,22 +150,26 @@ def fit(
         (group, counts.causes[which], weights[:, which], counts.count[which], counts.exposure[which])
         for group, which in counts.members()
     ]
+    is_poisson = not counts.is_binomial and counts.dispersion == 0
     shared = _Shared(basis, counts, weights, prior, rng)
-    mean = shared.mean()
+    mean = shared.mean
     surfaces = mean.copy()
-    found = exposed = np.zeros_like(mean)
+    found, exposed = np.zeros((2, num_sets, counts.num_groups, num_causes))
+    if is_poisson:  # then each step weighs the same in every round
+        for group, causes, weight, _, exposure in groups:
+            exposed[:, group] = (weight * exposure) @ causes
     for _ in range(rounds):
-        found, exposed = np.zeros((2, num_sets, counts.num_groups, num_causes))
         for group, causes, weight, count, exposure in groups:
             rate = np.maximum(surfaces[:, group] @ causes.T, TINY)
-            if counts.is_binomial:
-                weight = weight / np.maximum(1 - rate, 1 / MOST_WEIGHT)  # as its variance is below Poisson's
-            elif counts.dispersion > 0:
-                weight = weight / (1 + counts.dispersion * exposure * rate)  # as its variance exceeds Poisson's
+            if not is_poisson:
+                if counts.is_binomial:
+                    weight = weight / np.maximum(1 - rate, 1 / MOST_WEIGHT)  # as its variance is below Poisson's
+                else:
+                    weight = weight / (1 + counts.dispersion * exposure * rate)  # as its variance exceeds Poisson's
+                exposed[:, group] = (weight * exposure) @ causes
             found[:, group] = surfaces[:, group] * ((weight * count / rate) @ causes)
-            exposed[:, group] = (weight * exposure) @ causes
         shared.update(found, exposed)
-        mean = shared.mean()
+        mean = shared.mean
         surfaces = (prior.shape + found) / (prior.shape / mean + exposed)
     if rng is None:
         return surfaces
@@ -199,6 +203,12 @@ class _Shared:
         self._prior_background = usual * own(num_sets)
         self._prior_margins = [margin(size) for size in (basis.shape if prior.is_product else (num_cells,))]
         self._margins = [prior_margin.copy() for prior_margin in self._prior_margins]  # [M, n] of each action
+        cells = basis.cells if prior.is_product else np.arange(num_cells)[None]
+        self._is_of = [  # [B, n] of each action: the polynomial that is in a cell
+            (cell[:, None] == np.arange(margin.shape[1])).astype(float)
+            for cell, margin in zip(cells, self._margins, strict=True)
+        ]
+        self.mean = self._mean()  # [M, G, 1 + B], prior means of the groups' causes
 
     def _cells(self, without: int | None = None) -> np.ndarray:
         """The size of each cell [M, B] at level 1, without the effect of one of the actions."""
@@ -210,8 +220,7 @@ class _Shared:
                 cells *= margin[:, self._basis.cells[index]]
         return cells
 
-    def mean(self) -> np.ndarray:
-        """Prior means [M, G, 1 + B] of the groups' causes."""
+    def _mean(self) -> np.ndarray:
         sizes = np.concatenate([self._background[:, None], self._cells()], axis=1)
         return np.maximum(self._level[:, :, None] * sizes[:, None], TINY)
 
@@ -220,7 +229,7 @@ class _Shared:
 
         A group tells the less of what all share the more freely its causes vary around it.
         """
-        mean = self.mean()
+        mean = self.mean
         told = self._prior.shape / (self._prior.shape + mean * exposed)
         found, exposed = found * told, exposed * told
         usual = self._own_level * self._level.mean(axis=1, keepdims=True)
@@ -233,10 +242,10 @@ class _Shared:
         for index, prior in enumerate(self._prior_margins):
             others = (self._level[:, :, None] * self._cells(without=index)[:, None] * exposed[:, :, 1:]).sum(1)
             size = prior.shape[1]
-            cell = self._basis.cells[index] if self._prior.is_product else np.arange(size)
-            is_of = (cell[:, None] == np.arange(size)).astype(float)  # [B, n]
+            is_of = self._is_of[index]
             margin = (found[:, :, 1:].sum(1) @ is_of + MARGIN_PRIOR * prior * size) / (
                 others @ is_of + MARGIN_PRIOR * size
             )
             margins.append(margin / margin.sum(1, keepdims=True))
         self._level, self._margins = level, margins
+        self.mean = self._mean()

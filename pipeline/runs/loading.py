@@ -163,10 +163,13 @@ def outcomes_trained_on(
     return outcomes_of(data, kind=kind, rows=dataset.train_rows(data)).with_task(task)
 
 
-def observed(data: dataset.Embeddings, centre: list[float] | None) -> np.ndarray:
+def observed(data: dataset.Embeddings, centre: list[float] | None, scratch: Path | None = None) -> np.ndarray:
     """What a policy observes of an embeddings file: [N, 128].
 
     centre: [128], the mean embedding of its training clips, where it sees each clip from the mean of its video; that is
-    the mean of all clips there, also of those held out.
+    the mean of all clips there, also of those held out. scratch: folder in which very many are kept on the disk.
     """
-    return data.embeddings if centre is None else encoders.centre_videos(data.embeddings, data.offset, np.array(centre))
+    if centre is None:
+        return data.embeddings
+    out = dataset.scratch_array(data.embeddings.shape, np.float32, scratch)
+    return encoders.centre_videos(data.embeddings, data.offset, np.array(centre), out)

@@ -44,6 +44,8 @@ def path_of(name: str | Path) -> Path:
     """The place of a URL in the cache, or the path itself. VtpError if the URL can have no place, or it is no path."""
     if not isinstance(name, str | os.PathLike):  # as Python may give it
         raise VtpError(f"a {type(name).__name__} is no path; give text or a pathlib.Path", code="path-invalid")
+    if ":/" not in str(name):
+        return Path(name)
     try:
         return place_of(name) or Path(name)
     except ValueError as error:

@@ -12,6 +12,7 @@ from pipeline import econ
 from pipeline.config import EmbeddingsTrainConfig, VideoTrainConfig
 from pipeline.outcomes import Caution, LearnedOutcomes, Outcomes, step_worth
 from pipeline.outcomes.caution import Candidate, choose_caution
+from pipeline.outcomes.fitting import ENOUGH_STEPS
 from pipeline.rl.replay import Batch
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,11 @@ def plan_on_logs(
     offset: [V + 1] where each video's clips begin. The candidate that is taken is the first by its lower bound of those
     that are proven, or else the first.
     """
+    if model.steps.num_steps > ENOUGH_STEPS:
+        logger.info(
+            "polynomials and priors are chosen on %d steps, drawn from all %d, and folds keep them",
+            ENOUGH_STEPS, model.steps.num_steps,
+        )  # fmt: skip
     given = None if cfg.kappa is None or cfg.unsupported is None else Caution(cfg.kappa, cfg.unsupported)
     candidates = choose_caution(model, np.random.default_rng(cfg.seed), progress, given)
     chosen = next((one for one in candidates if one.proven > 0), candidates[0])

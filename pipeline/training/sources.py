@@ -151,7 +151,8 @@ def _stored_clips(
     rng: np.random.Generator,
     progress: Progress,
 ) -> Source:
-    data = dataset.read_embeddings(cfg.embeddings)
+    progress(0, 1, "embeddings")
+    data = dataset.read_embeddings(cfg.embeddings, scratch=cfg.out)
     if isinstance(cfg, VideoTrainConfig) and data.attrs["backbone"] != "r3d_18":
         raise VtpError(
             f"--source video trains R3D-18 on, and {cfg.embeddings} is of {data.attrs['backbone']}; "
@@ -159,7 +160,7 @@ def _stored_clips(
             code="backbone-not-trainable",
         )
     videos, held_out, how = dataset.split_rows(data)
-    train_rows = dataset.train_rows(data)
+    train_rows = dataset.rows_in(videos)
     novelty = None if cfg.novelty is None else dataset.read_novelty_weights(cfg.novelty, data.content_sha256)
     _say_what_clips_weigh(cfg)
     plan = None
@@ -178,8 +179,8 @@ def _stored_clips(
     else:
         if cfg.centre == "video":
             _check_contexts_vary(cfg, data, model)
-            centre = data.embeddings[train_rows].mean(axis=0, dtype=np.float64).tolist()
-        table = torch.from_numpy(runs.observed(data, centre))
+            centre = encoders.moments(data.embeddings, train_rows)[0].tolist()
+        table = torch.from_numpy(runs.observed(data, centre, scratch=cfg.out))
     of_held_out = dataset.video_of(data, held_out)
 
     def judge(agent: Agent, model: OutcomeModel, draws: int, rng: np.random.Generator) -> pd.DataFrame:

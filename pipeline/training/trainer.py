@@ -240,8 +240,11 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
         assert isinstance(encoder, encoders.ClipEncoder)
         source.clips.prepare(encoder, progress)
     if cfg.init is None and source.train_rows is not None:
-        assert isinstance(encoder, encoders.Normalizer | encoders.ClipEncoder)
-        encoder.fit(source.look_up(source.train_rows).numpy())
+        if isinstance(encoder, encoders.ClipEncoder):
+            encoder.fit(source.look_up(source.train_rows).numpy())
+        else:
+            assert isinstance(encoder, encoders.Normalizer) and source.table is not None
+            encoder.fit(source.table.numpy(), source.train_rows)
     return agent
 
 

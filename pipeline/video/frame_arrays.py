@@ -34,14 +34,19 @@ METADATA = "metadata.json"  # beside Minari's main_data.hdf5
 
 @dataclass(frozen=True)
 class FrameArray:
-    """The frames [first, first + num_frames) of the file: an episode seen by a camera."""
+    """The frames [first, first + num_frames) of the file: an episode seen by a camera.
+
+    video: the name of the video that holds the frames instead, empty where an episode names none; then first, height
+    and width are 0, and num_frames is the number that fits the episode's steps.
+    """
 
     episode: str  # the name of its group
     camera: str  # the name of its dataset below the group
     first: int
     num_frames: int
-    height: int
-    width: int
+    height: int = 0
+    width: int = 0
+    video: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,65 @@ def find_arrays(path: Path) -> FrameArrays:
         if not arrays:
             raise VideoError(
                 "no_images", f"is a {library} file without images, so there is nothing to see",
-                "render them, for robomimic by its dataset_states_to_obs.py",
+                "render them, for robomimic by its dataset_states_to_obs.py, or name each episode's video, see "
+                "docs/recordings.md",
             )  # fmt: skip
         if first > MAX_FRAMES:
             raise VideoError("size", f"{first} frames are too many for one file", f"split it below {MAX_FRAMES}")
         return FrameArrays(
             library, _rate(file, path, library), tuple(arrays), {name: group.name for name, group in groups.items()}
         )
+
+
+def find_named_videos(path: Path) -> FrameArrays | None:
+    """The cameras and episodes of a file that names their videos; None where it names none.
+
+    An episode names its video as `video` or `video_path`, or that of each camera below `video` or `videos`: as an
+    attribute, or as a dataset of one text.
+    """
+    with open_arrays(path) as file:
+        library, groups = _episodes(file)
+        named = {name: dict(_named_videos(group)) for name, group in groups.items()}
+        cameras = sorted({camera for videos in named.values() for camera in videos})
+        if not cameras:
+            return None
+        arrays = tuple(
+            FrameArray(name, camera, 0, _num_steps(groups[name]), video=videos.get(camera, ""))
+            for camera in cameras
+            for name, videos in named.items()
+            if camera in videos or (not videos and camera == cameras[0])
+        )
+        return FrameArrays(
+            library, _rate(file, path, library), arrays, {name: group.name for name, group in groups.items()}
+        )
+
+
+def _named_videos(group: h5py.Group) -> Iterator[tuple[str, str]]:
+    """Cameras of an episode and the names of their videos; the camera of the only one is called `video`."""
+    single = [name for key in ("video", "video_path") if (name := _text(group, key)) is not None]
+    yield from (("video", name) for name in single[:1])
+    for key in ("video", "videos"):
+        cameras = own_child(group, key)
+        if isinstance(cameras, h5py.Group):
+            names = ((camera, _text(cameras, camera)) for camera in sorted({*cameras, *cameras.attrs}))
+            yield from ((f"{key}/{camera}", name) for camera, name in names if name is not None)
+
+
+def _text(group: h5py.Group, name: str) -> str | None:
+    """The attribute of a group, or else its dataset, that is one text; None where there is none."""
+    found = group.attrs.get(name)
+    if not isinstance(found, str | bytes):
+        dataset = own_child(group, name)
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape != () or not h5py.check_string_dtype(dataset.dtype):
+            return None
+        found = dataset[()]
+    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+    return text.replace("\0", "\ufffd")
+
+
+def _num_steps(group: h5py.Group) -> int:
+    """The length of the longest array of numbers of an episode: Minari has observations after the last step too."""
+    return max((len(one) for _, one in own_datasets(group) if one.ndim > 0 and one.dtype.kind in "fiub"), default=0)
 
 
 def read_arrays(path: Path) -> Iterator[np.ndarray]:
