@@ -1,6 +1,7 @@
-"""Every script of bench/ fits the package as it is: it is imported and says how it is used, and nothing is measured."""
+"""Every script of bench/ fits the package as it is: it is imported and says how it is used."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -49,3 +50,12 @@ def test_the_ablation_undoes_what_is_there(load):
             assert SimTrainConfig(out="run", **settings).source == "sim"
     for settings in ablation.OF_EMBEDDINGS.values():
         assert EmbeddingsTrainConfig(out="run", **settings).source == "embeddings"
+
+
+def test_segments_are_measured(load, monkeypatch, capsys):
+    segments = load("segments")
+    monkeypatch.setattr(segments.encoders, "load_encoder", None)  # which the script sets
+    monkeypatch.setattr(sys, "argv", ["bench/segments.py", "--segments", "2", "--size", "64", "64", "--repeats", "1"])
+    segments.main()
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["clips"].values()) == {4}
