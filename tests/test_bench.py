@@ -1,6 +1,7 @@
-"""Every script of bench/ can be imported and prints its usage; nothing is measured."""
+"""Every script of bench/ can be imported and prints its usage."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -49,3 +50,12 @@ def test_ablation_variants_are_valid_settings(load):
             assert SimTrainConfig(out="run", **settings).source == "sim"
     for settings in ablation.OF_EMBEDDINGS.values():
         assert EmbeddingsTrainConfig(out="run", **settings).source == "embeddings"
+
+
+def test_segments_are_measured(load, monkeypatch, capsys):
+    segments = load("segments")
+    monkeypatch.setattr(segments.encoders, "load_encoder", None)  # which the script sets
+    monkeypatch.setattr(sys, "argv", ["bench/segments.py", "--segments", "2", "--size", "64", "64", "--repeats", "1"])
+    segments.main()
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["clips"].values()) == {4}
