@@ -39,12 +39,12 @@ class Missing:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture of what the policy saw, as a data URI, with what it and the oracle did."""
+    """A picture of what the policy saw, as a data URI, with what it did and the best actions."""
 
     context: str
     uri: str
     actions: dict[str, float | None]
-    oracle_actions: dict[str, float | None]
+    optimum_actions: dict[str, float | None]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipeline.report.summary_figures import finite
 from pipeline.report.words import count, listed, percent, usd
 from pipeline.runs.judgement import Comparison, is_by_logs, over_logging_policy, read_comparison
 
-LOGGING_POLICY, CONSTANT = "the logging policy", "the best constant action"
+LOGGING_POLICY, CONSTANT = "the logging policy", "blind (the best constant action)"
 CLONE = "clone of the logging policy"  # as `deployed` of a summary
 NOT_VALIDATED = "This policy has not been validated"
 NOTHING_BEATS = "Nothing learned beats the logging policy by its lower bound"
@@ -65,12 +65,12 @@ def beside(summary: dict[str, Any]) -> list[str]:
 
 
 def without_logs(summary: dict[str, Any]) -> list[str]:
-    """What the demonstrations of `vtp demo` give where their logs are left out."""
+    """What the demonstrations of `vtp demo` teach without their logs."""
     found = summary.get("simulator_path")
     ratio = finite(found.get("oracle_ratio")) if isinstance(found, dict) else None
     if ratio is None:
         return []
-    return [f"Trained on simulated outcomes instead of the logs, the policy reaches {ratio:.3f} of the oracle."]
+    return [f"Trained on simulated outcomes instead of the logs, the policy reaches {ratio:.3f} of the optimum."]
 
 
 def judged_on(summary: dict[str, Any]) -> list[str]:
@@ -81,12 +81,12 @@ def judged_on(summary: dict[str, Any]) -> list[str]:
         return []
     on = f"Judged on {count(steps, 'logged step')} of {count(videos, 'video')}"
     if found.get("same_videos"):
-        return [f"{on}. The held-out clips are of videos that the model has also seen, so this may flatter the policy."]
+        return [f"{on}. The model has seen other clips of the same videos, so this may flatter the policy."]
     return [f"{on} held out from training."]
 
 
 def mix(summary: dict[str, Any]) -> list[str]:
-    """How often contexts count, where it is not as often as they were met."""
+    """How much contexts count, where not as often as they were met."""
     if summary.get("context_mix") != "stationary":
         return []
     contexts = summary.get("contexts")
@@ -98,14 +98,12 @@ def mix(summary: dict[str, Any]) -> list[str]:
         if isinstance(row, dict) and (share := finite(row.get("share_of_steps"))) is not None
     ]
     if 1 < len(met) <= 6:
-        says.append(
-            "Each kind of work counts as often as in the long run, equally; of the steps validated it was "
-            f"{listed(met)}."
-        )
+        says.append(f"Each context counts equally, as in the long run; of the validated steps they were {listed(met)}.")
     elif len(met) > 1:
-        says.append("Each kind of work counts as often as in the long run, equally.")
+        says.append("Each context counts equally, as in the long run.")
     if isinstance(missed, list) and missed:
-        says.append(f"Validation never met {listed([str(name) for name in missed])}: no figure includes it.")
+        them = "it" if len(missed) == 1 else "them"
+        says.append(f"Validation never met {listed([str(name) for name in missed])}: no figure includes {them}.")
     return says
 
 
