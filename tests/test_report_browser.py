@@ -29,7 +29,7 @@ LAID_OUT = """{
 def test_a_browser_draws_every_figure_logs_nothing_and_asks_nobody(full, tmp_path, width, dark):
     found, console, asked = visit(tmp_path / "browser", full.html, LAID_OUT, width=width, dark=dark)
     assert (console, asked) == ([], [])
-    assert (found["width"], found["images"]) == (width, 8 + 4)
+    assert (found["width"], found["images"]) == (width, 8)
     assert found["content"] <= width, "nothing is wider than the window"
     assert (found["broken"], found["flat"], found["empty"]) == ([], [], 0)
     assert found["ground"] == ("rgb(18, 21, 24)" if dark else "rgb(251, 251, 249)")
@@ -42,7 +42,7 @@ def test_pages_of_other_tasks_are_drawn_as_well(tmp_path, work, pictures, width,
     page = report(build_run(tmp_path / "run", work, episodes=40))
     found, console, asked = visit(tmp_path / "browser", page.html, LAID_OUT, width=width, dark=dark)
     assert (console, asked) == ([], [])
-    assert found["images"] == pictures + 4 and found["content"] <= width
+    assert found["images"] == pictures and found["content"] <= width
     assert (found["broken"], found["flat"], found["empty"]) == ([], [], 0)
 
 

@@ -279,9 +279,9 @@ def _value_says(result: dict[str, Any], _: dict[str, Any]) -> tuple[str, str]:
     more = (
         f"A policy that learned from {without} would earn {none} an hour; from all {total:,}, {everything}. Together "
         f"the demonstrations would be paid {usd(result['paid_per_hour'])} an hour of robot work: at most what they "
-        f"add, and at most {usd(result['spread_per_hour'])}, what the policy that learned from all would earn above the "
-        f"human wage by this judge. Estimated from {count(result['orders'], 'random order')}, each stopped within "
-        f"{usd(result['tolerance'])} of the full value ({result['policies_learned']:,} policies)."
+        f"add, and at most {usd(result['spread_per_hour'])}, which is what the policy that learned from all would earn "
+        f"above the human wage by this judge. Estimated from {count(result['orders'], 'random order')}, each stopped "
+        f"within {usd(result['tolerance'])} of the full value ({result['policies_learned']:,} policies)."
     )
     return worth_in_words(result["worth_more_than_nothing"], total), more
 

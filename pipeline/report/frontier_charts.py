@@ -58,7 +58,10 @@ def _surface(name: str, rows: pd.DataFrame, own: dict[str, Any], first: ActionAx
         return rows[column].to_numpy(float).reshape(len(xs), len(ys)).T
 
     paths = [("feasible", _cells(over_grid("analytic_feasible") > 0, x, y, xs, ys))]
+    marks = [own["optimum"], *([own["policy"]] if own.get("policy") else [])]
+    places = [(float(x.at(one["actions"][first.name])), float(y.down(one["actions"][second.name]))) for one in marks]
     notes: list[Note] = []
+    taken = [(across / 10, down / 10) for across, down in places]
     for column, text, style in (
         ("analytic_mp", number_tick, "policy"), ("analytic_err_rate", percent_tick, "human"),
     ):  # fmt: skip
@@ -69,18 +72,17 @@ def _surface(name: str, rows: pd.DataFrame, own: dict[str, Any], first: ActionAx
         for level, segments in _contours(xs, ys, values, [one for one in levels if values.min() < one < values.max()]):
             drawn = [(x.at(segment[:, 0]), y.down(segment[:, 1])) for segment in segments]
             paths.append((f"level {style}", "".join(line_path(*one) for one in drawn)))
-            notes.append(_label(max(drawn, key=lambda one: len(one[0])), text(level), style, notes))
+            at = _free_place(max(drawn, key=lambda one: len(one[0])), taken)
+            notes.append(Note(*at, text(level), style))
+            taken.append(at)
     sampled = over_grid("monte_carlo_feasible")
     if sampled.any() and not sampled.all():
         ((_, segments),) = _contours(xs, ys, sampled, [0.5])
         edge = "".join(line_path(x.at(one[:, 0]), y.down(one[:, 1])) for one in segments)
         paths.append(("level second dashed", edge))
-    best = own["optimum"]["actions"]
-    paths += ring_paths(float(x.at(best[first.name])), float(y.down(best[second.name])))
-    if own.get("policy"):
-        chosen = own["policy"]["actions"]
-        there = float(x.at(chosen[first.name])), float(y.down(chosen[second.name]))
-        paths.append(("policy-dot", dots_path(*(np.array([at]) for at in there))))
+    paths += ring_paths(*places[0])
+    for across, down in places[1:]:
+        paths.append(("policy-dot", dots_path(np.array([across]), np.array([down]))))
     return Chart(
         name,
         _counted(own),
@@ -128,19 +130,17 @@ def _contours(
     return [(float(level), segments) for level, segments in zip(levels, lines, strict=True) if segments]
 
 
-def _label(line: tuple[np.ndarray, np.ndarray], text: str, style: str, others: Sequence[Note]) -> Note:
-    """A label on the line, at the first place that keeps its distance from the others, else at the farthest."""
-    found, most = None, -1.0
+def _free_place(line: tuple[np.ndarray, np.ndarray], taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The first place on the line, in percent, that keeps its distance from those taken, else the farthest."""
+    places = []
     for part in PLACES:
         index = int(part * (len(line[0]) - 1))
-        at_x, at_y = (float(np.clip(axis[index] / 10, 6, 94)) for axis in line)
-        nearest = min((max(abs(at_x - one.x), 2 * abs(at_y - one.y)) for one in others), default=100.0)
-        if nearest > most:
-            found, most = Note(at_x, at_y, text, style), nearest
-        if nearest >= APART:
-            break
-    assert found is not None
-    return found
+        x, y = (float(np.clip(axis[index] / 10, 6, 94)) for axis in line)
+        distance = min((max(abs(x - other_x), 2 * abs(y - other_y)) for other_x, other_y in taken), default=100.0)
+        if distance >= APART:
+            return x, y
+        places.append((distance, (x, y)))
+    return max(places)[1]
 
 
 def _lines(name: str, rows: pd.DataFrame, own: dict[str, Any], action: ActionAxis) -> list[Chart]:
