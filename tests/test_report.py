@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -370,7 +369,7 @@ def test_skill_of_the_estimator_in_words(tmp_path):
 def test_a_policy_of_the_simulator_has_no_demonstrations(tmp_path):
     path = build_run(tmp_path / "run", episodes=40)
     save_config(path / "config.yaml", SimTrainConfig(out=path))
-    assert "There are no demonstrations: the policy learned in the simulator." in report(path).text
+    assert "There are none: the policy learned in the simulator." in report(path).text
 
 
 def test_losing_policy_and_one_context(tmp_path):

@@ -76,7 +76,7 @@ def read_cards(
                 _pictures(context, here, axes),
                 tracks,
                 [
-                    f"{usd(less)} an hour less than {other}" if with_dollars else f"less than {other} is expected"
+                    f"{usd(less)} an hour less than {other}" if with_dollars else f"Expected to earn less than {other}"
                     for other, less in losses(context, logging)
                 ],
             )

@@ -67,12 +67,7 @@ def headline(files: RunFiles, numbers: dict[str, float | None], logged: LoggedPr
     if numbers["profit_mean"] is None:
         return Head(title, _not_validated(files), [])
     bounds = interval_of(summary, "profit_ci95")
-    lead = [
-        f"95% interval {usd(bounds[0])} to {usd(bounds[1])}."
-        if bounds
-        else "There is no interval: that takes at least two validation episodes.",
-        where_it_loses(read_contexts(summary), logged),
-    ]
+    lead = [_interval_says(bounds), where_it_loses(read_contexts(summary), logged)]
     others = [OPTIMUM, BLIND, *([LOGGING] if _logging_policy(summary) else [])]
     measured = str(summary.get("validation") or "")
     episodes = files.validation["episode"].nunique() if "episode" in files.validation else 0
@@ -93,6 +88,13 @@ def headline(files: RunFiles, numbers: dict[str, float | None], logged: LoggedPr
             (HOW_SURE, [_one_run(summary, noun), *verdict.mix(summary), *_changed_scenes(files.changed)]),
         ],
     )
+
+
+def _interval_says(bounds: Interval | None) -> str:
+    if bounds is None:
+        return "There is no interval: that takes at least two validation episodes."
+    low, high = map(usd, bounds)
+    return f"95% interval {low} to {high}." if low != high else "Every validation episode would earn the same."
 
 
 def _of_logs(title: str, summary: dict[str, Any], logged: LoggedProfits) -> Head:

@@ -42,6 +42,8 @@ SUMMARY_NUMBERS = (
 )
 EXPECTED = "Dollars here are what the outcome model learned from the logs expects; nobody measured or paid them."
 CAUTIOUS = "It also chose the optimum and blind, as cautiously as the policy."
+NO_DEMONSTRATIONS = "There are none: the policy learned in the simulator."
+OF_EACH_PAGE = ("actions", "learning", "data-value")
 OF_EACH_SEED = (  # parts that the folder of several seeds has not, and each seed's has
     "metrics", "validation", "validations", "frames", "frontier", "elasticity", "spread", "value", "estimator",
 )  # fmt: skip
@@ -106,6 +108,7 @@ def build_page(files: RunFiles) -> Page:
         missing["contexts"] = Missing(f"{run.summary.name} has no contexts: nothing is known by context.", evaluate)
 
     judge, by_logs = judge_of(summary), is_by_logs(summary)
+    is_simulated = files.config.get("source") == "sim"
     gallery = read_gallery(files.config)
     if isinstance(gallery, Missing):
         missing["gallery"], gallery = gallery, None
@@ -153,7 +156,7 @@ def build_page(files: RunFiles) -> Page:
         "economics": "Dollars are the outcome model’s expectation." if by_logs else economics_answer(summary, numbers),
         **dict.fromkeys(KINDS, ""),
         **{one.name: one.answer for one in experiments.shown},
-        "data-value": experiments.value.answer if experiments.value else "",
+        "data-value": experiments.value.answer if experiments.value else NO_DEMONSTRATIONS if is_simulated else "",
         "logs": logs.answer if logs else "",
         "novelty": gallery.answer if gallery else "",
         "failures": _failures_answer(files.failures),
@@ -166,6 +169,8 @@ def build_page(files: RunFiles) -> Page:
         if missing
         else "Nothing: every part of this page had its data.",
     }
+    if seeds:
+        answers |= {name: "On the page of each random seed." for name in OF_EACH_PAGE if not answers[name]}
     return Page(
         title=" · ".join(part for part in (judge, head.title, run.path.name) if part),
         judge=judge,
@@ -184,7 +189,7 @@ def build_page(files: RunFiles) -> Page:
             contexts,
             logs=logs,
             experiments=experiments,
-            is_simulated=files.config.get("source") == "sim",
+            is_simulated=is_simulated,
         ),
         answers=answers,
         seeds=seed_table(seeds) if seeds else None,
@@ -238,7 +243,7 @@ def _pictures_note(files: RunFiles, missing: dict[str, Missing], evaluate: str) 
 
 
 def _contexts_answer(contexts: list[ContextFigures], *, by_logs: bool) -> str:
-    if _is_one_kind(contexts):
+    if len(contexts) == 1:
         return "There is one context."
     lost = "" if by_logs else where_most_is_lost(contexts)
     return lost or (f"{count(len(contexts), 'context')}, one a row." if contexts else "")

@@ -61,11 +61,15 @@ def _advice(summary: dict[str, Any]) -> list[str]:
 def _contexts(contexts: list[ContextFigures], logged: LoggedProfits, *, is_simulated: bool) -> list[str]:
     """The context where most is lost, and those where the policy loses to blind or to the logs."""
     lost = lost_by_context(contexts)
-    worst = max(lost, key=lost.__getitem__) if len(lost) > 1 else None
+    worst = max(lost, key=lost.__getitem__, default=None)
     steps = []
     if worst is not None and lost[worst] >= CENT:
-        of = f"{usd(lost[worst])} of the {usd(sum(lost.values()))} an hour below the optimum is lost there"
-        steps.append(f"{_more_of(worst, is_simulated)}: {of}.")
+        if len(lost) > 1:
+            of = f"{usd(lost[worst])} of the {usd(sum(lost.values()))} an hour below the optimum is lost there"
+            steps.append(f"{_more_of(worst, is_simulated)}: {of}.")
+        else:
+            more = "Train longer" if is_simulated else "Film or log more"
+            steps.append(f"{more}: the policy lies {usd(lost[worst])} an hour below the optimum.")
     for context in contexts if len(contexts) > 1 else ():
         worse = [f"{usd(less)} an hour less than {other}" for other, less in losses(context, logged.get(context.name))]
         if worse and len(steps) < NAMED:
