@@ -23,7 +23,7 @@ BROWSERS_OWN = re.compile(
 def visit(folder, page, script, *, width=1280, dark=False):
     """Open the HTML `page` in the browser: (what the JavaScript expression `script` is there, console, URLs asked for).
 
-    The expression is evaluated once everything has loaded, and what it promises is awaited; URLs that hold their data or
+    The expression is evaluated once everything has loaded, and its promise awaited; URLs that hold their data or
     are the page are no requests.
     """
     folder.mkdir()

@@ -94,5 +94,5 @@ def test_a_run_on_three_logged_videos_says_what_is_lacking(tmp_path):
     assert summary["off_policy"]["direct"][1:] == [None, None]
     page = report(tmp_path / "run")
     assert "Nothing learned beats the logging policy by its lower bound" in head_of(page) and "$" not in head_of(page)
-    assert "Next: film or hold out 4 more videos" in head_of(page)
+    assert "To tell the policy from the logging policy and from blind: film or hold out 4 more videos" in page.text
     assert "This policy, direct: the outcome model’s expectation" in page.text and "unbounded" in page.text

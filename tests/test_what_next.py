@@ -46,6 +46,7 @@ def test_a_card_says_whom_it_loses_to_and_what_all_would_earn():
         ["$1.50 an hour less than the logging policy"], ["$0.25 an hour less than blind"], [],
     )  # fmt: skip
     (money,) = pan.tracks
+    assert money.is_money
     assert (money.text, money.note) == ("$20.00", "optimum $30.00, blind $10.00, logged $21.50")
     assert (money.start, money.width) == pytest.approx((0.0, 100 * 20 / 30))
     assert dict(money.marks) == pytest.approx({"optimum": 100.0, "blind": 100 / 3, "logging": 100 * 21.5 / 30})
@@ -77,8 +78,7 @@ def test_the_advice_names_contexts_and_demonstrations():
 def test_logs_that_cannot_tell_ask_for_videos_first(tmp_path):
     by_logs = {"judge": "Estimated from your logs", "off_policy": logs_say(LIKE)}
     assert advice(by_logs, LOSING) == [
-        "Hold out about 12 times as many videos, to tell the policy from the logging policy.",
-        "Hold out about 12 times as many videos, to tell the policy from blind.",
+        "To tell the policy from the logging policy and from blind: hold out about 12 times as many videos."
     ]
     assert "Validate on more than 2 episodes" in advice({"episodes": 2})[0]
     path = build_run(tmp_path / "run", episodes=3)

@@ -31,7 +31,8 @@ class Track:
     width: float | None
     marks: list[tuple[Style, float]]
     text: str
-    note: str = ""
+    note: str
+    is_money: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def _money(profit: float, dollars: dict[Style, float], span: tuple[float, float]
         [(who, float(axis.at(value))) for who, value in others.items()],
         usd(profit),
         ", ".join(f"{named.get(who, who)} {usd(value)}" for who, value in others.items()),
+        is_money=True,
     )
 
 

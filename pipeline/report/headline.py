@@ -82,7 +82,7 @@ def headline(files: RunFiles, numbers: dict[str, float | None], logged: LoggedPr
                 ACCORDING_TO_WHOM,
                 ([f"Measured {over}{how}."] if measured else [])
                 + _outcomes_say(summary)
-                + verdict.beside(summary)
+                + verdict.beside(summary, with_advice=False)
                 + verdict.without_logs(summary),
             ),
             (HOW_SURE, [_one_run(summary, noun), *verdict.mix(summary), *_changed_scenes(files.changed)]),
@@ -99,7 +99,7 @@ def _interval_says(bounds: Interval | None) -> str:
 
 def _of_logs(title: str, summary: dict[str, Any], logged: LoggedProfits) -> Head:
     """Where logs judge: the verdict, and no dollars where they cannot tell."""
-    compared, judged_on = verdict.of_logs(summary), verdict.judged_on(summary)
+    compared, judged_on = verdict.of_logs(summary, with_advice=False), verdict.judged_on(summary)
     others = compared[1 : len(compared) - len(judged_on)]
     loses = where_it_loses(read_contexts(summary), logged, with_dollars=False)
     return Head(

@@ -44,7 +44,7 @@ def off_policy_section(summary: dict[str, Any], config: dict[str, Any]) -> OffPo
     found, over = summary.get("off_policy"), over_logging_policy(summary)
     if not isinstance(found, dict) or over is None:
         return None
-    answer, *says = verdict.of_logs(summary)
+    answer, *says = verdict.of_logs(summary, with_advice=False)
     return OffPolicySection(
         answer,
         says,

@@ -41,26 +41,30 @@ def title(summary: dict[str, Any]) -> str:
     return f"The policy would earn {usd(abs(over.change[0]))} an hour {more} than {LOGGING_POLICY}"
 
 
-def of_logs(summary: dict[str, Any]) -> list[str]:
-    """What the logs say, where they judge: the sentences below the headline."""
+def of_logs(summary: dict[str, Any], *, with_advice: bool = True) -> list[str]:
+    """What the logs say, where they judge: the sentences below the headline. with_advice: and what to do next."""
     over, against = over_logging_policy(summary), against_constant(summary)
     assert over is not None
-    lead = [f"The policy is {compared(over, LOGGING_POLICY)}."]
+    lead = [f"The policy is {compared(over, LOGGING_POLICY, with_advice=with_advice)}."]
     if against is not None:
         same = against.verdict == "not identified" and against.reason == over.reason
-        ending = "likewise not identified" if same else compared(against, CONSTANT, with_dollars=over.is_known)
+        ending = (
+            "likewise not identified"
+            if same
+            else compared(against, CONSTANT, with_dollars=over.is_known, with_advice=with_advice)
+        )
         lead.append(f"Against {CONSTANT} it is {ending}." if same else f"It is {ending}.")
     return lead + judged_on(summary)
 
 
-def beside(summary: dict[str, Any]) -> list[str]:
+def beside(summary: dict[str, Any], *, with_advice: bool = True) -> list[str]:
     """What the logs say, where a simulator judges; nothing where they were not asked."""
     over, against = over_logging_policy(summary), against_constant(summary)
     if over is None:
         return []
-    parts = [compared(over, LOGGING_POLICY)]
+    parts = [compared(over, LOGGING_POLICY, with_advice=with_advice)]
     if against is not None and against.verdict != "not identified":
-        parts.append(compared(against, CONSTANT))
+        parts.append(compared(against, CONSTANT, with_advice=with_advice))
     return [f"The logs say: {'; '.join(parts)}."]
 
 
@@ -112,14 +116,15 @@ def against_constant(summary: dict[str, Any]) -> Comparison | None:
     return read_comparison(found.get("against_blind")) if isinstance(found, dict) else None
 
 
-def compared(found: Comparison, other: str, *, with_dollars: bool = True) -> str:
+def compared(found: Comparison, other: str, *, with_dollars: bool = True, with_advice: bool = True) -> str:
     """A comparison after "is": better than …, with its change; or why nothing can be said, and what to do next."""
+    advice = f". Next: {found.advice}" if found.advice and with_advice else ""
     if found.verdict == "not identified":
         why = f": {found.reason}" if found.reason else ""
-        return f"{found.beyond(other)}{why}{_next(found)}"
+        return f"{found.beyond(other)}{why}{advice}"
     if found.is_known:
         return found.beyond(other) + (f", {change_in_words(found)}" if with_dollars else "")
-    return f"{found.beyond(other)}: the 95% interval of the change holds zero{_next(found)}"
+    return f"{found.beyond(other)}: the 95% interval of the change holds zero{advice}"
 
 
 def change_in_words(found: Comparison) -> str:
@@ -128,10 +133,6 @@ def change_in_words(found: Comparison) -> str:
     value, *bounds = found.change
     low, high = (usd(bound, signed=True) if math.isfinite(bound) else "unbounded" for bound in bounds)
     return f"{usd(value, signed=True)} an hour (95% interval {low} to {high})"
-
-
-def _next(found: Comparison) -> str:
-    return f". Next: {found.advice}" if found.advice else ""
 
 
 def text(summary: dict[str, Any]) -> list[str]:

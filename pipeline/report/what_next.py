@@ -8,7 +8,7 @@ from pipeline.report import verdict
 from pipeline.report.context_cards import CENT, LoggedProfits, losses, lost_by_context
 from pipeline.report.experiment_sections import Experiments
 from pipeline.report.logs_section import LogsSection
-from pipeline.report.summary_figures import ContextFigures, capitalised
+from pipeline.report.summary_figures import ContextFigures
 from pipeline.report.words import count, listed, usd
 from pipeline.runs.judgement import is_by_logs, over_logging_policy
 
@@ -50,12 +50,11 @@ def what_next(
 def _advice(summary: dict[str, Any]) -> list[str]:
     """What would make the verdicts of the logs surer."""
     over, against = over_logging_policy(summary), verdict.against_constant(summary)
-    found = [
-        f"{capitalised(one.advice)}, to tell the policy from {other}."
-        for one, other in ((over, verdict.LOGGING_POLICY), (against, "blind"))
-        if one is not None and one.advice
-    ]
-    return list(dict.fromkeys(found))
+    others: dict[str, list[str]] = {}
+    for one, other in ((over, verdict.LOGGING_POLICY), (against, "blind")):
+        if one is not None and one.advice:
+            others.setdefault(one.advice, []).append(f"from {other}")
+    return [f"To tell the policy {listed(names)}: {advice}." for advice, names in others.items()]
 
 
 def _contexts(contexts: list[ContextFigures], logged: LoggedProfits, *, is_simulated: bool) -> list[str]:
