@@ -1,4 +1,4 @@
-"""What the logs say: every estimate, how far the logs can tell, and other policies beside this one."""
+"""What the logs say: every estimate, how far the logs can tell, and other policies for comparison."""
 
 from __future__ import annotations
 

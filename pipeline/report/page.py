@@ -1,4 +1,4 @@
-"""What the page says: a run's numbers as sentences, tables and charts, ready for the template."""
+"""A run's numbers as sentences, tables and charts, ready for the template."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def _failures_answer(failures: list[Failure] | None) -> str:
 
 
 def _is_one_kind(contexts: list[ContextFigures]) -> bool:
-    """Whether the task names no context, so that a table by context would have one row of what is said already."""
+    """Whether the task names no context, so that a table by context would repeat the headline."""
     return len(contexts) == 1 and contexts[0].title != contexts[0].name
 
 

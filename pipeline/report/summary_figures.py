@@ -1,4 +1,4 @@
-"""What a summary says of actions and contexts, read tolerantly: a summary of an earlier version says less."""
+"""Actions and contexts of a summary, read tolerantly: a summary of an earlier version has less."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def read_contexts(summary: dict[str, Any]) -> list[ContextFigures]:
 
 
 def title_of(name: str, all_names: Sequence[str] | dict[str, Any]) -> str:
-    """How a context is called on the page; the only one of a task that names none is all the work there is."""
+    """The name of a context on the page; the only context of a task that names none is all work."""
     return "All work" if list(all_names) == [UNNAMED] else name
 
 
 def largest(contexts: list[ContextFigures]) -> list[ContextFigures]:
-    """The contexts to draw: as they are where they are few, else those with the largest share, from there down."""
+    """The contexts to draw: all if they are few, else those with the largest share, the largest first."""
     if len(contexts) <= SHOWN:
         return contexts
     return sorted(contexts, key=lambda context: -(context.share or 0.0))[:SHOWN]

@@ -1,4 +1,4 @@
-"""The verdict on a policy in sentences, for the head of a page and of what commands print: who judged, then what.
+"""The verdict on a policy in sentences, for the head of a page and the output of commands.
 
 Nobody has paid the dollars of a validation, so they are what would be earned. Where logs judge, they stand in a
 headline only if the logs can tell the policy from the one that made them.

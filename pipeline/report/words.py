@@ -1,4 +1,4 @@
-"""Numbers as text; what is not known is a dash."""
+"""Numbers as text; an unknown one is a dash."""
 
 from __future__ import annotations
 
