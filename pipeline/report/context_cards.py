@@ -199,6 +199,11 @@ def cards_say(cards: list[Card], contexts: list[ContextFigures], axes: list[Acti
     if cards and axes:
         over = f"from {axes[0].span}" if share_bounds(axes) else "each over the bounds beside its name"
         says.append(f"The bars are the policy’s mean actions in that context, {over}.")
+        money = [track for card in cards for track in card.tracks if track.is_money]
+        if money and len(cards) > 1:
+            says.append("The last bar is its profit, on one axis for all contexts.")
+        if any(style == "logging" for track in money for style, _ in track.marks):
+            says.append("Logged is what the logged steps of training earned.")
     if left_out := len(contexts) - len(largest(contexts)):
         says.append(
             f"Of {len(contexts)} contexts the {SHOWN} with the largest share of the work are drawn; the other "
