@@ -23,14 +23,16 @@ BROWSERS_OWN = re.compile(
 def visit(folder, page, script, *, width=1280, dark=False):
     """Open the HTML `page` in the browser: (what the JavaScript expression `script` is there, console, URLs asked for).
 
-    The expression is evaluated once everything has loaded; URLs that hold their data or are the page are no requests.
+    The expression is evaluated once everything has loaded, and its promise awaited; URLs that hold their data or
+    are the page are no requests.
     """
     folder.mkdir()
-    probe = f"""<pre id="probe"></pre><script>addEventListener("load", () => {{
-      document.getElementById("probe").textContent = JSON.stringify({script});
+    probe = f"""<pre id="probe"></pre><script>addEventListener("load", async () => {{
+      document.getElementById("probe").textContent = JSON.stringify(await ({script}));
     }});</script></body>"""
     path, log = folder / "page.html", folder / "net.json"
-    path.write_text(page.replace("</body>", probe), encoding="utf-8")
+    head, _, tail = page.rpartition("</body>")
+    path.write_text(f"{head}{probe}{tail}", encoding="utf-8")
     done = subprocess.run(
         [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", f"--window-size={width},900",
          f"--blink-settings=preferredColorScheme={0 if dark else 1}", path.as_uri()],

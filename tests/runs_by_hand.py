@@ -18,7 +18,7 @@ from pipeline.report import run
 from pipeline.tasks import ErrorTarget
 
 SECTIONS = (
-    "headline", "behaviour", "actions", "learning", "economics", "experiments", "data-value", "provenance", "missing",
+    "headline", "behaviour", "next", "actions", "learning", "economics", "data-value", "provenance", "missing",
 )  # fmt: skip
 COLOURS = ("#34383d", "#f3f1ea", "#bfe0ea", "#c8553d")
 
@@ -42,24 +42,64 @@ PERIOD = dict(
     human_wage=18.5, wage_parity=1.51, spread_value=2375.0, rebate=475.0, captured_spread=1900.0, customer_cost=6525.0,
     consumer_surplus=1087.5,
 )  # fmt: skip
+
+
+def frontier(bounds, best, *, axes, names=("pan", "mug"), held=None):
+    """What the frontier leaves: key numbers, and in all work and each context a row for each of five points an axis."""
+    best = dict(zip(bounds, best, strict=True))
+    counts = dict(analytic_count=1828, monte_carlo_count=1830)
+    own = counts | dict(optimum=dict(actions=best), policy=dict(actions=best))
+    result = counts | dict(
+        grid=50,
+        points=50 ** len(axes),
+        min_mp=80.0,
+        max_err=0.06,
+        env_steps=60_000_000,
+        axes=list(axes),
+        actions=bounds,
+        held=held or {},
+        contexts=dict.fromkeys(names, own),
+        optimum=dict(actions=best, mp=100.0, err_rate=0.02, profit=31.77),
+    )
+    part = np.meshgrid(*[np.linspace(0, 1, 5)] * len(axes), indexing="ij")
+    points = {name: bounds[name][0] + one.ravel() * np.ptp(bounds[name]) for name, one in zip(axes, part, strict=True)}
+    mp, err_rate = 60 + 50 * part[0].ravel(), 0.1 * part[0].ravel() * (1 - 0.5 * part[-1].ravel())
+    feasible = ((mp >= 80) & (err_rate <= 0.06)).astype(int)
+    surface = pd.DataFrame(
+        points
+        | {
+            f"{kind}_{key}": values
+            for kind in ("analytic", "monte_carlo")
+            for key, values in (("mp", mp), ("err_rate", err_rate), ("feasible", feasible))
+        }
+    )
+    return result, pd.concat([surface.assign(context=name) for name in ("all contexts", *names)])
+
+
+def _curve(curve, x):
+    rows = [
+        dict(curve=curve, x=at, who=who, value=36.0 * at, low=35.0 * at, high=37.0 * at)
+        for at in x
+        for who in ("policy", "oracle")
+    ]
+    return pd.DataFrame(rows)
+
+
 EXPERIMENTS = {  # key numbers and data, as the experiments leave them
-    "frontier": (
-        dict(analytic_count=1828, monte_carlo_count=1830, grid=50, min_mp=80.0, max_err=0.06, env_steps=60_000_000,
-             axes=["speed", "care"], held={}, contexts={"pan": {}, "mug": {}},
-             optimum=dict(actions=dict(speed=1.0, care=0.97), mp=100.0, err_rate=0.02, profit=31.77)),
-        pd.DataFrame({"speed": [0.0, 1.0], "care": [0.0, 1.0]}),
-    ),
+    "frontier": frontier(DISHES["actions"], (1.0, 0.97), axes=("speed", "care")),
     "elasticity": (
         dict(elasticities={"price": {"policy": dict(value=1.09, low=1.08, high=1.1)},
                            "damage": {"policy": dict(value=-0.09, low=None, high=None)},
                            "human_wage": {"policy": dict(value=None, low=None, high=None)}},
              error_target=0.06, shadow_price={"policy": dict(value=0.0)}),
-        pd.DataFrame({"curve": ["price"], "x": [1.0], "value": [35.0]}),
+        pd.concat([*(_curve(name, (0.5, 1.0, 2.0)) for name in ("price", "damage", "human_wage")),
+                   _curve("error_target", (0.02, 0.1))]),
     ),
     "spread": (
         dict(episodes=500, hours=500.0, spread_usd=9000.0, rebate_usd=900.0, captured_usd=8100.0, customer_share=0.1,
              customer_cost_usd=14000.0, consumer_surplus_usd=1500.0, periods=[PERIOD, PERIOD]),
-        pd.DataFrame({"episode": [1, 2], "spread": [3.0, 4.0]}),
+        pd.DataFrame({"episode": [1, 2], "spread": [3.0, 4.0], "spread_value_total": [3.0, 7.0],
+                      "rebate_total": [0.0, 0.5], "customer_share_to_date": [0.0, 0.0714]}),
     ),
     "value": (
         dict(demonstrations=2, profit_of_none=31.8, profit_of_all=36.0, worth_more_than_nothing=1, paid_per_hour=4.2,
@@ -76,8 +116,6 @@ def add_experiments(path):
     for name, (result, table) in EXPERIMENTS.items():
         write_json(path / "experiments" / f"{name}.json", result)
         table.to_csv(path / "experiments" / f"{name}.csv", index=False)
-        svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="9"/></svg>'
-        (path / "experiments" / f"{name}.svg").write_text(svg)
     write_json(path / "data_value.json", {"estimator": SKILL})
 
 
@@ -262,6 +300,10 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not {"style", "script"} & set(self.open):
             self.text += data
+
+    def text_of(self, section):
+        """The HTML of a folded section."""
+        return self.html.split(f'<details id="{section}">')[1].split("</details>")[0]
 
     def attributes(self, name, tag=None):
         return [attrs[name] for t, attrs in self.elements if name in attrs and tag in (None, t)]

@@ -152,6 +152,6 @@ def test_a_runs_page_says_that_money_is_estimated(run):
     assert [shown.name for shown in found.shown] == ["frontier", "elasticity", "spread"]
     for shown in found.shown:
         assert "learned from 240 logged steps" in shown.says and "what would have been" in shown.says
-    assert "according to the logs" in found.shown[0].says and "95% interval" in found.shown[0].says
+    assert "according to the logs" in found.shown[0].answer and "95% interval" in found.shown[0].says
     assert "best actions according to the logs" in found.shown[1].says
-    assert "would have been paid" in found.shown[2].says
+    assert "would have gone to customers" in found.shown[2].answer

@@ -34,8 +34,9 @@ def test_spread_apart(positions, expected_positions):
 
 
 def test_bars_share_an_axis_that_holds_zero():
-    policy, oracle = figures.bars([("p", -10.0, "policy"), ("o", 30.0, "oracle")], str, (-12.0, -8.0))
-    assert (oracle.start, oracle.width) == pytest.approx((100 * 12 / 42, 100 * 30 / 42))
+    policy, optimum = figures.bars([("p", -10.0, "policy", (-12.0, -8.0)), ("o", 30.0, "optimum", None)], str)
+    assert (optimum.low, optimum.high) == (None, None)
+    assert (optimum.start, optimum.width) == pytest.approx((100 * 12 / 42, 100 * 30 / 42))
     assert (policy.start, policy.width) == pytest.approx((100 * 2 / 42, 100 * 10 / 42))
     assert (policy.low, policy.high) == pytest.approx((0, 100 * 4 / 42))
 
@@ -44,10 +45,11 @@ def test_line_chart_places_values_on_the_axis():
     x, y = np.arange(3.0), np.array([0.0, 10.0, 20.0])
     download = figures.csv_download("a.csv", pd.DataFrame({"a": y}))
     chart = figures.line_chart(
-        "t", [figures.Series("p", x, y, "policy")], caption="", summary="", y_format=str, download=download,
-        references=[figures.Reference("r", 10.0, "oracle")],
+        "t", [figures.Series("p", x, y, "policy")], x=figures.axis_from_to("x", 0, 2), y_label="y", y_text=str,
+        summary="", download=download, references=[figures.Reference("r", 10.0, "optimum")],
     )  # fmt: skip
-    assert chart.paths == [("ref oracle", "M0 500H1000"), ("policy", "M0 1000h0L500 500L1000 0")]
+    assert chart.paths == [("ref optimum", "M0 500H1000"), ("policy", "M0 1000h0L500 500L1000 0")]
+    assert (chart.x_label, chart.y_label) == ("x", "y")
     assert [(label.at, label.label) for label in chart.labels] == [(50, "r"), (0, "p")]
 
 
@@ -55,10 +57,41 @@ def test_line_chart_places_values_on_the_axis():
 def test_a_constant_has_an_axis_from_zero(value, labels):
     y = np.full(3, value)
     chart = figures.line_chart(
-        "t", [figures.Series("p", np.arange(3.0), y, "policy")], caption="", summary="", y_format=str,
-        download=figures.csv_download("a.csv", pd.DataFrame({"a": y})),
+        "t", [figures.Series("p", np.arange(3.0), y, "policy")], x=figures.axis_from_to("x", 0, 2), y_label="",
+        y_text=str, summary="",
     )  # fmt: skip
     assert [chart.y_ticks[0].label, chart.y_ticks[-1].label] == labels
+
+
+def test_an_axis_places_values_on_its_scale():
+    decades = figures.Axis("x", 0.1, 10.0, [], scale="log")
+    assert decades.at([0.1, 1.0, 10.0]) == pytest.approx([0, 500, 1000]) and decades.down(0.1) == pytest.approx(1000)
+    with_margins = figures.Axis("x", 0.0, 1.0, [], margin=0.5)
+    assert with_margins.at([0.0, 0.5, 1.0]) == pytest.approx([250, 500, 750])
+    around = figures.axis_around("y", [0.0, 30.0], str, scale="symlog")
+    assert [tick for tick, _ in around.ticks] == [0.0, 0.1, 1.0, 10.0, 100.0]
+    places = around.at([tick for tick, _ in around.ticks])
+    assert places[0] == 0 and places[-1] == 1000 and np.all(np.diff(places) > 70)
+
+
+def test_a_histogram_has_the_share_of_each_group_in_each_bin():
+    axis = figures.Axis("score", 0.0, 4.0, [(0.0, "0")])
+    groups = [("policy", np.array([0.5, 0.5, 3.5, 3.5])), ("optimum", np.array([1.5]))]
+    chart = figures.histogram("t", groups, axis, y_label="", summary="", bins=4, mark=2.0)
+    assert chart.paths == [
+        ("hist policy", "M0 500H250V1000H0ZM750 500H1000V1000H750Z"), ("hist optimum", "M250 0H500V1000H250Z"),
+        ("ref optimum mark", "M500 0V1000"),
+    ]  # fmt: skip
+    assert [tick.label for tick in chart.y_ticks][::4] == ["0%", "100%"]
+
+
+def test_intervals_stand_in_rows_on_an_axis_that_holds_zero():
+    rows = [("a", 1.0, 0.0, 2.0), ("b", -1.0, -2.0, 0.0)]
+    chart = figures.interval_chart("t", rows, x_label="$", x_text=str, row_px=20, summary="")
+    assert chart.height_px == 40 and [(tick.at, tick.label) for tick in chart.y_ticks] == [(25, "a"), (75, "b")]
+    assert dict(chart.paths) == {
+        "zero": "M500 0V1000", "interval": "M500 250H1000M0 750H500", "interval-dot": "M250 750h0M750 250h0",
+    }  # fmt: skip
 
 
 def test_a_long_table_is_thinned_and_says_so():

@@ -47,7 +47,9 @@ def test_the_ends_of_the_ranking_are_shown_with_score_kind_and_source(scored):
     assert all(tile.uri.startswith("data:image/webp;base64,") for tile in gallery.most + gallery.least)
     assert all(tile.kind for tile in gallery.most)
     assert gallery.detection.rows[0][2].text == "0.90 [0.80, 1.00]" and gallery.detection.rows[0][3].text == "0.40"
-    assert gallery.scores.uri.startswith("data:image/svg+xml;base64,")
+    scores, profile = gallery.charts
+    assert scores.caption == "2 clips labelled novel, 6 others." and scores.x_label == "novelty score"
+    assert [label.label for label in profile.labels] == ["the rest", "most novel"]
 
 
 def test_a_video_that_is_gone_or_changed_says_so_in_its_tile(scored, tmp_path):
@@ -57,7 +59,7 @@ def test_a_video_that_is_gone_or_changed_says_so_in_its_tile(scored, tmp_path):
         file.write(b"\0")
     gallery = read_gallery(scored)
     assert gallery.most[0].uri is None and "has changed" in gallery.most[0].why_not
-    assert gallery.least[0].uri is None and "not to be read" in gallery.least[0].why_not
+    assert gallery.least[0].uri is None and "can no longer be read" in gallery.least[0].why_not
 
 
 def test_scores_are_found_where_the_run_had_them(scored, tmp_path):
@@ -73,7 +75,7 @@ def test_scores_are_found_where_the_run_had_them(scored, tmp_path):
 
 def test_scores_that_training_had_and_that_are_gone_are_said_to_be_missing(scored, tmp_path):
     missing = read_gallery(scored | {"novelty": str(tmp_path / "n.h5")})
-    assert isinstance(missing, Missing) and "which is not there any more" in missing.sentence
+    assert isinstance(missing, Missing) and "which is no longer there" in missing.sentence
     assert missing.command.endswith(f"--out {tmp_path / 'n.h5'}")
 
 

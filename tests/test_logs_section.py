@@ -15,6 +15,7 @@ from pipeline.outcomes import clip_contexts
 from pipeline.report import logs_section
 from pipeline.report.figures import Download
 from pipeline.report.logs_section import heat_map
+from pipeline.report.summary_figures import ActionAxis
 from pipeline.runs import ClipInputs, Encoding, PolicyMetadata
 from pipeline.survey import CoverageMap, survey
 
@@ -27,8 +28,11 @@ def test_a_heat_map_places_cells_frames_and_the_best_action():
     """Two by two cells of 500 units: five steps low and left, one high and right."""
     edges = np.array([0.0, 0.5, 1.0])
     coverage = CoverageMap(("speed", "care"), (edges, edges), np.array([[5, 0], [0, 1]]))
-    frame = [np.array([0.0, 50.0]), np.array([50.0, 100.0])]
-    chart = heat_map("glass", coverage, best=[75.0, 100.0], frames=[frame], summary="", download=Download("", ""))
+    axes = {name: ActionAxis(name, 0.0, 1.0) for name in ("speed", "care")}
+    chart = heat_map(
+        "glass", coverage, axes, best=[0.75, 1.0], frames=[[[0.0, 0.5], [0.5, 1.0]]], summary="",
+        download=Download("", ""),
+    )  # fmt: skip
     assert chart.paths == [
         ("heat heat-1", "M500 0H1000V500H500Z"),
         ("heat heat-5", "M0 500H500V1000H0Z"),
@@ -37,7 +41,7 @@ def test_a_heat_map_places_cells_frames_and_the_best_action():
         ("ring-hole", "M750 0h0"),
     ]
     assert [(tick.at, tick.label) for tick in chart.y_ticks] == [(100, "0"), (50, "0.5"), (0, "1")]
-    assert chart.x_label == "speed →, care ↑"
+    assert (chart.x_label, chart.y_label) == ("speed", "care")
 
 
 def test_a_section_has_a_row_and_a_map_for_every_context():
@@ -45,10 +49,9 @@ def test_a_section_has_a_row_and_a_map_for_every_context():
     assert {row[0].text for row in section.table.rows} == set(DISHES.contexts)
     assert {len(row) for row in section.table.rows} == {len(section.table.heads)}
     assert sorted(chart.title for chart in section.charts) == sorted(DISHES.contexts)
-    assert section.says[0] == "Learned from 400 logged steps of 20 videos (400 train), propensities logged."
-    headings = [heading for heading, _ in section.lists]
-    assert headings[0].startswith("What to log next")
-    assert all(line.startswith("Log about ") for line in section.lists[0][1])
+    assert section.answer == "Learned from 400 logged steps of 20 videos (400 train), propensities logged."
+    assert section.log_next and all(line.startswith("Log about ") for line in section.log_next)
+    assert set(section.logged_profit) == set(DISHES.contexts)
 
 
 @pytest.mark.parametrize(("name", "charts"), [("one action", 1), ("three actions", 6)])
@@ -60,7 +63,7 @@ def test_one_action_is_a_histogram_and_three_are_three_maps(name, charts):
 
 def test_logs_that_teach_nothing_are_shown_all_the_same():
     section = section_of(simulated_data(DISHES, videos=1))
-    assert section.says[1].startswith("Nothing can be learned from them: 1 logged videos")
+    assert section.says[0].startswith("Nothing can be learned from them: 1 logged videos")
     assert len(section.charts) == len(section.table.rows)
     assert {len(row) for row in section.table.rows} == {len(section.table.heads)}
 
@@ -89,10 +92,11 @@ def test_the_page_of_a_policy_that_learned_from_logs_has_them(run_on_logs):
     page: Page = report(run_on_logs())
     assert "logs" in page.attributes("id")
     for text in (
-        "What the logs tell",
+        "What the logs hold",
         "Learned from 320 logged steps of 20 videos (320 train)",
         "By these logs, the best actions are expected to earn ",
-        "What to log next, and what that is expected to add",
+        "What to do next The most valuable steps to log come first",
+        "logging policy, as logged",
         "Nothing: every part of this page had its data.",
     ):
         assert text in page.text, text

@@ -16,8 +16,8 @@ def page_of(folder, off_policy, **changes):
 
 
 def head_of(page):
-    """What is read before the logs' own section."""
-    return page.text.split("What the logs say")[0]
+    """What is read before any advice and any table."""
+    return page.text.split("What to do next")[0]
 
 
 def test_the_judge_speaks_first_then_the_verdict(tmp_path):
@@ -27,14 +27,14 @@ def test_the_judge_speaks_first_then_the_verdict(tmp_path):
     head = head_of(page)
     assert "The policy would earn $2.35 an hour more than the logging policy" in head
     assert "+$2.35 an hour against the logging policy" in head and "212.4 effective steps" in head
-    assert "of the oracle" not in head and "against blind" not in head and "28." not in head
+    assert "of the optimum" not in head and "would earn less" not in head and "28." not in head
 
 
 @pytest.mark.parametrize("over", [LIKE, UNKNOWN])
 def test_no_dollars_stand_above_the_tables_where_logs_cannot_tell(tmp_path, over):
     page = page_of(tmp_path, logs_say(over, BETTER))
     assert "$" not in head_of(page)
-    assert "would earn $" not in page.text and "Most is lost on" not in page.text
+    assert "Most is lost on" not in page.text
     for section in page.text.split("What the work is worth")[1:]:
         assert "Dollars here are what the outcome model learned from the logs expects" in section
 
@@ -50,10 +50,10 @@ def test_every_estimate_is_in_the_table(tmp_path):
         "Change over the logging policy, doubly robust +$2.35 +$1.10 to +$3.60",
         "Change at half the bandwidth +$2.20 +$0.90 to +$3.50",
         "Change at double the bandwidth +$2.00 unbounded",
-        "Change over the best constant action, doubly robust +$0.40",
+        "Change over blind (the best constant action), doubly robust +$0.40",
         "Effective steps 212.4", "Largest weight 1.2%", "Overlap 97.0%", "Propensities estimated",
         "Held-out videos 24 The outcome model has seen none of them.", "Held-out steps 480",
-        "Caution, κ 0.5 Standard deviations of the outcome model taken off what it expects; chosen on folds of",
+        "Caution, κ 0.5 Standard deviations subtracted from what the outcome model expects; chosen on folds of",
         "Unsupported 0.3 Human wages", "Gain on folds +$1.90 an hour Over the logging policy, at least +$0.40",
     ):  # fmt: skip
         assert text in page.text, text
@@ -67,7 +67,7 @@ def test_other_policies_stand_beside_it(tmp_path):
     assert rows["bold"]["usd_per_hour"] == "" and rows["bold"]["reason"].startswith("logs hold actions")
     assert "Change over the logging policy, doubly robust not identified –" in page.text
     assert "none of these figures can be relied on" in page.text
-    assert page.text.count("The held-out clips are of videos that the model has also seen") == 2
+    assert page.text.count("The model has seen other clips of the same videos") == 3
 
 
 def test_a_closed_loop_has_its_number_and_the_logs_beside_it(tmp_path):
@@ -76,7 +76,7 @@ def test_a_closed_loop_has_its_number_and_the_logs_beside_it(tmp_path):
     edit_summary(path, judge="Closed loop, simulated", off_policy=logs_say(BETTER))
     page = report(path)
     head = head_of(page)
-    assert "The policy would earn $" in head and "of the oracle" in head
+    assert "The policy would earn $" in head and "of the optimum" in head
     assert "The logs say: better than the logging policy, +$2.35 an hour" in head
     assert "The policy is better than the logging policy" in page.text
 
@@ -84,7 +84,7 @@ def test_a_closed_loop_has_its_number_and_the_logs_beside_it(tmp_path):
 def test_logs_that_hold_no_step_are_said_without_a_section(tmp_path):
     page = page_of(tmp_path, None)
     assert "no held-out clip has logs of what was done and what came of it" in page.text
-    assert "What the logs say" not in page.text and "would earn $" not in page.text
+    assert "off-policy" not in page.attributes("id") and "would earn $" not in page.text.split("How it was judged")[0]
 
 
 def test_a_run_on_three_logged_videos_says_what_is_lacking(tmp_path):
@@ -94,5 +94,5 @@ def test_a_run_on_three_logged_videos_says_what_is_lacking(tmp_path):
     assert summary["off_policy"]["direct"][1:] == [None, None]
     page = report(tmp_path / "run")
     assert "Nothing learned beats the logging policy by its lower bound" in head_of(page) and "$" not in head_of(page)
-    assert "Next: film or hold out 4 more videos" in head_of(page)
+    assert "To tell the policy from the logging policy and from blind: film or hold out 4 more videos" in page.text
     assert "This policy, direct: the outcome model’s expectation" in page.text and "unbounded" in page.text

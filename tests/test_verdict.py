@@ -35,19 +35,19 @@ def test_where_logs_cannot_tell_there_are_no_dollars(over, against):
 def test_the_verdicts_have_interval_reason_and_advice():
     assert verdict.text(by_logs(BETTER)) == [
         "The policy is better than the logging policy, +$2.35 an hour (95% interval +$1.10 to +$3.60).",
-        "It is not distinguishable from the best constant action: the 95% interval of the change holds zero. Next: "
-        "hold out about 12 times as many videos.",
+        "It is not distinguishable from blind (the best constant action): the 95% interval of the change holds zero. "
+        "Next: hold out about 12 times as many videos.",
         "Judged on 480 logged steps of 24 videos held out from training.",
     ]
     off_policy = logs_say(UNKNOWN, UNKNOWN, same_videos=True)
     assert verdict.text(by_logs(UNKNOWN, off_policy=off_policy)) == [
         "The policy is not identified against the logging policy: logs hold actions like the policy's for 60% of the "
         "hours; 90% are needed. Next: log pan steps with speed near 0.98.",
-        "Against the best constant action it is likewise not identified.",
-        "Judged on 480 logged steps of 24 videos. The held-out clips are of videos that the model has also seen, so "
-        "this may flatter the policy.",
+        "Against blind (the best constant action) it is likewise not identified.",
+        "Judged on 480 logged steps of 24 videos. The model has seen other clips of the same videos, so this may "
+        "flatter the policy.",
     ]
-    assert "worse than the best constant action, −$1.20 an hour (95% interval −$2.00 to −$0.40)" in " ".join(
+    assert "worse than blind (the best constant action), −$1.20 an hour (95% interval −$2.00 to −$0.40)" in " ".join(
         verdict.text(by_logs(BETTER, off_policy=logs_say(BETTER, WORSE)))
     )
 
@@ -69,8 +69,8 @@ def test_a_simulators_number_has_the_logs_beside_it():
     assert verdict.title(summary) == "The policy would lose $2.00 an hour"
     assert verdict.text(summary) == [
         "The logs say: better than the logging policy, +$2.35 an hour (95% interval +$1.10 to +$3.60); not "
-        "distinguishable from the best constant action: the 95% interval of the change holds zero. Next: hold out "
-        "about 12 times as many videos."
+        "distinguishable from blind (the best constant action): the 95% interval of the change holds zero. Next: hold "
+        "out about 12 times as many videos."
     ]
     assert verdict.text(summary | {"off_policy": None}) == []
 
@@ -78,7 +78,7 @@ def test_a_simulators_number_has_the_logs_beside_it():
 def test_a_demo_says_what_its_demonstrations_give_without_their_logs():
     found = {"simulator_path": {"oracle_ratio": 0.9404, "oracle_ratio_ci95": [0.9, 0.98], "profit_mean": 37.4}}
     assert verdict.without_logs(found) == [
-        "Trained on simulated outcomes instead of the logs, the policy reaches 0.940 of the oracle."
+        "Trained on simulated outcomes instead of the logs, the policy reaches 0.940 of the optimum."
     ]
     assert verdict.without_logs({}) == []
 
@@ -92,12 +92,11 @@ def test_the_mix_of_contexts_is_said_where_it_is_not_as_met():
     contexts = {"pan": {"share": 0.5, "share_of_steps": 0.75}, "glass": {"share": 0.5, "share_of_steps": 0.25}}
     summary = {"context_mix": "stationary", "contexts": contexts, "contexts_not_met": ["plate", "mug"]}
     assert verdict.mix(summary) == [
-        "Each kind of work counts as often as in the long run, equally; of the steps validated it was pan 75% and "
-        "glass 25%.",
-        "Validation never met plate and mug: no figure includes it.",
+        "Each context counts equally, as in the long run; of the validated steps they were pan 75% and glass 25%.",
+        "Validation never met plate and mug: no figure includes them.",
     ]
     assert verdict.mix(summary | {"context_mix": "as met"}) == []
     many = {f"part {k}": {"share_of_steps": 0.1} for k in range(10)}
     assert verdict.mix(summary | {"contexts": many, "contexts_not_met": []}) == [
-        "Each kind of work counts as often as in the long run, equally."
+        "Each context counts equally, as in the long run."
     ]

@@ -56,23 +56,23 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def judges_say(rows: list[dict[str, Any]]) -> list[str]:
-    """Who judged the runs, first; that their judges differ; and whose dollars are an expectation."""
+    """Who judged the runs, whether their judges differ, and whose dollars are an expectation."""
     runs_of: dict[str, list[str]] = {}
     for row in rows:
-        runs_of.setdefault(row["judge"] or "Not known who judged", []).append(row["run"])
+        runs_of.setdefault(row["judge"] or "Judge not known", []).append(row["run"])
     if len(runs_of) == 1:
         says = [f"{judge}." for judge in runs_of]
     else:
         by_judge = "; ".join(f"{judge}: {listed(runs)}" for judge, runs in runs_of.items())
         says = [
             f"The runs have different judges: {by_judge}. "
-            "What a simulator and what logs say are no figures to subtract, so there is no difference from the first "
-            "run where its judge is another."
+            "Figures of a simulator and of logs cannot be subtracted, so there is no difference from the first run "
+            "where its judge is another."
         ]
     if LOGS in runs_of:
         says.append(
             "Where logs judge, the verdict is the change over the logging policy; profit, spread and shares of the "
-            "oracle are what the outcome model learned from the logs expects, which nobody measured or paid."
+            "optimum are what the outcome model learned from the logs expects, which nobody measured or paid."
         )
     return says
 
@@ -113,9 +113,9 @@ def _over_logging_policy(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float | None]:
-    """Profit beyond the first run's in $/h, its interval from both intervals as if the runs were independent.
+    """Difference from the first run's profit in $/h, its interval as if the runs were independent.
 
-    None where another judge speaks.
+    None where the judges differ.
     """
     names = ("profit_difference", "profit_difference_low", "profit_difference_high")
     if row is first or row["judge"] != first["judge"] or row["profit_mean"] is None or first["profit_mean"] is None:
@@ -130,8 +130,8 @@ def difference(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float | 
 HEADS = [("Run", "text"), ("Judge", "text"), ("Over the logging policy", "text"), ("Source", "text")] + [
     (label, "number")
     for label in (
-        "Episodes", "Profit $/h", "Beyond the first", "Of the oracle", "Over blind", "Errors", "Parity", "Spread $/h",
-        "Rebate", "Captured",
+        "Episodes", "Profit $/h", "Difference from the first", "Of the optimum", "Ratio to blind", "Errors", "Parity",
+        "Spread $/h", "Rebate $/h", "Captured $/h",
     )
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline.report import figures
 from pipeline.report.figures import Chart, Reference, Series, Style
 from pipeline.report.summary_figures import ActionAxis, capitalised, share_bounds
-from pipeline.report.words import count, listed, number_tick, percent_tick, usd, usd_tick
+from pipeline.report.words import count, listed, number, number_tick, percent_tick, usd, usd_tick
 
 MEAN = "mean_"  # begins the column of an action's mean
 NO_ACTIONS = ("novelty", "weight")  # of clips, whose means are columns too
@@ -22,14 +22,15 @@ BAND = (0.1, 0.9)  # quantiles of the episodes in a window
 class Curve:
     """A learning curve: columns of the metrics and the labels of their lines, the policy's first.
 
-    A `noisy` column is drawn as its rolling mean within the band that holds four in five of the same episodes;
-    `behind` are further lines, `include` values that the axis holds.
+    unit: of the vertical axis. A `noisy` column is drawn as its rolling mean within the band that holds four in five of
+    the same episodes; `behind` are further lines, `include` values that the axis holds.
     """
 
     title: str
+    unit: str
     columns: Mapping[str, str]
     caption: str
-    y_format: Callable[[float], str]
+    y_text: Callable[[float], str]
     noisy: bool = True
     behind: Sequence[Series] = ()
     references: Sequence[Reference] = ()
@@ -65,6 +66,26 @@ def learning_charts(
     return charts, absent
 
 
+def learning_answer(metrics: pd.DataFrame, validations: pd.DataFrame) -> str:
+    """What training brought, in a sentence: profit at its two ends, and its best validation."""
+    profit = _column(metrics, "profit").dropna()
+    if profit.empty:
+        return ""
+    window = rolling_window(len(profit))
+    first, last = float(profit.head(window).mean()), float(profit.tail(window).mean())
+    moved = "rose" if last - first >= 0.005 else "fell" if first - last >= 0.005 else "stayed"
+    means = "" if window == 1 else f" (means of {window} episodes)"
+    to = f"at {usd(last)}" if moved == "stayed" else f"from {usd(first)} to {usd(last)}"
+    says = f"Over {count(len(metrics), 'episode')} profit {moved} {to} an hour{means}."
+    if {"episode", "profit_sampled"} <= set(validations.columns):
+        checked = validations.dropna(subset=["episode", "profit_sampled"])
+        if len(checked):
+            best = checked.loc[checked["profit_sampled"].astype(float).idxmax()]
+            of = f"The best of {count(len(checked), 'validation')}" if len(checked) > 1 else "The validation"
+            says += f" {of} came after episode {number(float(best['episode']), 0)}, at {usd(best['profit_sampled'])}."
+    return says
+
+
 def _column(metrics: pd.DataFrame, name: str) -> pd.Series:
     """A column as floats; all NaN if the table lacks it."""
     return metrics.get(name, pd.Series(np.nan, metrics.index)).astype(float)
@@ -74,14 +95,19 @@ def _curves(
     metrics: pd.DataFrame, validations: pd.DataFrame, numbers: Mapping[str, float | None], x: np.ndarray
 ) -> list[Curve]:
     compared: tuple[tuple[Style, str], ...] = (
-        ("oracle", "oracle_profit"), ("blind", "blind_profit"), ("human", "human_wage"),
+        ("optimum", "oracle_profit"), ("blind", "blind_profit"), ("human", "human_wage"),
     )  # fmt: skip
+    names = {"human": "wage"}
     references = [
-        Reference(f"{who} {usd(value)}", value, who) for who, key in compared if (value := numbers[key]) is not None
+        Reference(f"{names.get(who, who)} {usd(value)}", value, who)
+        for who, key in compared
+        if (value := numbers[key]) is not None
     ]
     caption, validated, target = [], [], []
     if numbers["oracle_profit"] is not None:
-        caption.append("Oracle and blind are expected profits in validation; a lucky episode can lie above the oracle.")
+        caption.append(
+            "Optimum and blind are expected profits in validation; a lucky episode can lie above the optimum."
+        )
     if {"episode", "profit_sampled"} <= set(validations.columns):
         sampled = validations.dropna(subset=["episode", "profit_sampled"]).astype(float)
         if len(sampled):
@@ -94,7 +120,8 @@ def _curves(
         target.append(Series("target", x, err_target.to_numpy(), "target"))
     return [
         Curve(
-            "Profit, $ an hour",
+            "Profit",
+            "$ an hour",
             {"profit": "policy"},
             " ".join(caption),
             usd_tick,
@@ -104,21 +131,24 @@ def _curves(
         ),
         Curve(
             "Error rate",
+            "% of attempts",
             {"err_rate": "policy"},
-            "Share of attempts that went wrong. The target falls as training goes on.",
+            "Share of attempts that went wrong, and its target.",
             percent_tick,
             behind=target,
         ),
         Curve(
             "Price of errors, λ",
+            "human wages per unit of error rate",
             {"lambda_dual": ""},
-            "Rises while errors are above the target, falls to zero while they are below.",
+            "It rises while errors are above the target and falls to zero while they are below.",
             number_tick,
         ),
         Curve(
             "Temperature, α",
+            "reward per nat of entropy",
             {"alpha": ""},
-            "How much SAC is paid for exploring; it is tuned to keep a set randomness.",
+            "The weight of exploration in SAC, tuned to keep a set randomness.",
             number_tick,
             noisy=False,
         ),
@@ -131,8 +161,8 @@ def _action_curves(metrics: pd.DataFrame, axes: Sequence[ActionAxis]) -> list[Cu
         names = [name.removeprefix(MEAN) for name in metrics.columns if name.startswith(MEAN)]
         return [
             Curve(
-                capitalised(name.replace("_", " ")), {MEAN + name: ""}, "Mean action of each episode.", number_tick,
-                include=(),
+                capitalised(name.replace("_", " ")), "task’s unit", {MEAN + name: ""}, "Mean action of each episode.",
+                number_tick, include=(),
             )
             for name in names if name not in NO_ACTIONS
         ]  # fmt: skip
@@ -140,6 +170,7 @@ def _action_curves(metrics: pd.DataFrame, axes: Sequence[ActionAxis]) -> list[Cu
     return [
         Curve(
             capitalised(listed([axis.label for axis in drawn])),
+            "task’s unit",
             {MEAN + axis.name: axis.label if len(drawn) > 1 else "" for axis in drawn},
             f"Mean action of each episode, from {drawn[0].span}.",
             number_tick,
@@ -164,14 +195,16 @@ def _draw(curve: Curve, metrics: pd.DataFrame, x: np.ndarray) -> Chart:
         series.append(Series(label, x, line.to_numpy(), "second" if i else "policy", low, high))
         known = line.dropna()
         if len(known):
-            ends.append(f"{name} {known.iloc[0]:.3g} at the start and {known.iloc[-1]:.3g} at the end")
-    table |= {s.style: s.y for s in curve.behind if len(s.y) == len(x) and s.style == "target"}
+            ends.append(f"{name} {curve.y_text(known.iloc[0])} at the start, {curve.y_text(known.iloc[-1])} at the end")
+    table |= {s.style: s.y for s in curve.behind if s.y is not None and s.style == "target"}
     return figures.line_chart(
         curve.title,
         series,
+        x=figures.axis_from_to("training episode", float(x.min()), float(x.max()), integer=True),
+        y_label=curve.unit,
         caption=curve.caption,
         summary=f"{curve.title} over {count(len(x), 'training episode')}: {', '.join(ends)}.",
-        y_format=curve.y_format,
+        y_text=curve.y_text,
         references=curve.references,
         include=curve.include,
         label_gap=curve.label_gap,

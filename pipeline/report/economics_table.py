@@ -1,4 +1,4 @@
-"""What the work is worth, quantity by quantity."""
+"""What the work is worth, quantity by quantity, profit with its costs itemised."""
 
 from __future__ import annotations
 
@@ -6,44 +6,89 @@ from typing import Any
 
 from pipeline.econ import PARITY_MARGIN
 from pipeline.report.summary_figures import finite_values
-from pipeline.report.words import number, percent, usd
+from pipeline.report.words import listed, number, percent, usd
 
 Rows = list[tuple[str, str, str]]
 
 
+def costs_of(summary: dict[str, Any]) -> dict[str, float] | None:
+    """Costs of an hour by item, $; None where the summary does not itemise them."""
+    costs = summary.get("costs_usd_per_hour")
+    if not isinstance(costs, dict):
+        return None
+    return {item: cost for item, cost in finite_values(costs).items() if cost is not None}
+
+
+def profit_in_words(costs: dict[str, float] | None) -> str:
+    """What profit is made of, with every cost that is counted."""
+    profit = "Profit is the price of good units less the damage of errors"
+    if costs is None:
+        return f"{profit} and less the costs of the hour."
+    if not costs:
+        return f"{profit}; the task counts no cost of the hour."
+    items = listed([f"{item} ({usd(cost)} an hour)" for item, cost in costs.items()])
+    return f"{profit} and less {items}; no other cost is counted."
+
+
+def economics_answer(summary: dict[str, Any], numbers: dict[str, float | None]) -> str:
+    """The account of an hour in a sentence."""
+    worth, profit, human, costs = (
+        implied_wage(numbers),
+        numbers["profit_mean"],
+        numbers["human_wage"],
+        costs_of(summary),
+    )
+    if worth is None or profit is None:
+        return ""
+    if costs:
+        says = (
+            f"An hour of its work would be worth {usd(worth)}, cost {usd(sum(costs.values()))} and leave {usd(profit)}"
+        )
+    else:
+        says = f"An hour of its work would be worth {usd(worth)} and leave {usd(profit)}"
+    return f"{says}; a person is paid {usd(human)}." if human is not None else f"{says}."
+
+
+def implied_wage(numbers: dict[str, float | None]) -> float | None:
+    parity, human = numbers["wage_parity"], numbers["human_wage"]
+    return parity * human if parity is not None and human is not None else None
+
+
 def economics_rows(summary: dict[str, Any], numbers: dict[str, float | None], estimator: str) -> Rows:
     """(quantity, value, meaning) rows; numbers: those of the summary. estimator: what the rebate rests on, in words."""
-    parity, human = numbers["wage_parity"], numbers["human_wage"]
-    wage = parity * human if parity is not None and human is not None else None
-    costs = {item: cost for item, cost in finite_values(summary.get("costs_usd_per_hour")).items() if cost is not None}
+    costs = costs_of(summary)
     margin = percent(PARITY_MARGIN, 0)
     rebate_note = f" {estimator}" if estimator else ""
     if numbers["rebate"] == 0 and (numbers["captured"] or 0) > 0:
         rebate_note = f" It is zero here: no gain in output was attributed to the customer.{rebate_note}"
     return [
         (
-            "Marginal product",
-            f"{number(numbers['mp_mean'], 1)} an hour",
-            "Good units that one more hour of work makes.",
+            "Average output",
+            f"{number(numbers['mp_mean'], 1)} good units an hour",
+            "Good units over hours of work, on average; not what one more hour would add.",
         ),
         ("Error rate", percent(numbers["err_mean"]), "Share of attempts that went wrong."),
         (
             "Implied wage",
-            f"{usd(wage)} an hour",
-            "What an hour of this work would be worth: price × (attempts − errors) − damage × errors.",
+            f"{usd(implied_wage(numbers))} an hour",
+            "What an hour of this work would be worth before costs: price × (attempts − errors) − damage × errors.",
         ),
-        *((f"Cost of {item}", f"{usd(cost)} an hour", "Whatever is done in the hour.") for item, cost in costs.items()),
-        ("Profit", f"{usd(numbers['profit_mean'])} an hour", _less_costs(summary, costs)),
-        ("Human wage", f"{usd(human)} an hour", "What a person is paid for an hour of the same work."),
+        *(
+            (f"− {item}", f"{usd(-cost)} an hour", f"Cost of {item}, whatever is done in the hour.")
+            for item, cost in (costs or {}).items()
+        ),
+        ("= Profit", f"{usd(numbers['profit_mean'])} an hour", _less_costs(costs)),
+        ("Human wage", f"{usd(numbers['human_wage'])} an hour", "What a person is paid for an hour of the same work."),
         (
             "Wage parity",
-            number(parity),
+            number(numbers["wage_parity"]),
             "Implied wage over human wage; at 1 the robot’s hour would be worth a person’s.",
         ),
         (
             "Spread",
             f"{usd(numbers['spread'])} an hour",
-            f"Implied wage less human wage. It would be paid out only where parity is above 1 by more than {margin}.",
+            "Implied wage less human wage, of the trained policy in validation. It would be paid out only where wage "
+            f"parity is above 1 by more than {margin}.",
         ),
         (
             "Rebate",
@@ -54,10 +99,9 @@ def economics_rows(summary: dict[str, Any], numbers: dict[str, float | None], es
     ]
 
 
-def _less_costs(summary: dict[str, Any], costs: dict[str, float]) -> str:
+def _less_costs(costs: dict[str, float] | None) -> str:
     if costs:
-        items = ", ".join(f"{item} {usd(cost)}" for item, cost in costs.items())
-        return f"Implied wage less costs of {usd(sum(costs.values()))} an hour: {items}."
-    if isinstance(summary.get("costs_usd_per_hour"), dict):
-        return "Implied wage; the task has no costs by the hour."
+        return f"Implied wage less costs of {usd(sum(costs.values()))} an hour. No other cost is counted."
+    if costs is not None:
+        return "Implied wage; the task counts no cost of the hour."
     return "Implied wage less costs, which this summary does not itemise."

@@ -1,4 +1,4 @@
-"""The experiments of a run on its page: figures, what they say in a sentence, and what each demonstration is paid."""
+"""The experiments of a run on its page: charts, what they say in sentences, and what each demonstration is paid."""
 
 from __future__ import annotations
 
@@ -14,36 +14,41 @@ import pandas as pd
 
 from pipeline.errors import VtpError
 from pipeline.experiments.output import LEARNED
-from pipeline.report.figures import Download, csv_download
+from pipeline.report.experiment_charts import Key, charts_of
+from pipeline.report.figures import Chart, Download, csv_download
 from pipeline.report.run_files import Missing
 from pipeline.report.tables import Cell, Table, cell
-from pipeline.report.themed import data_uri, themed
-from pipeline.report.words import DASH, count, listed, number, percent, usd
+from pipeline.report.words import DASH, count, listed, number, number_tick, percent, usd
 from pipeline.runs import RunDirectory
 from pipeline.text_files import read_text
 from pipeline.training.revenue_split import skill_in_words
 
-FIGURE_BYTES = 600_000  # of one figure before base64
 VALUED = 200  # demonstrations in the table, the most valuable
+SAME = 0.005  # $/h
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A figure as a data URI, what it shows, its key numbers as a sentence, its data, and a table where it has one."""
+    """Charts with their key, the answer in a sentence, more in `says`, how to read them in `shows`, and the data."""
 
     name: str
     title: str
+    answer: str
     shows: str
     says: str
-    uri: str
+    charts: list[Chart]
+    keys: list[Key]
     download: Download
     table: Table | None
 
 
 @dataclass(frozen=True)
 class Experiments:
+    """shown: in the order of the page; gaining: demonstrations that are surely worth more than nothing."""
+
     shown: list[Experiment]
     value: Experiment | None
+    gaining: list[str]
     estimator: str
     missing: dict[str, Missing]
 
@@ -51,58 +56,63 @@ class Experiments:
 KINDS = {
     "frontier": (
         "What can be done",
-        "Actions that meet the service level are shaded; green lines are of output, red ones of error rates. The ring "
-        "is the best action, the dot the policy’s mean one.",
+        "Each chart is a context. Lines join actions of equal output or equal error rate.",
     ),
     "elasticity": (
-        "If prices or wages change",
-        "The policy as it is, the oracle, which adapts, and on request the policy retrained at every point. "
-        "Shaded are 95% intervals: over validation episodes, or if outcomes are learned from logs, over the ensemble.",
+        "If prices or wages changed",
+        "The policy as it is, the optimum, which adapts, and on request the policy retrained at every point. Intervals "
+        "are over validation episodes, or over the ensemble if outcomes are learned from logs.",
     ),
     "spread": (
         "Who would have got the spread",
-        "What training episodes would have earned above the human wage, and who would have been paid it.",
+        "The spread is what an hour of work would be worth above the human wage.",
     ),
     "value": (
         "What each demonstration is worth",
-        "Profit that it adds to a policy learned from it and others, averaged over orders of arrival, judged on "
-        "held-out videos. Lines are 95% intervals: of the luck of orders and outcomes, or if outcomes are learned from "
-        "logs, of that of orders and of the logged videos that judge. The learner is simpler than the one that trained "
-        "this policy.",
+        "The value of a demonstration is the profit that it adds to a policy learned from it and others, averaged over "
+        "random orders of arrival, judged on held-out videos. Intervals are over orders and outcomes, or over orders "
+        "and the logged videos that judge. The learner is simpler than the one that trained this policy.",
     ),
 }
 
 
-def read_experiments(run: RunDirectory, config: dict[str, Any], *, labelled: bool) -> Experiments:
+def read_experiments(
+    run: RunDirectory, config: dict[str, Any], *, labelled: bool, summary: dict[str, Any] | None = None
+) -> Experiments:
     """What experiments left in a run, and training of its estimator; what lacks is said with the command for it.
 
-    labelled: whether the demonstrations have labels, without which they cannot be valued.
+    labelled: whether the demonstrations have labels, without which they cannot be valued. summary: of the validation,
+    whose figures theirs are set beside.
     """
     missing: dict[str, Missing] = {}
     found: dict[str, Experiment] = {}
-    for name, (title, shows) in KINDS.items():
+    gaining: list[str] = []
+    for name in KINDS:
         if name == "value" and config.get("source") == "sim":
             continue  # there are no demonstrations
         try:
-            found[name] = _read(run.experiments, name, title, shows)
+            result = json.loads(read_text(run.experiments / f"{name}.json"))
+            table = pd.read_csv(io.StringIO(read_text(run.experiments / f"{name}.csv")), dtype={"name": str})
+            found[name] = _experiment(name, result, table, summary or {})
+            if name == "value":
+                gaining = table.loc[table["low"] > 0, "name"].astype(str).tolist()
         except FileNotFoundError as error:
             if name == "value" and not labelled:
                 missing[name] = Missing(
-                    "What each demonstration is worth cannot be told: the clips have no labels, so there is no outcome "
-                    "to learn from. Name labels in the manifest.",
+                    "The value of each demonstration is not known: the clips have no labels, so there is no outcome to "
+                    "learn from. Name labels in the manifest.",
                     with_labels(config),
                 )
                 continue
             file = f"{run.experiments.name}/{Path(str(error.filename)).name}"
-            sentence = f"{file} is missing: there is no “{title.lower()}”."
-            missing[name] = Missing(sentence, _command(run, name, config))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            missing[name] = Missing(f"{file} is missing.", _command(run, name, config))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
             file = f"{run.experiments.name}/{name}"
             missing[name] = Missing(f"{file} cannot be read ({reason}).", _command(run, name, config))
     value = found.pop("value", None)
-    return Experiments(list(found.values()), value, _estimator(run, missing, config), missing)
+    return Experiments(list(found.values()), value, gaining, _estimator(run, missing, config), missing)
 
 
 def with_labels(config: dict[str, Any]) -> str:
@@ -118,18 +128,15 @@ def _command(run: RunDirectory, name: str, config: dict[str, Any]) -> str:
     return value_command(run, config) if name == "value" else f"vtp experiment {name} {shlex.quote(str(run))}"
 
 
-def _read(folder: Path, name: str, title: str, shows: str) -> Experiment:
-    result = json.loads(read_text(folder / f"{name}.json"))
-    table = pd.read_csv(io.StringIO(read_text(folder / f"{name}.csv")), dtype={"name": str})
-    image, kind = themed(read_text(folder / f"{name}.svg")).encode(), "svg+xml"
-    if len(image) > FIGURE_BYTES:
-        image, kind = (folder / f"{name}.png").read_bytes(), "png"
-    if len(image) > FIGURE_BYTES:
-        raise ValueError(f"its figure has {len(image):,} bytes, more than {FIGURE_BYTES:,}")
-    uri = data_uri(image, kind)
+def _experiment(name: str, result: dict[str, Any], table: pd.DataFrame, summary: dict[str, Any]) -> Experiment:
+    if table.empty:
+        raise ValueError("no rows")
+    title, shows = KINDS[name]
+    charts, keys = charts_of(name, result, table)
+    answer, more = SENTENCES[name](result, summary)
+    says = " ".join(filter(None, (more, _judge_says(result))))
     drawn = TABLES[name](result, table) if name in TABLES else None
-    says = " ".join(filter(None, (SENTENCES[name](result).strip(), _judge_says(result))))
-    return Experiment(name, title, shows, says, uri, csv_download(f"{name}.csv", table), drawn)
+    return Experiment(name, title, answer, shows, says, charts, keys, csv_download(f"{name}.csv", table), drawn)
 
 
 def _is_learned(result: dict[str, Any]) -> bool:
@@ -141,7 +148,7 @@ def _judge_says(result: dict[str, Any]) -> str:
     if result.get("outcomes") is None:
         return ""
     if not _is_learned(result):
-        return "Outcomes are the simulator’s."
+        return "Outcomes are the simulator’s; nobody paid this money."
     judged_by = f" Policies were judged by {result['judged_by']}." if "judged_by" in result else ""
     return f"Outcomes were {str(result['judge']).rstrip('.')}.{judged_by} All money is what would have been."
 
@@ -150,54 +157,78 @@ def _between(bounds: list[float] | None, show: Callable[[float], str]) -> str:
     return "" if bounds is None else f" (95% interval {show(bounds[0])} to {show(bounds[1])})"
 
 
-def _frontier_says(result: dict[str, Any]) -> str:
+def _frontier_says(result: dict[str, Any], _: dict[str, Any]) -> tuple[str, str]:
     best = result["optimum"]
-    action = "action that is the same for all" if len(result["contexts"]) > 1 else "action"
+    action = "action that is the same for all contexts" if len(result["contexts"]) > 1 else "action"
     held = f" with {_actions(result['held'])}" if result["held"] else ""
     points = result["grid"] ** len(result["axes"])
-    by = "according to the logs" if _is_learned(result) else "by formula"
-    in_steps = "sampled" if _is_learned(result) else "simulated"
     counted = _between(result.get("analytic_count_ci95"), lambda value: number(value, 0))
-    return (
-        f"{result['analytic_count']:,} of {points:,} actions{held}{counted} meet {number(result['min_mp'], 0)} good "
-        f"units an hour and {percent(result['max_err'])} errors {by}, {result['monte_carlo_count']:,} in "
-        f"{result['env_steps']:,} {in_steps} steps. The best {action} is {_actions(best['actions'])}: "
-        f"{usd(best['profit'])} an hour{_between(best.get('profit_ci95'), usd)}."
+    sampled = "sampling" if _is_learned(result) else "simulation"
+    answer = (
+        f"{result['analytic_count']:,} of {points:,} actions{held}{counted} would meet the service level of "
+        f"{number_tick(result['min_mp'])} good units an hour with at most {percent(result['max_err'])} errors"
+        f"{' according to the logs' if _is_learned(result) else ''}."
     )
+    more = (
+        f"In a {sampled} of {result['env_steps']:,} steps it is {result['monte_carlo_count']:,}. The best {action} is "
+        f"{_actions(best['actions'])}: it would earn {usd(best['profit'])} an hour"
+        f"{_between(best.get('profit_ci95'), usd)}."
+    )
+    return answer, more
 
 
 def _actions(values: dict[str, float]) -> str:
-    named = [f"{name.replace('_', ' ')} {value:.3g}".replace("-", "−") for name, value in values.items()]
-    return listed(named)
+    return listed([f"{name.replace('_', ' ')} {number_tick(round(value, 4))}" for name, value in values.items()])
 
 
-def _elasticity_says(result: dict[str, Any]) -> str:
-    def one(curve: str) -> str:
-        e = result["elasticities"][curve]["policy"]
-        if e["value"] is None:
-            return "not defined, for it is not positive"
-        if e["low"] is None:
-            return number(e["value"])
-        return f"{number(e['value'])} (95% interval {number(e['low'])} to {number(e['high'])})"
+def _elasticity_says(result: dict[str, Any], summary: dict[str, Any]) -> tuple[str, str]:
+    def answers(curve: str) -> dict[str, Any]:
+        return dict(result["elasticities"][curve]["policy"])
 
-    price = result["shadow_price"]["policy"]["value"]
-    target = percent(result["error_target"], 0)
-    slack = f"The error target of {target} costs the policy nothing: it keeps it as it is." if price == 0 else ""
-    return (
-        f"For each percent, profit answers to the price with {one('price')} percent and to the damage of an error with "
-        f"{one('damage')}; the spread answers to the human wage with {one('human_wage')}. {slack}"
-        + (_retrained_says(result) if result.get("retrained") else "")
-        + (_best_by_logs_says(result) if _is_learned(result) else "")
-    )
+    answer = _responds("A 1% higher price", "profit", answers("price"))
+    more = [
+        _responds("1% more damage by an error", "profit", answers("damage")),
+        _responds("A 1% higher human wage", "the spread", answers("human_wage")),
+    ]
+    if result["shadow_price"]["policy"]["value"] == 0:
+        target = percent(result["error_target"], 0)
+        more.append(f"The error target of {target} costs nothing: the policy keeps it anyway.")
+    if result.get("retrained"):
+        more.append(_retrained_says(result))
+    if _is_learned(result):
+        more.append(_today_says(result))
+    elif "profit" in result and summary.get("context_mix") == "stationary":
+        more.append(
+            f"Contexts weigh here as often as validation met them: at today’s prices the policy would earn "
+            f"{usd(result['profit']['policy']['value'])} an hour; in the headline each context counts equally."
+        )
+    return answer, " ".join(more)
 
 
-def _best_by_logs_says(result: dict[str, Any]) -> str:
+def _responds(cause: str, quantity: str, found: dict[str, float | None]) -> str:
+    """An elasticity as a sentence: a direction where its interval has one."""
+    value, low, high = (found[key] for key in ("value", "low", "high"))
+    if value is None:
+        return f"How {quantity} responds to {cause[0].lower()}{cause[1:]} is not defined: {quantity} is not positive."
+    if low is None or high is None:
+        return f"{cause} would {'raise' if value >= 0 else 'lower'} {quantity} by {number(abs(value))}%."
+    if low < 0 < high:
+        return (
+            f"{cause} would change {quantity} by {number(value)}% (95% interval {number(low)}% to {number(high)}%, "
+            "which holds zero)."
+        )
+    near, far = sorted((abs(low), abs(high)))
+    verb = "raise" if value >= 0 else "lower"
+    return f"{cause} would {verb} {quantity} by {number(abs(value))}% (95% interval {number(near)}% to {number(far)}%)."
+
+
+def _today_says(result: dict[str, Any]) -> str:
     def one(who: str) -> str:
         earned = result["profit"][who]
         return f"{usd(earned['value'])}{_between([earned['low'], earned['high']], usd)}"
 
     return (
-        f" At today’s prices the policy would have earned {one('policy')} an hour, and the oracle, which takes the "
+        f"At today’s prices the policy would have earned {one('policy')} an hour, and the optimum, which takes the "
         f"best actions according to the logs, {one('oracle')}."
     )
 
@@ -207,43 +238,77 @@ def _retrained_says(result: dict[str, Any]) -> str:
 
     def compare(curve: str) -> str:
         values = (over_range[curve][who]["value"] for who in ("policy", "retrained", "oracle"))
-        return ", ".join(DASH if value is None else number(value) for value in values)
+        return ", ".join(DASH if value is None else f"{number(value)}%" for value in values)
 
     return (
-        f" The policy was also retrained at every point by {work['updates']:,} updates "
-        f"({count(work['seeds'], 'seed')}) and judged, as the others, on {result['judged_on']}: "
-        f"over the whole range profit answers to the price with {compare('price')} and to damage with "
-        f"{compare('damage')} (fixed, retrained, oracle)."
+        f"The policy was also retrained at every point by {work['updates']:,} updates ({count(work['seeds'], 'seed')}) "
+        f"and judged, as the others, on {result['judged_on']}: over the whole range a 1% higher price would change "
+        f"profit by {compare('price')}, and 1% more damage by {compare('damage')} (fixed, retrained, optimum)."
     )
 
 
-def _spread_says(result: dict[str, Any]) -> str:
-    return (
-        f"Over {count(result['episodes'], 'episode')} and {number(result['hours'], 0)} hours of training "
-        f"{usd(result['spread_usd'])} of spread would have been paid: {usd(result['rebate_usd'])} "
-        f"({percent(result['customer_share'])}) to customers, {usd(result['captured_usd'])} to the platform. Customers "
-        f"would have paid {usd(result['customer_cost_usd'])} for work that would have cost them "
-        f"{usd(result['customer_cost_usd'] + result['consumer_surplus_usd'])} in flawless human hands."
+def _spread_says(result: dict[str, Any], summary: dict[str, Any]) -> tuple[str, str]:
+    answer = (
+        f"Of {usd(result['spread_usd'])} over {count(result['episodes'], 'training episode')}, "
+        f"{usd(result['rebate_usd'])} ({percent(result['customer_share'])}) would have gone to customers and "
+        f"{usd(result['captured_usd'])} to the platform."
+    )
+    more = ""
+    if result["hours"] > 0:
+        more = f"That is {usd(result['spread_usd'] / result['hours'])} for each of {number(result['hours'], 0)} hours. "
+    validated = summary.get("spread")
+    if isinstance(validated, (int, float)):
+        more += (
+            f"The spread of {usd(float(validated))} an hour in the table of money is another one: of the trained "
+            "policy in validation, not of training, which explores. "
+        )
+    cost = result["customer_cost_usd"]
+    return answer, (
+        f"{more}Customers would have paid {usd(cost)} for work that would have cost them "
+        f"{usd(cost + result['consumer_surplus_usd'])} in flawless human hands."
     )
 
 
-def _value_says(result: dict[str, Any]) -> str:
+def _value_says(result: dict[str, Any], _: dict[str, Any]) -> tuple[str, str]:
     none, everything = (
         f"{usd(result[name])}{_between(result.get(f'{name}_ci95'), usd)}"
         for name in ("profit_of_none", "profit_of_all")
     )
-    learned = "Without a demonstration" if _is_learned(result) else "Learned blind"
-    return (
-        f"{learned}, {none} an hour; with all {result['demonstrations']} demonstrations "
-        f"{everything}. Of {result['demonstrations']}, {result['worth_more_than_nothing']} are worth "
-        f"more than nothing for certain; the intervals of the others hold zero. Together they would have been paid "
-        f"{usd(result['paid_per_hour'])} for an hour of robot work, at most what they add and at most the spread of "
-        f"{usd(result['spread_per_hour'])}. The budget was {result['orders']:,} orders of arrival, cut where within "
-        f"{usd(result['tolerance'])} of what all data earns: {result['policies_learned']:,} policies."
+    total = result["demonstrations"]
+    without = "no demonstration" if _is_learned(result) else "no demonstration (blind)"
+    more = (
+        f"A policy that learned from {without} would earn {none} an hour; from all {total:,}, {everything}. Together "
+        f"the demonstrations would be paid {usd(result['paid_per_hour'])} an hour of robot work: at most what they "
+        f"add, and at most {usd(result['spread_per_hour'])}, which is what the policy that learned from all would earn "
+        f"above the human wage by this judge. Estimated from {count(result['orders'], 'random order')}, each stopped "
+        f"within {usd(result['tolerance'])} of the full value ({result['policies_learned']:,} policies)."
     )
+    return worth_in_words(result["worth_more_than_nothing"], total), more
 
 
-SENTENCES = {
+def worth_in_words(worth: int, total: int) -> str:
+    """How many demonstrations are surely worth more than nothing."""
+    if total == 1:
+        return (
+            "The one demonstration is worth more than nothing (95% interval above zero)."
+            if worth
+            else "The one demonstration is not surely worth more than nothing (its 95% interval reaches zero)."
+        )
+    if worth == total:
+        return f"All {total:,} are worth more than nothing (95% intervals above zero)."
+    if worth == 0:
+        return f"None of the {total:,} is surely worth more than nothing (all 95% intervals reach zero)."
+    others = total - worth
+    rest = (
+        f"the intervals of the other {others:,} reach zero"
+        if others > 1
+        else "the interval of the other one reaches zero"
+    )
+    verb = "is" if worth == 1 else "are"
+    return f"{worth:,} of {total:,} {verb} worth more than nothing (95% intervals above zero); {rest}."
+
+
+SENTENCES: dict[str, Callable[[dict[str, Any], dict[str, Any]], tuple[str, str]]] = {
     "frontier": _frontier_says, "elasticity": _elasticity_says, "spread": _spread_says, "value": _value_says,
 }  # fmt: skip
 
@@ -251,16 +316,16 @@ SENTENCES = {
 def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
     columns: tuple[tuple[str, str, Callable[[float], str]], ...] = (
         ("Good units /h", "mp", lambda value: number(value, 1)),
-        ("Gain", "delta_mpl", lambda value: number(value, 1)),
+        ("Gain /h", "delta_mpl", lambda value: number(value, 1)),
         ("on the last three", "delta_mpl_trailing", lambda value: number(value, 1)),
         ("Worth $/h", "implied_wage", usd),
         ("Human wage $/h", "human_wage", usd),
         ("Parity", "wage_parity", number),
-        ("Spread", "spread_value", usd),
-        ("Rebate", "rebate", usd),
-        ("Captured", "captured_spread", usd),
-        ("Customer would pay", "customer_cost", usd),
-        ("Customer’s surplus", "consumer_surplus", usd),
+        ("Spread $", "spread_value", usd),
+        ("Rebate $", "rebate", usd),
+        ("Captured $", "captured_spread", usd),
+        ("Customer would pay $", "customer_cost", usd),
+        ("Customer’s surplus $", "consumer_surplus", usd),
     )
     rows = [
         [cell(f"{row['last_episode']:,}", row["last_episode"])]
@@ -268,9 +333,9 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
         for row in result["periods"]
     ]
     return Table(
-        "Training by periods: rates an hour, gains in them on the period before and on the mean of the last three, and "
-        "dollars of the whole period. A customer’s surplus is what the good units would have cost in flawless human "
-        "hands, less what would have been paid for them. Nobody paid any of it.",
+        "Training by periods: average output in good units an hour, its gain on the period before and on the mean of "
+        "the last three; rates in $ an hour; and dollars of the whole period. The customer’s surplus is what the good "
+        "units would have cost in flawless human hands, less what would have been paid for them. Nobody paid it.",
         [("To episode", "number first")] + [(label, "number") for label, _, _ in columns],
         rows,
         csv_download("spread-periods.csv", pd.DataFrame(result["periods"])),
@@ -278,15 +343,20 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
 
 
 def _valued(_: dict[str, Any], table: pd.DataFrame) -> Table:
+    """A row a demonstration; prices only if some are not the value, or nothing where the value is below nothing."""
+    is_priced = bool(((table["price"] - table["value"].clip(lower=0)).abs() >= SAME).any())
+    intervals = [("value", "low", "high"), *([("price", "price_low", "price_high")] if is_priced else [])]
     rows = []
     for row in table.head(VALUED).to_dict("records"):
         cells = [Cell(str(row["name"]), str(row["name"])), cell(f"{row['clips']:,}", row["clips"])]
-        for middle, low, high in (("value", "low", "high"), ("price", "price_low", "price_high")):
+        for middle, low, high in intervals:
             cells.append(cell(f"{usd(row[middle])} [{usd(row[low])}, {usd(row[high])}]", row[middle]))
         rows.append([*cells, cell(usd(row["leave_one_out"]), row["leave_one_out"])])
-    labels = ("Clips", "Value", "Price", "Missed if left out")
+    labels = ("Clips", "Value $/h", *(["Price $/h"] if is_priced else []), "Lost if left out $/h")
+    prices = "" if is_priced else " Each would be paid its value, and nothing where that is below nothing."
+    first = f" The {VALUED} most valuable; the file has all." if len(table) > VALUED else ""
     return Table(
-        "Dollars for an hour of robot work, with 95% intervals.",
+        f"Dollars per hour of robot work, with 95% intervals.{prices}{first}",
         [("Demonstration", "text")] + [(label, "number") for label in labels],
         rows,
         csv_download("value.csv", table),

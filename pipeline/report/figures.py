@@ -15,25 +15,59 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.report.words import number_tick, percent_tick
+
 SIZE = 1000
 COLUMNS = 500  # a longer line is thinned to the lowest and highest point of each column
 CSV_ROWS = 2000
 BINS = 20
-MARGIN = 5.0  # percent of an axis of actions, on either side
+MARGIN = 0.05  # of an axis of actions, on either side
+LINEAR_BELOW = 0.1  # of a "symlog" axis, which holds zero and is logarithmic further out
 
-Style = Literal["policy", "validation", "target", "oracle", "blind", "human", "second"]
+Style = Literal["policy", "validation", "target", "optimum", "blind", "human", "second", "logging"]
+Scale = Literal["linear", "log", "symlog"]
+TRANSFORMS: dict[Scale, Callable[[np.ndarray], np.ndarray]] = {
+    "linear": lambda values: values,
+    "log": np.log,
+    "symlog": lambda values: np.sign(values) * np.log1p(np.abs(values) / LINEAR_BELOW),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis between two values, named with its unit; ticks are (value, label)."""
+
+    label: str
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+    scale: Scale = "linear"
+    margin: float = 0.0  # of its length, free on either side
+
+    def at(self, values: Any) -> np.ndarray:
+        """Where values lie: 0 at the low end, SIZE at the high one."""
+        low, high, at = (TRANSFORMS[self.scale](np.asarray(one, float)) for one in (self.low, self.high, values))
+        return SIZE * (self.margin + (at - low) / (high - low)) / (1 + 2 * self.margin)
+
+    def down(self, values: Any) -> np.ndarray:
+        """As `at`, from the top."""
+        return SIZE - self.at(values)
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line over episodes, within a band from `low` to `high` where given; an empty label draws none. NaN is a gap."""
+    """A line, within a band from `low` to `high` where given; an empty label draws none. NaN is a gap.
+
+    A series without y is a band alone.
+    """
 
     label: str
     x: np.ndarray
-    y: np.ndarray
+    y: np.ndarray | None
     style: Style
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    is_dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,16 @@ class Tick:
     at: float
     label: str
     style: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A label within a chart, in percent from the left and from the top."""
+
+    x: float
+    y: float
+    label: str
+    style: str
 
 
 @dataclass(frozen=True)
@@ -75,15 +119,10 @@ class Chart:
     y_ticks: list[Tick]
     labels: list[Tick]
     x_label: str
-    download: Download
-
-
-@dataclass(frozen=True)
-class Plane:
-    """Two axes, each with the (percent, label) of its ticks."""
-
-    x: Sequence[tuple[float, str]]
-    y: Sequence[tuple[float, str]]
+    y_label: str
+    download: Download | None
+    notes: Sequence[Note] = ()
+    height_px: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +183,10 @@ def dots_path(x: np.ndarray, y: np.ndarray) -> str:
     return "".join(f"M{px} {py}h0" for px, py in sorted(points))
 
 
+def box_path(left: float, right: float, top: float, bottom: float) -> str:
+    return f"M{left:.0f} {top:.0f}H{right:.0f}V{bottom:.0f}H{left:.0f}Z"
+
+
 def spread_apart(positions: Sequence[float], gap: float) -> list[float]:
     """Positions in [0, 100] moved as little as an order-keeping sweep allows, so that neighbours are `gap` apart."""
     order = np.argsort(positions, kind="stable")
@@ -168,158 +211,179 @@ def csv_download(name: str, table: pd.DataFrame) -> Download:
     return Download(name, uri, f"1 row in {step}" if step > 1 else "")
 
 
+def axis_around(
+    label: str, values: Sequence[float], text: Callable[[float], str], *, nbins: int = 5, scale: Scale = "linear"
+) -> Axis:
+    """An axis between round numbers that enclose the values, its ticks."""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = (0.0, 1.0) if low == 0 else (min(low, 0.0), max(high, 0.0))
+    if scale == "symlog":
+        tens = [0.0, *(10.0**k for k in range(-1, max(int(np.ceil(np.log10(max(high, 0.2)))), 0) + 1))]
+        return Axis(label, 0.0, tens[-1], [(tick, text(tick)) for tick in tens], scale)
+    ticks = MaxNLocator(nbins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return Axis(label, float(ticks[0]), float(ticks[-1]), [(float(tick), text(tick)) for tick in ticks], scale)
+
+
+def axis_from_to(label: str, low: float, high: float, *, integer: bool = False) -> Axis:
+    """An axis that ends where the values do, with round ticks between."""
+    if low == high:
+        low, high = low - 1, high + 1
+    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)
+    return Axis(label, low, high, [(float(tick), number_tick(tick)) for tick in ticks if low <= tick <= high])
+
+
 def line_chart(
     title: str,
     series: Sequence[Series],
     *,
-    caption: str,
+    x: Axis,
+    y_label: str,
+    y_text: Callable[[float], str],
     summary: str,
-    y_format: Callable[[float], str],
-    download: Download,
+    caption: str = "",
+    download: Download | None = None,
     references: Sequence[Reference] = (),
     include: Sequence[float] = (),
     label_gap: float = 7.0,
+    y_scale: Scale = "linear",
+    notes: Sequence[Note] = (),
+    behind: Sequence[tuple[str, str]] = (),
 ) -> Chart:
-    """Lines over episodes, on an axis that holds every line, band and reference, and `include`."""
+    """Lines on an axis that holds every line, band and reference, and `include`. behind: paths under all others."""
     values = [r.value for r in references] + list(include)
     for drawn in (part for s in series for part in (s.y, s.low, s.high) if part is not None):
         values.extend(drawn[np.isfinite(drawn)])
-    x_values = np.concatenate([s.x[np.isfinite(s.y)] for s in series])
-    y_ticks = _ticks(min(values), max(values), nbins=5)
-    bottom, top = y_ticks[0], y_ticks[-1]
-    left, right = x_values.min(), x_values.max()
-    if left == right:
-        left, right = left - 1, right + 1
-    x_ticks = [t for t in _ticks(left, right, nbins=5, integer=True) if left <= t <= right]
-
-    def to_x(x: Any) -> Any:
-        return (np.asarray(x) - left) / (right - left)
-
-    def to_y(y: Any) -> Any:
-        return (top - np.asarray(y)) / (top - bottom)
-
-    paths = [(f"ref {r.style}", f"M0 {SIZE * to_y(r.value):.0f}H{SIZE}") for r in references]
+    y = axis_around(y_label, values, y_text, scale=y_scale)
+    paths = [*behind, *((f"ref {r.style}", f"M0 {y.down(r.value):.0f}H{SIZE}") for r in references)]
     over: list[tuple[str, str]] = []
-    ends = [Tick(100 * float(to_y(r.value)), r.label, r.style) for r in references]
+    ends = [Tick(float(y.down(r.value)) / 10, r.label, r.style) for r in references]
     for s in series:
         if s.low is not None and s.high is not None:
             every = slice(None, None, -(-len(s.x) // COLUMNS))
-            shape = band_path(SIZE * to_x(s.x[every]), SIZE * to_y(s.low[every]), SIZE * to_y(s.high[every]))
-            paths.append((f"band {s.style}", shape))
-        x, y = thin(s.x, s.y)
-        px, py = SIZE * to_x(x), SIZE * to_y(y)
-        if s.style == "validation":
-            over += [("validation-halo", dots_path(px, py)), ("validation", dots_path(px, py))]
-        else:
-            paths.append((s.style, line_path(px, py)))
-        known = s.y[np.isfinite(s.y)]
+            shape = band_path(x.at(s.x[every]), y.down(s.low[every]), y.down(s.high[every]))
+            paths.append((f"band {s.style}" + (" solid" if s.y is None else ""), shape))
+        end = s.high if s.y is None else s.y
+        if s.y is not None:
+            thin_x, thin_y = thin(s.x, s.y)
+            px, py = x.at(thin_x), y.down(thin_y)
+            if s.style == "validation":
+                over += [("validation-halo", dots_path(px, py)), ("validation", dots_path(px, py))]
+            else:
+                paths.append((s.style + (" dashed" if s.is_dashed else ""), line_path(px, py)))
+        known = np.empty(0) if end is None else end[np.isfinite(end)]
         if s.label and len(known):
-            ends.append(Tick(100 * float(to_y(known[-1])), s.label, s.style))
+            ends.append(Tick(float(y.down(known[-1])) / 10, s.label, s.style))
     placed = spread_apart([end.at for end in ends], label_gap)
     return Chart(
         title,
         caption,
         summary,
         paths + over,
-        x_ticks=[Tick(100 * float(to_x(t)), f"{t:,.0f}") for t in x_ticks],
-        y_ticks=[Tick(100 * float(to_y(t)), y_format(t)) for t in y_ticks],
+        x_ticks=x_ticks(x),
+        y_ticks=y_ticks(y),
         labels=[Tick(at, end.label, end.style) for at, end in zip(placed, ends, strict=True)],
-        x_label="training episode",
+        x_label=x.label,
+        y_label=y.label,
         download=download,
+        notes=notes,
     )
+
+
+def x_ticks(axis: Axis) -> list[Tick]:
+    return [Tick(float(axis.at(value)) / 10, label) for value, label in axis.ticks]
+
+
+def y_ticks(axis: Axis) -> list[Tick]:
+    return [Tick(float(axis.down(value)) / 10, label) for value, label in axis.ticks]
+
+
+def ring_paths(x: float, y: float) -> list[tuple[str, str]]:
+    """A ring around a point of the square."""
+    circle = dots_path(np.array([x]), np.array([y]))
+    return [("ring", circle), ("ring-hole", circle)]
 
 
 def plane_chart(
     title: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    plane: Plane,
+    at: tuple[np.ndarray, np.ndarray],
+    axes: tuple[Axis, Axis],
     *,
     ring: tuple[float, float] | None,
     summary: str,
-    x_label: str,
     download: Download,
 ) -> Chart:
-    """Points as dots in a plane, and one place as a ring; positions in percent of the axes."""
-    dots = dots_path(SIZE / 100 * _within(x), SIZE - SIZE / 100 * _within(y))
-    paths = [("dots", dots)]
-    if ring:
-        circle = dots_path(SIZE / 100 * _within([ring[0]]), SIZE - SIZE / 100 * _within([ring[1]]))
-        paths += [("ring", circle), ("ring-hole", circle)]
-    return Chart(
-        title,
-        "",
-        summary,
-        paths,
-        x_ticks=[Tick(float(_within(at)), label) for at, label in plane.x],
-        y_ticks=[Tick(100 - float(_within(at)), label) for at, label in plane.y],
-        labels=[],
-        x_label=x_label,
-        download=download,
-    )
+    """Points as dots in the plane of two axes, and one point as a ring."""
+    x, y = axes
+    paths = [("dots", dots_path(x.at(at[0]), y.down(at[1])))]
+    if ring is not None:
+        paths += ring_paths(float(x.at(ring[0])), float(y.down(ring[1])))
+    return Chart(title, "", summary, paths, x_ticks(x), y_ticks(y), [], x.label, y.label, download)
 
 
 def histogram(
     title: str,
-    x: np.ndarray,
-    axis: Sequence[tuple[float, str]],
+    groups: Sequence[tuple[Style, np.ndarray]],
+    axis: Axis,
     *,
-    mark: float | None,
+    mark: float | None = None,
+    y_label: str,
     summary: str,
-    x_label: str,
-    download: Download,
+    caption: str = "",
+    bins: int = BINS,
+    download: Download | None = None,
 ) -> Chart:
-    """How large a share of values lies in each bin, and one value as a line; positions in percent of the axis."""
-    counts, edges = np.histogram(x, bins=BINS, range=(0, 100))
-    shares = counts / max(len(x), 1)
-    y_ticks = _ticks(0.0, float(shares.max()) or 1.0, nbins=4)
-    left, right = (SIZE / 100 * _within(side) for side in (edges[:-1], edges[1:]))
-    tops = SIZE * (1 - shares / y_ticks[-1])
-    bars = "".join(
-        f"M{start:.0f} {SIZE}V{top:.0f}H{end:.0f}V{SIZE}Z"
-        for start, end, top, n in zip(left, right, tops, counts, strict=True)
-        if n
-    )
-    paths = [("hist", bars)]
+    """The share of each group's values in each bin of the axis, and one value as a line."""
+    edges = np.linspace(axis.low, axis.high, bins + 1)
+    shares = [np.histogram(values, edges)[0] / max(len(values), 1) for _, values in groups]
+    y = axis_around(y_label, [0.0, max(float(share.max()) for share in shares)], percent_tick, nbins=4)
+    left, right = axis.at(edges[:-1]), axis.at(edges[1:])
+    paths = []
+    for (style, _), share in zip(groups, shares, strict=True):
+        tops = y.down(share)
+        boxes = (
+            box_path(start, end, top, SIZE) for start, end, top, n in zip(left, right, tops, share, strict=True) if n
+        )
+        paths.append((f"hist {style}", "".join(boxes)))
     if mark is not None:
-        paths.append(("ref oracle mark", f"M{SIZE / 100 * float(_within(mark)):.0f} 0V{SIZE}"))
-    return Chart(
-        title,
-        "",
-        summary,
-        paths,
-        x_ticks=[Tick(float(_within(at)), label) for at, label in axis],
-        y_ticks=[Tick(100 * (1 - t / y_ticks[-1]), f"{100 * t:g}%") for t in y_ticks],
-        labels=[],
-        x_label=x_label,
-        download=download,
-    )
+        paths.append(("ref optimum mark", f"M{float(axis.at(mark)):.0f} 0V{SIZE}"))
+    return Chart(title, caption, summary, paths, x_ticks(axis), y_ticks(y), [], axis.label, y_label, download)
 
 
-def _within(percent: Any) -> np.ndarray:
-    """Percent of an axis as percent of the chart, so that a dot on an edge stays whole."""
-    return (np.asarray(percent, float) + MARGIN) / (100 + 2 * MARGIN) * 100
+def interval_chart(
+    title: str,
+    rows: Sequence[tuple[str, float, float, float]],
+    *,
+    x_label: str,
+    x_text: Callable[[float], str],
+    row_px: int,
+    summary: str,
+) -> Chart:
+    """Named rows from the top down, each a value as a dot on its interval: (name, value, low, high)."""
+    names, *numbers = zip(*rows, strict=True)
+    value, low, high = (np.array(column, float) for column in numbers)
+    x = axis_around(x_label, [0.0, *low, *high], x_text)
+    y = SIZE * (np.arange(len(rows)) + 0.5) / len(rows)
+    bars = "".join(f"M{start:.0f} {at:.0f}H{end:.0f}" for start, end, at in zip(x.at(low), x.at(high), y, strict=True))
+    paths = [
+        ("zero", f"M{float(x.at(0)):.0f} 0V{SIZE}"),
+        ("interval", bars),
+        ("interval-dot", dots_path(x.at(value), y)),
+    ]
+    ticks = [Tick(float(at) / 10, str(name)) for at, name in zip(y, names, strict=True)]
+    return Chart(title, "", summary, paths, x_ticks(x), ticks, [], x_label, "", None, height_px=row_px * len(rows))
 
 
 def bars(
-    rows: Sequence[tuple[str, float, Style]], text: Callable[[float], str], interval: tuple[float, float] | None
+    rows: Sequence[tuple[str, float, Style, tuple[float, float] | None]], text: Callable[[float], str]
 ) -> list[Bar]:
-    """Bars on one axis that holds zero; `interval` belongs to the bar of style `policy`."""
-    values = [value for _, value, _ in rows] + [0.0] + list(interval or ())
+    """Bars on one axis that holds zero, each with its interval where it has one."""
+    values = [0.0] + [bound for _, value, _, interval in rows for bound in (value, *(interval or ()))]
     bottom, top = min(values), max(values)
     unit = 100 / ((top - bottom) or 1.0)
     out = []
-    for label, value, style in rows:
-        low = high = None
-        if style == "policy" and interval:
-            low, high = ((bound - bottom) * unit for bound in interval)
+    for label, value, style, interval in rows:
+        low, high = (None, None) if interval is None else ((bound - bottom) * unit for bound in interval)
         start = (min(value, 0.0) - bottom) * unit
         out.append(Bar(label, text(value), style, start, abs(value) * unit, low, high))
     return out
-
-
-def _ticks(low: float, high: float, *, nbins: int, integer: bool = False) -> np.ndarray:
-    """Round numbers that enclose [low, high]."""
-    if low == high:
-        low, high = (0.0, 1.0) if low == 0 else (min(low, 0.0), max(high, 0.0))
-    return np.asarray(MaxNLocator(nbins, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high))

@@ -1,8 +1,8 @@
-"""The most and the least novel clips behind a run, and how their scores came about."""
+"""The most and the least novel clips behind a run, and all their scores."""
 
 from __future__ import annotations
 
-import io
+import base64
 import json
 import shlex
 from dataclasses import dataclass
@@ -11,26 +11,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from pipeline import dataset, storage, synthetic
 from pipeline.dataset.rereading import read_clips
 from pipeline.errors import VtpError
-from pipeline.experiments.output import COLOURS, in_style, new_figure
-from pipeline.report.experiment_sections import Experiment
-from pipeline.report.figures import csv_download
+from pipeline.report.figures import (
+    Axis,
+    Chart,
+    Download,
+    Series,
+    Style,
+    axis_around,
+    axis_from_to,
+    csv_download,
+    histogram,
+    line_chart,
+)  # fmt: skip
 from pipeline.report.run_files import Missing
 from pipeline.report.tables import Cell, Table, cell
-from pipeline.report.themed import data_uri, themed
-from pipeline.report.words import count, number
+from pipeline.report.words import count, number, number_tick
 
 SHOWN = 4  # clips at either end
 MAX_FRAMES = 32  # of a looping picture: the page stays small however long the clips are
-
+SCORE_BINS = 30
 
 WHY_NOT = {  # by the code of the error that reading a clip again ended with
     "video-changed": "The video has changed since it was scored.",
-    "video-unreadable": "The video is not to be read any more.",
+    "video-unreadable": "The video can no longer be read.",
 }
 
 
@@ -55,17 +62,19 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The ends of the ranking, the figure of all scores, and how well labelled novelty was found where there is any."""
+    """The ends of the ranking, charts of all scores, and how well labelled novelty was found where there is any."""
 
+    answer: str
     says: str
     most: list[Tile]
     least: list[Tile]
-    scores: Experiment
+    charts: list[Chart]
+    download: Download
     detection: Table | None
 
 
 def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
-    """The gallery of the run's embeddings, or why there is none; None for a run that has no embeddings."""
+    """The gallery of the run's embeddings, or why there is none; None for a run without embeddings."""
     if config.get("source") not in ("embeddings", "video") or not config.get("embeddings"):
         return None
     embeddings_path = storage.path_of(str(config["embeddings"]))
@@ -80,7 +89,7 @@ def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
 
     if absent := [path for path in (embeddings_path, novelty_path) if not path.is_file()]:
         if used:
-            return missing(f"the run was trained with {storage.name_of(absent[0])}, which is not there any more")
+            return missing(f"the run was trained with {storage.name_of(absent[0])}, which is no longer there")
         return None if embeddings_path in absent else missing("no clip has been scored")
     try:
         data = dataset.read_embeddings(embeddings_path)
@@ -96,7 +105,7 @@ def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
         judged = json.loads(str(attrs.get("detection") or "{}"))
         detection = _detection(judged) if judged else None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return missing(f"what {novelty_path} says of itself is damaged ({type(error).__name__}: {error})")
+        return missing(f"the attributes of {novelty_path} are damaged ({type(error).__name__}: {error})")
     shapes = {name: (data.num_clips,) for name in columns} | {"z": (data.num_clips, len(sigmas))}
     shapes |= {"gap": shapes["z"]} if "gap" in columns else {}
     for name, shape in shapes.items():
@@ -107,12 +116,17 @@ def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
     shown = min(SHOWN, len(ranked) // 2)
     most, least = ranked[:shown], _each_video_first(data, ranked[::-1])[:shown]
     pictures = _pictures(data, np.concatenate([most, least]))
+    charts, download = _scores(data, columns, sigmas, ranked)
     return Gallery(
-        says=f"{count(len(ranked), 'clip')} scored by the model {attrs.get('model')} ({attrs.get('model_why')}), "
-        f"against {attrs.get('reference')}. 0 is the middle of the reference, one unit a usual deviation.",
+        answer=f"{count(len(ranked), 'clip')} scored, from {number(float(columns['score'][ranked[-1]]))} to "
+        f"{number(float(columns['score'][ranked[0]]))}; the training weights go from "
+        f"{number(float(columns['weight'].min()))} to {number(float(columns['weight'].max()))}.",
+        says=f"Scored by the model {attrs.get('model')} ({attrs.get('model_why')}), against {attrs.get('reference')}. "
+        "0 is the middle of the reference, one unit a usual deviation.",
         most=[_tile(data, columns, row, pictures[row]) for row in most],
         least=[_tile(data, columns, row, pictures[row]) for row in least],
-        scores=_scores(data, columns, sigmas, ranked),
+        charts=charts,
+        download=download,
         detection=detection,
     )
 
@@ -167,16 +181,14 @@ def _pictures(data: dataset.Embeddings, rows: np.ndarray) -> dict[int, Picture]:
 
 def _looping(data: dataset.Embeddings, frames: np.ndarray) -> str:
     step = -(-len(frames) // MAX_FRAMES)
-    return data_uri(synthetic.webp(frames[::step], fps=float(data.attrs["fps"]) / step), "webp")
+    image = synthetic.webp(frames[::step], fps=float(data.attrs["fps"]) / step)
+    return f"data:image/webp;base64,{base64.b64encode(image).decode('ascii')}"
 
 
-@in_style  # saving too: only then does text stay text, which the page colours
 def _scores(
     data: dataset.Embeddings, columns: dict[str, np.ndarray], sigmas: list[float], ranked: np.ndarray
-) -> Experiment:
+) -> tuple[list[Chart], Download]:
     kinds = _kinds(data)
-    svg = io.BytesIO()
-    _draw(columns, kinds, sigmas, ranked).savefig(svg, format="svg", metadata={"Date": None})
     video = _video(data, np.arange(data.num_clips))
     table = pd.DataFrame(
         {
@@ -186,42 +198,48 @@ def _scores(
             **{f"z at sigma {sigma:g}": columns["z"][:, k] for k, sigma in enumerate(sigmas)},
         }
     )  # fmt: skip
-    return Experiment(
-        name="novelty",
-        title="How novel the clips are",
-        shows="Left, how many clips have which score. Right, the corrected noise gap at each noise level, for the most "
-        "novel tenth of the clips and for the rest.",
-        says=f"Scores go from {number(float(columns['score'][ranked[-1]]))} to "
-        f"{number(float(columns['score'][ranked[0]]))}; training weights from {number(float(columns['weight'].min()))} "
-        f"to {number(float(columns['weight'].max()))}.",
-        uri=data_uri(themed(svg.getvalue().decode("utf-8")).encode("utf-8"), "svg+xml"),
-        download=csv_download("novelty.csv", table),
-        table=None,
-    )
+    charts = [_histogram(columns["score"][ranked], ~np.isin(kinds[ranked], ("", "ordinary")))]
+    if sigmas:
+        charts.append(_profile(columns["z"], sigmas, ranked))
+    return charts, csv_download("novelty.csv", table)
 
 
-def _draw(columns: dict[str, np.ndarray], kinds: np.ndarray, sigmas: list[float], ranked: np.ndarray) -> Figure:
-    figure, (histogram, profile) = new_figure(2)
-    score = columns["score"]
-    planted = np.isin(np.arange(len(score)), ranked) & ~np.isin(kinds, ("", "ordinary"))
-    usual = np.isin(np.arange(len(score)), ranked) & ~planted
-    bins = np.histogram_bin_edges(score[ranked], bins=30)
-    histogram.hist(score[usual], bins, color=COLOURS["policy"], label="others" if "" in kinds[usual] else "ordinary")
-    if planted.any():
-        histogram.hist(score[planted], bins, color=COLOURS["oracle"], label="labelled novel", alpha=0.8)
-        histogram.set_yscale("log")
-        histogram.legend()
-    histogram.set(title="Scores", xlabel="score", ylabel="clips")
-    tenth = max(1, len(ranked) // 10)
-    for rows, label, colour in ((ranked[:tenth], "most novel tenth", "oracle"), (ranked[tenth:], "the rest", "policy")):
-        if len(rows) and len(sigmas):
-            low, middle, high = np.percentile(columns["z"][rows], [25, 50, 75], axis=0)
-            profile.plot(sigmas, middle, marker="o", c=COLOURS[colour], label=label)
-            profile.fill_between(sigmas, low, high, color=COLOURS[colour], alpha=0.15, lw=0)
-    profile.set(title="Noise gap by noise level", xlabel="sigma", ylabel="z, median and quartiles", xscale="log")
-    if len(sigmas):
-        profile.legend()
-    return figure
+def _histogram(score: np.ndarray, is_novel: np.ndarray) -> Chart:
+    """Scores of the clips [n]; of those labelled novel a histogram of their own, if there are any."""
+    groups: list[tuple[Style, np.ndarray]] = [("policy", score[~is_novel])]
+    caption = f"{count(len(score), 'clip')}."
+    if is_novel.any():
+        groups.append(("optimum", score[is_novel]))
+        caption = f"{count(int(is_novel.sum()), 'clip')} labelled novel, {len(score) - int(is_novel.sum()):,} others."
+    low, high = float(score.min()), float(score.max())
+    axis = axis_around("novelty score", [low, high], number_tick)
+    return histogram(
+        "Scores", groups, axis, y_label="share of clips, %", bins=SCORE_BINS, caption=caption,
+        summary=f"Novelty scores of {count(len(score), 'clip')}, {number(low)} to {number(high)}",
+    )  # fmt: skip
+
+
+def _profile(z: np.ndarray, sigmas: list[float], ranked: np.ndarray) -> Chart:
+    """The noise gap at each noise level of the most novel tenth and of the rest: medians within quartiles."""
+    x, tenth = np.array(sigmas), max(1, len(ranked) // 10)
+    groups: tuple[tuple[np.ndarray, str, Style], ...] = (
+        (ranked[tenth:], "the rest", "policy"), (ranked[:tenth], "most novel", "optimum"),
+    )  # fmt: skip
+    series = []
+    for rows, label, style in groups:
+        if len(rows):
+            low, middle, high = np.percentile(z[rows], [25, 50, 75], axis=0)
+            series.append(Series(label, x, middle, style, low, high))
+    low, high = float(x.min()), float(x.max())
+    if low < high and low > 0:
+        axis = Axis("noise level σ", low, high, [(sigma, number_tick(sigma)) for sigma in sigmas], scale="log")
+    else:
+        axis = axis_from_to("noise level σ", low, high)
+    return line_chart(
+        "Noise gap by noise level", series, x=axis, y_label="z, usual deviations", y_text=number_tick, label_gap=9.0,
+        caption="Median and quartiles of the most novel tenth of the clips, and of the rest.",
+        summary="Noise gap by noise level of the most novel tenth of the clips and of the rest",
+    )  # fmt: skip
 
 
 def _detection(found: dict[str, dict[str, dict[str, Any]]]) -> Table:

@@ -1,4 +1,4 @@
-"""The logs that a policy learned from: what they hold, what they teach, and what to log next, as a part of the page."""
+"""The logs that a policy learned from, as a part of the page: what they hold, what they teach, what to log next."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.dataset import train_rows
 from pipeline.errors import VtpError
 from pipeline.outcomes import clip_contexts
 from pipeline.report import figures
-from pipeline.report.figures import SIZE, Chart, Tick
+from pipeline.report.figures import Chart
 from pipeline.report.run_files import Missing
 from pipeline.report.summary_figures import SHOWN, ActionAxis, capitalised, title_of
 from pipeline.report.tables import Cell, Table, cell
-from pipeline.report.words import DASH, number, number_tick, percent, usd
+from pipeline.report.words import DASH, number, percent, usd
 from pipeline.runs import RunDirectory, load_embeddings, load_metadata
 from pipeline.survey import CoverageMap, Holdings, Learnable, LogSurvey, plain_words, survey
 
@@ -28,13 +28,16 @@ MOST_MAPS = 6  # of a context
 
 @dataclass(frozen=True)
 class LogsSection:
-    """What the page says of the logs; `lists` are (heading, lines)."""
+    """What the page says of the logs. logged_profit: of each context's steps as they came out, in $/h."""
 
+    answer: str
     says: list[str]
     table: Table
     charts: list[Chart]
     charts_say: str
-    lists: list[tuple[str, list[str]]]
+    log_next: list[str]
+    beware: list[str]
+    logged_profit: dict[str, float | None]
 
 
 def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missing | None:
@@ -44,7 +47,7 @@ def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missin
     try:
         metadata = load_metadata(run.path)
     except VtpError:
-        return None  # what it was trained on is not known, nor whether that were logs
+        return None  # not known whether it was trained on logs
     if metadata.outcomes != "logged":
         return None
     clips, _ = metadata.of_clips()
@@ -66,8 +69,8 @@ def logs_section(found: LogSurvey) -> LogsSection:
     axes = {name: ActionAxis(name, *bounds) for name, bounds in found.actions.items()}
     shown = sorted(found.contexts, key=lambda name: -found.contexts[name].share)[:SHOWN]
     charts = [_chart(name, one, found, axes) for name in shown for one in found.contexts[name].coverage[:MOST_MAPS]]
-    says = [f"Learned from {plain_words.logged_in_words(found)}."]
-    lists = []
+    answer = f"Learned from {plain_words.logged_in_words(found)}."
+    says, log_next = [], []
     if found.learned is None:
         says.append(f"Nothing can be learned from them: {found.cannot_learn}.")
     else:
@@ -78,11 +81,17 @@ def logs_section(found: LogSurvey) -> LogsSection:
         )
         sentences = plain_words.doubt_in_words(found.learned) + plain_words.fit_in_words(found.learned)
         says += [f"{capitalised(sentence)}." for sentence in sentences]
-        wanted = [plain_words.suggestion_in_words(one, usd) for one in found.next] or [plain_words.NOTHING_TO_LOG]
-        lists.append((plain_words.LOG_NEXT, [f"{capitalised(line)}." for line in wanted]))
-    if found.remarks:
-        lists.append(("To beware of", [f"{capitalised(remark.text)}." for remark in found.remarks]))
-    return LogsSection(says, _table(found, axes), charts, _charts_say(found, charts), lists)
+        log_next = [plain_words.suggestion_in_words(one, usd) for one in found.next] or [plain_words.NOTHING_TO_LOG]
+    return LogsSection(
+        answer,
+        says,
+        _table(found, axes),
+        charts,
+        _charts_say(found, charts),
+        [f"{capitalised(line)}." for line in log_next],
+        [f"{capitalised(remark.text)}." for remark in found.remarks],
+        {name: held.profit_usd_per_hour for name, held in found.contexts.items()},
+    )
 
 
 def _charts_say(found: LogSurvey, charts: list[Chart]) -> str:
@@ -103,77 +112,56 @@ def _chart(context: str, coverage: CoverageMap, found: LogSurvey, axes: dict[str
     best = None
     if found.learned is not None:
         actions = found.learned.contexts[context].best_actions
-        best = [float(axes[name].at(actions[name])) for name in coverage.actions]
+        best = [actions[name] for name in coverage.actions]
     steps = found.contexts[context].steps
     summary = f"{title}: {steps:,} logged steps by {' and '.join(names)}"
     file = f"logs-{context}-{'-'.join(coverage.actions)}.csv"
     download = figures.csv_download(file.replace("/", "-"), _coverage_table(coverage))
     if len(coverage.actions) == 1:
-        axis = axes[coverage.actions[0]]
-        centres = 100 * (np.arange(len(coverage.counts)) + 0.5) / len(coverage.counts)
+        edges = coverage.edges[0]
         return figures.histogram(
             title,
-            np.repeat(centres, coverage.counts),
-            [(100 * part, number_tick(axis.low + part * (axis.high - axis.low))) for part in (0.0, 0.5, 1.0)],
+            [("policy", np.repeat((edges[:-1] + edges[1:]) / 2, coverage.counts))],
+            axes[coverage.actions[0]].axis(margin=0.0),
             mark=None if best is None else best[0],
+            y_label="share of steps, %",
+            bins=len(coverage.counts),
             summary=f"{summary}.",
-            x_label=axis.label,
             download=download,
         )
-    frames = [
-        [axes[name].at(np.array(one.actions[name])) for name in coverage.actions]
-        for one in found.next
-        if one.context == context
-    ]
-    return heat_map(title, coverage, best=best, frames=frames, summary=f"{summary}.", download=download)
+    frames = [[one.actions[name] for name in coverage.actions] for one in found.next if one.context == context]
+    return heat_map(title, coverage, axes, best=best, frames=frames, summary=f"{summary}.", download=download)
 
 
 def heat_map(
     title: str,
     coverage: CoverageMap,
+    axes: dict[str, ActionAxis],
     *,
     best: list[float] | None,
-    frames: list[list[np.ndarray]],
+    frames: list[list[list[float]]],
     summary: str,
     download: figures.Download,
 ) -> Chart:
-    """Counts [n, n] as shaded cells. best: a place, and frames: ranges, in percent of the first and the second axis."""
+    """Counts [n, n] as shaded cells. best: actions, and frames: ranges of actions, of the first and the second axis."""
+    x, y = (axes[name].axis(margin=0.0) for name in coverage.actions)
     counts = coverage.counts
     level = np.ceil(counts / max(counts.max(), 1) * SHADES).astype(int)
-    width, height = SIZE / counts.shape[0], SIZE / counts.shape[1]
+    right, top = (axis(edges) for axis, edges in zip((x.at, y.down), coverage.edges, strict=True))
     paths = []
     for shade in range(1, SHADES + 1):
         boxes = "".join(
-            _box(x * width, (x + 1) * width, SIZE - (y + 1) * height, SIZE - y * height)
-            for x, y in np.argwhere(level == shade)
+            figures.box_path(right[i], right[i + 1], top[j + 1], top[j]) for i, j in np.argwhere(level == shade)
         )
         if boxes:
             paths.append((f"heat heat-{shade}", boxes))
-    for (left, right), (bottom, top) in frames:
-        paths.append(("wanted", _box(10 * left, 10 * right, SIZE - 10 * top, SIZE - 10 * bottom)))
+    for across, up in frames:
+        paths.append(("wanted", figures.box_path(*x.at(across), *reversed(y.down(up)))))
     if best is not None:
-        ring = figures.dots_path(np.array([10 * best[0]]), np.array([SIZE - 10 * best[1]]))
-        paths += [("ring", ring), ("ring-hole", ring)]
-    x_ticks, y_ticks = (
-        [(100 * part, number_tick(edges[0] + part * (edges[-1] - edges[0]))) for part in (0.0, 0.5, 1.0)]
-        for edges in coverage.edges
-    )
-    x, y = (name.replace("_", " ") for name in coverage.actions)
+        paths += figures.ring_paths(float(x.at(best[0])), float(y.down(best[1])))
     return Chart(
-        title,
-        "",
-        summary,
-        paths,
-        x_ticks=[Tick(at, label) for at, label in x_ticks],
-        y_ticks=[Tick(100 - at, label) for at, label in y_ticks],
-        labels=[],
-        x_label=f"{x} →, {y} ↑",
-        download=download,
-    )
-
-
-def _box(left: float, right: float, top: float, bottom: float) -> str:
-    return f"M{left:.0f} {top:.0f}H{right:.0f}V{bottom:.0f}H{left:.0f}Z"
+        title, "", summary, paths, figures.x_ticks(x), figures.y_ticks(y), [], x.label, y.label, download
+    )  # fmt: skip
 
 
 def _coverage_table(coverage: CoverageMap) -> pd.DataFrame:
@@ -196,9 +184,9 @@ def _table(found: LogSurvey, axes: dict[str, ActionAxis]) -> Table:
         rows.append([Cell(title_of(name, found.contexts), name), *_cells(held, learned, axes)])
         records.append(_record(name, held, learned))
     return Table(
-        "What was logged of each kind of work and what it earned; the best action by the logs, what it is expected to "
-        "earn and to gain over the logged actions, with the middle 95% of the ensemble; and how many logged steps are "
-        "like it.",
+        "What was logged of each context and what it earned; the best action by the logs, what it is expected to earn "
+        "and to gain over the logged actions, with the middle 95% of the ensemble; and how many logged steps are like "
+        "it.",
         [("Context", "text"), *((head, "number") for head in heads)],
         rows,
         figures.csv_download("logs.csv", pd.DataFrame(records)),

@@ -1,4 +1,4 @@
-"""What the logs say: every estimate, how far the logs can tell, and other policies beside this one."""
+"""What the logs say: every estimate, how far the logs can tell, and other policies for comparison."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.report import verdict
 from pipeline.report.figures import csv_download
 from pipeline.report.summary_figures import capitalised, finite, finite_values
 from pipeline.report.tables import Cell, Table, cell
-from pipeline.report.words import DASH, number, percent, usd
-from pipeline.runs.judgement import Comparison, is_by_logs, over_logging_policy, read_comparison, read_estimate
+from pipeline.report.words import DASH, number, number_tick, percent, usd
+from pipeline.runs.judgement import Comparison, over_logging_policy, read_comparison, read_estimate
 
 ESTIMATES = (  # label, key of a summary's off_policy
     ("The logging policy: mean of what was logged", "logging_policy"),
@@ -31,7 +31,8 @@ INTERVAL_HEADS = [("Estimate", "text"), ("$ an hour", "number"), ("95% interval"
 
 @dataclass(frozen=True)
 class OffPolicySection:
-    says: list[str]  # nothing where the head of the page has said it
+    answer: str
+    says: list[str]
     estimates: Table
     support: list[tuple[str, str, str]]  # quantity, value, meaning
     policies: Table
@@ -43,8 +44,10 @@ def off_policy_section(summary: dict[str, Any], config: dict[str, Any]) -> OffPo
     found, over = summary.get("off_policy"), over_logging_policy(summary)
     if not isinstance(found, dict) or over is None:
         return None
+    answer, *says = verdict.of_logs(summary, with_advice=False)
     return OffPolicySection(
-        [] if is_by_logs(summary) else verdict.of_logs(summary),
+        answer,
+        says,
         _estimates(found, over, verdict.against_constant(summary)),
         _support(found),
         _policies(found, over),
@@ -59,8 +62,8 @@ def _estimates(found: dict[str, Any], over: Comparison, against: Comparison | No
     if against is not None:
         rows.append((f"Change over {verdict.CONSTANT}, doubly robust", against.change, against.verdict))
     caption = (
-        "What the policy would bring by each estimate. Direct figures are the outcome model’s expectation; their "
-        "interval knows nothing of what the model mistakes."
+        "What the policy would earn by each estimate. Direct figures are the outcome model’s expectation; their "
+        "interval does not cover the model’s own mistakes."
     )
     if over.verdict == "not identified":
         caption += " The change is not identified, so none of these figures can be relied on."
@@ -94,8 +97,8 @@ def _policies(found: dict[str, Any], over: Comparison) -> Table:
         for name, one in named.items()
     ]
     return Table(
-        "Other policies made from the same logs, each against the logging policy on the same held-out steps: change in "
-        "dollars an hour, doubly robust. “Better” and “worse” are said only where the 95% interval leaves out zero.",
+        "Other policies learned from the same logs, each against the logging policy on the same held-out steps: change "
+        "in dollars an hour, doubly robust. “Better” and “worse” are said only where the 95% interval leaves out zero.",
         [("Policy", "text"), ("Against the logging policy", "text"), *INTERVAL_HEADS[1:]],
         rows,
         csv_download("policies.csv", table),
@@ -122,7 +125,7 @@ def _support(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Effective steps",
             number(numbers.get("effective_steps"), 1),
-            f"As many equally weighted steps would tell as much (Kish); {FEWEST_EFFECTIVE:g} are needed.",
+            f"As many equally weighted steps would tell as much (Kish); {number_tick(FEWEST_EFFECTIVE)} are needed.",
         ),
         (
             "Largest weight",
@@ -146,7 +149,7 @@ def _support(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _seen(found: dict[str, Any]) -> str:
     if found.get("same_videos"):
-        return "The held-out clips are of videos that the model has also seen."
+        return "The model has seen other clips of the same videos."
     return "The outcome model has seen none of them."
 
 
@@ -164,16 +167,20 @@ def _caution(summary: dict[str, Any], config: dict[str, Any]) -> list[tuple[str,
     )
     gain, least = (provenance.get(name) for name in ("fold_gain_usd_per_hour", "fold_gain_lower_bound"))
     return [
-        ("Caution, κ", f"{kappa:g}", f"Standard deviations of the outcome model taken off what it expects; {chosen}."),
+        (
+            "Caution, κ",
+            number_tick(kappa),
+            f"Standard deviations subtracted from what the outcome model expects; {chosen}.",
+        ),
         (
             "Unsupported",
-            f"{unsupported:g}",
-            f"Human wages taken off where nothing like the action was logged; {chosen}.",
+            number_tick(unsupported),
+            f"Human wages subtracted where nothing like the action was logged; {chosen}.",
         ),
         (
             "Gain on folds",
             f"{usd(gain, signed=True)} an hour",
             f"Over the logging policy, at least {usd(least, signed=True)} an hour. What was learned is deployed only "
-            "if this bound is above zero; else the policy clones the logging policy.",
+            "if this bound is above zero; otherwise a clone of the logging policy is.",
         ),
     ]

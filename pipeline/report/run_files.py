@@ -1,4 +1,4 @@
-"""What a run directory holds, read tolerantly: a part that is missing or damaged becomes a sentence and a command."""
+"""The contents of a run directory, read tolerantly: a missing or damaged part becomes a sentence and a command."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Missing:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture of what the policy saw, as a data URI, with what it and the oracle did."""
+    """A picture of what the policy saw, as a data URI, with its actions and the best ones."""
 
     context: str
     uri: str
     actions: dict[str, float | None]
-    oracle_actions: dict[str, float | None]
+    optimum_actions: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_run(path: Path) -> RunFiles:
     changed = {}
     if run.changed.summary.exists():
         changed = read(
-            "changed", run.changed.summary, _mapping_json, {}, "what it earns in changed scenes is not known",
+            "changed", run.changed.summary, _mapping_json, {}, "its profit in changed scenes is not known",
             f"{evaluate} --scenes changed",
         )  # fmt: skip
     metrics = read("metrics", run.metrics, _numbers_csv, pd.DataFrame(), "there are no learning curves", train)
@@ -205,7 +205,7 @@ def _read_failures(path: Path, missing: dict[str, Missing], embeddings: Path) ->
         if embeddings.exists():
             return []
         missing["failures"] = Missing(
-            f"{embeddings} is not here any more: whether extraction failed on some videos is not known.", extract
+            f"{embeddings} no longer exists: whether extraction failed on some videos is not known.", extract
         )
         return None
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a summary says of actions and contexts, read tolerantly: a summary of an earlier version says less."""
+"""Actions and contexts of a summary, read tolerantly: a summary of an earlier version has less."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.words import number
+from pipeline.report.figures import MARGIN, Axis
+from pipeline.report.words import number, number_tick
 from pipeline.tasks.task import UNNAMED
 
 SHOWN = 8  # contexts with a card and a chart of their own; tables have all
@@ -33,7 +34,12 @@ class ActionAxis:
 
     @property
     def span(self) -> str:
-        return f"{self.low:g} to {self.high:g}".replace("-", "−")
+        return f"{number_tick(self.low)} to {number_tick(self.high)}"
+
+    def axis(self, margin: float = MARGIN) -> Axis:
+        """The axis of a chart, with ticks at its ends and in the middle."""
+        ticks = [(value, number_tick(value)) for value in (self.low, (self.low + self.high) / 2, self.high)]
+        return Axis(self.label, self.low, self.high, ticks, margin=margin)
 
     def text(self, value: float | None) -> str:
         """The value to about a hundredth of what the action can be."""
@@ -46,15 +52,15 @@ class ActionAxis:
 
 @dataclass(frozen=True)
 class ContextFigures:
-    """What a policy did and earned in a context, rates an hour; None, or no action of that name, is not known."""
+    """What a policy did and earned in a context, in $/h; None, or no action of that name, is not known."""
 
     name: str
     title: str
     share: float | None
     actions: dict[str, float | None]
-    oracle_actions: dict[str, float | None]
+    optimum_actions: dict[str, float | None]
     profit: float | None
-    oracle_profit: float | None
+    optimum_profit: float | None
     blind_profit: float | None
     err: float | None
 
@@ -107,12 +113,12 @@ def read_contexts(summary: dict[str, Any]) -> list[ContextFigures]:
 
 
 def title_of(name: str, all_names: Sequence[str] | dict[str, Any]) -> str:
-    """How a context is called on the page; the only one of a task that names none is all the work there is."""
+    """The name of a context on the page; the only context of a task that names none is all work."""
     return "All work" if list(all_names) == [UNNAMED] else name
 
 
 def largest(contexts: list[ContextFigures]) -> list[ContextFigures]:
-    """The contexts to draw: as they are where they are few, else those with the largest share, from there down."""
+    """The contexts to draw: all if they are few, else those with the largest share, the largest first."""
     if len(contexts) <= SHOWN:
         return contexts
     return sorted(contexts, key=lambda context: -(context.share or 0.0))[:SHOWN]

@@ -1,4 +1,4 @@
-"""Tables that sort: what is read in a cell, and what it sorts by."""
+"""Tables that sort: the text of each cell, and the key that it sorts by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.report.figures import Download
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: what is read, and what it sorts by; "" sorts last."""
+    """A table cell: its text, and the key that it sorts by; "" sorts last."""
 
     text: str
     key: float | str

@@ -1,4 +1,4 @@
-"""The verdict on a policy in sentences, for the head of a page and of what commands print: who judged, then what.
+"""The verdict on a policy in sentences, for the head of a page and the output of commands.
 
 Nobody has paid the dollars of a validation, so they are what would be earned. Where logs judge, they stand in a
 headline only if the logs can tell the policy from the one that made them.
@@ -13,7 +13,7 @@ from pipeline.report.summary_figures import finite
 from pipeline.report.words import count, listed, percent, usd
 from pipeline.runs.judgement import Comparison, is_by_logs, over_logging_policy, read_comparison
 
-LOGGING_POLICY, CONSTANT = "the logging policy", "the best constant action"
+LOGGING_POLICY, CONSTANT = "the logging policy", "blind (the best constant action)"
 CLONE = "clone of the logging policy"  # as `deployed` of a summary
 NOT_VALIDATED = "This policy has not been validated"
 NOTHING_BEATS = "Nothing learned beats the logging policy by its lower bound"
@@ -41,36 +41,40 @@ def title(summary: dict[str, Any]) -> str:
     return f"The policy would earn {usd(abs(over.change[0]))} an hour {more} than {LOGGING_POLICY}"
 
 
-def of_logs(summary: dict[str, Any]) -> list[str]:
-    """What the logs say, where they judge: the sentences below the headline."""
+def of_logs(summary: dict[str, Any], *, with_advice: bool = True) -> list[str]:
+    """What the logs say, where they judge: the sentences below the headline. with_advice: and what to do next."""
     over, against = over_logging_policy(summary), against_constant(summary)
     assert over is not None
-    lead = [f"The policy is {compared(over, LOGGING_POLICY)}."]
+    lead = [f"The policy is {compared(over, LOGGING_POLICY, with_advice=with_advice)}."]
     if against is not None:
         same = against.verdict == "not identified" and against.reason == over.reason
-        ending = "likewise not identified" if same else compared(against, CONSTANT, with_dollars=over.is_known)
+        ending = (
+            "likewise not identified"
+            if same
+            else compared(against, CONSTANT, with_dollars=over.is_known, with_advice=with_advice)
+        )
         lead.append(f"Against {CONSTANT} it is {ending}." if same else f"It is {ending}.")
     return lead + judged_on(summary)
 
 
-def beside(summary: dict[str, Any]) -> list[str]:
+def beside(summary: dict[str, Any], *, with_advice: bool = True) -> list[str]:
     """What the logs say, where a simulator judges; nothing where they were not asked."""
     over, against = over_logging_policy(summary), against_constant(summary)
     if over is None:
         return []
-    parts = [compared(over, LOGGING_POLICY)]
+    parts = [compared(over, LOGGING_POLICY, with_advice=with_advice)]
     if against is not None and against.verdict != "not identified":
-        parts.append(compared(against, CONSTANT))
+        parts.append(compared(against, CONSTANT, with_advice=with_advice))
     return [f"The logs say: {'; '.join(parts)}."]
 
 
 def without_logs(summary: dict[str, Any]) -> list[str]:
-    """What the demonstrations of `vtp demo` give where their logs are left out."""
+    """What the demonstrations of `vtp demo` teach without their logs."""
     found = summary.get("simulator_path")
     ratio = finite(found.get("oracle_ratio")) if isinstance(found, dict) else None
     if ratio is None:
         return []
-    return [f"Trained on simulated outcomes instead of the logs, the policy reaches {ratio:.3f} of the oracle."]
+    return [f"Trained on simulated outcomes instead of the logs, the policy reaches {ratio:.3f} of the optimum."]
 
 
 def judged_on(summary: dict[str, Any]) -> list[str]:
@@ -81,12 +85,12 @@ def judged_on(summary: dict[str, Any]) -> list[str]:
         return []
     on = f"Judged on {count(steps, 'logged step')} of {count(videos, 'video')}"
     if found.get("same_videos"):
-        return [f"{on}. The held-out clips are of videos that the model has also seen, so this may flatter the policy."]
+        return [f"{on}. The model has seen other clips of the same videos, so this may flatter the policy."]
     return [f"{on} held out from training."]
 
 
 def mix(summary: dict[str, Any]) -> list[str]:
-    """How often contexts count, where it is not as often as they were met."""
+    """How much contexts count, where not as often as they were met."""
     if summary.get("context_mix") != "stationary":
         return []
     contexts = summary.get("contexts")
@@ -98,14 +102,12 @@ def mix(summary: dict[str, Any]) -> list[str]:
         if isinstance(row, dict) and (share := finite(row.get("share_of_steps"))) is not None
     ]
     if 1 < len(met) <= 6:
-        says.append(
-            "Each kind of work counts as often as in the long run, equally; of the steps validated it was "
-            f"{listed(met)}."
-        )
+        says.append(f"Each context counts equally, as in the long run; of the validated steps they were {listed(met)}.")
     elif len(met) > 1:
-        says.append("Each kind of work counts as often as in the long run, equally.")
+        says.append("Each context counts equally, as in the long run.")
     if isinstance(missed, list) and missed:
-        says.append(f"Validation never met {listed([str(name) for name in missed])}: no figure includes it.")
+        them = "it" if len(missed) == 1 else "them"
+        says.append(f"Validation never met {listed([str(name) for name in missed])}: no figure includes {them}.")
     return says
 
 
@@ -114,14 +116,15 @@ def against_constant(summary: dict[str, Any]) -> Comparison | None:
     return read_comparison(found.get("against_blind")) if isinstance(found, dict) else None
 
 
-def compared(found: Comparison, other: str, *, with_dollars: bool = True) -> str:
+def compared(found: Comparison, other: str, *, with_dollars: bool = True, with_advice: bool = True) -> str:
     """A comparison after "is": better than …, with its change; or why nothing can be said, and what to do next."""
+    advice = f". Next: {found.advice}" if found.advice and with_advice else ""
     if found.verdict == "not identified":
         why = f": {found.reason}" if found.reason else ""
-        return f"{found.beyond(other)}{why}{_next(found)}"
+        return f"{found.beyond(other)}{why}{advice}"
     if found.is_known:
         return found.beyond(other) + (f", {change_in_words(found)}" if with_dollars else "")
-    return f"{found.beyond(other)}: the 95% interval of the change holds zero{_next(found)}"
+    return f"{found.beyond(other)}: the 95% interval of the change holds zero{advice}"
 
 
 def change_in_words(found: Comparison) -> str:
@@ -130,10 +133,6 @@ def change_in_words(found: Comparison) -> str:
     value, *bounds = found.change
     low, high = (usd(bound, signed=True) if math.isfinite(bound) else "unbounded" for bound in bounds)
     return f"{usd(value, signed=True)} an hour (95% interval {low} to {high})"
-
-
-def _next(found: Comparison) -> str:
-    return f". Next: {found.advice}" if found.advice else ""
 
 
 def text(summary: dict[str, Any]) -> list[str]:

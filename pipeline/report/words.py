@@ -1,6 +1,12 @@
-"""Numbers as text; what is not known is a dash."""
+"""Numbers as text; an unknown one is a dash."""
 
 from __future__ import annotations
+
+from pipeline.survey import short_number
+
+__all__ = [
+    "DASH", "count", "listed", "number", "number_tick", "percent", "percent_tick", "short_number", "usd", "usd_tick",
+]  # fmt: skip
 
 DASH = "–"
 
@@ -25,15 +31,15 @@ def count(n: int, noun: str) -> str:
 
 
 def number_tick(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
+    return short_number(value, 4)
 
 
 def usd_tick(value: float) -> str:
-    return f"{'−' if value < 0 else ''}${abs(value):g}"
+    return f"{'−' if value < 0 else ''}${number_tick(abs(value))}"
 
 
 def percent_tick(value: float) -> str:
-    return f"{100 * value:g}%"
+    return f"{number_tick(100 * value)}%"
 
 
 def listed(parts: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What logs hold, what can be learned from them, and what to log next: told before any training."""
+"""What logs hold, what can be learned from them and what to log next, before any training."""
 
 from pipeline.survey.action_cells import CoverageMap
 from pipeline.survey.best_actions import Fitted, Learnable, Learned
@@ -6,6 +6,7 @@ from pipeline.survey.holdings import Holdings
 from pipeline.survey.log_survey import LogSurvey, as_json, run, survey
 from pipeline.survey.next_steps import Suggestion
 from pipeline.survey.remarks import Remark
+from pipeline.survey.short_numbers import short_number
 from pipeline.survey.text_pictures import pictures
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "as_json",
     "pictures",
     "run",
+    "short_number",
     "survey",
 ]

@@ -1,4 +1,4 @@
-"""Cells of the box of actions: how many logged steps lie in each, alone, in pairs of actions, and over all of them."""
+"""Cells of the box of actions, with counts of logged steps: of each action, of pairs, and of all together."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from scipy.stats import qmc
 from pipeline.tasks import Task
 
 BAR_CELLS, PAIR_CELLS = 20, 10  # of an action on its own, and of each action of a pair
-MOST_PAIRED = 4  # actions that are shown in pairs; of more each is shown on its own
-GRID_CELLS = {1: 20, 2: 10, 3: 6, 4: 4}  # of each action over all of them; of more actions cells lie scattered
+MOST_PAIRED = 4  # actions shown in pairs; of more, each is shown on its own
+GRID_CELLS = {1: 20, 2: 10, 3: 6, 4: 4}  # of each action; for more actions, cells are scattered
 SCATTERED, SCATTERED_HALF_WIDTH = 8, 0.2  # 2 to this power; in the unit box
-EDGE = 1e-9  # of the unit box: a value at an edge belongs to the cell above it, whatever its last bits are
+EDGE = 1e-9  # of the unit box: a value at an edge belongs to the cell above it, despite rounding
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Cells(NamedTuple):
 
 
 def coverage_maps(task: Task, unit: np.ndarray) -> tuple[CoverageMap, ...]:
-    """Steps with actions [n, A] of the unit box: of every pair of actions, or of each where there is one or many."""
+    """Maps of steps with actions [n, A] of the unit box: of each pair of actions, or of each if one or many."""
     names, num_actions = task.action_names, task.num_actions
     width = 2 if 2 <= num_actions <= MOST_PAIRED else 1
     cells = PAIR_CELLS if width == 2 else BAR_CELLS
@@ -67,7 +67,7 @@ def coverage_maps(task: Task, unit: np.ndarray) -> tuple[CoverageMap, ...]:
 
 
 def cells_of(num_actions: int) -> Cells:
-    """Cells all over the box: a grid that covers it, or of many actions scattered ones that may overlap."""
+    """Cells that cover the box as a grid, or for many actions scattered cells that may overlap."""
     if num_actions in GRID_CELLS:
         edges = np.linspace(0, 1, GRID_CELLS[num_actions] + 1)
         low = np.array(list(itertools.product(edges[:-1], repeat=num_actions)))

@@ -1,4 +1,4 @@
-"""What can be learned: each context's best action by the logs, what it earns, and how sure the ensemble is of it."""
+"""What can be learned: each context's best action by the logs, its profit, and how sure the ensemble is."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.outcomes import LearnedOutcomes, oracle
 from pipeline.outcomes.fitting import Head
 from pipeline.stats import percentiles95
 
-MOST_KINDS = 24  # rows of a context whose best actions are sought, where its rows differ
-MOST_STEPS = 5000  # logged steps of a context that the logging policy's profit is a mean of
-ALIKE = 0.02  # of the box: how far actions may differ and be told as one
+MOST_KINDS = 24  # rows of a context to find best actions for, if its rows differ
+MOST_STEPS = 5000  # logged steps of a context to average the logging policy's profit over
+ALIKE = 0.02  # of the box: actions that differ by less count as the same
 
 
 class Best(NamedTuple):
@@ -27,11 +27,11 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True)
 class Learnable:
-    """What the best action of a context is by the logs; profits in $/h, with the middle 95% of the ensemble.
+    """The best action of a context by the logs; profits in $/h, with the middle 95% of the ensemble.
 
-    best_actions: the best action of most of the context's clips, and their share; it is that of all but where clips
-    have prices of their own, or differ by what they look like. logging_: what the logging policy is expected to earn,
-    and gain_ what the best action earns beyond it; None where nothing was logged. like_steps: logged steps with an
+    best_actions: the best action of most of the context's clips, and their share; it differs between
+    clips only if they have their own prices or look different. logging_: the expected profit of the logging policy, and
+    gain_ how much more the best action earns; None where nothing was logged. like_steps: logged steps with an
     action like the best one.
     """
 
@@ -50,8 +50,8 @@ class Learnable:
 class Fitted:
     """How one kind of counts was fitted.
 
-    prior_shape: the more, the more alike contexts are taken to be (0.3 to 100). is_product: each action has an effect
-    of its own that others do not change. dispersion: d of counts with the variance mean + d · mean².
+    prior_shape: the higher, the more similar contexts are assumed to be (0.3 to 100). is_product: the effect of each
+    action does not depend on the others. dispersion: d of counts with the variance mean + d · mean².
     """
 
     prior_shape: float
@@ -73,7 +73,7 @@ class Learned:
 
 
 def best_of_contexts(model: LearnedOutcomes, advance: Callable[[str], None]) -> dict[str, Best]:
-    """The best actions of each context that clips show; `advance` is told whose come next."""
+    """The best actions of each context that clips show; calls `advance` with the name of the next one."""
     found = {}
     for number, name in enumerate(model.task.context_names):
         here = np.flatnonzero(model.context == number)
@@ -90,7 +90,7 @@ def best_of_contexts(model: LearnedOutcomes, advance: Callable[[str], None]) -> 
 
 
 def learned(model: LearnedOutcomes, bests: dict[str, Best]) -> Learned:
-    """What the model knows of each context's best actions."""
+    """The model's knowledge of each context's best actions."""
     contexts = {}
     gains, clips = [], []  # [M] and their weight, of logged contexts
     for name, best in bests.items():

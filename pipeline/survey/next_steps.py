@@ -7,8 +7,8 @@ its covariance Σ of profits in cells i and c, and the noise λ of one step, n s
 
     Σ_ic / √(Σ_cc + λ / n) · Z,    Z a standard normal number,
 
-so that what the ensemble is unsure of in all cells alike, which changes no choice, counts for nothing. Only cells that
-could be best are asked for. What steps cost while they are logged is shown beside their value, not weighed against it.
+so that doubt that all cells share, which changes no choice, counts for nothing. Only cells that could be best are
+suggested. The profit of steps while they are logged is shown beside their value, not subtracted from it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pipeline.survey.best_actions import Best
 from pipeline.tasks import SECONDS_PER_HOUR
 
 SUGGESTIONS = 5
-LEAST_GAIN = 0.005  # $/h: less is shown as nothing
-COULD_BE_BEST = 0.1  # of the ensemble's members, which expect more there than of the best action by the logs
-APART = 2.5  # cells of one context that are asked for lie further from each other than so many widths
-KNOWN = 0.9  # of the ensemble's variance: more steps of one cell than teach this much are not asked for
+LEAST_GAIN = 0.005  # $/h: less is not suggested
+COULD_BE_BEST = 0.1  # share of the ensemble that must expect more there than from the best action by the logs
+APART = 2.5  # widths that suggested cells of one context keep from each other
+KNOWN = 0.9  # of the ensemble's variance: steps are suggested until this much of it is resolved
 TENS = 10
 NORMAL = ndtri((np.arange(100) + 0.5) / 100)  # a standard normal number, in hundredths
 TINY = 1e-12

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pipeline.survey.best_actions import Fitted, Learned
 from pipeline.survey.log_survey import LogSurvey
 from pipeline.survey.next_steps import Suggestion
+from pipeline.survey.short_numbers import short_number
 from pipeline.tasks.task import UNNAMED
 
 ALIKE = {0.3: "hardly alike", 1.0: "a little alike", 3.0: "alike", 10.0: "much alike", 100.0: "nearly the same"}
@@ -14,22 +15,25 @@ ALIKE = {0.3: "hardly alike", 1.0: "a little alike", 3.0: "alike", 10.0: "much a
 
 def actions_in_words(actions: dict[str, float]) -> str:
     """Such as: speed 0.9, care 1."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in actions.items())
+    return ", ".join(f"{name.replace('_', ' ')} {short_number(value)}" for name, value in actions.items())
 
 
 def suggestion_in_words(one: Suggestion, usd: Callable[[float], str]) -> str:
     """Such as: log about 100 steps of glass at speed 0.9 to 1, care 0.9 to 1: ... usd: how dollars are written."""
-    ranges = ", ".join(f"{name.replace('_', ' ')} {low:.3g} to {high:.3g}" for name, (low, high) in one.actions.items())
+    ranges = ", ".join(
+        f"{name.replace('_', ' ')} {short_number(low)} to {short_number(high)}"
+        for name, (low, high) in one.actions.items()
+    )
     so_far = f"{one.logged_steps:,} there so far" if one.logged_steps else "none there so far"
     work = "" if one.context == UNNAMED else f" of {one.context}"
     return (
-        f"log about {one.steps:,} steps{work} at {ranges}: {so_far}, earning about {usd(one.profit_usd_per_hour)}/h "
-        f"meanwhile, and expected to add {usd(one.gain_usd_per_hour)}/h"
+        f"log about {one.steps:,} steps{work} at {ranges}: {so_far}; they would earn about "
+        f"{usd(one.profit_usd_per_hour)}/h and are expected to add {usd(one.gain_usd_per_hour)}/h"
     )
 
 
-LOG_NEXT = "What to log next, and what that is expected to add to the profit of the best actions, over all work"
-NOTHING_TO_LOG = "nowhere are more steps expected to improve the best actions by a cent an hour"
+LOG_NEXT = "What to log next, and what it is expected to add to the profit of the best actions, per hour of all work"
+NOTHING_TO_LOG = "no further steps are expected to improve the best actions by a cent an hour"
 
 
 def doubt_in_words(learned: Learned) -> list[str]:
@@ -46,10 +50,10 @@ def fit_in_words(learned: Learned) -> list[str]:
 
 
 def _fitted(name: str, one: Fitted) -> str:
-    effects = "each action has an effect of its own" if one.is_product else "actions have effects together"
-    varies = f"; they vary by mean + {one.dispersion:.2g} · mean²" if one.dispersion else ""
+    effects = "each action has its own effect" if one.is_product else "the effect of an action depends on the others"
+    varies = f"; their variance is mean + {short_number(one.dispersion, 2)} · mean²" if one.dispersion else ""
     alike = ALIKE.get(one.prior_shape, "alike")
-    return f"{name}: {effects}; contexts are {alike} (prior shape {one.prior_shape:g}){varies}"
+    return f"{name}: {effects}; contexts are {alike} (prior shape {short_number(one.prior_shape)}){varies}"
 
 
 def logged_in_words(survey: LogSurvey) -> str:

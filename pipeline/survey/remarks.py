@@ -1,4 +1,4 @@
-"""What to know before one relies on logs: each a line, with a code that scripts can rely on."""
+"""Weaknesses of logs to know before relying on them: a line each, with a code for scripts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.survey.best_actions import Learned
 from pipeline.survey.holdings import Holdings
+from pipeline.survey.short_numbers import short_number
 from pipeline.tasks import Task
 from pipeline.tasks.task import UNNAMED
 
@@ -36,14 +37,14 @@ def remarks(
         *_of(
             [name for name, one in contexts.items() if not one.steps],
             "no-logs",
-            lambda names: f"no step of {names} was logged; what is said there is taken from other contexts",
+            lambda names: f"no step of {names} was logged; the figures there are inferred from other contexts",
         ),
         *_of(
             [name for name, one in logged.items() if one.steps < FEW_STEPS or one.videos < FEW_VIDEOS],
             "few-logs",
             lambda names: (
-                f"few steps of {names} were logged (fewer than {FEW_STEPS} steps or {FEW_VIDEOS} videos), so "
-                "that most of what is said there is taken from other contexts, or is a guess"
+                f"few steps of {names} were logged (fewer than {FEW_STEPS} steps or {FEW_VIDEOS} videos); the "
+                "figures there are mostly inferred from other contexts"
             ),
         ),
     ]
@@ -73,7 +74,7 @@ def _of_actions(task: Task, everything: Holdings, logged: dict[str, Holdings]) -
         label = name.replace("_", " ")
         if everything.actions[name].high - everything.actions[name].low <= least:
             value = everything.actions[name].mean
-            text = f"{label} is {value:.3g} in every logged step, so what another {label} brings cannot be learned"
+            text = f"{label} is {short_number(value)} in every logged step, so the effect of {label} cannot be learned"
             found.append(Remark("constant-action", [], text))
             continue
         names = [
@@ -84,8 +85,8 @@ def _of_actions(task: Task, everything: Holdings, logged: dict[str, Holdings]) -
 
         def text_of(contexts: str, label: str = label) -> str:
             return (
-                f"{label} is the same in every logged step of {contexts}; what another {label} brings there is taken "
-                "from other contexts"
+                f"{label} is the same in every logged step of {contexts}; its effect there is inferred from other "
+                "contexts"
             )
 
         found += _of(names, "constant-action-in-context", text_of)
@@ -94,13 +95,14 @@ def _of_actions(task: Task, everything: Holdings, logged: dict[str, Holdings]) -
 
 def _of_counts(everything: Holdings, logged: dict[str, Holdings]) -> list[Remark]:
     if everything.attempts == 0:
-        return [Remark("no-attempts", [], "no logged step has an attempt, so nothing tells how often they are errors")]
+        return [Remark("no-attempts", [], "no logged step has an attempt, so the error rate is not known")]
     if everything.errors == 0:
         most = 1 - SURE ** (1 / everything.attempts)
-        text = f"no error in {everything.attempts:,} attempts: at 95% confidence the error rate is below {most:.2g}"
-        return [Remark("no-errors", [], f"{text}, and what makes errors cannot be learned")]
+        below = f"at 95% confidence the error rate is below {short_number(most, 2)}"
+        text = f"no error in {everything.attempts:,} attempts: {below}"
+        return [Remark("no-errors", [], f"{text}, and the causes of errors cannot be learned")]
     if everything.errors == everything.attempts:
-        text = f"all {everything.attempts:,} attempts are errors, so what avoids errors cannot be learned"
+        text = f"all {everything.attempts:,} attempts are errors, so how to avoid them cannot be learned"
         return [Remark("all-errors", [], text)]
     tried = {name: one for name, one in logged.items() if one.attempts}
     return [
@@ -112,32 +114,32 @@ def _of_counts(everything: Holdings, logged: dict[str, Holdings]) -> list[Remark
         *_of(
             [name for name, one in tried.items() if one.errors == 0],
             "no-errors",
-            lambda names: f"no error of {names} was logged; the error rate there is taken from other contexts",
+            lambda names: f"no error of {names} was logged; the error rate there is inferred from other contexts",
         ),
         *_of(
             [name for name, one in tried.items() if one.errors == one.attempts],
             "all-errors",
-            lambda names: f"every logged attempt of {names} is an error, so what avoids errors there is not known",
+            lambda names: f"every logged attempt of {names} is an error, so how to avoid errors there is not known",
         ),
     ]
 
 
 def _of_learning(learned: Learned) -> list[Remark]:
     found = [
-        Remark("contradicted", [], f"the task says that {direction}, and held-out videos speak against it")
+        Remark("contradicted", [], f"the task says that {direction}, and held-out videos contradict it")
         for direction in learned.contradicted
     ]
     if learned.attempts.dispersion > 0:
         text = (
             "attempts vary more than counts of independent events do: their variance is mean + "
-            f"{learned.attempts.dispersion:.2g} · mean². Something that is not logged changes them"
+            f"{short_number(learned.attempts.dispersion, 2)} · mean². Something that is not logged affects them"
         )
         found.append(Remark("overdispersed", [], text))
     return found + _of(
         [name for name, one in learned.contexts.items() if one.like_steps < FEW_ALIKE],
         "best-action-hardly-logged",
         lambda names: (
-            f"fewer than {FEW_ALIKE} logged steps of {names} are like the best action there: treat its "
-            "profit as a guess until more are"
+            f"fewer than {FEW_ALIKE} logged steps of {names} are like the best action there: its profit is a "
+            "guess until more are logged"
         ),
     )

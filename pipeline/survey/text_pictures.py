@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.survey.action_cells import EDGE, CoverageMap
+from pipeline.survey.short_numbers import short_number
 
 SHADES, BARS = "░▒▓█", "▁▂▃▄▅▆▇█"
 NOTHING, BEST, NEXT = "·", "◆", "?"
-KEY = f"{NOTHING} no step, {SHADES} more and more of them, {BEST} best action by the logs, {NEXT} log next"
+KEY = f"{NOTHING} no step, {SHADES} few to many steps, {BEST} best action by the logs, {NEXT} log next"
 MAX_LABEL = 10
 GAP = 4  # between pictures beside each other
 
@@ -32,7 +33,7 @@ def picture(
     if len(coverage.actions) == 1:
         return _bar(title, coverage, marks)
     (x, y), edges = coverage.actions, coverage.edges
-    labels = [_number(edges[1][0]), _number(edges[1][-1])]
+    labels = [short_number(edges[1][0]), short_number(edges[1][-1])]
     margin = max(map(len, labels))
     shades = _levels(coverage.counts, SHADES)
     lines = [title] if title else []
@@ -84,17 +85,13 @@ def cell_of(value: float, edges: np.ndarray) -> int:
 
 def _axis(name: str, edges: np.ndarray, width: int) -> str:
     """The lower bound, the action's name, and the upper bound, over `width` letters."""
-    low, high = _number(edges[0]), _number(edges[-1])
+    low, high = short_number(edges[0]), short_number(edges[-1])
     return f"{low}{_name(name):^{max(width - len(low) - len(high), 0)}}{high}"
 
 
 def _name(name: str) -> str:
     label = name.replace("_", " ")
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def side_by_side(blocks: Sequence[Sequence[str]], width: int) -> list[str]:
