@@ -415,7 +415,9 @@ def test_a_video_of_another_length_than_its_values_is_told_of(copy, run, tmp_pat
         path.unlink()
         by_hand.write_frames(path, range(count))
     data = dataset.read_embeddings(run(folder, task=task_file(tmp_path), tail="pad").path)
-    assert f"2 videos have not as many frames as there are values, such as episode_000000/{FRONT} (36" in caplog.text
+    assert (
+        f"2 videos have a different number of frames than of values, such as episode_000000/{FRONT} (36" in caplog.text
+    )
     first = data.logs.attempts[: data.offset[1]]
     every = by_hand.attempts(0, np.arange(LENGTHS[0])).reshape(3, 8).sum(1)
     np.testing.assert_array_equal(first, [*every, np.nan, np.nan])
@@ -578,7 +580,7 @@ def test_wrong_outcomes(copy, run, tmp_path, caplog):
     assert "outcomes of picking" in str(caught.value)
     rewrite(path, table)
     run(folder, task="bin-picking", out=tmp_path / "other.h5")
-    assert "outcomes_picking.parquet" in caplog.text and "has no logs of task bin-picking" in caplog.text
+    assert "outcomes_picking.parquet" in caplog.text and "has no logs for task bin-picking" in caplog.text
 
 
 def test_outcomes_of_a_built_in_task_name_it(copy, run):
