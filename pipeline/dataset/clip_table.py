@@ -49,7 +49,7 @@ class Videos:
     id: list[str] = field(default_factory=list)
     path: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
-    contributor: list[str] = field(default_factory=list)  # "" where unknown
+    contributor: list[str] = field(default_factory=list)  # "" if unknown
     episode: list[str] = field(default_factory=list)  # recorded by one or more cameras
     start_s: np.ndarray | None = None  # [V] float64, of a segment within its file; NaN: from the file's start
     end_s: np.ndarray | None = None  # [V] float64; NaN: to its end

@@ -167,7 +167,7 @@ def read_embeddings(path: Path, *, or_features: bool = False, scratch: Path | No
                 checked.attr(name, kind)
         embeddings = np.zeros((clips.num_clips, 0), np.float32)
         projector = np.zeros(feature_dim), np.zeros((0, feature_dim)), 1.0
-        if not _holds_features_alone(checked):
+        if not _has_features_only(checked):
             embeddings = _embeddings(checked, clips.num_clips, scratch)
             projector = (
                 _finite(checked, "projector/mean", (feature_dim,)),
@@ -190,7 +190,7 @@ def read_embeddings(path: Path, *, or_features: bool = False, scratch: Path | No
 
 
 def check_embeddings(path: Path) -> None:
-    """As `read_embeddings`, of what the file's first bytes and links tell."""
+    """The checks of `read_embeddings` that read no data: links and schema version."""
     with hdf5.open_checked(storage.fetch(path), _remedy(path), version=SCHEMA_VERSION):
         pass
 
@@ -216,12 +216,12 @@ def _embeddings(checked: hdf5.Checked, num_clips: int, scratch: Path | None) -> 
     return embeddings
 
 
-def _holds_features_alone(checked: hdf5.Checked) -> bool:
+def _has_features_only(checked: hdf5.Checked) -> bool:
     return "embeddings" not in checked and checked.attrs().get("projector") == "none"
 
 
 def _check_projected(checked: hdf5.Checked) -> None:
-    if _holds_features_alone(checked):
+    if _has_features_only(checked):
         raise features_alone(str(checked.path))
 
 

@@ -273,9 +273,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(
-        read_text(path).split("\n"), 1
-    ):  # splitlines would split at U+2028, which is text
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would split at U+2028, which is text
         if not line.strip():
             continue
         try:

@@ -58,9 +58,7 @@ def _unseen_elsewhere(data: Embeddings, train: np.ndarray, held: np.ndarray) -> 
         others = np.array(held_of.get(name, []) if name else [], int)
         rows = np.arange(first, end)
         order = others[np.argsort(start_s[others], kind="stable")]
-        latest_s = np.concatenate(
-            [[-np.inf], np.maximum.accumulate(end_s[order])]
-        )  # end of those that start before
+        latest_s = np.concatenate([[-np.inf], np.maximum.accumulate(end_s[order])])  # end of those that start before
         free = latest_s[np.searchsorted(start_s[order], end_s[rows])] <= start_s[rows]
         edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]]).astype(int)))
         kept += (first + edges.reshape(-1, 2)).tolist()

@@ -180,7 +180,7 @@ def _system(path: Path) -> tuple[Any, str]:
         if (os.getpid(), scheme) not in _systems:
             import fsspec  # type: ignore[import-untyped]  # slow to import, and most commands do not need it
 
-            # No cache of listings: what others upload meanwhile must show.
+            # No cache of listings: uploads by others must show at once.
             _systems[os.getpid(), scheme] = fsspec.core.url_to_fs(url, use_listings_cache=False)[0]
         system = _systems[os.getpid(), scheme]
     return system, str(system._strip_protocol(url))

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import VtpError
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
-COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)(.+)", re.DOTALL)  # what pathlib makes of a URL
+COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)(.+)", re.DOTALL)  # a URL after pathlib
 
 
 def cache_folder() -> Path:
