@@ -1,9 +1,9 @@
-"""Extract: videos in, one 128-D embedding a clip out.
+"""Extract: decode videos and write one 128-D embedding per clip.
 
-Videos, task and labels are checked first, before torch is imported: what is wrong there shows in seconds.
-Each process decodes and encodes its share of the videos into part files beside the output: `--shards N --shard I`, and
-one process alone has them all. `merge` puts the parts together, so that names, splits, labels and the projector may
-change without decoding again; `landed` says how far all shards are.
+Videos, task and labels are checked before torch is imported, so that mistakes in them show within seconds.
+Each process decodes and encodes its share of the videos (`--shards N --shard I`; by default all of them) into part
+files beside the output. `merge` assembles the parts: names, splits, labels and the projector can change without
+decoding again. `landed` counts the videos that all shards have dealt with.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from pipeline.extraction.parts import (
     Finished,
     PartWriter,
     Settings,
+    assemble,
     check_settings,
     finished_contents,
     join_labels,
-    put_together,
     steps_differ,
     times_of,
 )
@@ -54,15 +54,15 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
-# the file may be whole all the same
+# codes of errors that may not be the file's fault
 WORTH_ANOTHER_TRY = ("changed", "crashed", "memory", "timeout", "unreachable", "unreadable")
 
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """`path` is None where no embeddings were written: every video failed, or this was one shard of several.
+    """`path` is None if no embeddings were written: every video failed, or this was one shard of several.
 
-    num_videos and num_clips count what the file holds, for a shard the videos that it has done; failures are rows of
+    num_videos and num_clips count those in the file (for a shard: the videos it has done); failures are the rows of
     `failures_path`.
     """
 
@@ -75,7 +75,7 @@ class ExtractResult:
 
 
 def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: None) -> ExtractResult:
-    """Decode and encode this process's share of the videos; with one shard, put the embeddings file together too."""
+    """Decode and encode this process's share of the videos; with one shard, assemble the embeddings file too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
     named_weights.check_encoder(cfg.backbone, cfg.weights, cfg.precision)
     check_file_place(cfg.out)
@@ -84,7 +84,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     from pipeline import encoders
 
     encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
-    given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # refused now, not after the work
+    given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # fail before the work, not after it
     if encoder.num_frames is not None and cfg.clip_len < encoder.num_frames:
         logger.warning(
             "clips have %d frames and %s takes %d: frames are repeated; --clip-len %d shows each once",
@@ -93,7 +93,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     folder, settings = parts_folder(cfg.out), feature_settings(cfg, encoder)
     shared = json.dumps(
         [[(entry.video_id, entry.span) for entry in inputs.entries], cfg.shards, settings]
-    )  # by all shards
+    )  # must be equal for all shards
     with one_writer(shards.lock_path(folder, cfg.shards, shard), cfg.out, settings=shared) as lock:
         parts = finished_contents(folder, settings)
         remove_leftovers(folder)
@@ -108,15 +108,15 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
         if cfg.shards > 1:
             failures = [asdict(row) for row in ledger.failures]
             return ExtractResult(None, 0, len(mine) - len(failures), num_decoded, failures, ledger.path)
-        progress(len(mine), len(mine), "putting together")
+        progress(len(mine), len(mine), "assembling")
         lock.check()
         return write_merged(cfg, inputs, num_decoded=num_decoded)
 
 
 def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
-    """Put the parts of all shards together at `cfg.out`, with the settings that the shards left beside their parts.
+    """Assemble the parts of all shards at `cfg.out`, with the settings that the shards saved beside their parts.
 
-    CorruptError (exit code 4) names what is missing or damaged and the command that does it again.
+    CorruptError (exit code 4) names what is missing or damaged and the command that redoes it.
     """
     shards.pull_output(cfg.out)
     saved = shards.saved_config(cfg.out)
@@ -124,7 +124,7 @@ def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
 
 
 def landed(cfg: ExtractConfig, ids: Set[str]) -> int:
-    """How many of the videos of these ids are done or have failed, over all shards."""
+    """Number of videos with these ids that are done or have failed, over all shards."""
     return len(ids & {row.video_id for row in shards.read_ledgers(parts_folder(cfg.out), cfg.shards)})
 
 
@@ -137,22 +137,21 @@ def extract_videos(
     progress: Progress,
     inputs: Inputs,
 ) -> int:
-    """Decode and encode the videos whose content no part holds; returns how many. `parts`: where contents are finished.
+    """Decode and encode the videos whose content is not in `parts`, the finished contents; return how many.
 
-    All segments of a file are cut in one pass. Clips are encoded in the order in which decoders have them ready. A
-    clip's features do not depend on that. Labels that do not fit are told of as soon as their video is decoded, not
-    after all of them.
+    All segments of a file are cut in one pass. Clips are encoded in the order in which decoders deliver them; a clip's
+    features do not depend on it. Labels with a wrong number of steps are reported as soon as their video is decoded.
     """
     queue: dict[Path, list[Segment]] = {}  # by file
     for entry in entries:
         queue.setdefault(entry.path, []).append(entry)
-    waiting: dict[str, list[Segment]] = {}  # by the content of a file that is being decoded: of its copies, or the same
-    decoding: Counter[str] = Counter()  # segments by the content of their file
+    waiting: dict[str, list[Segment]] = {}  # by sha256 of a file being decoded: segments of it or its copies
+    decoding: Counter[str] = Counter()  # number of segments by sha256 of their file
     tries: Counter[str] = Counter()
-    for_pyav: set[str] = set()  # ids of videos that decord may have hung or died of
+    for_pyav: set[str] = set()  # ids of videos that may have hung or crashed decord
     encoded: dict[Content, list[Reading]] = {}  # done as soon as their part is written
-    num_clips = {content: finished.num_clips for content, finished in parts.items()}  # of all that is decoded
-    left_out = {entry.video_id for entry in entries if entry.video_id in inputs.bad_labels}  # at stage labels
+    num_clips = {content: finished.num_clips for content, finished in parts.items()}  # of every decoded content
+    left_out = {entry.video_id for entry in entries if entry.video_id in inputs.bad_labels}  # will fail at stage labels
     num_decoded = num_ended = 0
 
     def end(entry: Segment) -> None:
@@ -164,8 +163,9 @@ def extract_videos(
         failed = left_out | {row.video_id for row in ledger.failures}
         if cfg.max_failures is not None and len(failed) > cfg.max_failures:
             raise PartialError(
-                f"{len(failed)} videos failed, more than --max-failures {cfg.max_failures}; {ledger.path} and, for "
-                "labels, the log name each: mend them or raise it, and run the same command again",
+                f"{len(failed)} videos failed, more than --max-failures {cfg.max_failures}; they are listed in "
+                f"{ledger.path} (wrong labels: in the log): mend them or raise --max-failures, and run the same "
+                "command again",
                 code="too-many-failures",
             )
 
@@ -260,7 +260,7 @@ def extract_videos(
                         storage.release(video.entry.path)
                         for entry in waiting.pop(sha256, []):
                             queue.setdefault(entry.path, []).append(entry)
-    finally:  # what is finished is kept, also when the user has had enough
+    finally:  # keep finished work, also after Ctrl-C
         writer.close()
         record_done()
         ledger.write()
@@ -268,12 +268,12 @@ def extract_videos(
 
 
 def num_decoders() -> int:
-    """Two at least, so that one opens a video while the other decodes; more where there are processors for them."""
+    """At least two, so that one opens a video while the other decodes; more if there are processors for them."""
     return max(2, min(8, len(os.sched_getaffinity(0)) // 4))
 
 
 def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
-    """All that a video's features depend on, beside its content."""
+    """Everything that a video's features depend on besides its content."""
     return {
         "backbone": encoder.backbone,
         "weights_sha256": encoder.weights_sha256,
@@ -289,7 +289,7 @@ def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:
 
 
 def portable(cfg: ExtractConfig) -> ExtractConfig:
-    """The config of all shards alike, good in any working folder."""
+    """The config without a shard number and with absolute paths: valid for every shard in any working folder."""
     paths: dict[str, str | Path] = {"source": os.path.abspath(cfg.source), "out": cfg.out.absolute()}
     if (weights := named_weights.weights_path(cfg.backbone, cfg.weights)) is not None:
         paths["weights"] = os.path.abspath(weights)
@@ -336,7 +336,7 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
             if isinstance(logs, FrameLogs):
                 num_unseen += logs.num_unseen("attempts", *times_of(parts[row.part], number))
                 num_frames = int(parts[row.part].videos.num_frames[number])
-                if logs.values and abs(num_frames - logs.num_frames) > 1:  # Minari has one frame more
+                if logs.values and abs(num_frames - logs.num_frames) > 1:  # Minari records one frame more
                     other_lengths.append(f"{entry.video_id} ({num_frames} frames, {logs.num_frames} values)")
         except VtpError as error:
             failures.append(failure(entry, "labels", as_video_error(error)))
@@ -347,8 +347,8 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
         )  # fmt: skip
     if other_lengths:
         logger.warning(
-            "%d videos have not as many frames as there are values, such as %s; clips after the last value have no "
-            "labels", len(other_lengths), other_lengths[0],
+            "%d videos have a different number of frames than of values, such as %s; clips after the last value have "
+            "no labels", len(other_lengths), other_lengths[0],
         )  # fmt: skip
     rows = [asdict(row) for row in failures]
     failures_path = write_failures(cfg.out, rows)
@@ -357,7 +357,7 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
     settings = labelled[0].part.settings
     feature_dim = labelled[0].part.clips.features.shape[1]
     projector = given_projector(cfg.projector, str(settings["weights_sha256"]), feature_dim)
-    embeddings = put_together(
+    embeddings = assemble(
         labelled, projector, {**settings, **provenance()}, inputs.task,
         lambda name: of_part(cfg, name, lambda: parts[name].clips.features[:]),
     )  # fmt: skip
@@ -367,7 +367,7 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
 
 
 def check_complete(cfg: ExtractConfig, entries: Sequence[Segment], outcomes: dict[str, Done | Failed]) -> None:
-    """CorruptError with the first shard that has not dealt with all of its videos."""
+    """CorruptError naming the first shard with unfinished videos."""
     if all(entry.video_id in outcomes for entry in entries):
         return
     owners = shards.owners(entries, cfg.shards)
@@ -381,18 +381,18 @@ def check_complete(cfg: ExtractConfig, entries: Sequence[Segment], outcomes: dic
 
 
 def read_parts(cfg: ExtractConfig, names: Sequence[str]) -> dict[str, dataset.Part]:
-    """The parts by name. CorruptError where one is missing or damaged, VtpError where their settings differ."""
+    """The parts by name. CorruptError if one is missing or damaged, VtpError if their settings differ."""
     folder = parts_folder(cfg.out)
     parts: dict[str, dataset.Part] = {}
     for name in names:
         parts[name] = of_part(cfg, name, partial(dataset.read_part, folder / name))
         check_settings(parts[name], folder, parts[names[0]].settings)
-        check_settings(parts[names[0]], folder, parts[name].settings)  # what only one of them states
+        check_settings(parts[names[0]], folder, parts[name].settings)  # settings that only one of them has
     return parts
 
 
 def of_part(cfg: ExtractConfig, name: str, read: Callable[[], T]) -> T:
-    """What is read of that part; CorruptError with the command that makes it again where it is missing or damaged."""
+    """Return `read()`; CorruptError with the command that redoes the part if it is missing or damaged."""
     try:
         return read()
     except TryAgainError:
@@ -408,13 +408,13 @@ def provenance() -> Settings:
     for name in ("torch", "torchvision", "transformers", "decord", "decord2", "av", "h5py", "numpy"):
         try:
             versions[f"{name}_version"] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # of decord and decord2, one is there
+        except metadata.PackageNotFoundError:  # only one of decord and decord2 is installed
             continue
     return versions
 
 
 def given_projector(spec: str, weights_sha256: str, feature_dim: int) -> Projector | str:
-    """The projector that is known beforehand: none, random:SEED, an embeddings file's; the name of one to be fitted."""
+    """The projector if it needs no fitting (none, random:SEED or an embeddings file's), else the name of one to fit."""
     from pipeline import encoders
     from pipeline.encoders import Projector
 

@@ -1,4 +1,4 @@
-"""No output takes the place of an input: every stage says here what it will write, before its work."""
+"""No output overwrites an input: every stage checks here what it will write, before it starts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.config import Config
 from pipeline.errors import VtpError
 from pipeline.text_files import read_text
 
-OUTPUTS = ("out",)  # settings that name what is written; all others that name a file name one that is read
-MODELS = ("model", "weights")  # where these are folders, all in them is read
+OUTPUTS = ("out",)  # settings that name outputs; any other setting that names a file names an input
+MODELS = ("model", "weights")  # if these are folders, everything in them is an input
 _settings_file: ContextVar[Path | None] = ContextVar("settings_file", default=None)
 
 
@@ -33,19 +33,19 @@ def settings_from(path: Path | None) -> Iterator[None]:
 
 
 def keep_inputs(cfg: Config, written: Iterable[Path], *, reads: Iterable[Path] = ()) -> None:
-    """VtpError where what will be written is an input, leads to one by links, or would hold or be held by one.
+    """VtpError if an output is an input, links to one, or would contain or be inside one.
 
-    written: files, and folders that are replaced as a whole. Inputs are the files that the settings name, the videos of
-    embeddings among them, the file of the settings, and those that the stage `reads` besides.
+    written: files, and folders that are replaced as a whole. Inputs are the files that the settings name, including the
+    videos of embeddings, the settings file, and others that the stage `reads`.
     """
     inputs = [*_named_in(cfg), *reads]
     if (path := _settings_file.get()) is not None:
         inputs.append(path)
-    resolve = functools.cache(os.path.realpath)  # of folders: videos that are gone lie in few
+    resolve = functools.cache(os.path.realpath)  # of folders: missing videos are in few
     of_identity = {_identity(path, resolve): path for path in inputs}
     resolved: dict[str, Path] | None = None
     for out in written:
-        held_by = [out, *Path(os.path.realpath(out)).parents]  # an input that is a folder may hold outputs
+        held_by = [out, *Path(os.path.realpath(out)).parents]  # outputs may be in a folder that is an input
         taken = [
             of_identity[found]
             for place in held_by
@@ -57,40 +57,40 @@ def keep_inputs(cfg: Config, written: Iterable[Path], *, reads: Iterable[Path] =
             taken = [path for name, path in resolved.items() if name.startswith(inside)]
         if taken:
             raise VtpError(
-                f"{out} would be written over {taken[0]}, which this command reads; name another output",
+                f"{out} would overwrite {taken[0]}, which this command reads; name another output",
                 code="output-is-input",
             )
 
 
 def keep_others(written: Mapping[Path, Callable[[Path], bool]]) -> None:
-    """VtpError if a file, beside an output and named after it, is not one that an earlier command like this one left.
+    """VtpError if a file that is written beside an output exists and no earlier command of this kind wrote it.
 
-    written: each such file, and whether what is there is such a one.
+    written: each such file, and a test for being written by such a command.
     """
     for path, is_ours in written.items():
         is_there = os.path.lexists(path) if storage.url_of(path) is None else storage.is_there(path)
         if is_there and not is_ours(path):
             raise VtpError(
-                f"{path} would be written over, and no earlier command of this kind left it; move it, or name another "
+                f"{path} would be overwritten, but no earlier command of this kind wrote it; move it, or name another "
                 "output",
                 code="output-is-foreign",
             )
 
 
-DEMO = "demo.yaml"  # in the folder of a demo: what is there may be replaced
+DEMO = "demo.yaml"  # marks the folder of a demo, whose contents may be replaced
 
 
 def keep_others_from_demo(out: Path) -> None:
-    """VtpError if the folder holds what no demo left there."""
+    """VtpError if the folder has contents and no demo wrote them."""
     if out.is_dir() and not (out / DEMO).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise VtpError(
-            f"{out} holds something that no vtp demo left there, for it has no {DEMO}; choose another --out",
+            f"{out} is not empty and not the folder of an earlier vtp demo (it has no {DEMO}); choose another --out",
             code="folder-is-no-demo",
         )
 
 
 def settings_of(*names: str) -> Callable[[Path], bool]:
-    """Whether a file holds settings, those of these names among them."""
+    """A test for a file of settings that include these names."""
 
     def is_ours(path: Path) -> bool:
         try:
@@ -107,8 +107,8 @@ def is_hdf5_or_empty(path: Path) -> bool:
 
 
 def _named_in(cfg: Config) -> Iterator[Path]:
-    """The files and folders that settings name, and the videos of the embeddings files among them."""
-    from pipeline import dataset  # pandas takes long to import
+    """The files and folders that settings name, and the videos of embeddings files among them."""
+    from pipeline import dataset  # pandas is slow to import
 
     for name, field in type(cfg).model_fields.items():
         value: Any = getattr(cfg, name)
@@ -116,7 +116,7 @@ def _named_in(cfg: Config) -> Iterator[Path]:
         if name in OUTPUTS or any(
             get_origin(kind) is Literal for kind in (field.annotation, *get_args(field.annotation))
         ):
-            continue  # one word of several names no file, though one may be called so
+            continue  # a choice is no file, even if a file has the same name
         for path in (Path(value) for value in values if isinstance(value, str | Path) and os.path.exists(value)):
             yield path
             if name in MODELS and path.is_dir():
@@ -126,7 +126,7 @@ def _named_in(cfg: Config) -> Iterator[Path]:
 
 
 def _identity(path: Path, resolve: Callable[[str], str]) -> tuple[int, int] | str:
-    """Equal for two names of one file: links of both kinds, other cases, bind mounts. resolve: links of folders."""
+    """Equal for two names of one file (links, letter case, bind mounts). resolve: realpath for folders."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

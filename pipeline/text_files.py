@@ -21,15 +21,15 @@ _KINDS = {
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file that begins so is what Git LFS leaves in place of a file that it has not fetched."""
+    """Whether a file that begins with `head` is a Git LFS pointer, which stands for a file that was not fetched."""
     return head.startswith(LFS_POINTER)
 
 
 def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a regular file in UTF-8, lines ending in LF.
+    """The text of a regular file in UTF-8, with line ends converted to LF.
 
-    ValueError if it is of another kind, larger than max_bytes or not UTF-8, at once, where reading would wait or fill
-    the memory; OSError if it cannot be opened.
+    ValueError if it is not a regular file (never waits for a pipe), has more than max_bytes (never reads more) or is
+    not UTF-8; OSError if it cannot be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -38,8 +38,8 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
             raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a regular file")
         with open(fd, "rb", closefd=False) as file:
             content = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
-        if content is None:  # of some that the system makes as they are read
-            raise ValueError("it has nothing to be read now")
+        if content is None:  # some system files have content only at times
+            raise ValueError("there is nothing to read now")
         if max(status.st_size, len(content)) > max_bytes:
             raise ValueError(f"it has more than {max_bytes} bytes")
     finally:
@@ -48,7 +48,7 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
 
 
 def csv_rows(text: str) -> list[list[str]]:
-    """The header, without blanks around its names, and the rows of a CSV; blank lines are left out.
+    """The header (names stripped) and the rows of a CSV; blank lines are left out.
 
     ValueError, with the line, if a row has more or fewer fields than the header.
     """

@@ -10,7 +10,7 @@ from PIL import Image
 
 RATE = 20
 LENGTHS = (24, 40, 33)
-CAMERAS = {"agentview_image": 0, "robot0_eye_in_hand_image": 100}  # what is added to a frame's number
+CAMERAS = {"agentview_image": 0, "robot0_eye_in_hand_image": 100}  # added to a frame's number
 SIZES = {"agentview_image": (84, 96), "robot0_eye_in_hand_image": (64, 80)}
 
 
@@ -80,7 +80,7 @@ def jpeg(frame: np.ndarray) -> bytes:
 
 
 def write_named(folder, *, names=("demo_0", "demo_2", "demo_10"), extra=0):
-    """The same demonstrations without images, and a video of each beside, with `extra` frames at its end."""
+    """The same demonstrations without images, with a video of each beside it that ends in `extra` more frames."""
     (folder / "videos").mkdir(parents=True)
     path = write_robomimic(folder / "lift.hdf5", cameras=[], names=names)
     for episode, name in enumerate(names):

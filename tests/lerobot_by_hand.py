@@ -12,14 +12,14 @@ from factories import barcode_frame
 FPS = 30
 LENGTHS = (24, 33, 40, 20, 29, 36, 25, 34, 22, 38, 27, 30)
 EVERY = tuple(range(len(LENGTHS)))
-CAMERAS = {"observation.images.front": 0, "observation.images.wrist": 100}  # what is added to a frame's number
+CAMERAS = {"observation.images.front": 0, "observation.images.wrist": 100}  # added to a frame's number
 FILES = {"observation.images.front": (0, 7, 12), "observation.images.wrist": (0, 4, 12)}  # episodes, in v3.0
 LOSSLESS = {"codec": "libx264", "options": {"qp": "0"}, "pix_fmt": "yuv444p"}
 TEXTS = ("pick the bolt", "pick the vial")
 
 
 def first_number(episode: int) -> int:
-    """Of the episode's first frame among all."""
+    """The number of the episode's first frame among all frames."""
     return sum(LENGTHS[:episode])
 
 

@@ -1,4 +1,4 @@
-"""Whole files with foreign bytes or unknown sizes are whole; the same files cut off are found."""
+"""Complete files with foreign bytes or unknown sizes are accepted; the same files cut off are found."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ FORMATS = {".webm": "webm", ".mkv": "matroska", ".avi": "avi", ".flv": "flv", ".
 
 
 class Pipe(io.RawIOBase):
-    """Takes bytes and cannot go back, so that no size is filled in afterwards."""
+    """Accepts bytes and cannot seek, so that no size is filled in afterwards."""
 
     def __init__(self):
         self.data = bytearray()
@@ -66,27 +66,27 @@ def num_frames(decoder, path):
 
 
 @pytest.mark.parametrize("name", LIVE)
-def test_a_live_recording_is_whole(tmp_path, decoder, name):
+def test_a_live_recording_is_complete(tmp_path, decoder, name):
     assert num_frames(decoder, write_live(tmp_path / name, LIVE[name])) == 30
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.mov"])
 @pytest.mark.parametrize("foreign", [TEXT, b"\n", bytes(100), np.random.default_rng(0).bytes(3000)])
-def test_foreign_bytes_behind_the_container(tmp_path, decoder, name, foreign):
+def test_foreign_bytes_after_the_container(tmp_path, decoder, name, foreign):
     path = write_video(tmp_path / name, 30, codec="mpeg4")
     path.write_bytes(path.read_bytes() + foreign)
     assert num_frames(decoder, path) == 30
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv", "a.avi"])
-def test_foreign_text_behind_a_live_recording(tmp_path, decoder, name):
+def test_foreign_text_after_a_live_recording(tmp_path, decoder, name):
     path = write_live(tmp_path / name, LIVE[name])
     path.write_bytes(path.read_bytes() + TEXT)
     assert num_frames(decoder, path) == 30
 
 
 @pytest.mark.parametrize("name", [*LIVE, "b.mpg"])
-def test_a_cut_is_found_all_the_same(tmp_path, decoder, name):
+def test_a_cut_is_still_found(tmp_path, decoder, name):
     path = tmp_path / name
     if name in LIVE:
         write_live(path, LIVE[name])
@@ -113,7 +113,7 @@ def box(kind, size=8):
         (box(b"ftyp") + box(b"moov", 20) + box(b"moof", 30)[:6], 58),
         (box(b"ftyp") + struct.pack(">I4s", 0, b"mdat") + bytes(10), 26),
         (box(b"ftyp") + struct.pack(">I4sQ", 1, b"mdat", 40) + bytes(24), 48),
-        (box(b"ftyp") + TEXT + box(b"moof", 20), 8 + len(TEXT) + 20),  # damaged in between: FFmpeg is to see all
+        (box(b"ftyp") + TEXT + box(b"moof", 20), 8 + len(TEXT) + 20),  # damaged in between: FFmpeg must see all of it
     ],
 )
 def test_boxes(data, end):
@@ -167,7 +167,7 @@ def test_recordings_of_studios_and_camcorders():
     assert dv_end(io.BytesIO(bytes.fromhex("1f0700bf")), 240_000) == 288_000  # PAL
 
 
-def test_the_gate_says_where_the_container_ends(tmp_path):
+def test_the_gate_returns_the_end_of_the_container(tmp_path):
     path = write_video(tmp_path / "a.mp4", 5)
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + TEXT)

@@ -80,7 +80,7 @@ def test_without_logs(tmp_path, embeddings):
 
 
 def test_a_task_of_any_size(tmp_path, embeddings):
-    """An attribute of HDF5 ends at 64 KB."""
+    """HDF5 attributes are limited to 64 KB."""
     one = embeddings.task.contexts["bolt"]
     many = embeddings.task.model_copy(update={"contexts": {f"part {k}": one for k in range(5000)}, "simulator": None})
     dataset.write_embeddings(tmp_path / "e.h5", replace(embeddings, logs=None, task=many))
@@ -101,7 +101,7 @@ def test_every_dataset_is_checksummed(written):
         assert all(dataset.fletcher32 and dataset.chunks for dataset in datasets)
 
 
-def test_the_content_hash_is_of_the_content(tmp_path, embeddings):
+def test_the_content_hash_depends_on_the_content_only(tmp_path, embeddings):
     first = dataset.write_embeddings(tmp_path / "a.h5", embeddings)
     moved = replace(embeddings, videos=replace(embeddings.videos, path=["/elsewhere/1", "/elsewhere/2"]))
     changed = replace(embeddings, embeddings=embeddings.embeddings + 1e-6)
@@ -121,7 +121,7 @@ def test_odd_file_names(tmp_path, embeddings):
     assert dataset.read_embeddings(tmp_path / "e.h5").videos.path == ["/v/\\udcff.mp4", "/v/\n.mp4"]
 
 
-def test_a_failed_write_leaves_what_was_there(written, embeddings, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(written, embeddings, monkeypatch):
     before = written.read_bytes()
     calls = itertools.count()
     monkeypatch.setattr(hdf5.zlib, "crc32", lambda block, checksum: next(calls))
@@ -157,10 +157,10 @@ def test_rows_in_any_order(written, embeddings):
             dataset.read_rows(written, np.array(wrong))
 
 
-# What is not to be trusted
+# Untrusted files
 
 
-def test_missing_file_says_how_to_make_it(tmp_path):
+def test_missing_file_error_names_the_command_that_makes_it(tmp_path):
     with raises("embeddings-missing"):
         dataset.read_embeddings(tmp_path / "e.h5")
 
@@ -245,7 +245,7 @@ def drop_action(file, folder):
         (rewrite("videos/offset", data=np.array([0, 5, 5])), "file-offsets"),
     ],
 )
-def test_not_to_be_trusted(written, change, code):
+def test_untrusted_files_are_refused(written, change, code):
     with h5py.File(written, "a") as file:
         change(file, written.parent)
     with raises(code, CorruptError) as caught:
@@ -263,7 +263,7 @@ def test_any_damaged_data_is_found(written, embeddings):
         dataset.read_embeddings(written)
 
 
-def test_features_stay_on_disk_until_they_are_asked_for(written, embeddings):
+def test_features_stay_on_disk_until_they_are_read(written, embeddings):
     found = dataset.read_embeddings(written)
     np.testing.assert_array_equal(found.features[1:3], embeddings.features[1:3])
     np.testing.assert_array_equal(found.features[[0, 4]], embeddings.features[[0, 4]])
@@ -333,7 +333,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"), [("clip_len", 0), ("fps", np.nan), ("fps", -15.0), ("weights", np.array(["a", "b"], "S1"))]
 )
-def test_an_attribute_that_cannot_be_is_named(written, name, value):
+def test_an_invalid_attribute_is_named(written, name, value):
     with h5py.File(written, "a") as file:
         file.attrs[name] = value
     with raises("file-attribute", CorruptError) as caught:

@@ -71,7 +71,7 @@ def test_clips_of_all_videos_in_order(config, encoder):
         "clip_len": 16, "clip_stride": 16, "fps": 15.0, "tail": "drop", "decoder": "auto", "precision": "fp32",
     }  # fmt: skip
     assert [(done, total) for done, total, _ in seen] == [(1, 3), (2, 3), (3, 3), (3, 3)]
-    assert {text for _, _, text in seen} == {"0.mp4", "1.mp4", "2.mp4", "putting together"}
+    assert {text for _, _, text in seen} == {"0.mp4", "1.mp4", "2.mp4", "assembling"}
     assert failures(cfg) is None
     assert yaml.safe_load(cfg.out.with_suffix(".yaml").read_text())["clip_len"] == 16
 
@@ -103,7 +103,7 @@ def test_a_second_run_decodes_nothing(config, encoder, monkeypatch):
     assert second.path.read_bytes() == before
 
 
-def test_only_what_is_new_is_decoded(config, videos, encoder):
+def test_only_new_videos_are_decoded(config, videos, encoder):
     first = dataset.read_embeddings(extract.run(config()).path).features[:]
     write_video(videos / "3.mp4", 20, first=200)
     write_video(videos / "1.mp4", 40, first=100)  # edited in place
@@ -122,9 +122,9 @@ def test_only_what_is_new_is_decoded(config, videos, encoder):
 def test_a_changed_setting_is_refused_by_name(config, encoder):
     first = extract.run(config()).path.read_bytes()
     for changes, message in [
-        (dict(clip_stride=8), "clip_stride 16, not 8"),
-        (dict(fps=7.5), "fps 15.0, not 7.5"),
-        (dict(decoder="pyav"), "decoder auto, not pyav"),
+        (dict(clip_stride=8), "clip_stride=16, now clip_stride=8"),
+        (dict(fps=7.5), "fps=15.0, now fps=7.5"),
+        (dict(decoder="pyav"), "decoder=auto, now decoder=pyav"),
     ]:
         with raises("parts-settings") as caught:
             extract.run(config(**changes))
@@ -140,7 +140,7 @@ def test_a_changed_setting_is_refused_by_name(config, encoder):
 
 
 @pytest.mark.parametrize("older", [0, -1])
-def test_parts_of_an_unstated_arithmetic_do_not_mix(config, encoder, monkeypatch, older):
+def test_parts_without_a_stated_arithmetic_do_not_mix(config, encoder, monkeypatch, older):
     monkeypatch.setattr(parts, "PART_VIDEOS", 1)
     extract.run(config())
     path = parts.part_paths(config().out.parent / "embeddings.parts")[older]
@@ -227,7 +227,7 @@ def test_shards_make_the_same_file(config, encoder):
     assert merged.path.read_bytes() == whole.path.read_bytes()
 
 
-def test_a_shard_that_is_not_done_is_named(config, encoder):
+def test_an_unfinished_shard_is_named(config, encoder):
     cfg = config(shards=3)
     run_shards(cfg.model_copy(update={"shards": 3}), 3)[:2]
     shards.ledger_path(cfg.out.parent / "embeddings.parts", 3, 2).unlink()
@@ -274,7 +274,7 @@ def test_outputs_in_one_folder_keep_their_failures(config, videos, encoder):
 # Failures
 
 
-def test_failures_are_listed_and_the_rest_goes_on(config, videos, encoder):
+def test_failures_are_listed_and_the_others_continue(config, videos, encoder):
     (videos / "a.mp4").write_text("no video at all")
     write_video(videos / "b.mp4", 5)
     (videos / "c.mp4").write_bytes((videos / "0.mp4").read_bytes()[:-50])
@@ -294,7 +294,7 @@ def test_failures_are_listed_and_the_rest_goes_on(config, videos, encoder):
     for name in "abcd":
         (videos / f"{name}.mp4").unlink()
     extract.run(config())
-    assert failures(config()) is None  # it tells of this run
+    assert failures(config()) is None  # it lists this run's failures
 
 
 def test_half_a_video_leaves_nothing(config, videos, encoder, monkeypatch):
@@ -318,7 +318,7 @@ def test_all_failed_writes_no_embeddings(config, tmp_path, encoder):
     assert len(failures(config())) == 1
 
 
-def test_a_checksum_is_held_to(config, videos, encoder):
+def test_a_wrong_checksum_fails_the_video(config, videos, encoder):
     source = manifest_of(videos, f"path,sha256\n0.mp4,{'a' * 64}\n1.mp4,\n")
     result = extract.run(config(source=source))
     assert [(row["video_id"], row["code"]) for row in result.failures] == [("0.mp4", "checksum")]
@@ -333,7 +333,7 @@ def grow_at_submit(monkeypatch, times):
         if left:
             left.pop()
             with open(path, "ab") as file:
-                file.write(bytes.fromhex("0000000866726565"))  # a box of nothing: the video stays whole
+                file.write(bytes.fromhex("0000000866726565"))  # an empty box: the video stays valid
         submit(pool, segments, path, **options)
 
     monkeypatch.setattr(extract.DecoderPool, "submit", grow)
@@ -353,7 +353,7 @@ def test_a_video_gets_another_try(config, videos, encoder, monkeypatch):
     np.testing.assert_array_equal(features, dataset.read_embeddings(whole.path).features)
 
 
-def test_a_decoder_that_dies_is_followed_by_pyav(config, encoder, monkeypatch):
+def test_pyav_replaces_a_crashed_decoder(config, encoder, monkeypatch):
     submit, killed = extract.DecoderPool.submit, []
 
     def kill_first(pool, segments, path, **options):
@@ -401,8 +401,8 @@ def test_too_many_failures_stop_it(config, videos, encoder):
 
 
 @pytest.mark.parametrize("labels", ["step,context\n0,plate\n", "step,context\n0,nothing known\n"])
-def test_videos_that_fail_at_their_labels_are_failures_too(config, videos, encoder, labels):
-    """Also where they were decoded before, and each once, however it fails."""
+def test_videos_with_wrong_labels_count_as_failures(config, videos, encoder, labels):
+    """Also if they were decoded before, and each once, however it fails."""
     (videos / "bad.csv").write_text(labels)
     (videos / "no.mp4").write_text("no video at all")
     source = manifest_of(videos, "path,labels\n0.mp4,bad.csv\n1.mp4,bad.csv\n2.mp4,\nno.mp4,bad.csv\n")
@@ -444,15 +444,15 @@ def test_labels_join_by_step(config, videos, encoder, caplog):
     np.testing.assert_array_equal(data.logs.errors, [0, 1, *[np.nan] * 5])
     assert np.isnan(data.logs.novel).all()
     assert data.videos.split == ["train", "train", "val"]
-    assert "no task is named: labels are read as dishwashing's" in caplog.text
-    assert "no labels hold care" in caplog.text
+    assert "no task is named: labels are read for task dishwashing" in caplog.text
+    assert "no labels have care" in caplog.text
     assert "2 of 3 videos have no labels" in caplog.text
     assert data.attrs["projector_fit"] == "train"
     np.testing.assert_allclose(data.projector_mean, data.features[:5].mean(axis=0), rtol=1e-5)
 
 
-def test_labels_of_another_number_of_clips(config, videos, encoder, caplog):
-    """That is known of a decoded video alone: it is told of then, the video fails, and the rest goes on."""
+def test_labels_with_a_wrong_number_of_steps(config, videos, encoder, caplog):
+    """This is reported as soon as the video is decoded; the video fails and the others continue."""
     caplog.set_level("INFO")
     (videos / "0.csv").write_text("step\n0\n1\n2\n")
     source = manifest_of(videos, "path,labels\n0.mp4,0.csv\n1.mp4,\n2.mp4,\n")
@@ -487,7 +487,7 @@ def test_a_task_needs_no_labels(config, encoder):
     assert (data.task, data.logs) == (load_task("bin-picking"), None)
 
 
-def test_the_flag_wins_over_the_column(config, videos, encoder, caplog):
+def test_the_flag_overrides_the_column(config, videos, encoder, caplog):
     caplog.set_level("INFO")
     (videos / "0.csv").write_text(BOLTS)
     source = manifest_of(videos, "path,labels,task\n0.mp4,0.csv,dishwashing\n")
@@ -495,7 +495,7 @@ def test_the_flag_wins_over_the_column(config, videos, encoder, caplog):
         extract.run(config(source=source))
     result = extract.run(config(source=source, task="bin-picking"))
     assert dataset.read_embeddings(result.path).task.name == "bin-picking"
-    assert "--task bin-picking wins over the manifest's task column (dishwashing)" in caplog.text
+    assert "--task bin-picking overrides the manifest's task column (dishwashing)" in caplog.text
 
 
 def test_one_extraction_has_one_task(config, videos, encoder):
@@ -521,7 +521,7 @@ def test_a_task_s_file_is_found_from_another_folder(config, videos, encoder, tmp
     assert extract.portable(config(task="dishwashing")).task == "dishwashing"
 
 
-def test_settings_are_good_in_any_folder_and_names_stay_names(config, tmp_path, monkeypatch):
+def test_settings_are_valid_in_any_folder_and_names_stay_names(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pca").touch()
     (tmp_path / "imagenet").touch()
@@ -536,7 +536,7 @@ def test_settings_are_good_in_any_folder_and_names_stay_names(config, tmp_path, 
 
 @pytest.fixture
 def spies(encoder, monkeypatch):
-    """Fails where a frame is decoded or an encoder loaded."""
+    """Fails if a frame is decoded or an encoder loaded."""
     monkeypatch.setattr(encoders, "load_encoder", lambda *args, **kwargs: pytest.fail("loaded the encoder"))
     monkeypatch.setattr(extract, "DecoderPool", lambda *args, **kwargs: pytest.fail("started decoders"))
 
@@ -604,8 +604,8 @@ def test_a_bad_label_file_fails_its_video_only(config, videos, encoder, caplog, 
         assert (again.num_decoded, again.num_videos, again.failures) == (0, 2, []), "nothing is decoded again"
 
 
-def test_a_wrong_task_is_told_without_torch(tmp_path):
-    """So it takes seconds for a thousand videos."""
+def test_a_wrong_task_is_reported_without_torch(tmp_path):
+    """It takes seconds, also for a thousand videos."""
     (tmp_path / "l.csv").write_text("step,context\n0,bolt\n")
     rows = "".join(f"{number}.mp4,l.csv\n" for number in range(1000))
     (tmp_path / "m.csv").write_text("path,labels\n" + rows)
@@ -671,7 +671,7 @@ def test_one_video_is_in_one_split(config, videos, encoder):
         extract.run(config(source=source))
 
 
-def test_pca_without_a_train_split_says_so(config, videos, encoder, caplog):
+def test_pca_without_a_train_split_logs_a_warning(config, videos, encoder, caplog):
     source = manifest_of(videos, "path,split\n0.mp4,val\n1.mp4,test\n")
     data = dataset.read_embeddings(extract.run(config(source=source)).path)
     assert data.attrs["projector_fit"] == "all"
@@ -692,7 +692,7 @@ def test_the_projector_of_another_file(config, tmp_path, encoder):
 
 
 def test_features_alone(config, encoder, tmp_path, caplog):
-    """Nothing is projected, readers of features have them, and embeddings are made later without decoding."""
+    """Features are stored unprojected and can be read; embeddings are made later without decoding."""
     cfg = config(projector="none")
     extract.run(cfg)
     assert "fitted" not in caplog.text
@@ -715,7 +715,7 @@ def test_features_alone(config, encoder, tmp_path, caplog):
     np.testing.assert_array_equal(projected.features, features)
 
 
-def test_a_projector_of_few_clips_is_warned_of(config, encoder, caplog):
+def test_a_projector_fitted_on_few_clips_logs_a_warning(config, encoder, caplog):
     cfg = config()
     extract.run(cfg)
     num_zero = int((dataset.read_embeddings(cfg.out).projector_components == 0).all(axis=1).sum())
@@ -733,7 +733,7 @@ def test_few_clips_are_below_300(caplog):
 
 
 def test_a_model_of_transformers(config, tmp_path, caplog):
-    """By the same parts, projector and record; a folder that was moved meanwhile is the same model."""
+    """It uses the same parts, projector and records; a folder that was moved meanwhile is the same model."""
     folder = tmp_path / "model"
     save_dinov2(folder)
     cfg = config(backbone=f"hf:{folder}", precision="fp32")
@@ -750,13 +750,13 @@ def test_a_model_of_transformers(config, tmp_path, caplog):
     assert "weights_sha256" in str(caught.value)
 
 
-def test_short_clips_of_a_model_of_longer_ones_are_warned_of(config, encoder, caplog):
+def test_clips_shorter_than_the_model_takes_log_a_warning(config, encoder, caplog):
     encoder.num_frames = 64
     extract.run(config())
     assert "clips have 16 frames and pixels takes 64" in caplog.text and "--clip-len 64" in caplog.text
 
 
-def test_a_model_that_is_not_there_is_told_without_torch(videos, tmp_path):
+def test_a_missing_model_is_reported_without_torch(videos, tmp_path):
     script = (
         "import sys\nfrom pipeline import extract\nfrom pipeline.config import ExtractConfig\n"
         "from pipeline.errors import VtpError\n"

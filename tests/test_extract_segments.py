@@ -1,4 +1,4 @@
-"""Extraction of segments: several of one file in one pass, each with its own place in parts, ledger, labels, splits."""
+"""Extraction of segments: several of a file in one pass, each with its own entry in parts, ledger, labels, splits."""
 
 import json
 import shutil
@@ -134,7 +134,7 @@ def test_only_new_segments_are_decoded(config, encoder, passes):
     np.testing.assert_array_equal(data.features[17:], first[18:])
 
 
-def test_a_run_that_ends_within_a_file_keeps_its_segments(config, encoder, monkeypatch):
+def test_a_run_interrupted_within_a_file_keeps_its_segments(config, encoder, monkeypatch):
     rows = [f"long.mp4,{start},{start + 1}" for start in range(12)]
     whole = extract.run(config(rows)).path.read_bytes()
     shutil.rmtree(config(rows).out.parent)
@@ -174,7 +174,7 @@ def test_shards_of_segments_make_the_same_file(config, encoder, passes, count):
     assert sum(segments for _, segments in passes) == 5
 
 
-def test_shards_keep_a_file_in_one_pass_where_there_are_enough_files(config, encoder, passes, tmp_path):
+def test_shards_keep_a_file_in_one_pass_if_there_are_enough_files(config, encoder, passes, tmp_path):
     rows = [f"{name}.mp4,{start},{start + 1}" for start in range(3) for name in "abcd"]
     for name in "abcd":
         shutil.copy(tmp_path / "videos/other.mp4", tmp_path / f"videos/{name}.mp4")

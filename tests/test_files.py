@@ -51,7 +51,7 @@ def test_an_error_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path, e
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_says_where_and_how_much_is_left_and_keeps_the_old_file(tmp_path, monkeypatch, call, number):
+def test_a_full_disk_error_names_path_and_free_space_and_keeps_the_old_file(tmp_path, monkeypatch, call, number):
     def fail(*args):
         raise OSError(number, os.strerror(number))
 
@@ -66,13 +66,13 @@ def test_a_full_disk_says_where_and_how_much_is_left_and_keeps_the_old_file(tmp_
     assert leftovers(tmp_path) == []
 
 
-def test_a_disk_that_is_full_before_the_folder_is_made_says_the_same(tmp_path, monkeypatch):
+def test_a_full_disk_before_the_folder_is_made_gives_the_same_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", full_disk)
     with raises("disk-full", TryAgainError):
         files.write_text(tmp_path / "new" / "file.txt", "text")
 
 
-def test_any_other_error_of_the_disk_keeps_its_name(tmp_path, monkeypatch):
+def test_other_disk_errors_are_raised_unchanged(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -91,7 +91,7 @@ def test_the_file_reaches_the_disk_before_its_name_and_the_name_after(tmp_path, 
     assert calls == ["fsync .tmp", "replace", "fsync "]
 
 
-def test_a_file_in_the_place_of_a_folder_and_the_reverse_are_errors_of_the_user(tmp_path):
+def test_a_file_instead_of_a_folder_and_the_reverse_are_user_errors(tmp_path):
     (tmp_path / "file").write_text("x")
     with raises("folder-is-file"):
         files.write_text(tmp_path / "file" / "config.yaml", "x")
@@ -140,11 +140,11 @@ def test_sha256_of_a_file_is_hashlibs(tmp_path):
     assert files.file_sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
 
 
-# A full disk, as libraries tell it
+# A full disk, in the errors of libraries
 
 
 def too_large(write):
-    """The exception of a child that may write files of 100 kB at most, as text: kind and code."""
+    """The exception of a child that can write files of at most 100 kB, as text: kind and code."""
     child = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -175,7 +175,7 @@ def environment():
         "temporary.write_bytes(array.tobytes())",
     ],
 )
-def test_a_full_disk_is_try_again_in_the_words_of_every_library(tmp_path, monkeypatch, write):
+def test_a_full_disk_is_recognised_in_the_errors_of_every_library(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     assert re.match(r"pipeline.errors.TryAgainError: no space left to write file \(\d+ bytes free\)", too_large(write))
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +189,7 @@ def test_other_errors_of_libraries_keep_their_kind(tmp_path):
 # Folders
 
 
-def test_a_folder_takes_the_place_of_the_one_before_whole(tmp_path):
+def test_a_folder_replaces_the_earlier_one_as_a_whole(tmp_path):
     path = tmp_path / "evaluation"
     for content in ("first", "second"):
         with files.atomic_folder(path) as temporary:
@@ -215,7 +215,7 @@ def test_a_folder_of_many_files_is_flushed_at_once(tmp_path, monkeypatch):
         assert len(flushed) == (count + 2 if count == files.MANY_FILES else 1)  # files and folder, then its parent
 
 
-def test_a_disk_that_cannot_be_flushed_is_said(tmp_path, monkeypatch):
+def test_a_failed_flush_is_an_error(tmp_path, monkeypatch):
     class Broken:
         def syncfs(self, fd):
             ctypes.set_errno(errno.EIO)
@@ -238,7 +238,7 @@ def test_two_calls_never_share_a_temporary(tmp_path):
     assert (tmp_path / "a").read_text() == "one"
 
 
-def test_a_long_name_has_a_temporary_too(tmp_path):
+def test_a_long_name_gets_a_valid_temporary(tmp_path):
     path = tmp_path / ("é" * 120 + ".h5")  # 243 bytes of the 255 that a name may have
     files.write_text(path, "x")
     assert path.read_text() == "x"
@@ -250,7 +250,7 @@ def test_leftovers_of_the_dead_are_removed_at_once_and_others_after_a_day(tmp_pa
         started = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
         child = ProcessIdentity(me.machine, process.pid, started)
         of = {
-            "mine": me, "child": child, "dead": child._replace(started=started + 1),  # its number was taken by another
+            "mine": me, "child": child, "dead": child._replace(started=started + 1),  # its number was reused
             "elsewhere": child._replace(machine="0" * 8, started=1),
         }  # fmt: skip
         for name, writer in of.items():
@@ -269,7 +269,7 @@ def test_leftovers_of_the_dead_are_removed_at_once_and_others_after_a_day(tmp_pa
     assert sorted(path.name.split(".")[1] for path in tmp_path.iterdir()) == ["elsewhere", "mine", "new", "tmp"]
 
 
-def test_a_device_or_a_pipe_is_no_output(tmp_path):
+def test_a_device_or_a_pipe_is_refused_as_output(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "link"):

@@ -1,4 +1,4 @@
-"""Labels of clips that are made of frames' values, and steps that win over them."""
+"""Labels of clips from frames' values, and steps that override them."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def task():
 
 @pytest.fixture
 def logs():
-    """Of twelve frames: 4, 2 and 1 attempts, of which 1, 0 and 1 succeed."""
+    """Twelve frames with 4, 2 and 1 attempts per clip, of which 1, 0 and 1 succeed."""
     attempts = np.array([1, 1, 1, 1, 1, 0, 1, 0, 0, 0, 0, 1], float)
     done = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], float)
     values = {"speed": np.arange(12) / 12, "attempts": attempts, "successes": done}
@@ -41,14 +41,14 @@ def test_values_are_those_of_each_clip_s_frames(logs, task):
     np.testing.assert_allclose(found.actions[:, 0], np.array([1.5, 5.5, 9.5]) / 12)
 
 
-def test_steps_in_any_order_go_with_their_clips(logs, task):
+def test_steps_in_any_order_are_matched_to_their_clips(logs, task):
     steps = {"step": ["2", "0", "1"], "price_usd": ["0.2", "0", "0.1"]}
     found = dataclasses.replace(logs, steps=steps).of_clips(START_S, END_S, task)
     assert found.price_usd.tolist() == [0, 0.1, 0.2]
     assert found.attempts.tolist() == [4, 2, 1] and found.errors.tolist() == [3, 2, 0]
 
 
-def test_steps_win_over_values(logs, task):
+def test_steps_override_values(logs, task):
     of_attempts = {"step": ["0", "1", "2"], "attempts": ["9", "8", ""]}
     found = dataclasses.replace(logs, steps=of_attempts).of_clips(START_S, END_S, task)
     np.testing.assert_array_equal(found.attempts, [9, 8, np.nan])
@@ -74,7 +74,7 @@ def test_no_clip_is_no_error(logs, task):
     assert logs.check(START_S[:0], END_S[:0], task) == []
 
 
-def test_frames_that_no_clip_shows_are_counted_where_they_are_known(logs):
+def test_frames_that_no_clip_shows_are_counted_if_known(logs):
     assert logs.num_unseen("attempts", START_S[:1], END_S[:1]) == 3
     unknown = logs.values | {"attempts": np.full(12, np.nan)}
     assert dataclasses.replace(logs, values=unknown).num_unseen("attempts", START_S[:1], END_S[:1]) == 0

@@ -1,4 +1,4 @@
-"""Features of many parts as one array, and what is made of it."""
+"""The features of many parts as one array, and its projection."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def whole(parts):
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
-def test_any_slice_is_that_of_the_whole(parts, monkeypatch, cache_bytes):
+def test_any_slice_equals_that_of_the_whole_array(parts, monkeypatch, cache_bytes):
     monkeypatch.setattr(joined, "CACHE_BYTES", cache_bytes)
     found, expected = JoinedFeatures(PIECES, 6, parts.__getitem__), whole(parts)
     assert (found.shape, found.dtype) == ((15, 6), np.float32)
@@ -32,7 +32,7 @@ def test_any_slice_is_that_of_the_whole(parts, monkeypatch, cache_bytes):
     np.testing.assert_array_equal(found[:], expected)
 
 
-def test_parts_are_read_as_seldom_as_the_cache_allows(parts, monkeypatch):
+def test_parts_in_the_cache_are_not_read_again(parts, monkeypatch):
     read = []
 
     def part(name):
@@ -54,14 +54,14 @@ def test_videos_are_chosen_whole(parts):
     np.testing.assert_array_equal(features.of_videos(chosen), np.concatenate([parts["b"][:2], parts["c"]]))
 
 
-def test_a_projection_is_that_of_all(parts):
+def test_a_projection_equals_that_of_the_whole_array(parts):
     features, projector = JoinedFeatures(PIECES, 6, parts.__getitem__), fit_pca(whole(parts))
     projected = Projected(features, projector)
     assert projected.shape == (15, 128)
     np.testing.assert_array_equal(projected[3:9], projector.project(whole(parts))[3:9])
 
 
-def test_of_many_clips_some_are_fitted(monkeypatch):
+def test_a_projector_is_fitted_on_some_of_many_clips(monkeypatch):
     counts, train = np.full(10, 4), np.array([True] * 8 + [False] * 2)
     assert chosen_to_fit(counts, train).tolist() == train.tolist()
     monkeypatch.setattr(joined, "MAX_FIT_CLIPS", 16)

@@ -1,4 +1,4 @@
-"""No output takes the place of an input, whatever name it goes by."""
+"""No output overwrites an input, whatever its name."""
 
 import os
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_every_name_of_an_input_is_refused(folder, out):
     refused(ExtractConfig(source="elsewhere"), folder / out, reads=[folder / "in" / "m.csv"])
 
 
-def test_outputs_beside_and_within_an_input_s_folder_are_not(folder):
+def test_outputs_beside_and_within_an_input_s_folder_are_allowed(folder):
     keep_inputs(ExtractConfig(source="in"), [Path("in/e.h5"), Path("in/e.yaml"), Path("in/e.parts")])
     keep_inputs(FrontierConfig(run=Path("in")), [Path("in/experiments/frontier.csv")])
 
@@ -65,17 +65,17 @@ def test_all_settings_that_name_a_file_name_an_input(folder, name):
 @pytest.mark.parametrize(
     "cfg", [PolicyExportConfig(run="run", to="onnx"), SimulateConfig(logger="human"), NpyExportConfig(split="train")]
 )
-def test_a_word_of_several_names_no_file(folder, cfg):
+def test_a_choice_that_equals_a_file_name_is_no_input(folder, cfg):
     for word in ("onnx", "human", "npy", "train"):
         (folder / word).mkdir()
     keep_inputs(cfg, [folder / "onnx", folder / "human", folder / "npy", folder / "train"])
 
 
-def test_all_of_a_model_s_folder_is_read(folder):
+def test_all_files_of_a_model_s_folder_are_inputs(folder):
     refused(NoveltyConfig(embeddings="none.h5", model="folder"), "in/m.csv")
 
 
-def test_a_file_that_is_not_there_is_an_input_all_the_same(folder):
+def test_a_missing_file_is_an_input_too(folder):
     refused(ActConfig(policy="run"), "gone.mp4", reads=[folder / "in" / ".." / "gone.mp4"])
 
 
@@ -104,7 +104,7 @@ def test_settings_written_by_hand_are_an_input_and_saved_ones_are_not(folder):
         ("failures.jsonl", '{"video_id": "a", "stage": "decode", "reason": "r"}\n', True),
     ],
 )  # fmt: skip
-def test_an_extraction_replaces_nothing_that_none_left(folder, name, text, is_ours):
+def test_an_extraction_replaces_only_files_of_an_earlier_extraction(folder, name, text, is_ours):
     (folder / "out" / name).parent.mkdir(parents=True)
     (folder / "out" / name).write_text(text)
     cfg = ExtractConfig(source="in", out=folder / "out" / "e.h5")
@@ -118,7 +118,7 @@ def test_an_extraction_replaces_nothing_that_none_left(folder, name, text, is_ou
 
 
 @pytest.mark.parametrize(("name", "text"), [("n.h5", "a table"), ("n.yaml", "mine: 1"), ("n.model", "a file")])
-def test_novelty_replaces_nothing_that_it_did_not_leave(folder, name, text):
+def test_novelty_replaces_only_its_own_files(folder, name, text):
     write_embeddings(folder / "e.h5")
     (folder / name).write_text(text)
     with pytest.raises(VtpError) as caught:
@@ -127,7 +127,7 @@ def test_novelty_replaces_nothing_that_it_did_not_leave(folder, name, text):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "manifest.csv", "videos", "labels", "task.yaml"])
-def test_simulate_replaces_nothing_that_it_did_not_leave(folder, name):
+def test_simulate_replaces_only_its_own_files(folder, name):
     cfg = SimulateConfig(out=folder / "d", videos=2, steps=1)
     (folder / "d").mkdir()
     (folder / "d" / name).mkdir()
@@ -136,11 +136,11 @@ def test_simulate_replaces_nothing_that_it_did_not_leave(folder, name):
     assert caught.value.code == "output-is-foreign"
     assert [path.name for path in (folder / "d").iterdir()] == [name]
     (folder / "d" / name).rmdir()
-    for _ in range(2):  # its own it makes again
+    for _ in range(2):  # it may replace its own files
         simulate.run(cfg)
 
 
-def test_the_demo_replaces_nothing_that_it_did_not_leave(folder):
+def test_the_demo_replaces_only_its_own_files(folder):
     (folder / "d").mkdir()
     (folder / "d" / "embeddings.h5").write_text("mine")
     with pytest.raises(VtpError) as caught:

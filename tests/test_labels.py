@@ -38,7 +38,7 @@ def test_labels_are_sorted_and_typed(tmp_path):
     assert (logs.price_usd, logs.damage_usd, logs.propensity, logs.novel_kind) == (None, None, None, None)
 
 
-def test_actions_are_the_task_s_in_its_order_and_units(tmp_path):
+def test_actions_have_the_task_s_order_and_units(tmp_path):
     logs = read(tmp_path, "grip,step,speed,context\n12.5,0,1.25,vial\n", BINS)
     np.testing.assert_array_equal(logs.actions, [[1.25, 12.5]])  # metres a second, newtons
     assert logs.context_index(BINS).tolist() == [2]
@@ -149,7 +149,7 @@ def test_bad_labels_are_refused(tmp_path, text, code):
     assert str(tmp_path / "l.csv") in str(caught.value)
 
 
-def test_what_is_wrong_is_said_with_its_place_rule_and_remedy(tmp_path):
+def test_errors_give_place_rule_and_remedy(tmp_path):
     with raises("labels-value") as caught:
         read(tmp_path, "step,speed,grip\n0,1,10\n1,2.5,10\n", BINS)
     assert "speed '2.5' in row 2 is not a number from 0.1 to 1.5; correct it" in str(caught.value)
@@ -190,7 +190,7 @@ ABOVE_0 = "is not a finite number above 0; correct it, or leave it empty"
     ],
 )
 def test_a_bad_value_is_an_error_of_usage_before_anything_is_decoded(vtp, tmp_path, columns, row, said):
-    """There is no video: where one were opened, the extraction would end with another code."""
+    """There is no video: if one were opened, the extraction would end with another code."""
     good = "," * columns.count(",")  # empty values are unknown
     write(tmp_path / "l.csv", f"step,{columns}\n1,{good}\n0,{row}\n")
     write(tmp_path / "m.csv", "path,labels,task\na.mp4,l.csv,bin-picking\n")
@@ -220,7 +220,7 @@ def test_missing_labels(tmp_path):
         read_labels(tmp_path / "none.csv", DISHES)
 
 
-def test_without_a_task_labels_are_of_dishwashing(tmp_path):
+def test_without_a_task_labels_are_read_for_dishwashing(tmp_path):
     logs = read(tmp_path, "step,context,speed,care\n0,mug,0.1,0.2\n", None)
     np.testing.assert_array_equal(logs.actions, [[0.1, 0.2]])
     for text, code in [
@@ -249,7 +249,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS, data=st.data())
-def test_what_was_written_in_any_order_is_read(rows, data, tmp_path_factory):
+def test_rows_written_in_any_order_are_read(rows, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("labels") / "l.csv"
     columns = data.draw(st.permutations(["step", "context", "speed", "grip", "attempts", "propensity"]))
     names = ("context", "speed", "grip", "attempts", "propensity")
@@ -294,8 +294,8 @@ def test_the_example_labels_are_read(request):
     assert read_labels(labelled.labels, load_task(labelled.task)).num_clips == 4
 
 
-def test_the_bin_picking_example_is_whole(request):
-    """Twelve steps a video, of all contexts, over most of the actions' ranges."""
+def test_the_bin_picking_example_is_complete(request):
+    """Twelve steps per video, with all contexts, over most of the actions' ranges."""
     folder = request.config.rootpath / "manifests"
     entries = find_videos(str(folder / "bin-picking.csv"))
     assert [entry.task for entry in entries] == ["bin-picking"] * 3

@@ -1,4 +1,4 @@
-"""LeRobot data sets: which frames are an episode's, what is refused, and their logs."""
+"""LeRobot data sets: the frames of episodes, refused data, and logs."""
 
 import json
 import os
@@ -38,7 +38,7 @@ TASK = {
 
 @pytest.fixture(scope="module")
 def v3(tmp_path_factory):
-    """Every from_timestamp is off by a frame, or by part of one, each camera's otherwise."""
+    """Every from_timestamp is off by up to a frame, differently for each camera."""
     drifts = {
         FRONT: (1, -1, 0.45, 1, 1, -1, 0, 1, -0.45, -1, 1, -1),
         WRIST: (-0.4, 1, 1, -1, 0, -1, 1, 1, -1, 0.3, -1, 1),
@@ -55,7 +55,7 @@ def v2(tmp_path_factory):
 
 @pytest.fixture
 def copy(v3, v2, tmp_path):
-    """A copy of the data set of that version, to be changed: its files are links."""
+    """A copy, with files as links, of the data set of that version, to be changed."""
 
     def make(version="v3.0"):
         return shutil.copytree(v3 if version == "v3.0" else v2, tmp_path / "copy", copy_function=os.link)
@@ -79,7 +79,7 @@ def task_file(tmp_path, **changes):
 
 
 def rewrite(path, text):
-    """A link's own content, not that of the data set that it was copied from."""
+    """Replace a link by a file of its own, without changing the original data set."""
     path.unlink()
     path.write_text(text) if isinstance(text, str) else pq.write_table(text, path)
 
@@ -109,7 +109,7 @@ def barcodes(data):
 # Episodes
 
 
-def test_clips_and_labels_of_v3_are_those_of_their_episodes(v3, v2, run, tmp_path):
+def test_clips_and_labels_of_v3_match_their_episodes(v3, v2, run, tmp_path):
     task = task_file(tmp_path)
     result = run(v3, task=task)
     assert result.failures == []
@@ -157,10 +157,10 @@ def test_one_camera(v3):
     assert f"{FRONT}, {WRIST}" in str(caught.value)
 
 
-def test_first_frames_follow_from_lengths_unless_times_say_otherwise():
+def test_first_frames_follow_from_lengths_unless_times_differ():
     assert first_frames([0.0, 1.03, 2.0], [30, 31, 20], 30) == [0, 30, 61]  # a frame late, a frame early
     assert first_frames([2.0, 0.0, 1.03], [20, 30, 31], 30) == [61, 0, 30]
-    assert first_frames([5.0, 6.02], [30, 10], 30) == [150, 180]  # the episodes before are not listed
+    assert first_frames([5.0, 6.02], [30, 10], 30) == [150, 180]  # earlier episodes are not listed
     assert first_frames([0.0, 4.0151], [30, 30], 30) == [0, 120]  # a gap: rounded
     assert first_frames([float("nan"), 0.0], [30, 30], 30) == [None, 0]
 
@@ -180,7 +180,7 @@ def test_splits_of_the_data_set(copy):
     change_info(folder, splits={"train": "0:8", "validation": "8:10", "test": "10:999999999999"})
     splits = [segment.split for segment in LeRobot(folder, "front").segments()]
     assert splits == ["train"] * 8 + ["val"] * 2 + ["test"] * 2
-    change_info(folder, splits={"train": "0:12"})  # as LeRobot writes by itself
+    change_info(folder, splits={"train": "0:12"})  # LeRobot's default
     assert {segment.split for segment in LeRobot(folder, "front").segments()} == {None}
     for wrong in ({"train": "0:8", "val": "7:12"}, {"train": "0:8", "rest": "8:12"}, {"train": "all", "val": "8:12"}):
         change_info(folder, splits=wrong)
@@ -229,7 +229,7 @@ def change_columns(path, **columns):
     ("name", "change"),
     [("length", lambda column: pa.array([-1] * 6)), ("tasks", lambda column: pa.array(["pick the bolt"] * 6))],
 )
-def test_values_of_meta_that_cannot_be_are_named(copy, name, change):
+def test_invalid_values_of_meta_are_named(copy, name, change):
     folder = copy()
     change_columns(folder / "meta/episodes/chunk-000/file-000.parquet", **{name: change})
     with raises("lerobot-damaged", CorruptError) as caught:
@@ -246,7 +246,7 @@ def test_values_of_meta_that_cannot_be_are_named(copy, name, change):
         '{"episode_index": 0, "length": 4, "tasks": "x"}',
     ],
 )
-def test_rows_of_meta_that_cannot_be_are_named(copy, row):
+def test_invalid_rows_of_meta_are_named(copy, row):
     folder = copy("v2.1")
     rewrite(folder / "meta/episodes.jsonl", row)
     with raises("lerobot-damaged", CorruptError):
@@ -287,7 +287,7 @@ def test_missing_meta_is_named(copy, version, name):
         dict(video_path="videos/{video_key}\0.mp4"),
     ],
 )  # fmt: skip
-def test_an_info_that_makes_no_sense_is_refused(copy, changes):
+def test_an_invalid_info_is_refused(copy, changes):
     folder = copy()
     change_info(folder, **changes)
     with raises("lerobot-damaged", CorruptError):
@@ -307,7 +307,7 @@ def test_a_data_set_without_video_is_refused(copy):
     assert "images" in str(caught.value)
 
 
-def test_depth_is_left_out_unless_it_is_asked_for(copy):
+def test_depth_is_left_out_unless_requested(copy):
     folder = copy()
     features = json.loads((folder / "meta/info.json").read_text())["features"]
     change_info(folder, features=features | {WRIST: features[WRIST] | {"info": {"video.is_depth_map": True}}})
@@ -341,9 +341,9 @@ def test_an_episode_without_a_time_or_beyond_the_end_fails_alone(copy, run):
     ]  # fmt: skip
 
 
-def test_files_of_a_data_set_are_not_fused_without_a_word(v3, caplog, tmp_path):
+def test_reading_files_of_a_data_set_as_plain_videos_logs_a_warning(v3, caplog, tmp_path):
     assert len(find_videos(str(v3 / "videos"))) == 4
-    assert "is a LeRobot data set, and its files are taken as plain videos" in caplog.text
+    assert "is a LeRobot data set, but its files are read as plain videos" in caplog.text
     caplog.clear()
     (tmp_path / "parent").mkdir()
     (tmp_path / "parent/link").symlink_to(v3)
@@ -351,11 +351,11 @@ def test_files_of_a_data_set_are_not_fused_without_a_word(v3, caplog, tmp_path):
     assert caplog.text.count("is a LeRobot data set") == 1
 
 
-def test_a_manifest_at_the_top_has_precedence_aloud(copy, caplog):
+def test_a_manifest_at_the_top_takes_precedence_with_a_warning(copy, caplog):
     folder = copy()
     (folder / "manifest.csv").write_text(f"path,start_s,end_s\nvideos/{FRONT}/chunk-000/file-000.mp4,0,1\n")
     assert find_lerobot(str(folder)) is None and len(find_videos(str(folder))) == 1
-    assert caplog.text.count("manifest.csv is taken instead of its meta") == 1
+    assert caplog.text.count("manifest.csv is used instead of its meta") == 1
     with raises("camera-without-lerobot"):
         extract.run(ExtractConfig(source=str(folder), camera="front"))
 
@@ -402,26 +402,28 @@ def test_the_last_clip_of_a_padded_tail_has_its_frames(v3, run, tmp_path):
     assert found.attempts.sum() == every
 
 
-def test_attempts_that_no_clip_shows_are_told_of(v3, run, tmp_path, caplog):
+def test_attempts_that_no_clip_shows_are_reported(v3, run, tmp_path, caplog):
     found = logs(run, v3, task_file(tmp_path))
     every = sum(int(by_hand.attempts(k, np.arange(length)).sum()) for k, length in enumerate(LENGTHS))
     assert f"{every - int(found.attempts.sum())} frames with attempts are in no clip" in caplog.text
 
 
-def test_a_video_of_another_length_than_its_values_is_told_of(copy, run, tmp_path, caplog):
+def test_a_video_with_more_or_fewer_frames_than_values_is_reported(copy, run, tmp_path, caplog):
     folder = copy("v2.1")
     for camera, count in ((FRONT, LENGTHS[0] + 12), (WRIST, 9)):
         path = folder / f"videos/chunk-000/{camera}/episode_000000.mp4"
         path.unlink()
         by_hand.write_frames(path, range(count))
     data = dataset.read_embeddings(run(folder, task=task_file(tmp_path), tail="pad").path)
-    assert f"2 videos have not as many frames as there are values, such as episode_000000/{FRONT} (36" in caplog.text
+    assert (
+        f"2 videos have a different number of frames than of values, such as episode_000000/{FRONT} (36" in caplog.text
+    )
     first = data.logs.attempts[: data.offset[1]]
     every = by_hand.attempts(0, np.arange(LENGTHS[0])).reshape(3, 8).sum(1)
     np.testing.assert_array_equal(first, [*every, np.nan, np.nan])
 
 
-def test_text_is_a_context_where_it_names_one_or_the_task_says_so(v3, run, tmp_path):
+def test_text_is_a_context_if_it_names_one_or_the_task_maps_it(v3, run, tmp_path):
     other = {"bolt": {"price_usd": 0.1}, TEXTS[1]: {"price_usd": 0.2}}
     found = logs(run, v3, task_file(tmp_path, contexts=other))
     assert set(found.context.tolist()) == {"", TEXTS[1]}
@@ -439,8 +441,8 @@ def test_text_is_a_context_where_it_names_one_or_the_task_says_so(v3, run, tmp_p
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (dict(attempts={"column": "next.tries", "reduce": "sum"}), "attempts is made of column 'next.tries'"),
-        (dict(actions={"speed": {"column": "action", "reduce": "mean"}}), "'action', which has 4 values a frame"),
+        (dict(attempts={"column": "next.tries", "reduce": "sum"}), "attempts is mapped from column 'next.tries'"),
+        (dict(actions={"speed": {"column": "action", "reduce": "mean"}}), "'action', which has 4 values per frame"),
         (
             dict(actions={"speed": {"column": "action[4]", "reduce": "mean"}}),
             "use a number from 0 to 3 or x, y, z, speed",
@@ -449,7 +451,7 @@ def test_text_is_a_context_where_it_names_one_or_the_task_says_so(v3, run, tmp_p
         (dict(actions={"speed": {"column": f"{FRONT}[0]", "reduce": "mean"}}), FRONT),
     ],
 )
-def test_a_column_that_is_not_there_is_named(v3, run, tmp_path, changes, text):
+def test_a_missing_column_is_named(v3, run, tmp_path, changes, text):
     with raises("lerobot-column") as caught:
         run(v3, task=task_file(tmp_path, **changes))
     assert text in str(caught.value)
@@ -471,7 +473,7 @@ def test_values_out_of_range_fail_their_episode_before_decoding(v3, run, tmp_pat
 def test_missing_data_fail_their_episodes_alone(copy, run, tmp_path, harm):
     folder = copy()
     harm(folder / "data/chunk-000/file-001.parquet")
-    assert run(folder, camera="front").failures == []  # without logs nothing asks for them
+    assert run(folder, camera="front").failures == []  # without logs they are not needed
     result = run(folder, camera="front", task=task_file(tmp_path), out=tmp_path / "logs.h5")
     assert [row["video_id"] for row in result.failures] == [f"episode_{k:06d}/{FRONT}" for k in range(6, 12)]
     assert "file-001.parquet" in result.failures[0]["reason"]
@@ -497,14 +499,14 @@ def test_names_of_a_column_s_values(copy, names, shape):
         (None, [None], "lerobot-damaged"),
     ],
 )
-def test_a_column_that_is_not_clear_is_refused(copy, names, shape, code):
+def test_an_ambiguous_column_is_refused(copy, names, shape, code):
     folder = copy()
     change_info(folder, features=by_hand.features({"action": {"dtype": "float32", "shape": shape, "names": names}}))
     with raises(code, VtpError):
         read_frame_logs(LeRobot(folder), parse_task(yaml.safe_dump(TASK), "test"))
 
 
-def test_frames_and_texts_that_contradict_meta_cost_their_episodes(copy):
+def test_frames_and_texts_that_contradict_meta_fail_their_episodes(copy):
     folder = copy()
 
     def repeated(column):
@@ -519,7 +521,7 @@ def test_frames_and_texts_that_contradict_meta_cost_their_episodes(copy):
     rewrite(folder / "meta/tasks.parquet", pa.table({"task_index": [0], "__index_level_0__": [TEXTS[0]]}))
     task = parse_task(yaml.safe_dump(TASK | {"context": {"column": "task", "reduce": "first"}}), "test")
     _, wrong = read_frame_logs(LeRobot(folder), task)
-    assert "task_index 1, which meta/tasks has not" in str(wrong["episode_000001"])
+    assert "task_index 1, which meta/tasks lacks" in str(wrong["episode_000001"])
 
 
 def outcomes(folder, name, **columns):
@@ -541,7 +543,7 @@ def test_a_table_of_outcomes(copy, run, tmp_path):
     np.testing.assert_array_equal(found.errors, np.where(k + s > 0, s, np.nan))
     np.testing.assert_array_equal(found.actions[:, 0], np.where(k == 3, np.nan, 0.5))
     assert found.propensity.tolist() == [1.5] * len(k)
-    assert found.context.tolist() == [TEXTS[number % 2] for number in k]  # which the table has not
+    assert found.context.tolist() == [TEXTS[number % 2] for number in k]  # which the table lacks
     path = folder / "meta/outcomes_picking.parquet"
     table = pq.read_table(path).drop_columns(["attempts", "errors", "speed"])
     rewrite(path, table.take(pa.array(range(len(table))[::-1])))
@@ -578,7 +580,7 @@ def test_wrong_outcomes(copy, run, tmp_path, caplog):
     assert "outcomes of picking" in str(caught.value)
     rewrite(path, table)
     run(folder, task="bin-picking", out=tmp_path / "other.h5")
-    assert "outcomes_picking.parquet" in caplog.text and "has no logs of task bin-picking" in caplog.text
+    assert "outcomes_picking.parquet" in caplog.text and "has no logs for task bin-picking" in caplog.text
 
 
 def test_outcomes_of_a_built_in_task_name_it(copy, run):

@@ -127,7 +127,7 @@ def test_segments_of_all_formats(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", '"nan"', '"1:30"', '"1_000"', "true", "[1]", "-1", '"0x10"'])
-def test_times_that_are_none_are_their_segment_s_own_error(tmp_path, value):
+def test_wrong_times_fail_only_their_segment(tmp_path, value):
     rows = f'{{"path": "a.mp4", "start_s": {value}}}\n{{"path": "a.mp4", "start_s": 1, "end_s": 2}}\n'
     wrong, right = find_videos(str(write(tmp_path / "m.jsonl", rows)))
     assert wrong.error.code == "segment_not_seconds" and "m.jsonl row 1: start_s" in str(wrong.error)
@@ -139,7 +139,7 @@ def test_ids_keep_their_leading_zeros(tmp_path):
     assert [entry.video_id for entry in find_videos(str(manifest))] == ["007", "1e3"]
 
 
-def test_whole_floats_are_ids_as_integers_where_all_are(tmp_path):
+def test_whole_floats_become_integer_ids_if_all_are_whole(tmp_path):
     rows = "video_id,path,contributor\n3.0,a.mp4,7.0\n4.0,b.mp4,\n"
     entries = find_videos(str(write(tmp_path / "m.csv", rows)))
     assert [(entry.video_id, entry.contributor) for entry in entries] == [("3", "7"), ("4", None)]
@@ -168,7 +168,7 @@ def test_a_row_of_another_width_is_refused_by_its_line(tmp_path, row):
 
 
 @pytest.mark.parametrize("value", ["true", "[1]", '{"a": 1}'])
-def test_what_is_neither_text_nor_a_number_is_refused(tmp_path, value):
+def test_values_that_are_neither_text_nor_number_are_refused(tmp_path, value):
     with raises("manifest-unreadable"):
         find_videos(str(write(tmp_path / "m.jsonl", f'{{"path": "a.mp4", "contributor": {value}}}\n')))
 
@@ -239,13 +239,13 @@ def demos(tmp_path):
     return tmp_path
 
 
-def test_a_folder_with_a_manifest_is_read_by_it(demos, caplog):
+def test_a_folder_with_a_manifest_is_read_from_the_manifest(demos, caplog):
     caplog.set_level("INFO")
     assert find_videos(str(demos)) == find_videos(str(demos / "manifest.csv"))
     assert "manifest.csv" in caplog.text and "1 other videos" in caplog.text and "--bare" in caplog.text
 
 
-def test_a_folder_with_a_table_of_another_kind_can_be_taken_bare(tmp_path):
+def test_a_folder_with_an_unrelated_table_can_be_read_bare(tmp_path):
     touch(tmp_path, "a.mp4")
     write(tmp_path / "manifest.csv", "file,camera\na.mp4,left\n")
     with raises("manifest-unknown-column") as caught:
@@ -340,7 +340,7 @@ def test_the_example_manifests_read_the_same(request):
 @pytest.mark.parametrize(
     ("text", "code"), [("path,\na.mp4,\n", "manifest-unreadable"), ("path,note\na.mp4,\n", "manifest-unknown-column")]
 )
-def test_a_column_counts_though_it_is_empty(tmp_path, text, code):
+def test_an_empty_column_is_still_checked(tmp_path, text, code):
     with raises(code):
         find_videos(str(write(tmp_path / "m.csv", text)))
 

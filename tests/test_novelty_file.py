@@ -22,7 +22,7 @@ def test_novelty_weights_belong_to_their_embeddings(tmp_path):
 
 
 @pytest.mark.parametrize("weight", [[1, np.nan], [1, -1]])
-def test_novelty_weights_are_weights(tmp_path, weight):
+def test_invalid_novelty_weights_are_refused(tmp_path, weight):
     write_novelty(tmp_path / "novelty.h5", weight, "a" * 64)
     with raises("novelty-weights", CorruptError):
         dataset.read_novelty_weights(tmp_path / "novelty.h5", "a" * 64)

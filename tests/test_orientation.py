@@ -46,7 +46,7 @@ def test_each_right_angle_and_mirror(name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_shown_is_refused(name):
+def test_other_matrices_are_refused(name):
     with raises("unsupported", VideoError):
         orientation(struct.pack("=9i", *fixed_point(*REFUSED[name])))
 
@@ -94,7 +94,7 @@ def decoders():
 
 @pytest.mark.parametrize("size", [(144, 176), (160, 160)])
 @pytest.mark.parametrize("name", MATRICES)
-def test_a_file_is_shown_as_its_matrix_says(tmp_path, decoders, name, size):
+def test_a_file_is_shown_by_its_matrix(tmp_path, decoders, name, size):
     matrix, shown = MATRICES[name]
     path = write_quarters(tmp_path / "a.mp4", matrix=matrix, size=size)
     for which, decoder in decoders.items():
@@ -114,7 +114,7 @@ def test_matroska_turns_too(tmp_path, decoders, name):
     assert {quarters(clip.frames[0]) for clip in clips} == {shown}
 
 
-def test_a_video_on_a_slant_is_refused_by_name(tmp_path, decoders):
+def test_a_slanted_video_is_refused_by_name(tmp_path, decoders):
     path = write_quarters(tmp_path / "a.mp4", matrix=REFUSED["45 degrees"])
     with raises("unsupported", VideoError) as caught:
         list(decoders["auto"].clips(path))

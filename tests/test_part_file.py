@@ -21,7 +21,7 @@ def test_part_round_trip(tmp_path, part):
 
 
 def test_parts_of_the_first_edition_are_read(tmp_path, part):
-    """Nothing is decoded again for a new schema of the embeddings file."""
+    """A new schema of the embeddings file needs no decoding."""
     dataset.write_part(tmp_path / "part.h5", part)
     with h5py.File(tmp_path / "part.h5") as file:
         assert file.attrs["schema_version"] == 1

@@ -10,13 +10,13 @@ import pipeline
 from pipeline import dataset, processes
 from pipeline.processes import ProcessIdentity, this_process
 
-NAMES = ("pipeline", "numpy", "av", "decord", "torch")  # of files that people have beside their videos
+NAMES = ("pipeline", "numpy", "av", "decord", "torch")  # of files that users may have beside their videos
 OF_PYTHON = ("random", "signal", "queue", "types", "tempfile", "socket", "multiprocessing")
 
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
-    """A working folder whose files have the names of modules, and say so when they are imported."""
+    """A working folder whose files have the names of modules and exit with a message when they are imported."""
     names = NAMES + (OF_PYTHON if sys.version_info >= (3, 11) else ())
     for name in names:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the working folder\\'s {name} was imported')\n")
@@ -25,7 +25,7 @@ def hostile(tmp_path, monkeypatch):
 
 
 def vtp(*words):
-    """Run the command as its script does, whose own folder is on the path of modules and not the working folder."""
+    """Run the command as its script does, with the script's folder in sys.path and not the working folder."""
     modules = [str(Path(pipeline.__file__).parent.parent), *filter(None, sys.path)]
     script = f"import sys; sys.path[:] = {modules!r}; from pipeline.cli import main; main()"
     return subprocess.run([sys.executable, "-I", "-c", script, *words], capture_output=True, text=True)
@@ -33,7 +33,7 @@ def vtp(*words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [[], ["--shards", "2", "--launcher", "local"]], ids=["alone", "shards"])
-def test_extraction_where_files_have_the_names_of_modules(hostile, how):
+def test_extraction_beside_files_named_like_modules(hostile, how):
     (hostile / "videos").mkdir()
     for number in range(2):
         write_video(hostile / "videos" / f"{number}.mp4", 6, first=20 * number)
@@ -46,14 +46,14 @@ def test_extraction_where_files_have_the_names_of_modules(hostile, how):
 
 
 @pytest.mark.slow
-def test_simulation_where_files_have_the_names_of_modules(hostile, monkeypatch):
+def test_simulation_beside_files_named_like_modules(hostile, monkeypatch):
     done = vtp("simulate", "--out", "d", "--videos", "2", "--steps", "20")  # enough for workers
     assert done.returncode == 0, done.stderr
     assert len(list((hostile / "d" / "videos").iterdir())) == 2
     assert "working folder" not in done.stderr + done.stdout
 
 
-def test_what_starting_workers_changes_is_put_back(monkeypatch):
+def test_starting_workers_restores_what_it_changes(monkeypatch):
     for value in (None, "", "1"):
         if value is None:
             monkeypatch.delenv(processes.SAFE_PATH, raising=False)
@@ -85,8 +85,8 @@ def test_only_its_own_machine_knows_that_a_process_has_ended():
     assert me._replace(started=me.started + 1).has_ended, "a later process has its number"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a space of process numbers")
-def test_another_space_of_process_numbers_is_another_machine():
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a PID namespace")
+def test_another_pid_namespace_is_another_machine():
     show = "from pipeline.processes import this_process; print(this_process())"
     environment = os.environ | {"PYTHONPATH": str(Path(pipeline.__file__).parent.parent)}
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", show]

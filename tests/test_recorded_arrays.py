@@ -1,4 +1,4 @@
-"""robomimic and Minari files: their images are extracted as those of videos are, and their numbers make logs."""
+"""robomimic and Minari files: their images are extracted like those of videos, and their numbers become logs."""
 
 import fcntl
 import json
@@ -47,7 +47,7 @@ TASK = {
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Extract with one clip per 8 frames of the file; what it wrote."""
+    """Extract with one clip per 8 frames of the file; return the result and the embeddings."""
     encoder = PixelEncoder()
     monkeypatch.setattr(encoders, "load_encoder", lambda *args, **kwargs: encoder)
 
@@ -139,14 +139,14 @@ def test_minari_has_a_frame_more_than_steps(run, tmp_path, layout, below):
     assert barcodes(data) == expected(["agentview_image"], extra=1)
 
 
-def test_the_rate_is_the_file_s(run, tmp_path):
+def test_the_rate_is_read_from_the_file(run, tmp_path):
     path = write_robomimic(tmp_path / "lift.hdf5", rate=40)
     _, data = run(path, camera="agentview_image", clip_len=4, clip_stride=4)  # at 20 a second: every other frame
     assert data.videos.fps.tolist() == pytest.approx([40] * 3)
     assert barcodes(data)[:3] == [(0, 6), (8, 14), (16, 22)]
 
 
-def test_logs_are_those_of_each_clip_s_frames(run, tmp_path, task_file):
+def test_logs_match_each_clip_s_frames(run, tmp_path, task_file):
     _, data = run(write_robomimic(tmp_path / "lift.hdf5"), camera="agentview_image", task=str(task_file))
     counts = np.diff(data.offset).tolist()
     assert counts == [3, 5, 4]
@@ -165,28 +165,28 @@ def test_logs_of_minari_leave_the_last_frame_out(run, tmp_path, task_file):
     assert np.isnan(data.logs.actions).sum() == 2  # the first two end in a clip of the last frame alone
 
 
-def test_what_is_lacking_is_said(run, tmp_path, caplog):
+def test_missing_columns_are_reported(run, tmp_path, caplog):
     run(write_robomimic(tmp_path / "lift.hdf5"))
-    assert "(robomimic) holds actions [3], dones [1], obs/robot0_eef_pos [3], rewards [1], and nothing" in caplog.text
-    assert "attempts, errors: no outcomes can be learned from it" in caplog.text
+    assert "(robomimic) has actions [3], dones [1], obs/robot0_eef_pos [3], rewards [1], but no task" in caplog.text
+    assert "attempts, errors: no outcome model can be learned from it" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("column", "says"),
     [
-        ("actions", "has 3 values a step; name one, such as actions[0]"),
+        ("actions", "has 3 values per step; name one, such as actions[0]"),
         ("actions[3]", "actions has 3 values"),
         ("effort", "use one of actions, dones"),
     ],
 )
-def test_a_column_that_is_not_there_is_named(run, tmp_path, task_file, column, says):
+def test_a_missing_column_is_named(run, tmp_path, task_file, column, says):
     task_file.write_text(task_file.read_text().replace("actions[2]", column))
     with raises("arrays-column") as caught:
         run(write_robomimic(tmp_path / "lift.hdf5"), task=str(task_file))
     assert says in str(caught.value)
 
 
-def test_a_value_that_cannot_be_costs_its_episode(run, tmp_path, task_file):
+def test_an_invalid_value_fails_its_episode(run, tmp_path, task_file):
     path = write_robomimic(tmp_path / "lift.hdf5")
     with h5py.File(path, "a") as file:
         file["data/demo_2/actions"][:, 2] = 7.0
@@ -215,7 +215,7 @@ def test_a_folder_of_files(run, tmp_path, caplog):
     assert "files of neither robomimic nor Minari are left out: notes.h5" in caplog.text
 
 
-def test_a_file_of_a_folder_that_cannot_be_read_is_not_passed_by(tmp_path):
+def test_an_unreadable_file_of_a_folder_is_an_error(tmp_path):
     for name in ("a.hdf5", "b.hdf5"):
         write_robomimic(tmp_path / name, cameras=["agentview_image"])
     os.truncate(tmp_path / "b.hdf5", 5000)
@@ -236,7 +236,7 @@ def test_a_file_that_is_being_written_is_busy(tmp_path):
         for source in (path, tmp_path):
             with raises("busy", VideoError) as caught:
                 find_recordings(str(source))
-            assert "lift.hdf5 is open in another program" in str(caught.value)
+            assert "lift.hdf5 is open for writing in another program" in str(caught.value)
     assert len(find_recordings(str(tmp_path))) == 1
 
 
@@ -250,11 +250,11 @@ def test_an_episode_that_contradicts_itself_has_no_labels(tmp_path):
     logs, wrong = Recordings(path, None).frame_logs(task)
     assert list(logs) == ["demo_10"]
     assert "the cameras of demo_0 have 20 and 24 frames" in str(wrong["demo_0"])
-    assert "demo_2 has 2 values a step of actions, and other episodes more" in str(wrong["demo_2"])
+    assert "demo_2 has 2 values of actions per step, fewer than other episodes" in str(wrong["demo_2"])
     assert list(Recordings(path, "robot0_eye_in_hand_image").frame_logs(task)[0]) == ["demo_0", "demo_10"]
 
 
-def test_an_episode_without_a_camera_or_a_column_is_told_of(tmp_path, caplog):
+def test_an_episode_without_a_camera_or_a_column_is_reported(tmp_path, caplog):
     path = write_robomimic(tmp_path / "lift.hdf5")
     with h5py.File(path, "a") as file:
         del file["data/demo_2/obs/agentview_image"], file["data/demo_0/actions"]
@@ -274,7 +274,7 @@ def test_masks_in_other_files_are_not_read(tmp_path):
         Recordings(path, None).segments()
 
 
-def test_files_beside_videos_are_left_out_aloud(run, tmp_path, caplog):
+def test_files_beside_videos_are_left_out_with_a_warning(run, tmp_path, caplog):
     (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed/broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     write_robomimic(tmp_path / "mixed/lift.hdf5")
@@ -284,7 +284,7 @@ def test_files_beside_videos_are_left_out_aloud(run, tmp_path, caplog):
     assert "HDF5 files beside the videos are left out: lift.hdf5" in caplog.text
 
 
-def test_embeddings_beside_videos_are_no_such_files(run, tmp_path, caplog):
+def test_embeddings_beside_videos_cause_no_warning(run, tmp_path, caplog):
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos/a.mp4", 40)
     for _ in range(2):
@@ -329,7 +329,7 @@ def test_named_videos_have_the_logs_of_their_steps(run, tmp_path, task_file, for
     np.testing.assert_array_equal(data.logs.errors, images.logs.errors)
 
 
-def test_named_videos_that_are_missing_or_unnamed_cost_their_episode(run, tmp_path, task_file):
+def test_named_videos_that_are_missing_or_unnamed_fail_their_episode(run, tmp_path, task_file):
     path = name_videos(write_named(tmp_path / "lift"), "attribute", DEMOS[:2])
     (tmp_path / "lift/videos/demo_2.mp4").unlink()
     result, data = run(path, task=str(task_file))
@@ -337,7 +337,7 @@ def test_named_videos_that_are_missing_or_unnamed_cost_their_episode(run, tmp_pa
     reasons = {row["video_id"]: row["reason"] for row in result.failures}
     assert set(reasons) == {"demo_2/video", "demo_10/video"}
     assert "demo_10 names no video" in reasons["demo_10/video"]
-    assert "names videos/demo_2.mp4 as the video of demo_2, and there is no such file" in reasons["demo_2/video"]
+    assert "names videos/demo_2.mp4 as the video of demo_2, but there is no such file" in reasons["demo_2/video"]
 
 
 def test_clips_of_a_named_video_after_its_last_step_have_no_labels(run, tmp_path, task_file, caplog):
@@ -349,16 +349,16 @@ def test_clips_of_a_named_video_after_its_last_step_have_no_labels(run, tmp_path
     assert "such as demo_0/video (40 frames, 24 values); clips after the last value have no labels" in caplog.text
 
 
-def test_named_videos_beside_images_and_those_of_a_folder_are_left_out_aloud(run, tmp_path, caplog):
+def test_named_videos_beside_images_and_those_of_a_folder_are_left_out_with_a_warning(run, tmp_path, caplog):
     path = name_videos(write_robomimic(tmp_path / "lift.hdf5", cameras=["agentview_image"]), "attribute")
     assert [segment.path for segment in Recordings(path, None).segments()] == [path] * 3
-    assert "the videos that it names besides are left out" in caplog.text
+    assert "the videos that it also names are left out" in caplog.text
     _, data = run(name_videos(write_named(tmp_path / "named"), "attribute").parent, out=tmp_path / "n.h5")
     assert data.videos.id == [f"videos/{demo}.mp4" for demo in sorted(DEMOS)]
     assert "if they name the videos, give one of them as the source" in caplog.text
 
 
-def test_a_second_run_decodes_nothing_and_another_rate_decodes_anew(run, tmp_path):
+def test_a_second_run_decodes_nothing_and_another_rate_decodes_again(run, tmp_path):
     folder = write_minari(tmp_path / "lift-v0")
     assert run(folder)[0].num_decoded == 3
     assert run(folder)[0].num_decoded == 0
@@ -367,9 +367,9 @@ def test_a_second_run_decodes_nothing_and_another_rate_decodes_anew(run, tmp_pat
     assert run(folder)[0].num_decoded == 3
 
 
-def test_a_whole_file_is_no_video(run, tmp_path):
+def test_a_whole_file_is_not_a_video(run, tmp_path):
     path = write_robomimic(tmp_path / "lift.hdf5")
-    with Decoder() as decoder, pytest.raises(VideoError, match="holds several episodes or cameras"):
+    with Decoder() as decoder, pytest.raises(VideoError, match="has several episodes or cameras"):
         list(decoder.clips(path, clip_len=8, clip_stride=8, fps=RATE))
     (tmp_path / "manifest.csv").write_text("video_id,path,start_s,end_s\nall,lift.hdf5,,\none,lift.hdf5,0,1.2\n")
     result, data = run(tmp_path / "manifest.csv")
@@ -378,7 +378,7 @@ def test_a_whole_file_is_no_video(run, tmp_path):
 
 
 def broken(path, how):
-    """A file of which something is wrong."""
+    """A file with one fault."""
     if how == "low_dim":
         return write_robomimic(path, cameras=[])
     if how == "no rate":
@@ -426,7 +426,7 @@ def broken(path, how):
         ("external", "links_out", "demo_2/obs/agentview_image"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_line(run, tmp_path, how, code, says):
+def test_errors_of_a_file_are_one_line(run, tmp_path, how, code, says):
     path = broken(tmp_path / "lift.hdf5", how)
     with raises(code, VtpError) as caught:
         run(path)
@@ -434,7 +434,7 @@ def test_what_is_wrong_with_a_file_is_one_line(run, tmp_path, how, code, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_picture_costs_its_file_s_episodes_only_from_there(run, tmp_path):
+def test_a_damaged_picture_fails_its_file_s_episodes_only_from_there(run, tmp_path):
     folder = write_minari(tmp_path / "lift-v0")
     with h5py.File(folder / "data/main_data.hdf5", "a") as file:
         file["episode_1/observations"][20] = np.frombuffer(b"\xff\xd8\xff nothing", np.uint8)
@@ -444,7 +444,7 @@ def test_a_damaged_picture_costs_its_file_s_episodes_only_from_there(run, tmp_pa
     assert "frame 20 of /episode_1/observations" in result.failures[0]["reason"]
 
 
-def test_decord_is_refused_and_other_decoders_are_of_videos(run, tmp_path):
+def test_decord_is_refused_and_other_decoders_apply_to_videos(run, tmp_path):
     path = write_robomimic(tmp_path / "lift.hdf5", cameras=["agentview_image"])
     result = None
     with pytest.raises(VtpError):
@@ -459,7 +459,7 @@ def test_a_minari_jpeg_is_no_array_of_numbers(tmp_path):
     assert jpeg(frames(0, "agentview_image")[0]).startswith(b"\xff\xd8\xff")
 
 
-def test_the_task_of_the_page_is_one(request):
+def test_the_task_of_the_page_is_valid(request):
     page = (request.config.rootpath / "docs/recordings.md").read_text()
     task = parse_task(re.search(r"```yaml\n(.*?)```", page, re.S).group(1), "docs/recordings.md")
     assert {name: (one.column, one.reduce) for name, one in task.frame_columns().items()} == {
@@ -467,7 +467,7 @@ def test_the_task_of_the_page_is_one(request):
     }  # fmt: skip
 
 
-def test_frames_are_those_of_the_file_whatever_its_chunks(tmp_path, monkeypatch):
+def test_frames_do_not_depend_on_the_file_s_chunks(tmp_path, monkeypatch):
     path = write_robomimic(tmp_path / "lift.hdf5")
     with h5py.File(path, "a") as file:
         name = "data/demo_2/obs/agentview_image"

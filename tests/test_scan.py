@@ -1,4 +1,4 @@
-"""What a scan says of streams, frames and times, and that the frames which are read are those."""
+"""Scans of streams, frames and times, compared with the frames that are read."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ def decoder():
 
 
 def read(decoder, path, *, fps=15):
-    """Each sampled barcode, and what the file holds."""
+    """Each sampled barcode, and the file's VideoInfo."""
     stream = decoder.clips(path, clip_len=1, clip_stride=1, fps=fps)
     return [read_barcode(clip.frames[0]) for clip in stream], stream.info
 
@@ -48,7 +48,7 @@ def add_frames(container, stream, numbers, times=None):
 
 @pytest.mark.parametrize("name", ["two.mp4", "two.mkv", "two.avi", "two.ts"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_pictures_and_times_are_of_one_stream(tmp_path, decoder, name, order):
+def test_pictures_and_times_come_from_one_stream(tmp_path, decoder, name, order):
     path = tmp_path / name
     with av.open(str(path), "w") as container:
         kinds = [((144, 176), 15, range(30)), ((240, 320), 30, range(100, 160))]
@@ -79,8 +79,8 @@ def test_a_cover_is_not_the_video(tmp_path, decoder):
     assert read(decoder, path)[0] == list(range(20))
 
 
-def test_no_picture_repeats_the_one_before(tmp_path, decoder):
-    # of 20 frames those at 3, 8, 13 and 18 are chunks of no bytes
+def test_an_empty_chunk_repeats_the_previous_picture(tmp_path, decoder):
+    # of 20 frames, those at 3, 8, 13 and 18 are empty chunks
     path = tmp_path / "dropped.avi"
     kept = [number for number in range(20) if number % 5 != 3]
     with av.open(str(path), "w") as container:
@@ -93,7 +93,7 @@ def test_no_picture_repeats_the_one_before(tmp_path, decoder):
 
 
 def not_coded(like):
-    """An MPEG-4 picture that says only that there is none, at the time of `like`, of 15 ticks a second."""
+    """An MPEG-4 packet that only states that there is no picture, at the time of `like`, in 15 ticks per second."""
     at = like.find(b"\0\0\1\xb6")
     bits = "".join(f"{byte:08b}" for byte in like[at + 4 : at + 12])
     head = bits[: bits.index("0", 2) + 1 + 1 + 4 + 1] + "0"  # type, seconds, marker, ticks, marker; not coded
@@ -102,7 +102,7 @@ def not_coded(like):
 
 
 @pytest.mark.parametrize("name", ["a.avi", "a.mp4"])
-def test_a_picture_that_is_not_coded_repeats_the_one_before(tmp_path, decoder, name):
+def test_a_picture_that_is_not_coded_repeats_the_previous_one(tmp_path, decoder, name):
     path = write_video(tmp_path / f"plain_{name}", 24, codec="mpeg4", options={"bf": "0", "g": "12"})
     with av.open(str(path)) as source, av.open(str(tmp_path / name), "w") as container:
         copy = container.add_stream_from_template(source.streams.video[0])
@@ -116,7 +116,7 @@ def test_a_picture_that_is_not_coded_repeats_the_one_before(tmp_path, decoder, n
 
 
 def cut_at_second_key(source_path, path):
-    """Copy from the second key frame on, as cutting without encoding does."""
+    """Copy from the second key frame on, like a cut without re-encoding."""
     with av.open(str(source_path)) as source, av.open(str(path), "w") as container:
         copy = container.add_stream_from_template(source.streams.video[0])
         keys, start = 0, 0
@@ -143,7 +143,7 @@ OPEN_GOPS = {
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])
 @pytest.mark.parametrize("name", OPEN_GOPS)
-def test_pictures_that_need_what_was_cut_off_do_not_count(tmp_path, decoder, name, suffix):
+def test_pictures_that_need_cut_off_ones_are_not_counted(tmp_path, decoder, name, suffix):
     options = OPEN_GOPS[name]
     whole = write_video(tmp_path / f"whole{suffix}", 40, **options)
     path = cut_at_second_key(whole, tmp_path / f"cut{suffix}")
@@ -154,7 +154,7 @@ def test_pictures_that_need_what_was_cut_off_do_not_count(tmp_path, decoder, nam
     assert (info.num_frames, info.decoder) == (40 - first, "pyav")
 
 
-def test_a_broadcast_may_begin_anywhere(tmp_path, decoder):
+def test_a_broadcast_may_start_anywhere(tmp_path, decoder):
     path = write_video(tmp_path / "a.ts", 60, options={"g": "10", "bf": "2"})
     data = path.read_bytes()
     path.write_bytes(data[len(data) // 188 // 4 * 188 :])
@@ -222,7 +222,7 @@ def test_metadata_need_not_be_unicode(tmp_path, which):
         assert read(decoder, path)[0] == list(range(20))
 
 
-def test_what_is_damaged_is_named_by_frame_and_time(tmp_path, decoder):
+def test_damage_is_named_by_frame_and_time(tmp_path, decoder):
     path = write_video(tmp_path / "a.mkv", 60, options={"g": "10", "bf": "0"})
     with av.open(str(path)) as container:
         packet = list(container.demux(video=0))[45]

@@ -1,4 +1,4 @@
-"""Arrays too large for memory lie in files without names, and runs on them are the same."""
+"""Arrays too large for memory are mapped from unnamed files, and runs on them are the same."""
 
 import resource
 
@@ -14,7 +14,7 @@ from pipeline.dataset import scratch
 from pipeline.errors import TryAgainError
 
 
-def test_only_large_arrays_with_a_folder_are_mapped_and_nothing_stays_there(tmp_path, monkeypatch):
+def test_only_large_arrays_with_a_folder_are_mapped_and_no_file_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch, "MOST_IN_MEMORY", 4 * 10)
     for shape, folder, is_mapped in (((10,), tmp_path, False), ((11,), None, False), ((11,), tmp_path, True)):
         array = scratch.scratch_array(shape, np.float32, folder)
@@ -24,7 +24,7 @@ def test_only_large_arrays_with_a_folder_are_mapped_and_nothing_stays_there(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch, "MOST_IN_MEMORY", 0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))

@@ -1,4 +1,4 @@
-"""Segments: times that are none, and splits of what belongs together."""
+"""Segments: invalid times, and splits of segments that belong together."""
 
 import math
 
@@ -18,11 +18,11 @@ from pipeline.video import Span, VideoError
         (Span(-0.5, None), "segment_not_seconds"),
         (Span(2.0, 2.0), "segment_empty"),
         (Span(2.0, 1.0), "segment_empty"),
-        (Span(None, 0.0), None),  # which shows when its turn comes
+        (Span(None, 0.0), None),  # found when it is read
         (Span(0.0, 0.5), None),
     ],
 )
-def test_times(span, code):
+def test_times_of_a_span(span, code):
     if code is None:
         check_span(span)
     else:
@@ -50,7 +50,7 @@ def test_spans_that_share_frames_share_a_split():
     assert set(alike(*range(7))) == {"test"}  # all overlap with the one of nine seconds
 
     def with_test(*chosen):
-        """Which of these spans go with the first, in the test split."""
+        """The spans among these that join the first one's split, test."""
         rows = [Segment(str(k), None, split="test" if k == chosen[0] else None) for k in chosen]
         found = splits(rows, [Content("a", spans[k]) for k in chosen])
         return [k for k, split in zip(chosen, found, strict=True) if split == "test"]

@@ -1,4 +1,4 @@
-"""Spans of a video: which frames they are, and that one pass cuts them all."""
+"""Spans of a video: their frames, and cutting them all in one pass."""
 
 import itertools
 
@@ -23,7 +23,7 @@ OPTIONS = dict(clip_len=4, clip_stride=4, fps=15, tail="drop")
         (WHOLE, (0, 10)),
         (Span(0.3, 0.7), (3, 7)),
         (Span(0.31, 0.69), (3, 7)),  # late by less than half a frame, and early
-        (Span(0.35, 0.75), (3, 7)),  # half a frame late is the frame's own
+        (Span(0.35, 0.75), (3, 7)),  # half a frame late is treated as the frame's own time
         (Span(0.36, 0.76), (4, 8)),
         (Span(0.0, 1.04), (0, 10)),
         (Span(None, 0.2), (0, 2)),
@@ -37,12 +37,12 @@ def test_frames_of_a_span(span, frames):
     assert frames_of([span], EDGES_S) == [frames]
 
 
-def test_a_still_of_seconds_is_not_begun_in_its_middle():
+def test_a_long_still_does_not_start_in_its_middle():
     edges_s = np.array([0.0, 0.1, 0.2, 5.2, 5.3])  # frame 2 is shown for five seconds
     assert frames_of([Span(2.0, None), Span(0.24, None)], edges_s) == [(3, 4), (2, 4)]
 
 
-def test_a_file_that_does_not_begin_at_zero():
+def test_a_file_that_does_not_start_at_zero():
     edges_s = 1.4 + EDGES_S
     assert frames_of([Span(0.0, 1.6), Span(0.0, 1.0)], edges_s) == [(0, 2), (0, 0)]
 
@@ -52,7 +52,7 @@ def test_a_file_that_does_not_begin_at_zero():
     cuts_ms=st.lists(st.integers(0, 16_000), min_size=1, max_size=6, unique=True),
 )
 @settings(max_examples=200, deadline=None)
-def test_spans_that_meet_share_no_frame_and_leave_none_out(durations_ms, cuts_ms):
+def test_adjoining_spans_share_no_frame_and_leave_none_out(durations_ms, cuts_ms):
     edges_s = np.cumsum([0, *durations_ms]) / 1000
     times_s = [None, *(cut / 1000 for cut in sorted(cuts_ms) if cut / 1000 < edges_s[-1]), None]
     spans = frames_of([Span(start, end) for start, end in itertools.pairwise(times_s)], edges_s)
@@ -106,7 +106,7 @@ def test_a_span_equals_the_span_alone(tmp_path, codec):
 
 
 def ends(pool, segments, path):
-    """What the pool says of each segment: its clips and its end."""
+    """The pool's events of each segment: its clips and its end."""
     pool.submit(segments, path, **OPTIONS)
     clips, ended = {name: [] for name in segments}, {}
     while len(ended) < len(segments):
@@ -138,14 +138,14 @@ def test_a_wrong_span_fails_alone(video, span, code, text):
         assert ended["wrong"].code == code and text in str(ended["wrong"])
         assert clips == {"wrong": [], "right": [15, 19, 23]}
         assert (ended["right"].num_frames, ended["right"].num_clips) == (15, 3)
-        assert ends(pool, {"again": span}, video)[1]["again"].code == code  # and the child goes on
+        assert ends(pool, {"again": span}, video)[1]["again"].code == code  # and the child continues
         assert isinstance(ends(pool, {"right": WHOLE}, video)[1]["right"], VideoInfo)
     with Decoder() as decoder, raises(code, VideoError):
         decoder.clips(video, **OPTIONS, spans=[span, WHOLE])
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_damage_voids_what_ends_after_it(tmp_path, codec):
+def test_damage_voids_segments_that_end_after_it(tmp_path, codec):
     path = write_video(tmp_path / "v.mkv", 240, codec=codec, options={"g": "15"}, size=(240, 320))
     data = bytearray(path.read_bytes())
     data[len(data) * 3 // 4 : len(data) * 3 // 4 + 300] = bytes(300)
@@ -158,7 +158,7 @@ def test_damage_voids_what_ends_after_it(tmp_path, codec):
         }  # fmt: skip
         assert clips["early"] == list(range(0, 57, 4))
         alone = {name: ends(pool, {name: span}, path) for name, span in segments.items()}
-    for name, (its_clips, its_end) in alone.items():  # what becomes of a segment depends on no other
+    for name, (its_clips, its_end) in alone.items():  # a segment's result depends on no other segment
         assert getattr(its_end[name], "code", None) == getattr(ended[name], "code", None)
         if not isinstance(ended[name], VideoError):
             assert its_clips[name] == clips[name] and its_end[name] == ended[name]

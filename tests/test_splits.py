@@ -10,7 +10,7 @@ from pipeline import dataset
 
 
 def data_of(counts, splits, *, overlap_s=0.0):
-    """Videos of so many clips of a second each, in those splits; clips begin `overlap_s` before the last one ends."""
+    """Videos with `counts` clips of a second each, in `splits`; clips start `overlap_s` before the previous ends."""
     num_clips = sum(counts)
     start_s = np.concatenate([np.arange(count) * (1 - overlap_s) for count in counts])
     frames = np.zeros(num_clips, np.int64)
@@ -43,14 +43,14 @@ def test_clips_that_share_frames_with_a_held_one_are_left_out():
     assert held.tolist() == [8, 9]
 
 
-def test_something_must_be_left_to_train_on():
+def test_no_training_clips_is_an_error():
     for counts, splits in (([1], ["train"]), ([5, 3], ["test", "test"])):
         with raises("split-nothing-to-train-on"):
             dataset.split_rows(data_of(counts, splits))
 
 
 @given(counts=st.lists(st.integers(2, 12), min_size=1, max_size=6), data=st.data())
-def test_no_clip_is_learned_from_and_held_out(counts, data):
+def test_no_clip_is_both_trained_on_and_held_out(counts, data):
     splits = data.draw(st.lists(st.sampled_from(["train", "val"]), min_size=len(counts), max_size=len(counts)))
     file = data_of(counts, splits)
     train, held, _ = dataset.split_rows(file)
@@ -66,7 +66,7 @@ def test_segments_that_overlap_with_held_clips_of_their_file_lose_the_shared_one
     one_file = replace(data, clips=clips, videos=replace(data.videos, sha256=["a", "a", "b"]))
     train, held, _ = dataset.split_rows(one_file)
     assert held.tolist() == [8, 9, 18, 19, 24]
-    assert train.tolist() == [[0, 8], [10, 13], [15, 18], [20, 24]]  # without those that begin at 8 and 9 s
+    assert train.tolist() == [[0, 8], [10, 13], [15, 18], [20, 24]]  # without those that start at 8 and 9 s
     apart = replace(one_file, videos=replace(data.videos, sha256=["a", "c", "b"]))
     assert dataset.split_rows(apart)[0].tolist() == [[0, 8], [10, 18], [20, 24]]
 

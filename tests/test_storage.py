@@ -1,4 +1,4 @@
-"""Object storage: places in the cache, its bound, extractions from and into fsspec's memory and a local S3."""
+"""Object storage: cache paths, the cache's limit, extractions from and into fsspec's memory and a local S3."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ CLIPS = {"clip_len": 8, "clip_stride": 8, "fps": 15.0}
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """A local S3, and its bucket `demos`; stopped and started again it has what it had."""
+    """A local S3 with the bucket `demos`; stopped and started again, it keeps its objects."""
     moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     pytest.importorskip("s3fs", reason="s3fs is not installed")
     server = moto.ThreadedMotoServer(port=0)
@@ -56,7 +56,7 @@ def s3_server():
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Another machine: nothing is in its cache, and nothing of it in this process."""
+    """Another machine: its cache is empty, and this process remembers nothing of it."""
 
     def other(name):
         for path in list(local_copies._held):
@@ -111,7 +111,7 @@ def originals(tmp_path_factory):
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """The names of the videos that were fetched."""
+    """The names of the fetched videos."""
     download, seen = local_copies._download, []
 
     def note(path, version):
@@ -160,21 +160,21 @@ def same_but_paths(one, other):
     assert one.task == other.task and one.content_sha256 == other.content_sha256
 
 
-# Places
+# Cache paths
 
 
 @pytest.mark.parametrize(
     "url", ["s3://bucket/a.h5", "gs://b/deep/e.h5", "memory://b/a", "https://host/a.csv?key=1", "hf://datasets/o/n/x"]
 )
-def test_url_and_its_place_name_each_other(machine, url):
+def test_url_and_cache_path_convert_into_each_other(machine, url):
     place = storage.place_of(url)
     assert place.is_relative_to(storage.cache_folder())
     assert storage.url_of(place) == url and storage.name_of(place) == url and storage.place_of(place) == place
-    assert storage.place_of(Path(url)) == place  # pathlib makes one slash of two
+    assert storage.place_of(Path(url)) == place  # pathlib merges two slashes
     assert storage.with_urls(f"{place} is damaged; delete '{place}'") == f"{url} is damaged; delete '{url}'"
 
 
-def test_other_names_have_no_place():
+def test_other_names_have_no_cache_path():
     for name in ("a.h5", "/data/a.h5", "s3/a.h5", "C:/a", Path("a:b/c"), "random:0", ""):
         assert storage.place_of(name) is None
     assert storage.url_of(Path("/data/a.h5")) is None and storage.name_of("/data/a.h5") == "/data/a.h5"
@@ -182,7 +182,7 @@ def test_other_names_have_no_place():
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3://b//a", "s3://b/../a", "s3://b/./a", "zip://a::s3://b/c", "s3:///a"])
-def test_urls_without_a_place_are_refused(url):
+def test_urls_without_a_cache_path_are_refused(url):
     with raises("storage-url"):
         storage.path_of(url)
     with raises("settings-conflict"):
@@ -194,7 +194,7 @@ MODELS = [model for model in vars(config).values() if isinstance(model, type) an
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_no_setting_takes_a_url_for_a_folder(model, machine):
-    """Every setting of every command either lies in the cache or is refused."""
+    """Every setting of every command is either mapped to the cache or refused."""
     fields = model.model_fields.items()
     needed = {name: ["a", "b"] if name == "runs" else "a" for name, field in fields if field.is_required()}
     out = {"out": "b"} if "out" in model.model_fields else {}
@@ -218,7 +218,7 @@ def test_outputs_beside_embeddings_of_storage_are_named(machine):
         assert "--out" in str(caught.value)
 
 
-def test_saved_settings_are_good_on_other_machines(machine, tmp_path):
+def test_saved_settings_are_valid_on_other_machines(machine, tmp_path):
     cfg = settings("s3://bucket/v/manifest.csv", "s3://bucket/e.h5")
     files.save_config(tmp_path / "saved.yaml", cfg)
     machine("second")
@@ -229,7 +229,7 @@ def test_saved_settings_are_good_on_other_machines(machine, tmp_path):
     assert pickle.loads(pickle.dumps(again)) == again
 
 
-def test_settings_of_a_job_are_good_where_it_runs(machine, tmp_path):
+def test_settings_of_a_job_are_valid_on_its_machine(machine, tmp_path):
     cfg = settings("s3://bucket/v/manifest.csv", "s3://bucket/e.h5", task=str(tmp_path / "work.yaml"))
     sent = pickle.dumps(cfg)
     machine("node")
@@ -254,11 +254,11 @@ def test_a_file_is_fetched_once_for_each_version(bucket, fetched):
     for _ in range(2):
         assert storage.fetch(place).read_bytes() == b"one"
     assert fetched == ["a.mp4"]
-    system.pipe_file(f"{bucket}/a.mp4", b"two")  # as long as the one before
+    system.pipe_file(f"{bucket}/a.mp4", b"two")  # same size as before
     assert storage.fetch(place).read_bytes() == b"two" and len(fetched) == 2
 
 
-def test_cache_evicts_what_was_used_longest_ago_and_is_not_held(memory, monkeypatch):
+def test_cache_evicts_least_recently_used_files_that_are_not_held(memory, monkeypatch):
     system = system_of(memory)
     places = {name: storage.place_of(f"{memory}/{name}") for name in "abcd"}
     for name in places:
@@ -279,7 +279,7 @@ def test_cache_evicts_what_was_used_longest_ago_and_is_not_held(memory, monkeypa
     assert [name for name, path in places.items() if path.exists()] == ["c", "d"] and written.exists()
 
 
-def test_other_processes_do_not_evict_what_is_held(memory, monkeypatch):
+def test_other_processes_do_not_evict_held_files(memory, monkeypatch):
     system_of(memory).pipe_file(f"{memory}/a", bytes(400))
     place = storage.fetch(storage.place_of(f"{memory}/a"))
     evict = "from pipeline.storage import local_copies; local_copies._make_room(10**6)"
@@ -332,7 +332,7 @@ def test_extraction_from_and_into_storage_equals_a_local_one(bucket, originals, 
             assert str(tmp_path) not in system_of(bucket).cat_file(f"{bucket}/out/{name}").decode(), name
 
     fetched.clear()
-    machine("second")  # where nothing is: parts and ledger are fetched, and no video
+    machine("second")  # with an empty cache: parts and ledger are fetched, and no video
     again = extract.run(settings(f"{bucket}/v/manifest.csv", f"{bucket}/out/e.h5"))
     assert (again.num_videos, again.num_decoded, fetched) == (3, 0, [])
     same_but_paths(pipeline.read_dataset(f"{bucket}/out/e.h5"), local)
@@ -350,7 +350,7 @@ def test_folders_and_globs_have_the_ids_of_local_ones(memory, originals, encoder
     same_but_paths(*(dataset.read_embeddings(tmp_path / place / "e.h5") for place in ("remote", "local")))
 
 
-def test_folder_with_a_manifest_stands_for_it_until_it_is_gone(memory, originals, encoder, tmp_path):
+def test_folder_s_manifest_is_used_until_it_is_removed(memory, originals, encoder, tmp_path):
     upload(originals, f"{memory}/v")
     system_of(memory).pipe_file(f"{memory}/v/manifest.csv", b"path\na.mp4\n")
     assert extract.run(settings(f"{memory}/v", tmp_path / "one.h5")).num_videos == 1
@@ -423,7 +423,7 @@ def test_shards_are_the_same_on_all_machines(memory, originals, machine):
         assert of_machine[-1] == {path: (originals / video).stat().st_size for path, video in zip(paths, NAMES)}  # noqa: B905
 
 
-def test_cache_stays_within_its_bound(memory, originals, encoder, fetched, monkeypatch, tmp_path):
+def test_cache_stays_within_its_limit(memory, originals, encoder, fetched, monkeypatch, tmp_path):
     largest = max((originals / name).stat().st_size for name in NAMES)
     monkeypatch.setenv("VTP_CACHE_GB", str(1.2 * largest / 1e9))
     monkeypatch.setattr(fetching, "AHEAD", 1)
@@ -508,7 +508,7 @@ def test_video_that_cannot_be_fetched_is_tried_again_and_fails_alone(memory, ori
     assert str(storage.cache_folder()) not in row["reason"]
 
 
-def test_full_disk_stops_it_and_fails_no_video(memory, originals, encoder, monkeypatch, tmp_path):
+def test_full_disk_stops_the_extraction_and_fails_no_video(memory, originals, encoder, monkeypatch, tmp_path):
     upload(originals, f"{memory}/v")
     get_file = type(system_of(memory)).get_file
 
@@ -527,7 +527,7 @@ def test_full_disk_stops_it_and_fails_no_video(memory, originals, encoder, monke
     assert extract.run(cfg).num_videos == 3
 
 
-def test_too_many_that_cannot_be_fetched_stop_it(memory, originals, encoder):
+def test_too_many_failed_fetches_stop_the_extraction(memory, originals, encoder):
     upload(originals, f"{memory}/v")
     for name in NAMES[:2]:
         system_of(memory).rm_file(f"{memory}/v/{name}")
@@ -536,7 +536,7 @@ def test_too_many_that_cannot_be_fetched_stop_it(memory, originals, encoder):
 
 
 def test_network_that_ends_halfway(s3_server, machine, originals, encoder, monkeypatch, tmp_path):
-    """What was done is kept; the same command goes on from there."""
+    """Finished work is kept; the same command continues from there."""
     _, given, moto = s3_server
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -566,7 +566,7 @@ def test_network_that_ends_halfway(s3_server, machine, originals, encoder, monke
     assert extract.run(cfg).num_decoded == 3 - done
 
 
-def test_part_that_cannot_be_put(memory, originals, encoder, monkeypatch):
+def test_part_that_cannot_be_uploaded(memory, originals, encoder, monkeypatch):
     upload(originals, f"{memory}/v")
     put_file = type(system_of(memory)).put_file
 
@@ -621,7 +621,7 @@ def test_missing_source(bucket, source, code, tmp_path):
     assert f"{bucket}{source}" in str(caught.value)
 
 
-def test_brackets_are_no_pattern_where_there_is_such_an_object(memory, originals, encoder, tmp_path):
+def test_brackets_are_no_pattern_if_such_an_object_exists(memory, originals, encoder, tmp_path):
     upload(originals, f"{memory}/take [1]")
     assert extract.run(settings(f"{memory}/take [1]", tmp_path / "e.h5")).num_videos == 3
     system_of(memory).put_file(str(originals / "a.mp4"), f"{memory}/a[1].mp4")
@@ -630,7 +630,7 @@ def test_brackets_are_no_pattern_where_there_is_such_an_object(memory, originals
         extract.run(settings(f"{memory}/*.mkv", tmp_path / "g.h5"))
 
 
-def test_objects_that_cannot_both_have_a_place(memory):
+def test_objects_whose_cache_paths_conflict(memory):
     system = system_of(memory)
     system.pipe_file(f"{memory}/a/b", b"one")
     storage.fetch(storage.place_of(f"{memory}/a/b"))
@@ -703,7 +703,7 @@ def test_errors_are_one_line_with_their_exit_code(s3, vtp, originals, monkeypatc
         (["train", "--source", "embeddings", "--embeddings", f"{s3}/e.h5"], 2, f"{s3}/e.h5 does not exist"),
         (["train", "--source", "sim", "--out", f"{s3}/run"], 2, f"{s3}/run is in object storage"),
         (["act", f"{s3}/run", "--embeddings", f"{s3}/e.h5"], 2, f"{s3}/run is in object storage"),
-        (["extract", "abc://b/x"], 2, "no storage that fsspec knows"),
+        (["extract", "abc://b/x"], 2, "fsspec knows no storage abc://"),
         (["extract", "--config", f"{s3}/none.yaml"], 2, f"{s3}/none.yaml"),
     ):
         found, out, err = vtp(*arguments)
@@ -730,7 +730,7 @@ def test_package_that_is_not_installed(machine, monkeypatch):
 
 
 def test_fetches_do_not_wait_for_each_other(memory, originals, encoder, monkeypatch, tmp_path):
-    """Several files are under way at once."""
+    """Several files are fetched at once."""
     upload(originals, f"{memory}/v")
     get_file, meeting = type(system_of(memory)).get_file, threading.Barrier(3, timeout=60)
 

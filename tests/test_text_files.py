@@ -10,7 +10,7 @@ def test_any_line_end_and_a_byte_order_mark(tmp_path):
     assert read_text(tmp_path / "t") == "a\nb\nc\nd\u2028\x85e"
 
 
-def test_what_would_block_or_fill_the_memory_is_refused_at_once(tmp_path):
+def test_files_that_would_block_or_fill_memory_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ValueError, match="a FIFO, not a regular file"):
         read_text(tmp_path / "fifo")
@@ -31,13 +31,13 @@ def test_what_would_block_or_fill_the_memory_is_refused_at_once(tmp_path):
         read_text(tmp_path / "latin")
 
 
-def test_a_file_that_has_nothing_to_read_yet_is_refused(tmp_path, monkeypatch):
-    """As some of /proc are, which call themselves regular."""
+def test_a_file_with_nothing_to_read_now_is_refused(tmp_path, monkeypatch):
+    """Such as some in /proc, which count as regular files."""
     reading, writing = os.pipe()
     monkeypatch.setattr("pipeline.text_files.stat.S_ISREG", lambda mode: True)
     os.set_blocking(reading, False)
     try:
-        with pytest.raises(ValueError, match="nothing to be read"):
+        with pytest.raises(ValueError, match="nothing to read now"):
             read_text(f"/dev/fd/{reading}")
     finally:
         os.close(reading)

@@ -58,7 +58,7 @@ def test_frames_of_10_are_repeated_at_15():
     assert windows.frame_indices.tolist() == [[0, 0, 1, 2, 2, 3], [4, 4, 5, 6, 6, 7]]
 
 
-def test_variable_rate_goes_by_time():
+def test_variable_rate_is_sampled_by_time():
     windows = clip_windows(np.array([2.0, 2.5, 2.6, 3.0]), clip_len=5, clip_stride=5, fps=5, tail="drop")
     assert windows.frame_indices.tolist() == [[0, 0, 0, 2, 2]]  # at 2.0, 2.2, 2.4, 2.6, 2.8
 
@@ -113,7 +113,7 @@ def test_rolling_clips_reads_once_and_holds_what_it_needs():
     source = iter(frames)
     clips = [[int(frame[0, 0, 0]) for frame in clip] for clip in rolling_clips(source, indices)]
     assert clips == indices.tolist()
-    assert next(source, None) is None  # to the end, so that damage there is found
+    assert next(source, None) is None  # read to the end, so that damage there is found
 
 
 @pytest.mark.parametrize("size", [(240, 320), (720, 1280), (64, 90), (37, 41), (320, 216), (128, 171), (1, 1)])
@@ -125,7 +125,7 @@ def test_resize_equals_torchvision(size, to):
     difference = np.abs(got.astype(int) - expected.permute(0, 2, 3, 1).numpy())
     if torch.get_num_threads() > 1:
         assert difference.max() == 0
-    else:  # on one thread torch takes another kernel, which rounds ties otherwise
+    else:  # on one thread torch uses another kernel, which rounds ties differently
         assert difference.max() <= 1
         assert (difference > 0).mean() < 1e-3
 
@@ -193,7 +193,7 @@ def scanned(**changes):
      ({"width": 72}, "pyav"), ({"alone": False}, "pyav"), ({"shows_all": False}, "pyav"), ({"counted": False}, "pyav"),
      ({"orientation": Orientation(flip_columns=True)}, "pyav"), ({"container": "mpeg"}, "pyav")],
 )  # fmt: skip
-def test_auto_avoids_what_decord_gets_wrong(changes, reader):
+def test_auto_avoids_decord_where_it_is_wrong(changes, reader):
     assert choose_reader(scanned(**changes), "auto") == reader
     assert choose_reader(scanned(**changes), "pyav") == "pyav"
     if reader == "pyav":
@@ -260,7 +260,7 @@ def test_edit_list_hides_frames(folder, decoder):
     assert (stream.info.decoder, stream.info.num_frames) == ("pyav", 27)
 
 
-def test_turned_video_comes_upright(folder):
+def test_turned_video_is_decoded_upright(folder):
     path = write_video(folder / "turned.mp4", 16)
     turn(path)
     clips = {}
@@ -269,7 +269,7 @@ def test_turned_video_comes_upright(folder):
             (clips[name],) = decoder.clips(path)
     frame = clips["decord"].frames[0].astype(int)
     assert np.abs(frame - clips["pyav"].frames[0]).max() <= 2
-    right, left = frame[:, 155:], frame[:, :16]  # what was on top has turned to the right
+    right, left = frame[:, 155:], frame[:, :16]  # the top has turned to the right
     assert (right[..., 0] > right[..., 1] + 100).all()
     assert not (left[..., 0] > left[..., 1] + 100).any()
 
@@ -282,7 +282,7 @@ def test_decord_and_pyav_agree(plain):
     assert np.abs(frames["decord"] - frames["pyav"]).max() <= 2
 
 
-def test_too_short_says_how_short(folder, decoder):
+def test_too_short_error_gives_both_lengths(folder, decoder):
     path = write_video(folder / "short.mp4", 41)
     with raises("too_short", VideoError) as caught:
         decoder.clips(path, clip_len=64)
@@ -360,7 +360,7 @@ def shift_one_byte(packets):
         (lambda packets: packets.ravel()[:-1], "ends within a packet of 188 bytes"),
     ],
 )
-def test_a_transport_stream_that_lost_something(transport, tmp_path, harm, message):
+def test_a_damaged_transport_stream_is_refused(transport, tmp_path, harm, message):
     check_packets(transport)
     path = tmp_path / "harmed.ts"
     path.write_bytes(harm(packets_of(transport)).tobytes())
@@ -389,7 +389,7 @@ def test_transport_packets_may_come_twice_or_with_time_stamps(transport, tmp_pat
         ([3, 4, None, 6], [1, 2, 3, 4], "without a time"),
     ],
 )
-def test_times_that_no_encoder_gives(pts, dts, message):
+def test_times_that_no_encoder_writes(pts, dts, message):
     check_times([(3, 1, 1), (6, 2, 1), (4, 3, 1), (5, 4, 1)], 1.0)
     with raises("damaged", VideoError) as caught:
         check_times([(p, d, 1) for p, d in zip(pts, dts, strict=True)], 1.0)
@@ -400,7 +400,7 @@ def test_an_avi_that_lost_a_frame(tmp_path):
     path = write_video(tmp_path / "a.avi", 40, codec="mpeg4")
     data = bytearray(path.read_bytes())
     at = data.rfind(b"00dc", 0, data.find(b"idx1"))
-    data[at : at + 4] = b"JUNK"  # a chunk that is skipped
+    data[at : at + 4] = b"JUNK"  # a chunk type that readers skip
     path.write_bytes(data)
     with Decoder() as decoder, raises("damaged", VideoError):
         list(decoder.clips(path))
@@ -409,7 +409,7 @@ def test_an_avi_that_lost_a_frame(tmp_path):
 # The pool
 
 
-def test_the_pool_gives_what_one_decoder_gives(folder, decoder):
+def test_the_pool_equals_one_decoder(folder, decoder):
     paths = [write_video(folder / f"pool{k}.mp4", 20 + 10 * k, first=40 * k) for k in range(4)]
     options = dict(clip_len=6, clip_stride=6, fps=15, tail="drop")
     alone = {path: np.stack([clip.frames for clip in decoder.clips(path, **options)]) for path in paths}
@@ -429,7 +429,7 @@ def test_the_pool_gives_what_one_decoder_gives(folder, decoder):
 
 
 @pytest.mark.slow
-def test_a_hung_video_holds_up_no_other(folder, plain):
+def test_a_hung_video_does_not_block_the_others(folder, plain):
     with DecoderPool(2, timeout_s=60) as pool:
         options = dict(clip_len=16, clip_stride=16, fps=15, tail="drop")
         pool.submit({"warm": WHOLE}, plain, **options)
@@ -528,8 +528,8 @@ def test_a_decoder_that_is_not_installed_ends_the_run(plain, tmp_path, monkeypat
         list(decoder.clips(plain))
 
 
-def test_the_next_video_may_follow_a_failure_midway(tmp_path, plain):
-    # when the second half fails, the child has not read all that was said about emptied slots
+def test_the_next_video_can_follow_a_failure_midway(tmp_path, plain):
+    # when the second half fails, the child has not read all messages about emptied slots
     path = write_video(tmp_path / "damaged.mkv", 200, options={"g": "10"})
     damage(path, 0.6, 200)
     with Decoder(decoder="pyav") as decoder:
@@ -541,8 +541,8 @@ def test_the_next_video_may_follow_a_failure_midway(tmp_path, plain):
             assert decoder._process is process
 
 
-def test_time_that_is_shown_pays_for_decoding():
-    # what was told while the caller was busy costs nothing, so the slack is exact: 273 s lie between two clips
+def test_decoded_video_time_extends_the_deadline():
+    # messages that came while the caller was busy cost nothing, so the slack is exact: clips are 273 s apart
     decoder = Decoder(timeout_s=300)
     decoder.connection, child = multiprocessing.Pipe()
     decoder._starting, decoder._slack_s, decoder._heard_s = False, 1.0, time.monotonic()
@@ -554,7 +554,7 @@ def test_time_that_is_shown_pays_for_decoding():
     assert slacks == [274.0, 274.0, 300.0]
 
 
-def test_progress_is_told_once(monkeypatch):
+def test_progress_is_reported_once(monkeypatch):
     sent = []
     monkeypatch.setattr("pipeline.video.child.send", lambda _, message: sent.append(message))
     monkeypatch.setattr("pipeline.video.child.TELL_S", -1)
@@ -566,13 +566,13 @@ def test_progress_is_told_once(monkeypatch):
         1,
         2,
         3,
-    ]  # as it begins to be shown
-    progress.send({"clip": 1}, 3.0)  # a clip that overlaps what was told
+    ]  # when it starts to be shown
+    progress.send({"clip": 1}, 3.0)  # a clip that overlaps the reported time
     progress.send({"clip": 2}, 6.0)
     assert [message["passed_s"] for message in sent] == [0.0, 1.0, 1.0, 0.0, 2.0]
 
 
-# PyAV for what decord fails on
+# PyAV for videos that decord fails on
 
 
 def write_without_duration(path):
@@ -584,7 +584,7 @@ def write_without_duration(path):
     return path
 
 
-def test_what_decord_cannot_open_is_read_by_pyav(tmp_path):
+def test_videos_that_decord_cannot_open_are_read_by_pyav(tmp_path):
     path = write_without_duration(tmp_path / "a.webm")
     with Decoder() as decoder:
         stream = decoder.clips(path, clip_len=8, clip_stride=8)
@@ -594,7 +594,7 @@ def test_what_decord_cannot_open_is_read_by_pyav(tmp_path):
         list(decoder.clips(path))
 
 
-def test_the_pool_says_that_pyav_begins_again(plain):
+def test_the_pool_reports_that_pyav_starts_again(plain):
     options = dict(clip_len=8, clip_stride=8, fps=15, tail="drop")
     with DecoderPool(1) as pool:
         pool.submit({"video": WHOLE}, plain, **options)
@@ -619,7 +619,7 @@ def test_the_pool_says_that_pyav_begins_again(plain):
     assert events[-1].decoder == "pyav"
 
 
-def test_clips_that_were_handed_out_are_compared(plain):
+def test_clips_already_handed_out_are_compared(plain):
     with Decoder() as decoder:
         stream = decoder.clips(plain, clip_len=8, clip_stride=8)
         clips = [next(stream), next(stream)]
@@ -670,7 +670,7 @@ def test_verifying_finds_bits_flipped_inside_vp9_pictures(folder, tmp_path):
     assert found == {False: 0, True: 8}
 
 
-def test_the_next_video_ends_the_one_before(plain):
+def test_the_next_video_ends_the_previous_one(plain):
     with Decoder() as decoder:
         first = decoder.clips(plain, clip_stride=1)
         next(first)
@@ -678,7 +678,7 @@ def test_the_next_video_ends_the_one_before(plain):
         assert list(first) == []
 
 
-def test_one_child_serves_many_files_and_none_is_left(plain):
+def test_one_child_serves_many_files_and_is_removed(plain):
     with Decoder() as decoder:
         list(decoder.clips(plain))
         process = decoder._process
@@ -697,9 +697,9 @@ def test_memory_is_limited(tmp_path):
             list(decoder.clips(path))
         with pytest.raises(VideoError) as caught:
             list(decoder.clips(broken))
-        assert caught.value.code != "memory", "the video before is not held against this one"
+        assert caught.value.code != "memory", "memory of the previous video is not charged to this one"
 
 
-def test_decoders_stay_out_of_the_caller():
+def test_decoders_are_not_imported_by_the_caller():
     code = "import pipeline.video, sys; print(sorted({'av', 'decord', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -75,11 +75,11 @@ def holder(lock):
 
 
 def as_of(lock, **changes):
-    """Make the lock look as if another had made it."""
+    """Make the lock look as if another process had made it."""
     lock.write_text(json.dumps(json.loads(lock.read_text()) | changes))
 
 
-def test_the_second_writer_is_told_who_the_first_is(lock, holder):
+def test_the_second_writer_gets_an_error_naming_the_first(lock, holder):
     with raises("output-in-use") as caught, one_writer(lock, lock.parent):
         raise AssertionError("both write")
     contents = json.loads(lock.read_text())
@@ -93,7 +93,7 @@ def test_a_thread_of_the_same_process_is_another_writer(lock):
         pass
 
 
-def test_the_lock_goes_with_its_writer_and_so_does_a_folder_made_for_it(lock):
+def test_the_lock_and_a_folder_made_for_it_are_removed_by_its_writer(lock):
     for _ in range(2):
         with one_writer(lock, lock.parent) as held:
             assert lock.exists()
@@ -104,7 +104,7 @@ def test_the_lock_goes_with_its_writer_and_so_does_a_folder_made_for_it(lock):
     assert [path.name for path in lock.parent.iterdir()] == ["config.yaml"]
 
 
-def test_a_killed_writer_is_succeeded_at_once(lock, holder, caplog):
+def test_a_killed_writers_lock_is_taken_over_at_once(lock, holder, caplog):
     holder.kill()  # and not collected: a zombie is dead too
     while Path(f"/proc/{holder.pid}/stat").read_text().rpartition(") ")[2][0] != "Z":
         time.sleep(0.01)
@@ -133,12 +133,12 @@ def short(monkeypatch):
     "changes",
     [
         {"process": "00000000-1-1", "host": "elsewhere"},  # another host or container
-        {"process": "-1-1"},  # a system that does not tell boot and start
+        {"process": "-1-1"},  # a system that shows neither boot nor start
         {"path": "/a/copied/run/.lock"},  # copied while it was written
         {"process": "nonsense"},
     ],
 )
-def test_a_writer_elsewhere_is_alive_as_long_as_its_heart_beats(lock, changes):
+def test_a_writer_elsewhere_is_alive_while_its_heartbeat_continues(lock, changes):
     with one_writer(lock, lock.parent):
         as_of(lock, **changes)
         with raises("output-in-use"), one_writer(lock, lock.parent):
@@ -151,7 +151,7 @@ def test_a_writer_elsewhere_is_alive_as_long_as_its_heart_beats(lock, changes):
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("contents", ["", "{", "[]", '{"token": "../../x", "process": 5}', "\udcff"])
-def test_an_unreadable_lock_is_cleared_when_nobody_keeps_it_alive(lock, contents):
+def test_an_unreadable_lock_without_heartbeat_is_removed(lock, contents):
     lock.parent.mkdir()
     lock.write_bytes(contents.encode("utf-8", "surrogateescape"))
     with one_writer(lock, lock.parent):
@@ -160,7 +160,7 @@ def test_an_unreadable_lock_is_cleared_when_nobody_keeps_it_alive(lock, contents
 
 
 @pytest.mark.usefixtures("short")
-def test_who_was_taken_for_dead_writes_no_more(lock):
+def test_a_writer_that_lost_its_lock_stops_writing(lock):
     with one_writer(lock, lock.parent) as held:
         held.check()
         as_of(lock, token="0" * 16)
@@ -169,7 +169,7 @@ def test_who_was_taken_for_dead_writes_no_more(lock):
     assert json.loads(lock.read_text())["token"] == "0" * 16, "another's lock is left alone"
 
 
-def test_of_many_writers_at_once_one_writes(lock, count):
+def test_one_of_many_simultaneous_writers_writes(lock, count):
     children = [child(lock, seconds=1.0) for _ in range(5)]
     for process in children:
         go(process)
@@ -179,7 +179,7 @@ def test_of_many_writers_at_once_one_writes(lock, count):
 
 
 @pytest.mark.slow
-def test_those_who_wait_write_one_after_the_other_also_after_dead_ones(lock, count):
+def test_waiting_writers_write_one_after_another_also_after_dead_ones(lock, count):
     """Each reads a number and writes the next: two at once would lose one."""
     lock.parent.mkdir()
     me = this_process()
@@ -192,7 +192,7 @@ def test_those_who_wait_write_one_after_the_other_also_after_dead_ones(lock, cou
     assert count.read_text() == "8"
 
 
-def test_shards_of_the_same_settings_write_at_once_and_others_do_not(tmp_path):
+def test_shards_with_equal_settings_write_together_and_others_are_refused(tmp_path):
     def shard(number, settings):
         return one_writer(tmp_path / f".shard-{number}.lock", tmp_path, settings=settings)
 
@@ -208,7 +208,7 @@ def test_shards_of_the_same_settings_write_at_once_and_others_do_not(tmp_path):
     assert not list(tmp_path.glob(".*.lock"))
 
 
-def test_a_writer_in_another_thread_is_waited_for(lock):
+def test_a_writer_waits_for_one_in_another_thread(lock):
     order = []
     begun = threading.Event()
 

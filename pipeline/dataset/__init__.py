@@ -1,4 +1,4 @@
-"""The data set: which videos there are, their logs, the embeddings file, and clips read again from their videos."""
+"""The data set: its videos, their logs, the embeddings file, and clips reread from their videos."""
 
 from pipeline.dataset.clip_table import CLIP_FIELDS, Clips, Videos
 from pipeline.dataset.embeddings_file import (

@@ -1,4 +1,4 @@
-"""Clips and videos as arrays: what part files and embeddings files share."""
+"""Clips and videos as arrays, as part files and embeddings files store them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.video import Span
 
 CLIP_FIELDS = {"start_frame": np.int64, "start_s": np.float64, "end_s": np.float64, "valid_frames": np.int64}
 _VIDEO_NUMBERS = {"fps": np.float64, "num_frames": np.int64, "start_s": np.float64, "end_s": np.float64}
-_WHERE_KNOWN = ("contributor", "episode", "start_s", "end_s")  # in a file only where one video has it
+_WHERE_KNOWN = ("contributor", "episode", "start_s", "end_s")  # stored only if at least one video has a value
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Clips:
 
 @dataclass(frozen=True)
 class Videos:
-    """V videos or segments; id, path, split, contributor and episode are those of the run that wrote the file."""
+    """V videos or segments; id, path, split, contributor and episode come from the run that wrote the file."""
 
     sha256: list[str]  # of the file
     fps: np.ndarray  # [V] float64, of the source
@@ -49,14 +49,14 @@ class Videos:
     id: list[str] = field(default_factory=list)
     path: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
-    contributor: list[str] = field(default_factory=list)  # "" where unknown
-    episode: list[str] = field(default_factory=list)  # what several cameras show
+    contributor: list[str] = field(default_factory=list)  # "" if unknown
+    episode: list[str] = field(default_factory=list)  # recorded by one or more cameras
     start_s: np.ndarray | None = None  # [V] float64, of a segment within its file; NaN: from the file's start
     end_s: np.ndarray | None = None  # [V] float64; NaN: to its end
 
     @property
     def contents(self) -> list[Content]:
-        """What each video shows."""
+        """The content of each video: its file's sha256 and its span."""
         nothing = np.full(len(self.sha256), np.nan)
         spans = zip(*(nothing if times is None else times for times in (self.start_s, self.end_s)), strict=True)
         return [
@@ -66,7 +66,7 @@ class Videos:
 
 
 def as_float32(rows: Rows) -> Rows:
-    """Rows that are no array in memory are of that type already."""
+    """Rows as float32; those not in memory have that type already."""
     return rows.astype(np.float32, copy=False) if isinstance(rows, np.ndarray) else rows
 
 
@@ -92,7 +92,7 @@ def _is_known(videos: Videos, name: str) -> bool:
 
 
 def clips_in(checked: Checked) -> Clips:
-    """Their features stay where they are. CorruptError where the videos' offsets do not cover the clips."""
+    """The clips of an open file; features stay on disk. CorruptError if the videos' offsets do not cover the clips."""
     features = checked.stored("features", (None, None), np.float32)
     num_clips = len(features)
     fields = {name: checked.array(f"clips/{name}", (num_clips,), dtype) for name, dtype in CLIP_FIELDS.items()}

@@ -1,6 +1,6 @@
-"""The embeddings file: one 128-D embedding a clip, the clips and videos they are of, the task and the logs.
+"""The embeddings file: one 128-D embedding per clip, the clips and their videos, the task and the logs.
 
-A file of features alone has neither embeddings nor a projector; both are empty in memory.
+A file with features only has neither embeddings nor a projector; both are empty in memory.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 EMBEDDING_DIM = 128
-ATTRS: dict[str, type | tuple[type, ...]] = {  # those that are calculated with or compared, and their types
+ATTRS: dict[str, type | tuple[type, ...]] = {  # attributes used in calculations or comparisons, and their types
     "content_sha256": str, "weights_sha256": str, "projector_sha256": str, "projector": str, "backbone": str,
     "clip_len": int, "clip_stride": int, "fps": (int, float), "tail": str, "weights": str, "transform": str,
     "precision": str,
 }  # fmt: skip
 VIDEO_FIELDS = tuple(Videos.__dataclass_fields__)
-NOT_CONTENT = ("videos/path", "task")  # other paths, or other prices, leave the content hash as it is
+NOT_CONTENT = ("videos/path", "task")  # paths and prices do not change the content hash
 
 
 @dataclass(frozen=True, repr=False)
 class Embeddings:
     """An embeddings file in memory.
 
-    logs: None where no video has labels. task: whose actions and contexts the logs have; None where none is known, and
-    then there are no logs. path: of the file that it was read from.
+    logs: None if no video has labels. task: defines the actions and contexts of the logs; None if unknown, and then
+    there are no logs. path: the file that it was read from.
     """
 
-    embeddings: np.ndarray  # [N, 128] float32; of features alone [N, 0]
+    embeddings: np.ndarray  # [N, 128] float32; with features only [N, 0]
     clips: Clips
     videos: Videos
     logs: Logs | None
     projector_mean: np.ndarray  # [D] float64
-    projector_components: np.ndarray  # [128, D] float64; of features alone [0, D]
+    projector_components: np.ndarray  # [128, D] float64; with features only [0, D]
     projector_scale: float
     attrs: dict[str, str | int | float]
-    projector_norm: np.ndarray | None = None  # [2, 128] float64, weight and bias; of learned projectors
+    projector_norm: np.ndarray | None = None  # [2, 128] float64, weight and bias of a learned projector
     task: Task | None = None
     path: Path | None = None
 
@@ -66,9 +66,9 @@ class Embeddings:
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a clip, without its embedding: video_id, clip, times in s, split, and what its labels say.
+        """One row per clip, without its embedding: video_id, clip, times in s, split, and its logs.
 
-        NaN, or "" for text, where a value is unknown; columns of which no clip has a value are left out.
+        Unknown values are NaN, or "" for text; columns without any value are left out.
         """
         from pipeline.dataset import views
 
@@ -82,17 +82,17 @@ class Embeddings:
 
     @property
     def content_sha256(self) -> str:
-        """The hash of all that the clips are and log, paths and prices left out."""
+        """The hash of clips, videos and logs, without paths and prices."""
         return str(self.attrs["content_sha256"])
 
     @property
     def has_embeddings(self) -> bool:
-        """Whether the file has embeddings, and not features alone."""
+        """Whether the file has embeddings, not only features."""
         return self.embeddings.shape[1] > 0
 
     @property
     def features(self) -> Rows:
-        """The encoder's output before the projector, [N, D] float32, read when it is asked for."""
+        """The encoder's output before the projector, [N, D] float32, read on access."""
         return self.clips.features
 
     @property
@@ -112,7 +112,7 @@ class Embeddings:
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> str:
-    """Write the file and return its content hash, which is stored in it; `embeddings.attrs` need not have one."""
+    """Write the file and return its content hash, which it also stores; `embeddings.attrs` need not have one."""
     arrays = {
         **clip_arrays(embeddings.clips),
         **video_arrays(embeddings.videos, VIDEO_FIELDS),
@@ -136,10 +136,10 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> str:
 
 
 def read_embeddings(path: Path, *, or_features: bool = False, scratch: Path | None = None) -> Embeddings:
-    """VtpError where there is no such file or its schema is another; CorruptError where it is damaged or refused.
+    """VtpError if the file does not exist or has another schema version; CorruptError if it is damaged or refused.
 
-    or_features: take a file of features alone too, which is refused otherwise. scratch: folder in which very many
-    embeddings are kept on the disk, mapped into memory, for as long as they are used.
+    or_features: also accept a file with features only. scratch: folder for very many embeddings, which are then on
+    disk, mapped into memory, while they are used.
     """
     if not storage.fetch(path).exists():
         raise VtpError(
@@ -167,7 +167,7 @@ def read_embeddings(path: Path, *, or_features: bool = False, scratch: Path | No
                 checked.attr(name, kind)
         embeddings = np.zeros((clips.num_clips, 0), np.float32)
         projector = np.zeros(feature_dim), np.zeros((0, feature_dim)), 1.0
-        if not _holds_features_alone(checked):
+        if not _has_features_only(checked):
             embeddings = _embeddings(checked, clips.num_clips, scratch)
             projector = (
                 _finite(checked, "projector/mean", (feature_dim,)),
@@ -190,13 +190,13 @@ def read_embeddings(path: Path, *, or_features: bool = False, scratch: Path | No
 
 
 def check_embeddings(path: Path) -> None:
-    """As `read_embeddings`, of what the file's first bytes and links tell."""
+    """The checks of `read_embeddings` that read no data: links and schema version."""
     with hdf5.open_checked(storage.fetch(path), _remedy(path), version=SCHEMA_VERSION):
         pass
 
 
 def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
-    """The embeddings [K, 128] of clips `rows`, in any order and as often as named; the rest stays on disk."""
+    """The embeddings [K, 128] of clips `rows`, in any order, repeats included; the rest stays on disk."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
         _check_projected(checked)
         return checked.rows("embeddings", (None, EMBEDDING_DIM), rows)
@@ -216,20 +216,20 @@ def _embeddings(checked: hdf5.Checked, num_clips: int, scratch: Path | None) -> 
     return embeddings
 
 
-def _holds_features_alone(checked: hdf5.Checked) -> bool:
+def _has_features_only(checked: hdf5.Checked) -> bool:
     return "embeddings" not in checked and checked.attrs().get("projector") == "none"
 
 
 def _check_projected(checked: hdf5.Checked) -> None:
-    if _holds_features_alone(checked):
+    if _has_features_only(checked):
         raise features_alone(str(checked.path))
 
 
 def features_alone(name: str) -> VtpError:
-    """The error of what needs embeddings and is given none."""
+    """The error of a stage that needs embeddings and is given a file without."""
     return VtpError(
-        f"{name} holds features alone (--projector none), and embeddings are needed; run the same vtp extract again "
-        "with --projector pca: with its parts still beside it, nothing is decoded anew",
+        f"{name} has features only (--projector none), but embeddings are needed; run the same vtp extract again with "
+        "--projector pca: with its parts still beside it, nothing is decoded again",
         code="embeddings-none",
     )
 
@@ -237,12 +237,12 @@ def features_alone(name: str) -> VtpError:
 def _finite(checked: hdf5.Checked, name: str, shape: tuple[int, ...]) -> np.ndarray:
     values = checked.array(name, shape, np.float64)
     if not np.isfinite(values).all() or (name == "projector/scale" and values[0] <= 0):
-        raise CorruptError(f"{checked.path}: {name} has numbers that cannot be; {checked.remedy}", code="file-numbers")
+        raise CorruptError(f"{checked.path}: {name} has invalid numbers; {checked.remedy}", code="file-numbers")
     return values
 
 
 def video_paths(path: Path) -> list[Path]:
-    """Where the videos of an embeddings file lie, each file once."""
+    """The paths of the videos of an embeddings file, each file once."""
     with hdf5.open_checked(path, _remedy(path), version=SCHEMA_VERSION) as checked:
         num_videos = checked.dataset("videos/offset", (None,)).shape[0] - 1
         return [storage.path_of(name) for name in dict.fromkeys(checked.strings("videos/path", num_videos))]
@@ -250,5 +250,5 @@ def video_paths(path: Path) -> list[Path]:
 
 def _remedy(path: Path) -> str:
     return (
-        f"run the same vtp extract SOURCE --out {path} again: with its parts still beside it, nothing is decoded anew"
+        f"run the same vtp extract SOURCE --out {path} again: with its parts still beside it, nothing is decoded again"
     )

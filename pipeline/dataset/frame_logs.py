@@ -1,4 +1,4 @@
-"""Logs of data sets that have a value per frame: a clip's labels are made of the frames that it shows."""
+"""Logs of data sets with one value per frame: a clip's labels are computed from the frames that it shows."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _REDUCE: dict[str, Callable[[np.ndarray], float | str]] = {
 
 @dataclass(frozen=True)
 class FrameLogs:
-    """The values of an episode's frames by label, and texts by label of its steps, which win over these.
+    """The values of an episode's frames by label, and the texts of its steps by label, which override them.
 
-    where: what it is called in errors.
+    where: its name in errors.
     """
 
     where: str
@@ -44,7 +44,7 @@ class FrameLogs:
         return min((len(values) for values in self.values.values()), default=0)
 
     def of_clips(self, start_s: np.ndarray, end_s: np.ndarray, task: Task) -> Logs:
-        """The logs of clips that show [start_s, end_s) since the episode's start; VtpError where a value cannot be."""
+        """The logs of clips that show [start_s, end_s) since the episode's start; VtpError if a value is invalid."""
         if self.num_steps not in (None, len(start_s)):
             raise VtpError(
                 f"{self.where} have {self.num_steps} steps and the video {len(start_s)} clips; use the clip settings "
@@ -73,22 +73,22 @@ class FrameLogs:
         return logs_of(columns, task, self.where)
 
     def _sorted_steps(self) -> dict[str, list[str]]:
-        """The steps' texts in order of step, as clips are; what is no number is left to the check of labels."""
+        """The steps' texts in order of step, like clips; texts that are no numbers are left to the check of labels."""
         numbers = np.array([number_of(text) for text in self.steps.get("step", [])])
         order = np.argsort(numbers, kind="stable")
         return {name: [texts[row] for row in order] for name, texts in self.steps.items()}
 
     def check(self, start_s: np.ndarray, end_s: np.ndarray, task: Task) -> list[Logs]:
-        """The logs that are known before the clips are: all if these will be the clips, else those of the steps.
+        """The logs known before decoding: all if these will be the clips, else only those of the steps.
 
-        None without a clip. VtpError as in `of_clips`.
+        Empty without a clip. VtpError as in `of_clips`.
         """
         if self.num_steps not in (None, len(start_s)):
             return [logs_of(self._sorted_steps(), task, self.where)]
         return [self.of_clips(start_s, end_s, task)] if len(start_s) else []
 
     def num_unseen(self, name: str, start_s: np.ndarray, end_s: np.ndarray) -> int:
-        """Frames with a known value other than zero that none of the clips shows."""
+        """Number of frames with a known value other than zero that no clip shows."""
         if name not in self.values or name in self.steps:
             return 0
         unseen = np.nan_to_num(self.values[name]) != 0
@@ -97,7 +97,7 @@ class FrameLogs:
         return int(unseen.sum())
 
     def _frames(self, start_s: np.ndarray, end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The frames [first, end) that each clip shows: one at least, but none where it begins after the last."""
+        """The frames [first, end) that each clip shows: at least one, but none if it starts after the last frame."""
         first, end = (np.floor(times_s * self.fps + 0.5).astype(int) for times_s in (start_s, end_s))
         is_there = start_s * self.fps < self.num_frames - 1e-6
         first = np.where(is_there, np.minimum(first, self.num_frames - 1), self.num_frames)
@@ -105,7 +105,7 @@ class FrameLogs:
 
 
 def _rounded_into(values: list[float | str], task: Task, name: str) -> list[float | str]:
-    """Values beyond a bound by no more than rounding are at the bound."""
+    """Set values beyond a bound by no more than rounding to the bound."""
     low, high = task.actions[name].low, task.actions[name].high
     slack = ROUNDING * max(abs(low), abs(high), high - low)
     inside = np.clip(np.asarray(values, float), low, high)

@@ -1,7 +1,7 @@
-"""HDF5 files that are written once, whole, and read only after a check. Nothing else imports h5py.
+"""HDF5 files that are written once, completely, and read only after a check.
 
-Links, shapes and storage are checked before anything is read: an HDF5 file of a few bytes can point at any other file,
-or claim terabytes.
+Links, shapes and storage are checked before anything is read, because a tiny HDF5 file can link to any other file or
+claim terabytes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ BLOCK_BYTES = 1 << 22
 
 
 def to_bytes(strings: Sequence[str]) -> np.ndarray:
-    """Fixed-length UTF-8: variable-length strings lie outside the checksummed chunks. Odd file names are escaped."""
+    """Fixed-length UTF-8, because variable-length strings are stored outside the checksummed chunks. Characters that
+    UTF-8 cannot encode, as in odd file names, are escaped."""
     encoded = [text.encode("utf-8", "backslashreplace") for text in strings]
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
 class Rows(Protocol):
-    """An array that need not be in memory: its rows are asked for a block at a time. numpy's arrays are such."""
+    """An array that need not be in memory, read in blocks of rows. numpy's arrays qualify."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -53,9 +54,9 @@ def write(
     version: int,
     content: Collection[str] = (),
 ) -> str:
-    """Write the file beside, read it back, rename; a block of rows is in memory at a time.
+    """Write a temporary file, read it back and rename it, with one block of rows in memory at a time.
 
-    Returns the sha256 of the arrays named in `content`, which is stored as content_sha256 where there are any.
+    Returns the sha256 of the arrays named in `content`, stored as content_sha256 if there are any.
     """
     with new_file(path) as file:
         checksums = {name: _write_rows(file, name, array) for name, array in arrays.items()}
@@ -68,14 +69,14 @@ def write(
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """A file to write, which takes its place when it is whole.
+    """Yield a file to write, which is moved to `path` when it is complete.
 
-    HDF5 must not meet a full disk itself: it dies of it, or closes "well" with data missing.
+    HDF5 itself must not see a full disk: it would crash, or close without an error and with data missing.
     """
     with atomic_path(path) as temporary, open(temporary, "w+b") as plain:
         guarded = _Guarded(plain)
         try:
-            # No cache of chunks: what is read back comes from the disk's side of HDF5.
+            # No cache of chunks: data must be read back from the file.
             with h5py.File(guarded, "w", rdcc_nbytes=0) as file:
                 yield file
         except Exception as error:
@@ -87,7 +88,7 @@ def new_file(path: Path) -> Iterator[h5py.File]:
 
 
 def _write_rows(file: h5py.File, name: str, array: Rows) -> int:
-    """Write a dataset; returns the CRC of its bytes."""
+    """Write a dataset; return the CRC of its bytes."""
     chunks = (_chunk_rows(array), *array.shape[1:])
     dataset = file.create_dataset(name, array.shape, array.dtype, chunks=chunks, fletcher32=True)
     checksum = start = 0
@@ -98,7 +99,7 @@ def _write_rows(file: h5py.File, name: str, array: Rows) -> int:
 
 
 def _read_back(file: h5py.File, checksums: Mapping[str, int], content: Collection[str], path: Path) -> str:
-    """The hash of the arrays of `content`; CorruptError where any array is not as it was written."""
+    """The hash of the arrays of `content`; CorruptError if any array differs from what was written."""
     file.flush()
     digest = hashlib.sha256()
     for name in sorted(checksums):
@@ -114,7 +115,7 @@ def _read_back(file: h5py.File, checksums: Mapping[str, int], content: Collectio
 
 
 def root_attrs(path: Path) -> dict[str, Any]:
-    """The attributes of a file in any layout; none of what is no HDF5 file."""
+    """The attributes of an HDF5 file in any layout; empty for other files."""
     try:
         with h5py.File(path, "r") as file:
             return dict(file.attrs)
@@ -123,13 +124,13 @@ def root_attrs(path: Path) -> dict[str, Any]:
 
 
 def check_rows(array: Rows) -> None:
-    """Read all of it; CorruptError where a stored array is damaged."""
+    """Read the whole array; CorruptError if it is stored and damaged."""
     for _ in blocks(array):
         pass
 
 
 def blocks(array: Rows) -> Iterator[np.ndarray]:
-    """All rows, whole chunks of them at a time."""
+    """All rows, in blocks of whole chunks."""
     step = _chunk_rows(array) * (BLOCK_BYTES // CHUNK_BYTES)
     for start in range(0, array.shape[0], step):
         yield np.ascontiguousarray(array[start : start + step])
@@ -141,7 +142,7 @@ def _chunk_rows(array: Rows) -> int:
 
 
 class _Guarded:
-    """A file whose writer is told of no error: the first is kept, and from then on nothing is written."""
+    """A file that hides write errors from HDF5: it keeps the first and writes nothing after it."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -181,7 +182,7 @@ class _Guarded:
 
 
 class Attributes(dict[str, str | int | float]):
-    """Attributes of a file; CorruptError that names the one which is asked for and missing."""
+    """Attributes of a file; CorruptError names a requested one that is missing."""
 
     def __init__(self, path: Path, remedy: str):
         super().__init__()
@@ -192,10 +193,10 @@ class Attributes(dict[str, str | int | float]):
 
 
 class Checked:
-    """An open file whose links are all its own; each array is checked for kind, shape and storage before it is read.
+    """An open file without links to others; each array's type, shape and storage are checked before it is read.
 
-    Below h5py's classes, whose properties open a dataset's space, type and layout anew each time: a merge reads
-    thousands of datasets.
+    It uses h5py's low-level interface, because a merge reads thousands of datasets and the properties of h5py's classes
+    open a dataset's space, type and layout each time.
     """
 
     def __init__(self, file: h5py.File, path: Path, remedy: str, version: int):
@@ -239,7 +240,7 @@ class Checked:
         return found
 
     def attr(self, name: str, kind: type | tuple[type, ...]) -> str | int | float:
-        """CorruptError where the attribute is missing or of another type."""
+        """The attribute; CorruptError if it is missing or of another type."""
         value = self.attrs().get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and isinstance(value, kind)
         if is_number and not 0 < float(value or 0) < math.inf:
@@ -255,7 +256,7 @@ class Checked:
         return value
 
     def belongs_to(self, content_sha256: str) -> None:
-        """VtpError unless the file was made for the embeddings of that content."""
+        """VtpError unless the file was made for embeddings with that content hash."""
         found = self.file.attrs.get("content_sha256")
         if found != content_sha256:
             raise VtpError(
@@ -276,7 +277,7 @@ class Checked:
         return _read(dataset, found).astype(np.float64)
 
     def array(self, name: str, shape: tuple[int | None, ...], dtype: type, scratch: Path | None = None) -> np.ndarray:
-        """All of it, in memory, or if it is very large in a file in the folder `scratch`; see `scratch_array`."""
+        """The whole array, in memory or, if it is very large, in a file in folder `scratch`; see `scratch_array`."""
         dataset = self._typed(name, shape, dtype)
         return _read(dataset, dataset.dtype, scratch)
 
@@ -289,16 +290,16 @@ class Checked:
         return dataset
 
     def _mark(self) -> str:
-        """What tells this file from one that takes its place."""
+        """Differs between this file and one that replaces it."""
         return str(self.file.attrs.get("content_sha256"))
 
     def stored(self, name: str, shape: tuple[int | None, ...], dtype: type) -> StoredRows:
-        """The array where it lies; its kind, shape and storage are checked now, its bytes when they are read."""
+        """The array, left on disk: its type, shape and storage are checked now, its bytes when they are read."""
         dataset = self._typed(name, shape, dtype)
         return StoredRows(self.path, self.remedy, self._version, name, dataset.shape, dataset.dtype, self._mark())
 
     def rows(self, name: str, shape: tuple[int | None, ...], rows: np.ndarray) -> np.ndarray:
-        """Some rows, in any order and as often as named; the rest stays on disk."""
+        """Some rows, in any order, repeats included; the rest stays on disk."""
         dataset = h5py.Dataset(self.dataset(name, shape))
         wanted, positions = np.unique(rows, return_inverse=True)
         if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(dataset):
@@ -309,7 +310,7 @@ class Checked:
         dataset = self.dataset(name, (length,))
         if (found := dataset.dtype).kind != "S":
             raise CorruptError(f"{self.path}: {name} is {found}, not strings; {self.remedy}", code="file-type")
-        texts: dict[bytes, str] = {}  # one string for all that are equal: a million clips have few contexts
+        texts: dict[bytes, str] = {}  # equal texts share one string: a million clips have few contexts
         return [
             texts[value] if value in texts else texts.setdefault(value, value.decode("utf-8"))
             for value in _read(dataset, found).tolist()
@@ -322,20 +323,20 @@ class Checked:
         layout = dataset.get_create_plist()
         if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
             raise CorruptError(
-                f"{self.path} is refused: {name} lies in other files; {self.remedy}", code="file-links-out"
+                f"{self.path} is refused: {name} is stored in other files; {self.remedy}", code="file-links-out"
             )
         found = dataset.shape
         if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
             raise CorruptError(f"{self.path}: {name} has shape {found}, not {shape}; {self.remedy}", code="file-shape")
         if dataset.get_storage_size() < math.prod(found) * dataset.dtype.itemsize:
             raise CorruptError(
-                f"{self.path}: {name} claims more data than the file holds; {self.remedy}", code="file-storage"
+                f"{self.path}: {name} claims more data than the file has; {self.remedy}", code="file-storage"
             )
         return dataset
 
 
 def _read(dataset: h5py.h5d.DatasetID, dtype: np.dtype, scratch: Path | None = None) -> np.ndarray:
-    """All of a dataset that was checked, and is of that type."""
+    """All of a checked dataset, which has type `dtype`."""
     values = scratch_array(dataset.shape, dtype, scratch)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
     return values
@@ -343,7 +344,7 @@ def _read(dataset: h5py.h5d.DatasetID, dtype: np.dtype, scratch: Path | None = N
 
 @dataclass(frozen=True)
 class StoredRows:
-    """An array of a file, read when it is asked for: by rows, such as `features[:100]`, or whole by `np.asarray`."""
+    """An array in a file, read on access: by rows, such as `features[:100]`, or as a whole by `np.asarray`."""
 
     path: Path
     remedy: str
@@ -351,7 +352,7 @@ class StoredRows:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    mark: str  # of the file that was opened
+    mark: str  # of the file when it was opened
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -359,9 +360,7 @@ class StoredRows:
     def __getitem__(self, rows: Any) -> np.ndarray:
         with open_checked(self.path, self.remedy, version=self.version) as checked:
             if checked._mark() != self.mark:
-                raise VtpError(
-                    f"{self.path} has been written anew since it was read; read it again", code="file-changed"
-                )
+                raise VtpError(f"{self.path} has been replaced since it was read; read it again", code="file-changed")
             return h5py.Dataset(checked.dataset(self.name, self.shape))[rows]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -370,7 +369,7 @@ class StoredRows:
 
 @contextmanager
 def open_checked(path: Path, remedy: str, *, version: int) -> Iterator[Checked]:
-    """Open for reading; whatever HDF5 itself finds wrong is a CorruptError that names the file."""
+    """Open for reading; HDF5's own errors become a CorruptError that names the file."""
     if path.exists() and not path.is_file():
         raise VtpError(f"{path} is no regular file; name an HDF5 file", code="file-not-regular")
     try:

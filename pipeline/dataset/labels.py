@@ -1,4 +1,4 @@
-"""Label files: one CSV a video, one row a step, whose columns are the task's actions and what came of them."""
+"""Label files: one CSV per video, one row per step, with columns for the task's actions and their outcomes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.errors import VtpError
 from pipeline.tasks import Task, load_task
 from pipeline.text_files import csv_rows, means_missing, read_text
 
-DEFAULT_TASK = "dishwashing"  # what labels are read as where no task is named
+DEFAULT_TASK = "dishwashing"  # the task of labels if none is named
 COMMON_COLUMNS = ("context", "attempts", "errors", "price_usd", "damage_usd", "propensity", "novel")
 
 
 @dataclass(frozen=True)
 class _Range:
-    """What a number of a column may be."""
+    """The allowed range of a column of numbers."""
 
     low: float = 0.0
     high: float = np.inf
@@ -58,7 +58,7 @@ _YES_AND_NO = dict.fromkeys(("true", "yes", "t", "y", "on"), "1") | dict.fromkey
 
 
 def label_columns(task: Task) -> tuple[str, ...]:
-    """The columns that labels of a task may have; of these only `step` must be there."""
+    """The columns that labels of a task may have; only `step` is required."""
     common = [name for name in COMMON_COLUMNS if not (name == "context" and task.is_unnamed)]
     return ("step", *task.actions, *common)
 
@@ -66,11 +66,11 @@ def label_columns(task: Task) -> tuple[str, ...]:
 def read_labels(path: Path, task: Task | None) -> Logs:
     """The logs of one video, in order of step: step i belongs to clip i.
 
-    task: whose actions and contexts the labels have; None: none was named, and the labels are read as those of
-    dishwashing. An empty value is unknown: NaN, or "" for the context. `propensity` is a density with respect to each
-    action's unit, or at a bound where actions were cut, the probability of the bound; of several actions the product.
-    In the file, `novel` may be a word for yes or no, or name the kind of novelty, and is empty for an ordinary clip:
-    here that makes 1 and 0, with the names in `novel_kind`.
+    task: defines the labels' actions and contexts; None: none was named, and dishwashing is assumed. An empty value is
+    unknown: NaN, or "" for the context. `propensity` is a density with respect to each action's unit, or the
+    probability of a bound at which actions were clipped; for several actions, their product. In the file, `novel` may
+    be a word for yes or no, or name the kind of novelty, and is empty for an ordinary clip: it is read as 1 or 0, with
+    the names in `novel_kind`.
 
     VtpError names the file, the column, the row (1 is the first below the header), the value, the rule and the remedy;
     its code is labels-missing, -unreadable, -unknown-column, -repeated-column, -no-step, -empty, -value, -step,
@@ -82,7 +82,7 @@ def read_labels(path: Path, task: Task | None) -> Logs:
         return _read(path, _default_task())
     except VtpError as error:
         raise VtpError(
-            f"{error}; no task is named, so these labels are read as {DEFAULT_TASK}'s: if they are of another task, "
+            f"{error}; no task is named, so these labels are read for task {DEFAULT_TASK}: if they belong to another, "
             "name it with --task FILE|NAME",
             code=error.code,
         ) from error
@@ -98,7 +98,7 @@ def _read(path: Path, task: Task) -> Logs:
 
 
 def logs_of(columns: dict[str, list[str]], task: Task, where: str) -> Logs:
-    """The logs of texts by column; `where` names these labels in errors, as "labels PATH" does."""
+    """The logs of texts by column; `where` names these labels in errors, such as "labels PATH"."""
     allowed = label_columns(task)
     for name in columns:
         if name == "context" and task.is_unnamed:
@@ -112,7 +112,7 @@ def logs_of(columns: dict[str, list[str]], task: Task, where: str) -> Logs:
         raise VtpError(f"{where} have no column step; number the rows from 0", code="labels-no-step")
     num_steps = len(columns["step"])
     if num_steps == 0:
-        raise VtpError(f"{where} have no rows; give one row a clip", code="labels-empty")
+        raise VtpError(f"{where} have no rows; give one row per clip", code="labels-empty")
     kinds = None
     if "novel" in columns:
         columns["novel"], kinds = _novelty(columns["novel"], where)
@@ -125,7 +125,7 @@ def logs_of(columns: dict[str, list[str]], task: Task, where: str) -> Logs:
     order = np.argsort(numbers["step"], kind="stable")
     if not np.array_equal(numbers["step"][order], np.arange(num_steps)):
         raise VtpError(
-            f"{where}: steps do not count from 0 to {num_steps - 1} without a gap; number them so",
+            f"{where}: steps do not count from 0 to {num_steps - 1} without a gap; number the rows that way",
             code="labels-step",
         )
     context = np.full(num_steps, "", object)
@@ -160,7 +160,7 @@ def logs_of(columns: dict[str, list[str]], task: Task, where: str) -> Logs:
 
 
 def _columns(path: Path) -> dict[str, list[str]]:
-    """The texts of each column, without blanks around them."""
+    """The texts of each column, stripped."""
     try:
         rows = csv_rows(read_text(path))
     except FileNotFoundError as error:
@@ -172,7 +172,7 @@ def _columns(path: Path) -> dict[str, list[str]]:
             f"labels {path} cannot be read ({error}); write them as CSV in UTF-8", code="labels-unreadable"
         ) from error
     if not rows:
-        raise VtpError(f"labels {path} are empty; write a header and one row a clip", code="labels-empty")
+        raise VtpError(f"labels {path} are empty; write a header and one row per clip", code="labels-empty")
     header = rows[0]
     for name in header:
         if header.count(name) > 1:
@@ -181,7 +181,7 @@ def _columns(path: Path) -> dict[str, list[str]]:
 
 
 def _novelty(texts: Sequence[str], where: str) -> tuple[list[str], list[str]]:
-    """Numbers and kinds: the name of a kind stands for 1, an empty value for 0, and a word for yes or no is no kind."""
+    """Numbers and kinds: the name of a kind counts as 1, an empty value as 0; words for yes and no are not kinds."""
     numbers = [_YES_AND_NO.get(text.casefold(), text or "0") for text in texts]
     for row, text in enumerate(numbers, 1):
         if means_missing(text) or text.casefold() in _ORDINARY:
@@ -190,7 +190,7 @@ def _novelty(texts: Sequence[str], where: str) -> tuple[list[str], list[str]]:
                 "kind of novelty; write 0 or leave it empty for an ordinary clip, or give the kind",
                 code="labels-value",
             )
-        if np.isnan(number_of(text)) and not text[0].isalpha():  # -, ? and the like stand for something else
+        if np.isnan(number_of(text)) and not text[0].isalpha():  # such as - or ?
             raise VtpError(
                 f"{where}: novel {text!r} in row {row} is neither a number nor the name of a kind, which begins "
                 "with a letter; write 0 or leave it empty for an ordinary clip",
@@ -212,7 +212,7 @@ def _numbers(texts: Sequence[str], allowed: _Range, where: str, *, may_be_unknow
 
 
 def number_of(text: str) -> float:
-    """NaN where the text is no number."""
+    """The text as a number; NaN if it is none."""
     try:
         return np.nan if "_" in text else float(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""LeRobot data sets, v3.0 and v2.1: a folder with meta/info.json, read by pyarrow and json alone.
+"""LeRobot data sets, v3.0 and v2.1: a folder with meta/info.json, read with pyarrow and json only.
 
-An episode is a segment of one file per camera. v3.0 keeps several episodes in a file, v2.1 one.
+An episode is a segment of one file per camera. v3.0 stores several episodes per file, v2.1 one.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ MOST_DRIFT = 1.5  # frames: from_timestamp drifts by one, and is rounded
 
 @dataclass(frozen=True)
 class Episode:
-    """One recording; spans: by camera, the file and the part of it that shows the episode, or what is wrong with it."""
+    """One recording; spans: by camera, the file, the span that shows the episode, and an error if there is one."""
 
     number: int
     length: int  # frames
     tasks: tuple[str, ...]  # texts
-    data: Path  # the file that has its frames' values
+    data: Path  # the file with its frames' values
     spans: Mapping[str, tuple[Path, Span, VideoError | None]]
 
     @property
@@ -50,10 +50,7 @@ class Episode:
 
 
 def is_lerobot(folder: Path) -> bool:
-    """Whether a folder is a LeRobot data set, of whatever version, or what Git LFS has left of one.
-
-    CorruptError where its meta/info.json cannot be read.
-    """
+    """Whether a folder is a LeRobot data set of any version. CorruptError if its meta/info.json cannot be read."""
     path = folder / INFO
     if not path.is_file():
         return False
@@ -62,7 +59,7 @@ def is_lerobot(folder: Path) -> bool:
 
 
 class LeRobot:
-    """A data set's episodes and cameras. VtpError or CorruptError, by name, where the folder holds it not or not whole.
+    """A data set's episodes and cameras. VtpError or CorruptError if the folder's data set is unusable or incomplete.
 
     camera: its key, or the end of its key, such as `front` for observation.images.front; by default all.
     """
@@ -73,8 +70,8 @@ class LeRobot:
         self.version = str(self.info.get("codebase_version"))
         if self.version not in VERSIONS:
             raise VtpError(
-                f"LeRobot data set {folder} is of version {self.version}; vtp reads {' and '.join(VERSIONS)}: convert "
-                "it with LeRobot's own scripts, or take its files as plain videos with --bare",
+                f"LeRobot data set {folder} has version {self.version}; vtp reads {' and '.join(VERSIONS)}: convert it "
+                "with LeRobot's own scripts, or read its files as plain videos with --bare",
                 code="lerobot-version",
             )
         fps = self.setting("fps", int | float)
@@ -93,10 +90,10 @@ class LeRobot:
             twice = next(number for number in numbers if numbers.count(number) > 1)
             raise self.broken(f"episode_index {twice} occurs twice")
         if (stated := self.info.get("total_episodes", len(numbers))) != len(numbers):
-            logger.warning("%s states %s episodes, and its meta holds %d", folder, stated, len(numbers))
+            logger.warning("%s states %s episodes, but its meta lists %d", folder, stated, len(numbers))
 
     def setting(self, name: str, kind: Any) -> Any:
-        """A value of meta/info.json; CorruptError where it is missing or of another kind."""
+        """A value of meta/info.json; CorruptError if it is missing or of another type."""
         value = self.info.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise self.broken("it is missing" if value is None else f"it is {value!r}", name)
@@ -124,7 +121,7 @@ class LeRobot:
             return found
         depth = [name for name in videos if _is_depth(self.features[name])]
         if depth and len(depth) < len(videos):
-            logger.info("%s: depth is left out (%s); --camera takes it", self.folder, ", ".join(depth))
+            logger.info("%s: depth is left out (%s); --camera selects it", self.folder, ", ".join(depth))
             videos = [name for name in videos if name not in depth]
         if images:
             logger.warning("%s: cameras that are stored as images are left out: %s", self.folder, ", ".join(images))
@@ -137,7 +134,7 @@ class LeRobot:
         return videos
 
     def file(self, template: str, **values: Any) -> Path:
-        """The file that a template of meta/info.json names. It may be a link to anywhere, as in the hub's cache."""
+        """The file named by a template of meta/info.json. It may be a link to anywhere, as in the hub's cache."""
         text = self.setting(template, str)
         try:
             name = text.format(**values)
@@ -151,7 +148,7 @@ class LeRobot:
     def splits(self) -> dict[int, str]:
         """The split of each episode that has one.
 
-        LeRobot writes {"train": "0:N"} where nobody has chosen splits: a single split says nothing.
+        A single split is ignored: LeRobot writes {"train": "0:N"} if nobody has chosen splits.
         """
         stated = self.info.get("splits") or {}
         if not isinstance(stated, dict):
@@ -176,7 +173,7 @@ class LeRobot:
                     )
         without = [episode.number for episode in self.episodes if episode.number not in split_of]
         if without:
-            logger.warning("%d episodes, such as %d, are in no split; theirs is by hash", len(without), without[0])
+            logger.warning("%d episodes, such as %d, are in no split; they get one by hash", len(without), without[0])
         return split_of
 
     @cached_property
@@ -197,7 +194,7 @@ class LeRobot:
         return dict(zip(table["task_index"].to_pylist(), map(str, table[texts[0]].to_pylist()), strict=True))
 
     def segments(self) -> list[Segment]:
-        """Every episode of every camera: camera by camera, so that a file's segments follow each other."""
+        """Every episode of every camera, ordered by camera, so that a file's segments are consecutive."""
         return [
             Segment(
                 f"{episode.name}/{camera}",
@@ -275,7 +272,7 @@ def _episodes_v3(dataset: LeRobot) -> list[Episode]:
 
 
 def _episodes_table(dataset: LeRobot) -> pa.Table:
-    """The columns that are needed of meta/episodes; the statistics beside them are many."""
+    """The needed columns of meta/episodes, without its many statistics."""
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for camera in dataset.cameras:
         columns += [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
@@ -307,10 +304,10 @@ def _episodes_table(dataset: LeRobot) -> pa.Table:
 
 
 def first_frames(starts_s: Sequence[float], lengths: Sequence[int], fps: float) -> list[int | None]:
-    """The first frame of each episode in its file, None where its time is none.
+    """The first frame of each episode in its file; None if its time is invalid.
 
-    Stored times drift by up to a frame in files that were joined, but episodes follow each other without a gap. So one
-    begins where the one before ends, unless its own time says otherwise.
+    Stored times drift by up to a frame in joined files, but episodes follow each other without a gap. So an episode
+    starts where the previous one ends, unless its own time differs by more than the drift.
     """
     first: list[int | None] = [None] * len(starts_s)
     expected = 0
@@ -333,7 +330,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """CorruptError where the file is missing, a pointer of Git LFS, or damaged, be it found while it is read."""
+    """CorruptError if the file is missing, a Git LFS pointer or damaged, even if that is found while it is read."""
     _check_there(path)
     try:
         with pq.ParquetFile(path) as file:
@@ -376,7 +373,7 @@ def _check_there(path: Path) -> None:
         ) from error
     if is_lfs_pointer(head):
         raise CorruptError(
-            f"{path} is a pointer of Git LFS, not the file itself; fetch it: git lfs pull", code="lerobot-git-lfs"
+            f"{path} is a Git LFS pointer, not the file itself; fetch it: git lfs pull", code="lerobot-git-lfs"
         )
 
 

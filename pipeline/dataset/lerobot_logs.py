@@ -1,7 +1,7 @@
 """Logs of a LeRobot data set: columns of its frames that the task's file maps to labels, or a table of outcomes.
 
 `meta/outcomes_NAME.parquet` has a row per clip for task NAME: episode_index, step, and our labels' columns. Its columns
-win over mapped ones.
+override mapped ones.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pipeline.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-TASK_TEXT = "task"  # the column that stands for the text of each frame's task_index
+TASK_TEXT = "task"  # as a column: the text of each frame's task_index
 
 
 def outcome_tables(data: LeRobot) -> dict[str, Path]:
-    """The tables of outcomes by the name of their task."""
+    """The tables of outcomes, by task name."""
     paths = sorted((data.folder / "meta").glob("outcomes_*.parquet"))
     return {path.stem.removeprefix("outcomes_"): path for path in paths}
 
 
 def read_frame_logs(data: LeRobot, task: Task) -> tuple[dict[str, FrameLogs], dict[str, VtpError]]:
-    """The logs of a task by the episode's name, of those that have any, and what is wrong with others' columns.
+    """The logs of a task and the errors of wrong columns, both by the episode's name.
 
-    VtpError where the data set has no such columns at all.
+    VtpError if the data set does not have the mapped columns.
     """
     mapped, tables = task.frame_columns(), outcome_tables(data)
     columns = {name: _place(data, name, column.column) for name, column in mapped.items()}
@@ -65,7 +65,7 @@ def read_frame_logs(data: LeRobot, task: Task) -> tuple[dict[str, FrameLogs], di
 
 
 def _contexts_by_text(data: LeRobot, task: Task) -> dict[str, str]:
-    """The context of each episode whose only text names one: not asked for, so other texts are no error."""
+    """The context of each episode whose only text names one. Other texts are no error, because nothing was mapped."""
     if task.is_unnamed:
         return {}
     return {
@@ -76,14 +76,14 @@ def _contexts_by_text(data: LeRobot, task: Task) -> dict[str, str]:
 
 
 def _place(data: LeRobot, label: str, text: str) -> tuple[str, int | None]:
-    """The column of a mapping and the index of its element; VtpError where the data set has no such."""
+    """The column of a mapping and the index of its element; VtpError if the data set has none."""
     match = re.fullmatch(r"(.+?)\[(.+)\]", text)
     name, element = (match[1], match[2]) if match else (text, None)
     if name == TASK_TEXT and element is None:
         return name, None
     if name not in data.features:
         raise VtpError(
-            f"{label} is made of column {name!r}, which {data.folder} has not; use one of "
+            f"{label} is mapped from column {name!r}, which {data.folder} does not have; use one of "
             f"{', '.join([*data.features, TASK_TEXT])}",
             code="lerobot-column",
         )
@@ -95,28 +95,29 @@ def _place(data: LeRobot, label: str, text: str) -> tuple[str, int | None]:
     if element is None:
         if size != 1:
             raise VtpError(
-                f"{label} is made of column {name!r}, which has {size} values a frame; name one, such as {name}[0]",
+                f"{label} is mapped from column {name!r}, which has {size} values per frame; name one, such as "
+                f"{name}[0]",
                 code="lerobot-column",
             )
         return name, None
     if names.count(element) > 1:
         raise VtpError(
-            f"{label} is made of {text!r}, and {name} has {names.count(element)} values of that name; use its number, "
-            f"such as {name}[{names.index(element)}]",
+            f"{label} is mapped from {text!r}, but {name} has {names.count(element)} values of that name; use its "
+            f"number, such as {name}[{names.index(element)}]",
             code="lerobot-column",
         )
     index = names.index(element) if element in names else int(element) if element.isdecimal() else -1
     if not 0 <= index < size or len(shape) > 1:
         known = f" or {', '.join(names)}" if names else ""
         raise VtpError(
-            f"{label} is made of {text!r}, and {name} has no such value; use a number from 0 to {size - 1}{known}",
+            f"{label} is mapped from {text!r}, but {name} has no such value; use a number from 0 to {size - 1}{known}",
             code="lerobot-column",
         )
     return name, index
 
 
 def _flat(names: Any) -> list[str]:
-    """LeRobot nests the names of a feature's values in lists, or in an object of lists or of their numbers."""
+    """Names of a feature's values, which LeRobot nests in lists, or in an object of lists or of their numbers."""
     if isinstance(names, Mapping) and all(isinstance(number, int) for number in names.values()):
         names = sorted(names, key=names.__getitem__)
     if isinstance(names, Mapping):
@@ -134,7 +135,7 @@ def _read_file(
     values: dict[str, dict[str, np.ndarray]],
     wrong: dict[str, VtpError],
 ) -> None:
-    """Fill in the values of a data file's episodes, or what is wrong with them."""
+    """Fill in the values of a data file's episodes, or their errors."""
     try:
         needed = ["task_index" if name == TASK_TEXT else name for name, _ in columns.values()]
         table = _read_columns(path, ["episode_index", "frame_index", *needed])
@@ -149,7 +150,7 @@ def _read_file(
     for episode, start, end in zip(episodes, starts, ends, strict=True):
         if end - start != episode.length:
             wrong[episode.name] = CorruptError(
-                f"{path} has {end - start} frames of episode {episode.number} and meta states {episode.length}; fetch "
+                f"{path} has {end - start} frames of episode {episode.number}, but meta states {episode.length}; fetch "
                 "the data set again",
                 code="lerobot-damaged",
             )
@@ -191,7 +192,7 @@ def _values(data: LeRobot, table: pa.Table, path: Path, label: str, name: str, i
         texts, numbers = data.task_texts, _whole_numbers(table, path, "task_index").tolist()
         if unknown := set(numbers) - texts.keys():
             raise CorruptError(
-                f"{path} has task_index {min(unknown)}, which meta/tasks has not; fetch the data set again",
+                f"{path} has task_index {min(unknown)}, which meta/tasks lacks; fetch the data set again",
                 code="lerobot-damaged",
             )
         return np.array([texts[number] for number in numbers], object)
@@ -204,7 +205,7 @@ def _values(data: LeRobot, table: pa.Table, path: Path, label: str, name: str, i
         return pc.cast(column, pa.float64()).to_numpy().astype(np.float64)
     except pa.ArrowException as error:
         raise CorruptError(
-            f"{path}: {label} cannot be made of column {name!r} ({str(error).splitlines()[0]}); map another column",
+            f"{path}: {label} cannot be read from column {name!r} ({str(error).splitlines()[0]}); map another column",
             code="lerobot-damaged",
         ) from error
 
@@ -223,7 +224,7 @@ def _outcomes(data: LeRobot, path: Path) -> dict[int, dict[str, list[str]]]:
     unknown = sorted({str(number) for number in numbers} - {str(episode.number) for episode in data.episodes})
     if unknown:
         raise VtpError(
-            f"outcomes {path} are of episode {unknown[0]}, which the data set has not; correct episode_index",
+            f"outcomes {path} name episode {unknown[0]}, which the data set lacks; correct episode_index",
             code="lerobot-outcomes",
         )
     found: dict[int, dict[str, list[str]]] = {}
@@ -235,5 +236,5 @@ def _outcomes(data: LeRobot, path: Path) -> dict[int, dict[str, list[str]]]:
 
 
 def _text(value: Any) -> str:
-    """As it stands in a CSV; a value that is not there is empty."""
+    """The value as in a CSV; a missing one is empty."""
     return "" if value is None or value != value else str(value).strip()

@@ -1,4 +1,4 @@
-"""Logs: what was done in each clip and what came of it."""
+"""Logs: the actions of each clip and their outcomes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ OPTIONAL_NUMBERS = ("price_usd", "damage_usd", "propensity")
 
 @dataclass(frozen=True)
 class Logs:
-    """Logs of N clips in a task of A actions; NaN, or "" for text, where a value is unknown.
+    """Logs of N clips in a task with A actions; unknown values are NaN, or "" for text.
 
-    price_usd and damage_usd override those of the clip's context. propensity: that of the logged actions given the
-    context, a density with respect to each action's unit, or at a bound where actions were cut, the probability of the
-    bound; of several actions the product. novel: 1 for a clip that shows something new, 0 for an ordinary one;
-    novel_kind names what is new. A field that no clip has is None.
+    price_usd and damage_usd override those of the clip's context. propensity: of the logged actions given the context,
+    a density with respect to each action's unit, or the probability of a bound at which actions were clipped; for
+    several actions, their product. novel: 1 for a clip that shows something new, 0 for an ordinary one; novel_kind
+    names what is new. A field that no clip has is None.
     """
 
     context: np.ndarray  # [N] strings
@@ -38,9 +38,9 @@ class Logs:
         return len(self.context)
 
     def context_index(self, task: Task) -> np.ndarray:
-        """The context of each clip as its number in the task, [N] int64; −1 where it is unknown.
+        """The context of each clip as its number in the task, [N] int64; −1 if unknown.
 
-        In a task of a single context it is known without a label.
+        In a task with a single context it is known without a label.
         """
         if len(task.contexts) == 1:
             return np.zeros(self.num_clips, np.int64)
@@ -49,7 +49,7 @@ class Logs:
 
 
 def concatenate(logs: Sequence[Logs | None], counts: Sequence[int], num_actions: int) -> Logs | None:
-    """The logs of several videos one after the other; counts: clips of each. None where no video has logs."""
+    """The logs of several videos in sequence; counts: clips of each. None if no video has logs."""
     if all(one is None for one in logs):
         return None
 
@@ -78,7 +78,7 @@ def concatenate(logs: Sequence[Logs | None], counts: Sequence[int], num_actions:
 
 
 def log_arrays(logs: Logs, task: Task) -> dict[str, np.ndarray]:
-    """The logs as datasets of an embeddings file: an action each under labels/actions."""
+    """The logs as datasets of an embeddings file: one per action under labels/actions."""
     arrays: Mapping[str, np.ndarray | None] = {
         "labels/context": to_bytes(logs.context.tolist()),
         **{f"labels/actions/{name}": logs.actions[:, index] for index, name in enumerate(task.actions)},
@@ -93,7 +93,7 @@ def log_arrays(logs: Logs, task: Task) -> dict[str, np.ndarray]:
 
 
 def logs_in(checked: Checked, num_clips: int, task: Task) -> Logs:
-    """The logs of an embeddings file. CorruptError where a column is missing or of another shape."""
+    """The logs of an embeddings file. CorruptError if a column is missing or has another shape."""
 
     def numbers(name: str) -> np.ndarray:
         return checked.array(f"labels/{name}", (num_clips,), np.float64)

@@ -1,4 +1,4 @@
-"""Which videos and segments of videos there are: folders, globs and manifests."""
+"""Find videos and segments of videos: in folders, globs and manifests."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ VIDEO_SUFFIXES = frozenset(
 def find_videos(source: str, *, bare: bool = False) -> list[Segment]:
     """The videos of a folder, a glob, one video, or a manifest; ids are unique.
 
-    A folder with a manifest.csv, .jsonl or .parquet at its top stands for that manifest. Any other folder, or a `bare`
-    one, is searched to its bottom. Ids are paths below the folder, or below what a glob names before its first
-    wildcard: the same from anywhere.
+    A folder with a manifest.csv, .jsonl or .parquet at its top is read as that manifest. Any other folder, or a `bare`
+    one, is searched recursively. Ids are paths below the folder, or below the part of a glob before its first wildcard:
+    they do not depend on the working folder.
     """
     segments = _plain_videos(source, bare=bare)
     if not bare:
@@ -55,35 +55,35 @@ def find_videos(source: str, *, bare: bool = False) -> list[Segment]:
 
 
 def find_lerobot(source: str, camera: str | None = None) -> LeRobot | None:
-    """The LeRobot data set that a source is; None where it is none. A manifest at its top has precedence, aloud."""
+    """The LeRobot data set of a source, or None. A manifest at its top takes precedence, with a warning."""
     folder = Path(source)
     try:
         is_one = folder.is_dir() and is_lerobot(folder)
-    except CorruptError as error:  # any program may have called a file so
-        remedy = "if it is none of LeRobot's, take the folder's videos with --bare"
+    except CorruptError as error:  # other programs may use the same file name
+        remedy = "if it is not LeRobot's, read the folder's videos with --bare"
         raise CorruptError(f"{error}; {remedy}", code=error.code) from error
     listed = next((path for path in _manifests(folder) if is_one), None)
     if camera is not None and (not is_one or listed is not None):
-        why = f"{listed} stands for its folder" if listed is not None else f"source {source!r} is none"
+        why = f"{listed} replaces its meta" if listed is not None else f"source {source!r} is none"
         raise VtpError(
-            f"--camera {camera} is of a LeRobot data set, and {why}; leave it out", code="camera-without-lerobot"
+            f"--camera {camera} is for LeRobot data sets, but {why}; leave it out", code="camera-without-lerobot"
         )
     if listed is not None:
-        logger.warning("%s is a LeRobot data set, and its %s is taken instead of its meta", folder, listed.name)
+        logger.warning("%s is a LeRobot data set, but its %s is used instead of its meta", folder, listed.name)
         return None
     return LeRobot(folder, camera) if is_one else None
 
 
 def _warn_of_lerobot(segments: Sequence[Segment]) -> None:
-    """Files of a LeRobot data set that are taken one by one have no episodes."""
+    """Warn if files of a LeRobot data set are read as plain videos: their episodes are then unknown."""
     folders = {parent for segment in segments for parent in segment.path.parents if segment.span == WHOLE}
     for folder in sorted(folders):
-        with suppress(CorruptError):  # which need not have been LeRobot's
+        with suppress(CorruptError):  # it may not be LeRobot's
             if not is_lerobot(folder):
                 continue
             logger.warning(
-                "%s is a LeRobot data set, and its files are taken as plain videos, whatever episodes they hold; give "
-                "the folder itself as the source", folder,
+                "%s is a LeRobot data set, but its files are read as plain videos, without its episodes; give the "
+                "folder itself as the source", folder,
             )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _of_folder(folder: Path, *, bare: bool) -> list[Segment]:
                 f"--bare ignores the manifest of a folder, but {folder} has none; leave out --bare",
                 code="bare-without-manifest",
             )
-        logger.info("--bare: %s is ignored; its videos have no labels, splits and ids of their own", ignored)
+        logger.info("--bare: %s and its labels, splits and ids are ignored", ignored)
         return _in_folder(folder)
     if not manifests:
         return _in_folder(folder)
@@ -142,12 +142,12 @@ def _of_folder(folder: Path, *, bare: bool) -> list[Segment]:
         )
     try:
         entries = read_manifest(manifests[0])
-    except VtpError as error:  # any program may have called a file so
-        raise VtpError(f"{error}; if it is no manifest of vtp's, ignore it with --bare", code=error.code) from error
+    except VtpError as error:  # other programs may use the same file name
+        raise VtpError(f"{error}; if it is not a vtp manifest, ignore it with --bare", code=error.code) from error
     listed = {entry.path for entry in entries}
     others = sum(_resolved(file) not in listed for file in _videos_below(folder)[0])
     left_out = f"; {others} other videos of the folder are left out" if others else ""
-    logger.info("videos are those of %s%s; give --bare to ignore it", manifests[0], left_out)
+    logger.info("videos are those listed in %s%s; give --bare to ignore it", manifests[0], left_out)
     return entries
 
 
@@ -155,7 +155,7 @@ def _in_folder(folder: Path) -> list[Segment]:
     videos, num_files = _videos_below(folder)
     if not videos:
         raise VtpError(
-            f"source {str(folder)!r} holds no videos ({num_files} other files); "
+            f"source {str(folder)!r} has no videos ({num_files} other files); "
             f"give a folder with files such as .mp4, .mkv or .avi",
             code="source-empty",
         )
@@ -164,12 +164,12 @@ def _in_folder(folder: Path) -> list[Segment]:
 
 
 def has_videos(folder: Path) -> bool:
-    """Whether it holds a manifest or videos, at whatever depth."""
+    """Whether the folder has a manifest, or videos at any depth."""
     return bool(_manifests(folder) or _videos_below(folder)[0])
 
 
 def _videos_below(folder: Path) -> tuple[list[str], int]:
-    """The videos of a folder and its folders, sorted, and the number of all files."""
+    """The videos at any depth of a folder, sorted, and the number of all files."""
     root = os.path.realpath(folder)
     found = _files_below(root) if storage.url_of(folder) is None else _objects_below(folder)
     files = sorted(found, key=lambda file: file.split(os.sep))
@@ -177,22 +177,22 @@ def _videos_below(folder: Path) -> tuple[list[str], int]:
 
 
 def is_video(file: str | Path) -> bool:
-    """Whether its name is that of a video."""
+    """Whether the file's name has a video suffix."""
     return os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES
 
 
 def _objects_below(folder: Path) -> Iterator[str]:
-    """The places of all objects below a folder of object storage whose name does not begin with a dot."""
+    """Cache paths of all objects below a folder of object storage whose name does not begin with a dot."""
     return (str(path) for path in storage.listing(folder) if not path.name.startswith("."))
 
 
 def _files_below(folder: str) -> Iterator[str]:
-    """All that is no folder, and whose name does not begin with a dot; links to folders are not followed."""
+    """All files whose name does not begin with a dot; links to folders are not followed."""
     try:
         found = list(os.scandir(folder))
     except OSError as error:
         raise VtpError(
-            f"folder {folder} cannot be read ({error.strerror}); have it made readable, or move it",
+            f"folder {folder} cannot be read ({error.strerror}); change its permissions, or move it",
             code="folder-unreadable",
         ) from error
     for entry in found:
@@ -203,19 +203,19 @@ def _files_below(folder: str) -> Iterator[str]:
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:
-    """Absolute, symlinks resolved; a loop of them stays, and fails when its turn comes."""
+    """The absolute path, symlinks resolved; a loop of them stays, and fails when it is read."""
     return Path(os.path.realpath(path))
 
 
 def read_manifest(path: Path) -> list[Segment]:
     """The rows of a manifest. VtpError names the row: row 1 is the first below the header.
 
-    A segment whose times are wrong, and those that share an id, carry their error, as long as there are others.
+    Segments with wrong times or repeated ids carry their error, as long as there are others.
     """
     rows = _read_rows(storage.fetch(path))
     if not rows:
         raise VtpError(
-            f"manifest {path} has no rows; give one row a video, with at least a path", code="manifest-empty"
+            f"manifest {path} has no rows; give one row per video, with at least a path", code="manifest-empty"
         )
     _check_columns(path, {name for row in rows for name in row})
     entries = [_entry(row, path.parent, f"manifest {path} row {number}") for number, row in enumerate(rows, 1)]
@@ -225,7 +225,7 @@ def read_manifest(path: Path) -> list[Segment]:
         if times > 1:
             error = VideoError(
                 "repeated_id", f"manifest {path} has video_id {video_id!r} {times} times",
-                "give each video or segment an id of its own",
+                "give each video or segment its own id",
             )  # fmt: skip
             segments[video_id] = replace(segments[video_id], error=error)
     if all(segment.error is not None for segment in segments.values()):
@@ -248,7 +248,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         rows = _READERS[path.suffix.lower()](path)
         for number, row in enumerate(rows, 1):
             for name, value in row.items():
-                if name not in SECONDS:  # of which a wrong one is its segment's own fault
+                if name not in SECONDS:  # a wrong time fails its segment only
                     _check_value(name, value, number, path.parent)
     except (ValueError, OSError) as error:  # pandas' and json's own errors are ValueErrors
         raise VtpError(
@@ -264,7 +264,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     header, *rows = csv_rows(read_text(path)) or [[]]
     if "" in header:
         number = header.index("") + 1
-        raise ValueError(f"column {number} of its header has no name: drop it (a comma at the end makes one)")
+        raise ValueError(f"column {number} of its header has no name: drop it (a trailing comma makes one)")
     _check_columns(path, header)
     if twice := [name for name in header if header.count(name) > 1]:
         raise ValueError(f"it has column {twice[0]!r} twice")
@@ -273,16 +273,16 @@ def _csv(path: Path) -> list[dict[str, Any]]:
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would cut at U+2028, which is text
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would split at U+2028, which is text
         if not line.strip():
             continue
         try:
             row = json.loads(line, object_pairs_hook=_without_repeats)
-            json.dumps(row, ensure_ascii=False).encode()  # an escape may stand for half a character
+            json.dumps(row, ensure_ascii=False).encode()  # an escape may be half a character
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} is no JSON object; write one object a line")
+            raise ValueError(f"line {number} is no JSON object; write one object per line")
         rows.append(_present(row.items()))
     return rows
 
@@ -298,7 +298,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError("it is not a regular file")
     table = pd.read_parquet(path)
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")  # NaN is what pandas writes for no value
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")  # pandas writes NaN for missing values
     return [_present((str(name), value) for name, value in row.items()) for row in rows]
 
 
@@ -315,7 +315,7 @@ def _present(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_value(name: str, value: Any, row: int, root: Path) -> None:
-    """ValueError if a value is neither text nor a number, or a word for a missing one that is no file's name."""
+    """ValueError if a value is neither text nor a number, or a word for a missing value and not a file's name."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{name} {value!r} in row {row} is neither text nor a number")
     if means_missing(str(value)) and not (name in FILES and (root / str(value)).is_file()):
@@ -323,7 +323,7 @@ def _check_value(name: str, value: Any, row: int, root: Path) -> None:
 
 
 def _drop_point_zero(rows: Sequence[dict[str, Any]], name: str) -> None:
-    """Turn whole floats into integers, in place, if all ids are: other programs write 3 as 3.0 beside empty ones."""
+    """If all ids are whole floats, make them integers, in place: with empty cells, other programs write 3 as 3.0."""
     ids = [str(row[name]) for row in rows if name in row]
     if all(re.fullmatch(r"-?\d+\.0", text) for text in ids):
         for row in rows:
@@ -364,7 +364,7 @@ def _entry(row: dict[str, str], root: Path, where: str) -> Segment:
 
 
 def _span(row: dict[str, str], where: str) -> tuple[Span, VideoError | None]:
-    """The row's times, and what is wrong with them."""
+    """The row's times, and their error if they are wrong."""
     try:
         for name in SECONDS:
             if name in row and not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", row[name].strip()):
@@ -380,13 +380,13 @@ def _span(row: dict[str, str], where: str) -> tuple[Span, VideoError | None]:
 
 
 def _fragment(row: dict[str, str]) -> str:
-    """What names a segment of a file, as in a media fragment's URI: #t=12,30.5."""
+    """The suffix that names a segment of a file, as in a media fragment URI: #t=12,30.5."""
     start, end = (_as_written(row.get(name, "").strip()) for name in SECONDS)
     return f"#t={start},{end}".rstrip(",") if start or end else ""
 
 
 def _as_written(seconds: str) -> str:
-    """The same for 5 and 5.0, as which programs write it; what is no number stays."""
+    """The same text for 5 and 5.0; text that is no number stays."""
     try:
         return str(float(seconds)).removesuffix(".0")
     except ValueError:
@@ -394,7 +394,7 @@ def _as_written(seconds: str) -> str:
 
 
 def _task(name: str, root: Path, where: str) -> str:
-    """A built-in task's name, or the absolute path of a task file, which must be there."""
+    """A built-in task's name, or the absolute path of a task file, which must exist."""
     if name in BUILT_IN:
         return name
     path = _under_root(name, root, where)
@@ -410,13 +410,13 @@ def _task(name: str, root: Path, where: str) -> str:
 
 
 def _relative_to(root: Path, name: str) -> str:
-    """A URL below that of the manifest's folder as a path below that folder; other names as they are."""
+    """The relative path of a URL below the URL of the manifest's folder; other names unchanged."""
     url = storage.url_of(root)
     return name.removeprefix(f"{url}/") if url is not None else name
 
 
 def _under_root(name: str, root: Path, where: str) -> Path:
-    """The file of that name, absolute, symlinks resolved; it need not exist, but it must not lead elsewhere."""
+    """The file's absolute path, symlinks resolved; it need not exist, but must be below the manifest's folder."""
     path = root / name
     if "://" in name or (re.match(r"[A-Za-z][\w+.-]+:", name) and not path.exists()):
         raise VtpError(

@@ -1,4 +1,4 @@
-"""Novelty of clips: weights and scores in novelty.h5, and blocks of measures on their way to it."""
+"""Novelty of clips: weights and scores in novelty.h5, and blocks of measures that they are computed from."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NOVELTY_SCHEMA_VERSION = 1
 
 
 def write_novelty(path: Path, columns: Mapping[str, np.ndarray], attrs: Mapping[str, str | int | float]) -> None:
-    """columns: weight [N] float32, score [N], and more of N rows; attrs hold the embeddings' content_sha256."""
+    """columns: weight [N] float32, score [N], and others with N rows; attrs include the embeddings' content_sha256."""
     hdf5.write(path, columns, attrs, version=NOVELTY_SCHEMA_VERSION)
 
 
 def read_novelty_weights(path: Path, content_sha256: str) -> np.ndarray:
-    """Weights [N] of the clips of the embeddings that have that content hash; VtpError where they belong to others."""
+    """Weights [N] of the clips of the embeddings with that content hash; VtpError if they belong to others."""
     remedy = _remedy(path)
     with hdf5.open_checked(path, remedy, version=NOVELTY_SCHEMA_VERSION) as checked:
         checked.belongs_to(content_sha256)
@@ -32,7 +32,7 @@ def read_novelty_weights(path: Path, content_sha256: str) -> np.ndarray:
 
 
 def read_novelty_scores(path: Path, content_sha256: str) -> tuple[dict[str, np.ndarray], dict[str, str | int | float]]:
-    """Every column of N rows by its path in the file, and the attributes; VtpError where they belong to others."""
+    """Every column of N rows by its path in the file, and the attributes; VtpError if they belong to others."""
     with hdf5.open_checked(path, _remedy(path), version=NOVELTY_SCHEMA_VERSION) as checked:
         checked.belongs_to(content_sha256)
         names = [name for name in checked.names() if name != "weight"]
@@ -41,18 +41,18 @@ def read_novelty_scores(path: Path, content_sha256: str) -> tuple[dict[str, np.n
 
 
 def check_novelty(path: Path) -> None:
-    """VtpError unless the file opens as one of novelty."""
+    """VtpError unless the file opens as a novelty file."""
     with hdf5.open_checked(path, _remedy(path), version=NOVELTY_SCHEMA_VERSION):
         pass
 
 
 def write_measures(path: Path, measures: Mapping[str, np.ndarray], settings: Mapping[str, str | int | float]) -> None:
-    """One block of clips on its way to novelty.h5."""
+    """Write the measures of one block of clips."""
     hdf5.write(path, measures, settings, version=NOVELTY_SCHEMA_VERSION)
 
 
 def read_measures(path: Path, settings: Mapping[str, str | int | float]) -> dict[str, np.ndarray]:
-    """The block's arrays; VtpError where it is of other settings, CorruptError where it is damaged."""
+    """The block's arrays; VtpError if it was made with other settings, CorruptError if it is damaged."""
     remedy = "run the same command again"
     with hdf5.open_checked(path, remedy, version=NOVELTY_SCHEMA_VERSION) as checked:
         found = checked.attrs()

@@ -1,4 +1,4 @@
-"""HDF5 files in the layouts of other libraries, which know neither our schema nor our checks."""
+"""HDF5 files in the layouts of other libraries, without our schema and checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = np.ndarray | np.generic | str | int | list[str]
 def write_layout(
     path: Path, datasets: Iterable[tuple[str, Value]], attrs: Mapping[str, Mapping[str, str | int]]
 ) -> None:
-    """Write datasets by their path, texts in UTF-8 of variable length, and attributes by the path of their group."""
+    """Write datasets by path, with texts as variable-length UTF-8, and attributes by the path of their group."""
     with new_file(path) as file:
         for name, value in datasets:
             file.create_dataset(name, data=value)

@@ -1,4 +1,4 @@
-"""Part files: features by content, so that names, splits, labels and the task may change without decoding again."""
+"""Part files: features by content, so that names, splits, labels and the task can change without decoding again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VIDEO_FIELDS = ("sha256", "fps", "num_frames", "decoder", "start_s", "end_s")
 
 @dataclass(frozen=True)
 class Part:
-    """Clips and videos that were extracted together; settings: all that the features depend on, beside the content."""
+    """Clips and videos that were extracted together; settings: everything besides content that features depend on."""
 
     clips: Clips
     videos: Videos
@@ -29,8 +29,8 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def read_part(path: Path) -> Part:
-    """CorruptError where the part is damaged: it says how to have it made again."""
-    remedy = "delete it and run the same extraction again: its videos alone are decoded once more"
+    """CorruptError, with the remedy, if the part is damaged."""
+    remedy = "delete it and run the same extraction again: only its videos are decoded again"
     with hdf5.open_checked(path, remedy, version=PART_SCHEMA_VERSION) as checked:
         try:
             settings = json.loads(str(checked.file.attrs["settings"]))

@@ -1,4 +1,4 @@
-"""robomimic and Minari files, whose frames are arrays or videos that they name, as segments with the logs of a task."""
+"""robomimic and Minari files, with frames in arrays or in videos that they name, as segments with a task's logs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".hdf5", ".h5")
 MINARI = "main_data.hdf5"
-MASKS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # robomimic's names of splits, and ours
+MASKS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # robomimic's names of splits → ours
 
 
 def find_recordings(source: str, camera: str | None = None) -> list[Recordings]:
     """The files of a source that is an HDF5 file, a Minari data set, or a folder of such files; else none.
 
-    VtpError where one of them has no frames, or cannot be read.
+    VtpError if one of them has no frames or cannot be read.
     """
     path = Path(source)
     if path.is_dir():
@@ -73,7 +73,7 @@ def _of_file(path: Path, error: VideoError) -> VideoError:
 
 
 class Recordings:
-    """A file's cameras and episodes. VtpError where it holds and names none, or none of that camera.
+    """A file's cameras and episodes. VtpError if it has no frames, or none of that camera.
 
     camera: the name of its array, or the end of it, such as `agentview_image` for obs/agentview_image.
     is_one_of_several: ids begin with the name of the file.
@@ -124,7 +124,7 @@ class Recordings:
         return split_of
 
     def segments(self) -> list[Segment]:
-        """Every episode of every camera, in the order of the frames; those without images of a camera are told of."""
+        """Every episode of every camera, in the order of the frames; warns of episodes without images of a camera."""
         for camera in self.cameras:
             seen = {array.episode for array in self.arrays if array.camera == camera}
             if without := [name for name in self.frames.episodes if name not in seen]:
@@ -145,25 +145,25 @@ class Recordings:
         ]
 
     def _place_of(self, array: FrameArray) -> tuple[Path, float | None, float | None]:
-        """The file that the frames are in, and from when to when."""
+        """The file that has the frames, and their start and end in seconds."""
         if array.video is None:
             return self.path, *self.frames.span(array)
         return Path(os.path.realpath(self.path.parent / array.video)), None, None
 
     def _lacks_video(self, array: FrameArray) -> VideoError | None:
-        """What is wrong with the video that an episode names, or does not, known before it is opened."""
+        """The error of an episode whose named video is missing, or that names none."""
         if array.video == "":
-            why = f"{array.episode} names no video, which other episodes of {self.path} do"
+            why = f"{array.episode} names no video, but other episodes of {self.path} do"
             return VideoError("no_video", why, "name it, see docs/recordings.md")
         path = self._place_of(array)[0]
         if array.video is None or os.path.exists(path) or storage.url_of(path) is not None:
             return None
-        why = f"{self.path} names {array.video} as the video of {array.episode}, and there is no such file"
+        why = f"{self.path} names {array.video} as the video of {array.episode}, but there is no such file"
         return VideoError("missing", why, "restore it, or correct its name")
 
     @cached_property
     def values(self) -> dict[str, int]:
-        """The arrays with numbers per step, and how many numbers each has in the first episode that has it."""
+        """The arrays with numbers per step, and their numbers per step in the first episode that has the array."""
         sizes: dict[str, int] = {}
         with open_arrays(self.path) as file:
             for group in self.frames.episodes.values():
@@ -173,9 +173,9 @@ class Recordings:
         return sizes
 
     def frame_logs(self, task: Task) -> tuple[dict[str, FrameLogs], dict[str, VtpError]]:
-        """The logs of a task by the episode's name, and what is wrong with those of others.
+        """The logs of a task and the errors of wrong arrays, both by the episode's name.
 
-        VtpError where the file has no such array at all.
+        VtpError if the file does not have the mapped arrays.
         """
         mapped = task.frame_columns()
         places = {label: self._place(label, column.column) for label, column in mapped.items()}
@@ -209,23 +209,24 @@ class Recordings:
         sizes = self.values
         if name not in sizes:
             raise VtpError(
-                f"{label} is made of column {name!r}, which {self.path} has not; use one of {', '.join(sizes)}",
+                f"{label} is mapped from column {name!r}, which {self.path} lacks; use one of {', '.join(sizes)}",
                 code="arrays-column",
             )
         if index is None and sizes[name] != 1:
             raise VtpError(
-                f"{label} is made of column {name!r}, which has {sizes[name]} values a step; name one, such as "
+                f"{label} is mapped from column {name!r}, which has {sizes[name]} values per step; name one, such as "
                 f"{name}[0]",
                 code="arrays-column",
             )
         if index is not None and index >= sizes[name]:
             raise VtpError(
-                f"{label} is made of {text!r}, and {name} has {sizes[name]} values; count from 0", code="arrays-column"
+                f"{label} is mapped from {text!r}, but {name} has {sizes[name]} values; count from 0",
+                code="arrays-column",
             )
         return name, index or 0
 
     def lacks(self, task: Task | None) -> str:
-        """What no outcome can be learned without, in a sentence; empty where the task maps it all."""
+        """A sentence on what the task does not map but an outcome model needs; empty if nothing is missing."""
         mapped = set() if task is None else set(task.frame_columns())
         wanted = {"attempts", "errors"} | (set() if task is None else set(task.actions))
         if "successes" in mapped:
@@ -234,14 +235,13 @@ class Recordings:
             return ""
         held = ", ".join(f"{name} [{size}]" for name, size in self.values.items())
         return (
-            f"{self.path} ({self.frames.library}) holds {held}, and nothing says which of it are "
-            f"{', '.join(missing)}: no outcomes can be learned from it until a task's file maps them, see "
-            "docs/recordings.md"
+            f"{self.path} ({self.frames.library}) has {held}, but no task file maps any of these to "
+            f"{', '.join(missing)}: no outcome model can be learned from it until one does, see docs/recordings.md"
         )
 
 
 def _frames_of(path: Path) -> FrameArrays:
-    """The images that are arrays, or where there are none, the videos that are named."""
+    """The images in arrays or, if there are none, the named videos."""
     try:
         found = find_arrays(path)
     except VideoError as error:
@@ -249,19 +249,19 @@ def _frames_of(path: Path) -> FrameArrays:
             raise
         return named
     if find_named_videos(path) is not None:
-        logger.warning("%s holds images, and the videos that it names besides are left out", path)
+        logger.warning("%s has images; the videos that it also names are left out", path)
     return found
 
 
 def _column(group: h5py.Group, place: tuple[str, int], num_frames: int) -> np.ndarray:
-    """A value per step. There is a frame for each, and Minari has one more after the last."""
+    """A value per step. Each step has a frame, and Minari has one more frame after the last step."""
     name, index = place
     dataset = dict(own_datasets(group)).get(name)
     if dataset is None or dataset.ndim not in (1, 2) or dataset.dtype.kind not in "fiub":
         raise CorruptError(f"{group.name} has no numbers per step called {name}; mend the file", code="arrays-damaged")
     if index >= (size := int(np.prod(dataset.shape[1:]))):
         raise CorruptError(
-            f"{group.name} has {size} values a step of {name}, and other episodes more; mend the file",
+            f"{group.name} has {size} values of {name} per step, fewer than other episodes; mend the file",
             code="arrays-damaged",
         )
     steps = dataset[:] if dataset.ndim == 1 else dataset[:, index]

@@ -1,4 +1,4 @@
-"""The very clips that an embeddings file was made of, read again from their videos."""
+"""Read the clips of an embeddings file again from their videos."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ def read_clips(
     wanted: np.ndarray | None = None,
     batch_size: int = 8,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Clips of those videos, in their order: rows [B] of the file, and frames [B, T, *frame_size, 3] uint8, B ≤
-    batch_size.
+    """Clips of those videos, in order: rows [B] of the file, and frames [B, T, *frame_size, 3] uint8, B ≤ batch_size.
 
-    VtpError where a video is no longer what it was. wanted: rows to yield, sorted; by default all.
+    VtpError if a video has changed. wanted: rows to yield, sorted; by default all.
     """
     attrs, contents = data.attrs, data.videos.contents
     with Decoder(frame_size=frame_size) as decoder:
@@ -62,7 +61,7 @@ def read_clips(
 
 
 def _passes(data: dataset.Embeddings, videos: Iterable[int], wanted: np.ndarray | None) -> Iterator[list[int]]:
-    """Videos that are read in one pass, so that their clips come in order: segments of a file, one after the other."""
+    """Groups of videos to read in one pass with their clips in order: consecutive segments of a file."""
     several: list[int] = []
     for v in videos:
         rows = np.arange(data.offset[v], data.offset[v + 1])
@@ -98,6 +97,6 @@ def check_unchanged(path: Path, sha256: str) -> None:
         ) from error
     if found != sha256:
         raise VtpError(
-            f"{path} has sha256 {found[:12]}, its embeddings are of {sha256[:12]}; extract it again",
+            f"{path} has sha256 {found[:12]}, but its embeddings were made from {sha256[:12]}; extract it again",
             code="video-changed",
         )

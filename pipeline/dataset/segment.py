@@ -1,4 +1,4 @@
-"""Segments: what an extraction consists of, and their splits. A plain video is one segment of its file."""
+"""Segments, the units of an extraction, and their splits. A plain video is one segment of its file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ VAL_FRACTION = 0.2
 class Segment:
     """A video to extract, or a span of one, in seconds of the file's presentation time; None: its start, its end.
 
-    Whether the file is there, readable and long enough shows when its turn comes. error: what is wrong with it that is
-    known before. Segments of one `episode` show the same work, from several cameras, and share a split.
+    Whether the file exists, is readable and long enough is checked when it is read. error: one that is known before.
+    Segments of one `episode` show the same work, from several cameras, and share a split.
     """
 
     video_id: str
@@ -42,14 +42,14 @@ class Segment:
 
 
 class Content(NamedTuple):
-    """What a segment shows, whatever it is called and wherever its file lies."""
+    """The content of a segment, independent of its name and its file's path."""
 
     sha256: str
     span: Span = WHOLE
 
 
 def check_span(span: Span) -> None:
-    """VideoError unless start_s and end_s are seconds, and in order."""
+    """VideoError unless start_s and end_s are seconds from 0 on, and in order."""
     for name, value in span._asdict().items():
         if value is not None and not 0 <= value < math.inf:
             raise VideoError(
@@ -68,8 +68,8 @@ def assign_splits(
 ) -> list[Segment]:
     """Give each segment without a split one: val for about a fifth, by the hash of its id or episode, else train.
 
-    A segment keeps its split however many others come or go. contents and fps: of each; those that share frames go to
-    one split, as those of one episode do, and VtpError names two that are set apart.
+    A segment's split does not depend on unrelated segments. contents and fps: of each segment. Segments that share
+    frames or an episode get the same split; VtpError names two that were given different ones.
     """
     group = _groups(segments, contents, fps)
     split_of: dict[int, tuple[str, str]] = {}  # by group: its split, and the segment that has it
@@ -105,7 +105,7 @@ def _groups(segments: Sequence[Segment], contents: Sequence[Content] | None, fps
 def _belonging_together(
     segments: Sequence[Segment], contents: Sequence[Content], fps: Sequence[float]
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of numbers of segments that share frames or an episode: enough of them to tell all that do."""
+    """Pairs of numbers of segments that share frames or an episode: enough pairs to connect all that do."""
     first_of: dict[str, int] = {}
     for number, segment in enumerate(segments):
         if segment.episode is not None:

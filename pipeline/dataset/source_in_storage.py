@@ -1,4 +1,4 @@
-"""What tells which videos a source in object storage has, brought here before it is read. The videos are not."""
+"""Fetch the files that describe a source in object storage, such as its manifest, but not its videos."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.video.frame_arrays import METADATA
 
 
 def fetch_source(source: str) -> None:
-    """Fetch a manifest, one video, or what describes a folder: its manifest, LeRobot's meta and data, or recordings.
+    """Fetch a manifest, one video, or a folder's description: its manifest, LeRobot's meta and data, or recordings.
 
-    Nothing is done for a source of this machine. VtpError if there is no such object or folder.
+    Does nothing for a local source. VtpError if there is no such object or folder.
     """
     path = Path(source)
     if storage.url_of(path) is None:
@@ -34,7 +34,7 @@ def fetch_source(source: str) -> None:
             _bring(path.with_name(METADATA))
         return
     earlier = [one for one in path.rglob("*") if one.is_file() and not _is_of_output(one.relative_to(path))]
-    found = storage.listing(path, again=True)  # later, so that what others put meanwhile is in it
+    found = storage.listing(path, again=True)  # listed later, so that nothing uploaded meanwhile is removed
     for one in earlier:
         if one not in found:
             one.unlink(missing_ok=True)
@@ -44,14 +44,14 @@ def fetch_source(source: str) -> None:
         raise _too_large(path, describing, found)
     for one in describing:
         storage.fetch(one)
-        if one.name != METADATA:  # which decoders read beside its file
+        if one.name != METADATA:  # decoders read it beside its file
             storage.release(one)
-    if not all(one.exists() for one in describing):  # others use the cache too
+    if not all(one.exists() for one in describing):  # other processes use the cache too
         raise _too_large(path, describing, found)
 
 
 def _bring(path: Path) -> None:
-    """As `storage.fetch`, of a file that may not be there."""
+    """Like `storage.fetch`, for a file that may not exist."""
     if storage.is_there(path):
         storage.fetch(path)
     else:
@@ -59,15 +59,15 @@ def _bring(path: Path) -> None:
 
 
 def _is_of_output(path: Path) -> bool:
-    """Whether a file below the source's folder is of this machine: a lock, a temporary, or beside an output."""
+    """Whether a file below the source's folder is local: a lock, a temporary, or in a folder beside an output."""
     return path.name.startswith(".") or any(place.name.endswith(storage.OF_OUTPUTS) for place in path.parents)
 
 
 def _too_large(folder: Path, describing: Sequence[Path], found: Mapping[Path, int]) -> VtpError:
     gigabytes = sum(found[one] for one in describing) / 1e9
     return VtpError(
-        f"{storage.url_of(folder)}: the {len(describing)} files that say which videos it has take {gigabytes:.3g} GB, "
-        f"and the cache holds {storage.cache_bytes() / 1e9:.3g} GB; raise VTP_CACHE_GB",
+        f"{storage.url_of(folder)}: the {len(describing)} files that describe its videos need {gigabytes:.3g} GB, "
+        f"but the cache is limited to {storage.cache_bytes() / 1e9:.3g} GB; raise VTP_CACHE_GB",
         code="cache-too-small",
     )
 

@@ -1,4 +1,4 @@
-"""Which clips are learned from and which are held out."""
+"""Split clips into those to train on and those to hold out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.errors import VtpError
 
 
 def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
-    """Row ranges [V, 2] of training videos, held-out rows [n], and how they were held out.
+    """Row ranges [V, 2] of training videos, held-out rows [n], and a description of how they were held out.
 
-    The val split's videos are held out; without a val split, the last fifth of each video, and of the clips before it
-    those that share frames with it are left out.
+    The val split's videos are held out. Without a val split, the last fifth of each video is, and earlier clips that
+    share frames with it are left out.
     """
     ranges = np.stack([data.clips.offset[:-1], data.clips.offset[1:]], 1)
     ranges, splits = ranges[ranges[:, 1] > ranges[:, 0]], np.array(data.videos.split)[ranges[:, 1] > ranges[:, 0]]
@@ -24,7 +24,7 @@ def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     ranges = ranges[splits != "test"]
     if len(ranges) == 0:
         raise VtpError(
-            "all videos are in the test split, so none is left to train on; mark some as train in the manifest",
+            "all videos are in the test split and none is left to train on; mark some as train in the manifest",
             code="split-nothing-to-train-on",
         )
     held = np.maximum(ranges[:, 1] - np.maximum((ranges[:, 1] - ranges[:, 0]) // 5, 1), ranges[:, 0])
@@ -43,7 +43,7 @@ def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def _unseen_elsewhere(data: Embeddings, train: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """The ranges [n, 2] without clips that share frames with held-out ones of another segment or copy of their file."""
+    """The ranges [n, 2] without clips that share frames with held-out clips of another segment or copy of the file."""
     counts = Counter(data.videos.sha256)
     sha256 = np.array([name if counts[name] > 1 else "" for name in data.videos.sha256], object)
     if not sha256.any():
@@ -58,7 +58,7 @@ def _unseen_elsewhere(data: Embeddings, train: np.ndarray, held: np.ndarray) -> 
         others = np.array(held_of.get(name, []) if name else [], int)
         rows = np.arange(first, end)
         order = others[np.argsort(start_s[others], kind="stable")]
-        latest_s = np.concatenate([[-np.inf], np.maximum.accumulate(end_s[order])])  # end of those that begin before
+        latest_s = np.concatenate([[-np.inf], np.maximum.accumulate(end_s[order])])  # end of those that start before
         free = latest_s[np.searchsorted(start_s[order], end_s[rows])] <= start_s[rows]
         edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]]).astype(int)))
         kept += (first + edges.reshape(-1, 2)).tolist()
@@ -66,12 +66,12 @@ def _unseen_elsewhere(data: Embeddings, train: np.ndarray, held: np.ndarray) -> 
 
 
 def train_rows(data: Embeddings) -> np.ndarray:
-    """The rows [n] of the clips that training may see."""
+    """The rows [n] of the training clips."""
     return rows_in(split_rows(data)[0])
 
 
 def rows_in(ranges: np.ndarray) -> np.ndarray:
-    """The rows [n] in ranges [V, 2], one range after the other."""
+    """The rows [n] in ranges [V, 2], range by range."""
     counts = ranges[:, 1] - ranges[:, 0]
     return np.arange(counts.sum()) + np.repeat(ranges[:, 0] - (np.cumsum(counts) - counts), counts)
 

@@ -1,4 +1,4 @@
-"""An embeddings file as a data set of torch."""
+"""An embeddings file as a torch Dataset."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.dataset.views import Split, rows_of
 class ClipDataset(Dataset[dict[str, Tensor]]):
     """The clips of a split, map-style. Each is a dict of tensors.
 
-    embedding: [128] float32, or features: [D] float32 of a file of features alone; row: its number in the file; video:
-    the number of its video. With logs also context: its number in the task, -1 where unknown; actions: [A] float32 in
-    the task's order and units; attempts, errors: float32, NaN where unknown.
+    embedding: [128] float32, or features: [D] float32 from a file with features only; row: its number in the file;
+    video: the number of its video. With logs also context: its number in the task, -1 if unknown; actions: [A] float32
+    in the task's order and units; attempts, errors: float32, NaN if unknown.
     """
 
     def __init__(self, data: Embeddings, split: Split = "all"):

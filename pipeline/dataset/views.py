@@ -16,7 +16,7 @@ LOGGED = ("context", "attempts", "errors", "price_usd", "damage_usd", "propensit
 
 
 def rows_of(data: Embeddings, split: Split) -> np.ndarray:
-    """The rows [n] of all clips, of those that training may see, or of those that it holds out."""
+    """The rows [n] of all clips, of the training clips, or of the held-out ones."""
     if split == "all":
         return np.arange(data.num_clips)
     if split == "train":
@@ -27,7 +27,7 @@ def rows_of(data: Embeddings, split: Split) -> np.ndarray:
 
 
 def clip_columns(data: Embeddings) -> dict[str, np.ndarray]:
-    """Columns [N]: what is known of every clip; texts as objects. Columns that no clip has a value of are left out."""
+    """Columns [N] of what is known of each clip; texts as objects. Columns without any value are left out."""
     video = video_of(data, np.arange(data.num_clips))
     texts = {name: getattr(data.videos, name) for name in ("episode", "split", "contributor", "path")}
     columns: dict[str, np.ndarray | None] = {
@@ -46,12 +46,12 @@ def clip_columns(data: Embeddings) -> dict[str, np.ndarray]:
 
 
 def is_unknown(values: np.ndarray) -> bool:
-    """Whether no clip has a value: numbers are NaN, texts empty."""
+    """Whether no clip has a value: all numbers are NaN, or all texts empty."""
     if values.dtype == object:
         return not any(values.tolist())
     return bool(values.dtype.kind == "f" and np.isnan(values).all())
 
 
 def to_pandas(data: Embeddings) -> pd.DataFrame:
-    """A row a clip, without its embedding; NaN, or "" for text, where a value is unknown."""
+    """One row per clip, without its embedding; unknown values are NaN, or "" for text."""
     return pd.DataFrame(clip_columns(data))

@@ -1,1 +1,1 @@
-"""The parts of an extraction: whose turn each video is, and the files of features that it leaves."""
+"""Extraction in detail: inputs, fetching, shards and their ledgers, part files of features, failures."""

@@ -1,4 +1,4 @@
-"""failures.jsonl: what failed in the outputs of a folder, and why."""
+"""failures.jsonl: the videos that failed, with reasons, for all outputs in a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_failures(out: Path, rows: Sequence[dict[str, str]]) -> Path:
-    """Leave the rows beside the parts and, with those of other outputs in the folder, in failures.jsonl: its path."""
+    """Write the rows beside the parts and, with those of the folder's other outputs, to failures.jsonl; its path."""
     _write_rows(parts_folder(out) / "failures.jsonl", rows)
     path = out.parent / "failures.jsonl"
     _pull_failures(out.parent)
@@ -26,7 +26,7 @@ def write_failures(out: Path, rows: Sequence[dict[str, str]]) -> Path:
 
 
 def _pull_failures(folder: Path) -> None:
-    """Bring here the failures of all outputs in a folder of object storage."""
+    """Download the failures of all outputs in a folder of object storage."""
     if storage.url_of(folder) is not None:
         for parts in storage.folders_in(folder):
             if parts.suffix == ".parts":
@@ -34,16 +34,16 @@ def _pull_failures(folder: Path) -> None:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of an output's failures; none, aloud, if they cannot be read: those of others are not lost for that."""
+    """Rows of an output's failures; none, with a warning, if they cannot be read, so that other outputs' are kept."""
     try:
         return [json.loads(line) for line in read_text(path).split("\n") if line]
     except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read and is left out of failures.jsonl beside it: %s", path, error)
+        logger.warning("%s cannot be read and is left out of the folder's failures.jsonl: %s", path, error)
         return []
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """No rows, no file."""
+    """Write the rows; without any, remove the file."""
     if rows:
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     else:

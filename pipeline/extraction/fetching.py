@@ -1,4 +1,4 @@
-"""Videos of object storage on their way into the cache, a few ahead of the decoders."""
+"""Download videos from object storage into the cache, a few ahead of the decoders."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.errors import TryAgainError, VtpError
 from pipeline.extraction.shards import Ledger, Stamp
 from pipeline.video import VideoError
 
-AHEAD = 4  # files that are fetched, or have been, while others are decoded
-OF_ONE_FILE = {  # errors that say nothing of other files, by the code that failures.jsonl has
+AHEAD = 4  # files that are being fetched, or have been, while others are decoded
+OF_ONE_FILE = {  # errors that concern one file only, and their codes in failures.jsonl
     "storage-missing": "missing",
     "storage-denied": "denied",
     "storage-folder": "not_regular",
@@ -26,9 +26,9 @@ OF_ONE_FILE = {  # errors that say nothing of other files, by the code that fail
 
 
 class Fetching:
-    """Files by the order in which they are here; those of this machine always are.
+    """Hands out files as they become available; local files always are.
 
-    What a finished part holds is not fetched, if its ledger knows the object's version.
+    A file whose contents are all in finished parts is not fetched, if the ledger knows the object's version.
     """
 
     def __init__(self, ledger: Ledger, parts: Mapping[Content, object], news: Callable[[str], None]):
@@ -43,7 +43,7 @@ class Fetching:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def next(self, queue: Mapping[Path, Sequence[Segment]], *, is_urgent: bool) -> Path | None:
-        """The first file of the queue that is here, or None; if it is urgent, wait for one."""
+        """The first file of the queue that is available, or None; if `is_urgent`, wait for one."""
         ahead, has_news = list(islice(queue, AHEAD)), False
         for path in ahead:
             if storage.url_of(path) is None:
@@ -60,7 +60,7 @@ class Fetching:
         return next((path for future, path in under_way.items() if future.done()), None)
 
     def stamp_of(self, path: Path) -> Stamp:
-        """The stamp of a file that `next` gave; VideoError if that one could not be fetched."""
+        """The stamp of a file that `next` returned; VideoError if it could not be fetched."""
         if storage.url_of(path) is None:
             return file_stamp(path)
         try:
@@ -69,7 +69,7 @@ class Fetching:
             if error.code not in OF_ONE_FILE:
                 raise
             if isinstance(error, TryAgainError) and not storage.answers(path):
-                raise  # others would fail in the same way
+                raise  # other files would fail too
             reason, _, fix = str(error).rpartition("; ")
             raise VideoError(OF_ONE_FILE[error.code], reason, fix) from error
 

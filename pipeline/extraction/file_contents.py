@@ -1,4 +1,4 @@
-"""What the files of segments hold, by sha256, and whether they stay as they are while they are read."""
+"""The sha256 of segments' files, and a check that a file does not change while it is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_contents(
     path: Path, entries: Sequence[Segment], ledger: Ledger, fail: Callable[[Segment, VideoError], None],
     fetching: Fetching,
 ) -> list[Reading]:  # fmt: skip
-    """The segments of a file with its sha256, checked against the manifest's, and its stamp from before it was read.
+    """The segments of a file with its sha256, checked against the manifest's, and its stamp before it was hashed.
 
     Segments of an unreadable file are reported to `fail`. An object that was hashed before is not fetched again.
     """
@@ -64,7 +64,7 @@ def other_content(entry: Segment, sha256: str) -> VideoError | None:
 
 
 def changed(video: Reading) -> VideoError | None:
-    """What is wrong if the file is no longer the one that was hashed. What was fetched is held, and stays."""
+    """The error of a file that is no longer the one that was hashed; a fetched file is locked and cannot change."""
     if storage.url_of(video.entry.path) is not None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What an extraction is given: its videos, their task and their labels, all checked before anything is decoded."""
+"""Inputs of an extraction: videos, task and labels, all checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """task: None where none is named and no video has labels. logs: by video_id, of the videos that have labels.
+    """task: None if none is named and no video has labels. logs: by video_id, for the videos that have labels.
 
-    bad_labels: by video_id, what is wrong with the labels of videos that are therefore left out.
+    bad_labels: by video_id, the error of each video that is left out because of its labels.
     """
 
     entries: Sequence[Segment]
@@ -48,10 +48,10 @@ class Inputs:
 
 
 def read_inputs(cfg: ExtractConfig) -> Inputs:
-    """Find the videos of all shards and read all their labels. VtpError where anything of that is wrong.
+    """Find the videos of all shards and read all their labels. VtpError if any of that is wrong.
 
-    A video whose labels are wrong fails alone, as long as there are others. What is not known before a video is decoded
-    is left to its turn: whether it can be read, and its number of clips.
+    A video with wrong labels fails alone, as long as there are others. Whether a video can be read, and whether its
+    number of clips fits its labels, is checked only when it is decoded.
     """
     fetch_source(cfg.source)
     if files := [] if cfg.bare else recordings_in(cfg):
@@ -65,7 +65,7 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
     labelled = [entry for entry in entries if entry.labels is not None]
     if labelled and task is None:
         logger.warning(
-            "no task is named: labels are read as %s's; name the task with --task or in the manifest", DEFAULT_TASK
+            "no task is named: labels are read for task %s; name it with --task or in the manifest", DEFAULT_TASK
         )
     logs, bad_labels = read_all_labels(entries, task)
     if logs:
@@ -75,9 +75,9 @@ def read_inputs(cfg: ExtractConfig) -> Inputs:
 
 
 def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
-    """The episodes of a LeRobot data set, and the logs of its frames as far as the task maps them, or of its outcomes.
+    """The episodes of a LeRobot data set, with logs from the columns that the task maps or from its outcomes.
 
-    Labels are read of the clips that there will be if the video is as long as the data set says.
+    Labels are checked on the clips that a video will have if it is as long as the data set says.
     """
     entries = data.segments()
     check_output(cfg, entries, [*(data.folder / "meta").rglob("*"), *(episode.data for episode in data.episodes)])
@@ -101,7 +101,7 @@ def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
         warn_of_unlogged(logs, task)
     elif not frame_logs:
         logger.warning(
-            "%s has no logs of task %s: the task's file maps no columns, and there is no meta/outcomes_%s.parquet",
+            "%s has no logs for task %s: the task file maps no columns, and there is no meta/outcomes_%s.parquet",
             data.folder, task.name, task.name,
         )  # fmt: skip
     of_entry = {entry.video_id: frame_logs[entry.episode] for entry in entries if entry.episode in frame_logs}
@@ -109,7 +109,7 @@ def read_lerobot(cfg: ExtractConfig, data: LeRobot) -> Inputs:
 
 
 def logs_foreseen(cfg: ExtractConfig, logs: FrameLogs, num_frames: int, task: Task) -> list[Logs]:
-    """What an episode's logs will be if its video has so many frames. VtpError where a value cannot be."""
+    """An episode's logs if its video has `num_frames` frames. VtpError if a value is invalid."""
     windows = clip_windows(
         np.arange(num_frames + 1) / logs.fps, clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps,
         tail=cfg.tail,
@@ -118,7 +118,7 @@ def logs_foreseen(cfg: ExtractConfig, logs: FrameLogs, num_frames: int, task: Ta
 
 
 def recordings_in(cfg: ExtractConfig) -> list[Recordings]:
-    """The robomimic and Minari files of a source; those that lie beside videos or a manifest are left out, aloud."""
+    """The robomimic and Minari files of a source; beside videos or a manifest they are left out, with a warning."""
     folder = Path(cfg.source)
     if folder.is_dir() and manifest.has_videos(folder):
         if beside := [file.name for file in folder.iterdir() if _is_recorded(file)]:
@@ -133,12 +133,12 @@ def recordings_in(cfg: ExtractConfig) -> list[Recordings]:
 def _is_recorded(file: Path) -> bool:
     try:
         return is_recorded(file)
-    except (OSError, VideoError):  # it is beside the videos, and none of our concern
+    except (OSError, VideoError):  # beside videos it is not read anyway
         return False
 
 
 def read_recordings(cfg: ExtractConfig, files: Sequence[Recordings]) -> Inputs:
-    """The episodes of robomimic and Minari files, and their logs as far as the task maps arrays beside the frames."""
+    """The episodes of robomimic and Minari files, with logs from the arrays that the task maps."""
     entries = [segment for file in files for segment in file.segments()]
     check_output(cfg, entries, [file.path for file in files])
     task = None if cfg.task is None else load_task(cfg.task)
@@ -172,14 +172,14 @@ def read_recordings(cfg: ExtractConfig, files: Sequence[Recordings]) -> Inputs:
 
 
 def task_of_outcomes(data: LeRobot) -> Task | None:
-    """The built-in task that the data set has outcomes of; None where it has none of any."""
+    """The built-in task that the data set has outcomes of; None if it has no outcomes."""
     tables = outcome_tables(data)
     if len(tables) == 1 and (name := next(iter(tables))) in BUILT_IN:
-        logger.info("task %s, by %s", name, tables[name])
+        logger.info("task %s, named by %s", name, tables[name])
         return load_task(name)
     if tables:
         raise VtpError(
-            f"{data.folder} has outcomes of {', '.join(tables)}, and no task is named; name its file with --task",
+            f"{data.folder} has outcomes of {', '.join(tables)}, but no task is named; name its file with --task",
             code="lerobot-outcomes",
         )
     return None
@@ -194,11 +194,11 @@ def as_video_error(error: VtpError) -> VideoError:
 
 def warn_of_unlogged(logs: Sequence[Logs], task: Task) -> None:
     if missing := unlogged(logs, task):
-        logger.warning("no labels hold %s; to learn from logs what actions bring, they must", ", ".join(missing))
+        logger.warning("no labels have %s, which learning an outcome model from logs needs", ", ".join(missing))
 
 
 def read_all_labels(entries: Sequence[Segment], task: Task | None) -> tuple[dict[str, Logs], dict[str, VideoError]]:
-    """The logs of labelled videos, and what is wrong with the labels of others. VtpError if no video is left."""
+    """The logs of labelled videos, and the errors of wrong labels, by video_id. VtpError if no video is left."""
     logs: dict[str, Logs] = {}
     bad_labels: dict[str, VideoError] = {}
     storage.fetch_many(entry.labels for entry in entries if entry.labels is not None)
@@ -217,7 +217,7 @@ def read_all_labels(entries: Sequence[Segment], task: Task | None) -> tuple[dict
 
 
 def check_output(cfg: ExtractConfig, entries: Sequence[Segment], reads: Sequence[Path] = ()) -> None:
-    """VtpError where the embeddings, or what lies beside them, would replace a file that is read."""
+    """VtpError if the embeddings, or the files beside them, would replace a file that is read."""
     tasks = {entry.task for entry in entries} - {*BUILT_IN, None}
     of_entries = [path for entry in entries for path in (entry.path, entry.labels) if path is not None]
     written = [cfg.out, cfg.out.with_suffix(".yaml"), parts_folder(cfg.out), cfg.out.with_name("failures.jsonl")]
@@ -242,12 +242,12 @@ def _lists_failures(path: Path) -> bool:
 
 
 def task_of(entries: Sequence[Segment], given: str | None) -> Task | None:
-    """The one task of all videos: the one `given` by --task, else that of the manifest, else None."""
+    """The one task of all videos: `given` by --task, else the manifest's, else None."""
     named = [entry for entry in entries if entry.task is not None]
     if given is not None:
         name = given if given in BUILT_IN else os.path.realpath(given)
         if others := sorted({str(entry.task) for entry in named} - {name}):
-            logger.info("--task %s wins over the manifest's task column (%s)", given, ", ".join(others))
+            logger.info("--task %s overrides the manifest's task column (%s)", given, ", ".join(others))
         return load_task(given)
     if not named:
         return None
@@ -256,17 +256,17 @@ def task_of(entries: Sequence[Segment], given: str | None) -> Task | None:
     for entry in named:
         if tasks[str(entry.task)] != tasks[str(first.task)]:
             raise VtpError(
-                f"{first.video_id} is of task {first.task} and {entry.video_id} of task {entry.task}; an extraction "
+                f"{first.video_id} has task {first.task} and {entry.video_id} has task {entry.task}; an extraction "
                 "has one task: split the manifest, or give all videos one with --task",
                 code="tasks-differ",
             )
     if len(named) < len(entries):
-        logger.info("%d videos name no task; they are of task %s too", len(entries) - len(named), first.task)
+        logger.info("%d videos name no task; they get task %s too", len(entries) - len(named), first.task)
     return tasks[str(first.task)]
 
 
 def unlogged(logs: Sequence[Logs], task: Task) -> list[str]:
-    """What no label holds, of all that is needed to learn what actions bring."""
+    """The fields that learning an outcome model needs and no labels have."""
     missing = [
         name for index, name in enumerate(task.actions) if all(np.isnan(one.actions[:, index]).all() for one in logs)
     ]

@@ -12,17 +12,17 @@ import numpy as np
 if TYPE_CHECKING:
     from pipeline.encoders import Projector
 
-CACHE_BYTES = 1 << 27  # of parts that were read last: shards take turns in an output's order
-MAX_FIT_CLIPS = 1 << 16  # more clips do not move principal components, and would not fit into memory
+CACHE_BYTES = 1 << 27  # of recently read parts: in an output's order, shards take turns
+MAX_FIT_CLIPS = 1 << 16  # more clips hardly change principal components, and might not fit into memory
 
 
 class JoinedFeatures:
-    """Features [N, D] float32 of videos one after the other; their rows are asked for by slice."""
+    """Features [N, D] float32 of consecutive videos; index it with a slice of rows."""
 
     dtype = np.dtype(np.float32)
 
     def __init__(self, pieces: Sequence[tuple[str, slice]], feature_dim: int, read: Callable[[str], np.ndarray]):
-        """pieces: each video's part and its rows there; read: the features [n, D] of a part."""
+        """pieces: each video's part and its rows there; read: returns the features [n, D] of a part."""
         self._pieces = pieces
         self._read = read
         self.offset = np.concatenate([[0], np.cumsum([rows.stop - rows.start for _, rows in pieces])]).astype(np.int64)
@@ -44,7 +44,7 @@ class JoinedFeatures:
         return found
 
     def of_videos(self, chosen: np.ndarray) -> np.ndarray:
-        """The features of the `chosen` [V] bool of the videos, in memory."""
+        """The features of the `chosen` videos ([V] bool), in memory."""
         counts = np.diff(self.offset)[chosen]
         found, at = np.empty((counts.sum(), self.shape[1]), self.dtype), 0
         for number, count in zip(np.flatnonzero(chosen), counts, strict=True):
@@ -63,7 +63,7 @@ class JoinedFeatures:
 
 
 class Projected:
-    """Embeddings [N, 128] float32 of features, made when they are asked for."""
+    """Embeddings [N, 128] float32 of features, computed on access."""
 
     dtype = np.dtype(np.float32)
 
@@ -76,9 +76,9 @@ class Projected:
 
 
 def chosen_to_fit(counts: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Which videos [V] a projector is fitted on: those of `train` [V], or of many clips every so many of them.
+    """The videos ([V] bool) to fit a projector on: those in `train` [V], or every k-th of them if they have many clips.
 
-    counts: [V] clips of each.
+    counts: clips per video [V].
     """
     every = math.ceil(counts[train].sum() / MAX_FIT_CLIPS)
     return train & (np.cumsum(train) % every == 1 % every)

@@ -1,7 +1,7 @@
-"""Part files: clips encoded in batches and written a few videos at a time, found again by content, put together.
+"""Part files: encode clips in batches, write a few videos at a time, find them again by content, assemble the output.
 
-Features belong to a video's content and the settings. Names, splits, labels and the projector belong to the output,
-and may change without decoding again.
+Features depend on a video's content and the settings. Names, splits, labels and the projector belong to the output and
+can change without decoding again.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ Settings = dict[str, str | int | float]
 
 @dataclass
 class _Video:
-    """A video on its way into a part: each clip's row of dataset.CLIP_FIELDS, and its features once it is encoded."""
+    """A video to be written to a part: each clip's row of dataset.CLIP_FIELDS and, once encoded, its features."""
 
     clips: list[tuple[int, float, float, int]] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
-    info: VideoInfo | None = None  # when the last clip is there
+    info: VideoInfo | None = None  # set after the last clip
 
 
 class PartWriter:
-    """Encodes clips in whole batches, across videos, and writes finished videos to part files.
+    """Encodes clips in full batches, across videos, and writes finished videos to part files.
 
-    A part is closed after four dozen videos or a minute: that much is lost when the process is killed. on_close is told
-    the name of each part as it is closed, and the contents in it.
+    A part is closed after 48 videos or a minute: no more is lost when the process is killed. on_close receives the
+    name of each closed part and the contents in it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class PartWriter:
         self._closed_at_s = time.monotonic()
 
     def add(self, content: Content, clip: Clip) -> None:
-        """Take the next clip of the video with that content."""
+        """Add the next clip of the video with that content."""
         video = self._videos.setdefault(content, _Video())
         video.clips.append((clip.start_frame, clip.start_s, clip.end_s, clip.valid_frames))
         self._waiting.append((video, clip.frames))
@@ -87,7 +87,7 @@ class PartWriter:
         self._waiting = [(other, frames) for other, frames in self._waiting if other is not video]
 
     def close(self) -> None:
-        """Encode what waits and write the finished videos to a part."""
+        """Encode the waiting clips and write the finished videos to a part."""
         self._waiting = [(video, frames) for video, frames in self._waiting if video.info is not None]
         self._encode()
         self._close_part()
@@ -145,7 +145,7 @@ def _gather(videos: dict[Content, _Video]) -> tuple[dataset.Clips, dataset.Video
 
 
 def _times(times_s: Sequence[float | None]) -> np.ndarray:
-    """None is NaN."""
+    """None becomes NaN."""
     return np.array(times_s, np.float64)
 
 
@@ -158,14 +158,14 @@ def part_paths(folder: Path) -> list[Path]:
 
 
 class Finished(NamedTuple):
-    """Where a content's features lie, and of how many clips."""
+    """The part with a content's features, and its number of clips."""
 
     part: str
     num_clips: int
 
 
 def finished_contents(folder: Path, settings: Settings) -> dict[Content, Finished]:
-    """The contents that need no decoding. Damaged parts are set aside, other settings refused."""
+    """The contents that need no decoding. Damaged parts are set aside; VtpError if a part has other settings."""
     contents: dict[Content, Finished] = {}
     for path in part_paths(folder):
         try:
@@ -187,13 +187,13 @@ def finished_contents(folder: Path, settings: Settings) -> dict[Content, Finishe
 
 
 def check_settings(part: dataset.Part, folder: Path, settings: Settings) -> None:
-    """VtpError with the first field in which the part was made otherwise."""
+    """VtpError naming the first setting in which the part differs."""
     for name, value in settings.items():
         had = part.settings.get(name)
         if had != value and not (name == "backbone" and same_backbone(had, value)):
             raise VtpError(
-                f"{folder} was extracted with {name} {_brief(had)}, not {_brief(value)}; "
-                f"name another --out, or delete {folder} to begin again",
+                f"{folder} was extracted with {name}={_brief(had)}, now {name}={_brief(value)}; "
+                f"name another --out, or delete {folder} to start again",
                 code="parts-settings",
             )
 
@@ -218,7 +218,7 @@ class LabelledVideo:
 def join_labels(
     entry: Segment, part_name: str, part: dataset.Part, number: int, logs: Logs | FrameLogs | None, task: Task | None
 ) -> LabelledVideo:
-    """The video with its logs: step i belongs to clip i. VtpError where there are not as many, or values are wrong."""
+    """The video with its logs: step i belongs to clip i. VtpError if their numbers differ or values are wrong."""
     if error := steps_differ(entry, int(np.diff(part.clips.offset)[number]), logs):
         raise error
     if not isinstance(logs, FrameLogs):
@@ -228,7 +228,7 @@ def join_labels(
 
 
 def times_of(part: dataset.Part, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """When a video's clips begin and end, in seconds since its first frame: a clip of n samples lasts n / fps."""
+    """Start and end of each of a video's clips, in seconds since its first frame; a clip of n samples lasts n / fps."""
     valid_frames = part.clips.valid_frames[slice(*part.clips.offset[number : number + 2])]
     return clip_times(valid_frames, int(part.settings["clip_stride"]), float(part.settings["fps"]))
 
@@ -239,7 +239,7 @@ def clip_times(valid_frames: np.ndarray, clip_stride: int, fps: float) -> tuple[
 
 
 def steps_differ(entry: Segment, num_clips: int, logs: Logs | FrameLogs | None) -> VideoError | None:
-    """The error of a video whose labels have not as many steps as it has clips."""
+    """The error of a video whose labels have a different number of steps than it has clips."""
     num_steps = logs.num_steps if isinstance(logs, FrameLogs) else None if logs is None else logs.num_clips
     if num_steps in (None, num_clips):
         return None
@@ -251,13 +251,14 @@ def steps_differ(entry: Segment, num_clips: int, logs: Logs | FrameLogs | None) 
     )
 
 
-def put_together(
+def assemble(
     videos: Sequence[LabelledVideo], projector: Projector | str, attrs: Settings, task: Task | None,
     read_features: Callable[[str], np.ndarray],
 ) -> dataset.Embeddings:  # fmt: skip
-    """One file of all videos, in their order; a projector that is only named is fitted on the train split.
+    """Assemble one file of all videos, in their order; a projector that is only named is fitted on the train split.
 
-    read_features: those [n, D] of the part of that name. Features and embeddings are made as they are written.
+    read_features: returns the features [n, D] of the named part. Features and embeddings are computed as they are
+    written.
     """
     from pipeline import encoders
 
@@ -281,7 +282,7 @@ def put_together(
         chosen = chosen_to_fit(counts, train)
         projector = encoders.fit_projector(projector, features.of_videos(chosen), counts[chosen])
     return dataset.Embeddings(
-        embeddings=cast(np.ndarray, Projected(features, projector)),  # written a block at a time
+        embeddings=cast(np.ndarray, Projected(features, projector)),  # written in blocks
         clips=clips,
         videos=dataset.Videos(
             id=[video.entry.video_id for video in videos],
@@ -307,10 +308,10 @@ def put_together(
 
 
 def _merge_logs(logs: Sequence[Logs | None], counts: Sequence[int], task: Task | None) -> Logs | None:
-    """Logs of all clips, unknown where a video has none; None where no video has any."""
+    """Logs of all clips, unknown for unlabelled videos; None if no video has labels."""
     unlabelled = sum(one is None for one in logs)
     if task is None or unlabelled == len(logs):
         return None
     if unlabelled:
-        logger.warning("%d of %d videos have no labels; theirs are empty", unlabelled, len(logs))
+        logger.warning("%d of %d videos have no labels; their logs are empty", unlabelled, len(logs))
     return clip_logs.concatenate(logs, counts, task.num_actions)

@@ -1,7 +1,7 @@
-"""Several processes, one output: whose turn each video is, and what has become of it.
+"""Several processes, one output: the shard of each video, and its result.
 
-Beside an output `embeddings.h5` lies `embeddings.parts`: part files with features, `config.yaml` with the settings, and
-a ledger a shard, `shard-I-of-N.jsonl`, with a row for each video that is done or has failed.
+Beside an output `embeddings.h5` is `embeddings.parts`: part files with features, `config.yaml` with the settings, and
+one ledger per shard, `shard-I-of-N.jsonl`, with a row for each video that is done or has failed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pipeline.files import write_text
 from pipeline.text_files import read_text
 from pipeline.video import Span
 
-ARRAY_INDEX = {  # the variable in which an array job is told its number
+ARRAY_INDEX = {  # environment variables with the index of an array job
     "SLURM_ARRAY_TASK_ID": "Slurm",
     "JOB_COMPLETION_INDEX": "Kubernetes",
     "AWS_BATCH_JOB_ARRAY_INDEX": "AWS Batch",
 }
 LEDGER_S = 10.0
-VIDEO_COST_BYTES = 1 << 17  # what opening a video costs, in bytes of video
+VIDEO_COST_BYTES = 1 << 17  # cost of opening a video, in bytes of video
 
 
 Stamp = tuple[int, int, int]  # size, mtime and ctime of a file, in ns
@@ -42,7 +42,7 @@ Stamp = tuple[int, int, int]  # size, mtime and ctime of a file, in ns
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A video whose features lie in a part; stamp is that of the file that was read."""
+    """A video whose features are in a part; stamp is that of the file that was read."""
 
     video_id: str
     path: str
@@ -77,12 +77,12 @@ def parts_folder(out: Path) -> Path:
 
 
 def settings_path(out: Path) -> Path:
-    """Where the settings of an extraction lie, beside its parts."""
+    """Path of an extraction's settings, beside its parts."""
     return parts_folder(out) / "config.yaml"
 
 
 def pull_output(out: Path) -> None:
-    """Bring here what lies beside an output in object storage: what other machines have done, and others' files."""
+    """Download the files beside an output in object storage: other machines' parts, and files not to be overwritten."""
     if storage.url_of(out) is None:
         return
     storage.check_bucket(out)
@@ -92,7 +92,7 @@ def pull_output(out: Path) -> None:
 
 
 def shard_number(shards: int, shard: int | str | None) -> int:
-    """Which of `shards` this process is: 0 to shards − 1; "auto" asks the array job that it runs in."""
+    """Number of this process's shard, 0 to shards − 1; "auto" takes the index of the array job that it runs in."""
     if shard == "auto":
         variable = next((name for name in ARRAY_INDEX if name in os.environ), None)
         if variable is None:
@@ -122,12 +122,12 @@ def shard_number(shards: int, shard: int | str | None) -> int:
 
 
 def share(entries: Sequence[Segment], shards: int, shard: int) -> list[Segment]:
-    """The videos of one shard, in their order: every video is in one, and all shards have about as many bytes."""
+    """The videos of one shard, in their order: each video is in one shard, and shards have about equal bytes."""
     return [entry for entry, owner in zip(entries, owners(entries, shards), strict=True) if owner == shard]
 
 
 def owners(entries: Sequence[Segment], shards: int) -> list[int]:
-    """The shard of each video: segments of one file share one, and so one pass, unless there are too few files."""
+    """The shard of each video. Segments of a file share a shard, and so a pass, unless there are too few files."""
     if shards == 1:
         return [0] * len(entries)
     files: dict[Path, list[int]] = {}
@@ -135,7 +135,7 @@ def owners(entries: Sequence[Segment], shards: int) -> list[int]:
         files.setdefault(entry.path, []).append(number)
     cost_of = _costs(list(files))
     fair = max(1, sum(cost_of.values()) // shards)
-    runs: list[np.ndarray] = []  # of segments that are cut in one pass
+    runs: list[np.ndarray] = []  # segments cut in one pass
     costs: list[int] = []
     for path, numbers in files.items():
         pieces = np.array_split(np.array(numbers), min(len(numbers), -(-cost_of[path] // fair)))
@@ -149,7 +149,7 @@ def owners(entries: Sequence[Segment], shards: int) -> list[int]:
 
 
 def split_by_cost(costs: Sequence[int], shards: int) -> list[int]:
-    """The shard of each cost: the dearest first, each to the shard that has least so far."""
+    """The shard of each cost: largest first, each to the shard with the smallest sum so far."""
     loads = [(0, shard) for shard in range(shards)]
     chosen = [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
@@ -159,10 +159,10 @@ def split_by_cost(costs: Sequence[int], shards: int) -> list[int]:
 
 
 def _costs(paths: Sequence[Path]) -> dict[Path, int]:
-    """What each file costs: the same on all machines, wherever it has been fetched to."""
+    """Cost of each file, equal on all machines whether or not it has been fetched there."""
     num_bytes = storage.sizes_of([path for path in paths if storage.url_of(path) is not None])
     for path in paths:
-        with contextlib.suppress(OSError):  # it will fail in its turn
+        with contextlib.suppress(OSError):  # fails later, when it is read
             if storage.url_of(path) is None:
                 num_bytes[path] = path.stat().st_size
     return {path: VIDEO_COST_BYTES + num_bytes.get(path, 0) for path in paths}
@@ -173,14 +173,14 @@ def ledger_path(folder: Path, shards: int, shard: int) -> Path:
 
 
 def lock_path(folder: Path, shards: int, shard: int) -> Path:
-    """The lock of who writes that ledger, and its share of the parts."""
+    """Lock of the process that writes that ledger and its parts."""
     return folder / f".shard-{shard}-of-{shards}.lock"
 
 
 class Ledger:
-    """What became of each of one shard's videos, written whole. What is not in it yet is found again in the parts.
+    """The result of each of one shard's videos. Results lost before they were written are found again in the parts.
 
-    It begins with what an earlier run had done. What failed then is tried again.
+    It starts with the videos that an earlier run finished. Those that failed are tried again.
     """
 
     def __init__(self, path: Path, entries: Iterable[Segment]):
@@ -199,7 +199,7 @@ class Ledger:
         return [row for row in self._outcomes.values() if isinstance(row, Failed)]
 
     def known_sha256(self, path: Path, stamp: Stamp) -> str | None:
-        """The content of a file that was read before and has not been touched since."""
+        """The sha256 of a file that was hashed before and has not changed since."""
         return self._sha256_of.get((storage.name_of(path), stamp))
 
     def record(self, outcome: Outcome) -> None:
@@ -210,7 +210,7 @@ class Ledger:
         self._written_s = time.monotonic()
 
     def write_if_due(self) -> None:
-        """Every ten seconds, for those who look at how far it is."""
+        """Write if ten seconds have passed, so that progress can be followed."""
         if time.monotonic() - self._written_s >= LEDGER_S:
             self.write()
 
@@ -220,7 +220,7 @@ def write_rows(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def read_ledger(path: Path) -> list[Outcome]:
-    """Its rows; none where there is no such ledger yet."""
+    """Its rows; none if it does not exist yet."""
     try:
         return [_outcome(json.loads(line)) for line in read_text(path).split("\n") if line]
     except FileNotFoundError:
@@ -241,7 +241,7 @@ def read_ledgers(folder: Path, shards: int) -> Iterator[Outcome]:
 
 
 def saved_config(out: Path) -> ExtractConfig:
-    """The settings that the extraction to `out` left beside its parts."""
+    """The settings that the extraction to `out` saved beside its parts."""
     path = settings_path(out)
     if not path.exists():
         raise VtpError(
@@ -252,20 +252,21 @@ def saved_config(out: Path) -> ExtractConfig:
         return ExtractConfig(**yaml.safe_load(read_text(path)) | {"out": out})
     except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise CorruptError(
-            f"{path} holds no settings of this vtp ({str(error).splitlines()[0]}); run the same vtp extract again",
+            f"{path} is no settings file of this vtp version ({str(error).splitlines()[0]}); run the same vtp extract "
+            "again",
             code="config-damaged",
         ) from error
 
 
 def redo_command(cfg: ExtractConfig, shard: int) -> str:
-    """The command that extracts what one shard lacks."""
+    """The command that extracts a shard's missing videos."""
     config = storage.name_of(settings_path(cfg.out))
     command = f"vtp extract --config {shlex.quote(config)}"
     return command if cfg.shards == 1 else f"{command} --shard {shard}"
 
 
 def shard_of_part(cfg: ExtractConfig, name: str) -> int:
-    """Which shard's ledger names that part; the first shard where none does."""
+    """The shard whose ledger names that part; 0 if none does."""
     for shard in range(cfg.shards):
         rows = read_ledger(ledger_path(parts_folder(cfg.out), cfg.shards, shard))
         if any(isinstance(row, Done) and row.part == name for row in rows):

@@ -1,7 +1,7 @@
-"""Object storage: each file of s3://, gs:// or another URL of fsspec has a place in a local cache, and is used there.
+"""Object storage: each file at s3://, gs:// or another fsspec URL has a path in a local cache and is used from there.
 
-A setting that is a URL becomes the path of its place; `fetch` brings the file there, and what is written there by
-`files.atomic_path` is put into storage whole. Nothing else imports fsspec.
+A setting that is a URL is replaced by its cache path. `fetch` downloads the file to it, and `files.atomic_path` uploads
+complete files that are written to it. Nothing else imports fsspec.
 """
 
 from pipeline.storage.local_copies import (

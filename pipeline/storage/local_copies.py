@@ -1,4 +1,4 @@
-"""The cache: objects in their places, each in its newest version, within a bound, and files on their way to storage."""
+"""The cache of objects in their newest versions, within a size limit, and uploads."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipeline.storage.urls import cache_folder, url_of
 
 logger = logging.getLogger(__name__)
 
-OF_OUTPUTS = (".parts", ".jobs")  # folders beside an output, which are this machine's too
+OF_OUTPUTS = (".parts", ".jobs")  # folders beside an output, which are not only a cache: never evicted
 DEFAULT_GB = 20.0
-DAY_S = 86_400  # for so long a temporary file may belong to a process that writes it
+DAY_S = 86_400  # a younger temporary file may belong to a running process
 THREADS = 8
 
 _lock = threading.RLock()
-_held: dict[Path, int] = {}  # open files: as long as they are locked, no process evicts them
+_held: dict[Path, int] = {}  # open, locked files, which no process evicts
 
 
 def cache_bytes() -> int:
@@ -40,14 +40,14 @@ def cache_bytes() -> int:
 
 
 def fetch(path: Path) -> Path:
-    """The path; if it is the place of a URL, the object's newest version lies there until `release`."""
+    """The path; if it is the cache path of a URL, the object's newest version stays there until `release`."""
     if url_of(path) is not None:
         fetched_version(path)
     return path
 
 
 def fetched_version(path: Path) -> Version:
-    """As `fetch`, of the place of a URL; the version that lies there."""
+    """Like `fetch`, for the cache path of a URL; returns the version that is there."""
     version = version_of(path)
     while not _hold(path, version):
         _download(path, version)
@@ -55,14 +55,14 @@ def fetched_version(path: Path) -> Version:
 
 
 def release(path: Path) -> None:
-    """Let the cache evict a file that was fetched."""
+    """Allow the cache to evict a fetched file."""
     with _lock:
         if (fd := _held.pop(path, None)) is not None:
             os.close(fd)
 
 
 def fetch_many(paths: Iterable[Path]) -> None:
-    """Bring many small files, as they are now, to their places; one that is not in storage is not there either."""
+    """Download many small files in their current version; if one is not in storage, remove its copy."""
     remote = [path for path in dict.fromkeys(paths) if url_of(path) is not None]
     if not remote:
         return
@@ -85,7 +85,7 @@ def fetch_many(paths: Iterable[Path]) -> None:
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Put a finished file into storage, if `path` is the place of a URL; then `temporary` may take that place."""
+    """Upload a finished file if `path` is the cache path of a URL; afterwards `temporary` may be moved there."""
     if url_of(path) is None:
         return
     ask(path, lambda system, name: system.put_file(str(temporary), name))
@@ -93,17 +93,17 @@ def put(temporary: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, and the object whose place it is."""
+    """Remove a file and, if it is the cache path of a URL, the object."""
     if url_of(path) is not None and is_there(path):
         ask(path, lambda system, name: system.rm_file(name))
     path.unlink(missing_ok=True)
 
 
 def pull(folder: Path) -> None:
-    """Make the files in a folder's place those that storage holds; hidden ones, such as locks, are of this machine."""
+    """Make a folder's copy equal to storage; hidden files, such as locks, are local and stay."""
     if url_of(folder) is None:
         return
-    # What others put meanwhile is in the listing, which is asked for later.
+    # Listed before storage is, so that nothing uploaded meanwhile is removed.
     here = [path for path in folder.glob("*") if path.is_file() and not path.name.startswith(".")]
     there = files_in(folder)
     for path in here:
@@ -114,7 +114,7 @@ def pull(folder: Path) -> None:
 
 
 def pull_file(path: Path) -> None:
-    """Make a file in its place the one that storage holds, or holds not."""
+    """Make a file's copy equal to storage; remove it if storage has none."""
     if url_of(path) is None:
         return
     if is_there(path):
@@ -125,7 +125,7 @@ def pull_file(path: Path) -> None:
 
 
 def _hold(path: Path, version: Version) -> bool:
-    """Whether that version lies in its place; then it is locked, and the newest of the cache."""
+    """Whether that version is at its cache path; if so, lock it and mark it as used now."""
     with _lock:
         release(path)
         try:
@@ -144,7 +144,7 @@ def _hold(path: Path, version: Version) -> bool:
 
 
 def _mark(path: Path, version: Version) -> None:
-    """The time of a file in the cache is the number of its version, so that no second file has to say which it is."""
+    """Store the version in the file's mtime, so that it needs no second file."""
     os.utime(path, ns=(time.time_ns(), version[1]))
 
 
@@ -178,9 +178,9 @@ def _download(path: Path, version: Version) -> None:
 
 
 def _make_room(num_bytes: int) -> None:
-    """Evict what was used longest ago, until so many bytes more are within the cache's bound.
+    """Evict the least recently used files until `num_bytes` more fit within the cache's limit.
 
-    What a process holds or writes, and the parts of an output, stay.
+    Files that a process holds or writes, and folders beside outputs, stay.
     """
     files = []
     for folder, folders, names in os.walk(cache_folder()):
@@ -201,8 +201,7 @@ def _make_room(num_bytes: int) -> None:
             total -= size
     if total > bound:
         logger.warning(
-            "the cache %s holds %.3g GB that are in use, more than the %.3g of VTP_CACHE_GB", cache_folder(),
-            total / 1e9, bound / 1e9,
+            "the cache %s has %.3g GB in use, more than VTP_CACHE_GB (%.3g)", cache_folder(), total / 1e9, bound / 1e9,
         )  # fmt: skip
 
 
@@ -213,8 +212,8 @@ def _make_parent(path: Path) -> None:
             raise FileExistsError
     except (FileExistsError, NotADirectoryError) as error:
         raise VtpError(
-            f"{url_of(path)} and another object, one below the name of the other, cannot both have a place in "
-            f"{cache_folder()}; rename one of them, or empty the cache",
+            f"{url_of(path)} and another object cannot both be in the cache {cache_folder()}, because one would be a "
+            "file and a folder; rename one of them, or empty the cache",
             code="storage-place",
         ) from error
     except OSError as error:

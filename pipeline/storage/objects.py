@@ -1,4 +1,4 @@
-"""What a storage says of its objects, by fsspec, and its errors in one line each."""
+"""Queries about objects in storage, through fsspec, and its errors in one line each."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from pipeline.storage.urls import cache_folder, url_of
 logger = logging.getLogger(__name__)
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-# What tells one version of an object from the next, in the words of each storage; the surest first.
+# Fields that differ between versions of an object, as the storages name them; the most reliable first.
 MARKS = "ETag etag generation md5Hash md5 blob_id LastModified last_modified updated modified mtime created".split()  # noqa: SIM905
-TRIES = 2  # beside those of the storages' own libraries
+TRIES = 2  # besides those of the storages' own libraries
 PAUSE_S = 1.0
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-Version = tuple[int, int]  # size in bytes, and a number made of what tells one version of the object from the next
+Version = tuple[int, int]  # size in bytes, and a number that differs between versions of the object
 T = TypeVar("T")
 
 _lock = threading.Lock()
-_systems: dict[tuple[int, str], Any] = {}  # by process, as a fork may not share connections, and scheme
+_systems: dict[tuple[int, str], Any] = {}  # by process (connections must not be shared with a fork) and scheme
 _listings: dict[Path, dict[Path, int]] = {}
 
 
 def version_of(path: Path) -> Version:
-    """The version of an object that is in storage now. VtpError if it does not exist or is a folder."""
+    """The current version of an object in storage. VtpError if it does not exist or is a folder."""
     return _version(path, _info(path))
 
 
 def check_bucket(path: Path) -> None:
-    """VtpError if the bucket of a place is not there; folders need not be."""
+    """VtpError if the bucket of a cache path does not exist; folders need not exist."""
     scheme, bucket, *_ = path.relative_to(cache_folder()).parts
     if scheme in EXTRAS:
         _info(cache_folder() / scheme / bucket)
@@ -60,7 +60,7 @@ def is_there(path: Path) -> bool:
 
 
 def answers(path: Path) -> bool:
-    """Whether the storage of an object can be reached at all."""
+    """Whether the storage of an object can be reached."""
     try:
         _info(path)
     except TryAgainError:
@@ -71,7 +71,7 @@ def answers(path: Path) -> bool:
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """How a file begins, wherever it lies."""
+    """The first `count` bytes of a file, local or in storage."""
     if url_of(path) is not None:
         count = min(count, version_of(path)[0])  # S3 refuses ranges beyond the end
         return bytes(ask(path, lambda system, name: system.cat_file(name, start=0, end=count))) if count else b""
@@ -80,7 +80,7 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 def listing(folder: Path, *, again: bool = False) -> dict[Path, int]:
-    """The places of all objects below a folder, sorted, and their bytes. Storage is asked once, or `again`.
+    """Cache paths and sizes in bytes of all objects below a folder, sorted. Storage is asked once, or `again`.
 
     VtpError if the folder is empty or does not exist.
     """
@@ -93,7 +93,7 @@ def listing(folder: Path, *, again: bool = False) -> dict[Path, int]:
 
 
 def files_in(folder: Path) -> dict[Path, int]:
-    """The places of the objects in a folder itself, and their bytes; none if there is no such folder."""
+    """Cache paths and sizes in bytes of the objects directly in a folder; none if there is no such folder."""
     return dict(_places(folder, [info for info in _entries(folder) if info["type"] == "file"]))
 
 
@@ -102,14 +102,14 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def glob(pattern: Path) -> list[Path]:
-    """The places of the objects that match a pattern."""
+    """Cache paths of the objects that match a pattern, sorted."""
     fixed = next(place for place in pattern.parents if not re.search(r"[*?[]", str(place)))
     found = ask(pattern, lambda system, name: system.glob(name, detail=True))
     return [path for path, _ in sorted(_places(fixed, [i for i in found.values() if i["type"] == "file"]))]
 
 
 def sizes_of(paths: Sequence[Path]) -> dict[Path, int]:
-    """The bytes of each object, by the listings of their folders; those that are not there are left out."""
+    """Size in bytes of each object, from the listings of their folders; missing objects are left out."""
     found: dict[Path, int] = {}
     for folder in dict.fromkeys(path.parent for path in paths):
         found |= files_in(folder)
@@ -117,14 +117,14 @@ def sizes_of(paths: Sequence[Path]) -> dict[Path, int]:
 
 
 def ask(path: Path, question: Callable[[Any, str], T]) -> T:
-    """What the storage says, after a few tries where it cannot be reached; a VtpError of one line otherwise."""
+    """The storage's answer, retried if it cannot be reached; its errors become a VtpError of one line."""
     url = url_of(path)
     for attempt in range(TRIES):
         if attempt:
             time.sleep(PAUSE_S * 2 ** (attempt - 1))
         try:
             return question(*_system(path))
-        except Exception as error:  # each storage has classes of its own for what goes wrong on its way
+        except Exception as error:  # each storage has its own classes of errors
             known = _explained(path, error)
             if not isinstance(known, TryAgainError) or attempt == TRIES - 1:
                 raise known from error
@@ -142,7 +142,7 @@ def _version(path: Path, info: dict[str, Any]) -> Version:
         raise VtpError(f"{url_of(path)} is a folder, not a file; name a file in it", code="storage-folder")
     size = int(info.get("size") or 0)
     mark = next((str(info[name]).strip('"') for name in MARKS if info.get(name)), None)
-    if mark is None:  # nothing tells whether it has changed, so it always has
+    if mark is None:  # nothing shows whether it has changed: assume it has
         mark = secrets.token_hex(8)
     digest = hashlib.sha256(f"{size} {mark}".encode()).digest()
     return size, (int.from_bytes(digest[:6], "big") + 1) * 1000  # ns, whole µs: file systems may keep no more
@@ -158,7 +158,7 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _places(folder: Path, infos: Iterable[dict[str, Any]]) -> Iterable[tuple[Path, int]]:
-    """The places of objects that a storage found below a folder; what only marks a folder is none."""
+    """Cache paths and sizes of objects that storage listed below a folder; markers of folders are left out."""
     root = _system(folder)[1].rstrip("/")
     for info in infos:
         name = str(info["name"])
@@ -166,28 +166,28 @@ def _places(folder: Path, infos: Iterable[dict[str, Any]]) -> Iterable[tuple[Pat
         if name.endswith("/") or parts == [""] or not name.startswith(root):
             continue
         if {"", ".", ".."} & set(parts):
-            logger.warning("%r has no place as a file, and is left out; rename it", name)
+            logger.warning("%r cannot be a file path and is left out; rename it", name)
             continue
         yield folder.joinpath(*parts), int(info.get("size") or 0)
 
 
 def _system(path: Path) -> tuple[Any, str]:
-    """The storage of a place, as fsspec knows it, and the object's name there."""
+    """The fsspec file system of a cache path, and the object's name there."""
     url = url_of(path)
     assert url is not None, "it is the place of a URL"
     scheme = url.partition(":")[0]
     with _lock:
         if (os.getpid(), scheme) not in _systems:
-            import fsspec  # type: ignore[import-untyped]  # takes time, and most commands need none of it
+            import fsspec  # type: ignore[import-untyped]  # slow to import, and most commands do not need it
 
-            # Without its own memory of listings: what others put meanwhile must show.
+            # No cache of listings: uploads by others must show at once.
             _systems[os.getpid(), scheme] = fsspec.core.url_to_fs(url, use_listings_cache=False)[0]
         system = _systems[os.getpid(), scheme]
     return system, str(system._strip_protocol(url))
 
 
 def _explained(path: Path, error: Exception) -> Exception:
-    """The error in one line; itself if it is of this machine's disk."""
+    """The error in one line; unchanged if it comes from this machine's disk or is a fault of ours."""
     url, scheme = url_of(path), str(url_of(path)).partition(":")[0]
     name = type(error).__name__
     if isinstance(error, ImportError):
@@ -195,14 +195,14 @@ def _explained(path: Path, error: Exception) -> Exception:
         how = f"pip install 'video-to-policy[{extra}]'" if extra else _reason(error)
         return VtpError(f"{url} needs a package that is not installed; {how}", code="storage-extra")
     if isinstance(error, ValueError) and "rotocol" in str(error):
-        return VtpError(f"{url}: {scheme}:// is no storage that fsspec knows; correct the URL", code="storage-unknown")
+        return VtpError(f"{url}: fsspec knows no storage {scheme}://; correct the URL", code="storage-unknown")
     if isinstance(error, FileNotFoundError):
         return missing(path)
     if isinstance(error, NotImplementedError):
         return VtpError(f"{url}: {scheme}:// cannot be written or listed; use another storage", code="storage-cannot")
     if "redential" in name or "redential" in str(error) or name == "RefreshError":
         return VtpError(
-            f"{url}: there are no credentials, or not valid ones ({_reason(error)}); set those of the storage, such as "
+            f"{url}: credentials are missing or not valid ({_reason(error)}); set those of the storage, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             code="storage-credentials",
         )

@@ -1,4 +1,4 @@
-"""URLs and their places in the cache."""
+"""URLs and their paths in the cache."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from pipeline.errors import VtpError
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
-COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)(.+)", re.DOTALL)  # what pathlib makes of a URL
+COLLAPSED = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)(.+)", re.DOTALL)  # a URL after pathlib
 
 
 def cache_folder() -> Path:
-    """VTP_CACHE, or vtp in the user's folder of caches."""
+    """The folder for objects in VTP_CACHE or, if that is not set, in the user's cache folder for vtp."""
     return _cache_folder(os.environ.get("VTP_CACHE"), os.environ.get("XDG_CACHE_HOME"))
 
 
@@ -25,7 +25,7 @@ def _cache_folder(given: str | None, caches: str | None) -> Path:
 
 
 def place_of(name: str | Path) -> Path | None:
-    """Where in the cache the file of a URL, or that place itself, lies; None for other names. ValueError if nowhere."""
+    """The cache path of a URL, or of itself; None for other names. ValueError if the URL cannot have one."""
     if url_of(Path(name)) is not None:
         return Path(name)
     match = URL.fullmatch(str(name)) or (COLLAPSED.fullmatch(str(name)) if isinstance(name, Path) else None)
@@ -41,8 +41,8 @@ def place_of(name: str | Path) -> Path | None:
 
 
 def path_of(name: str | Path) -> Path:
-    """The place of a URL in the cache, or the path itself. VtpError if the URL can have no place, or it is no path."""
-    if not isinstance(name, str | os.PathLike):  # as Python may give it
+    """The cache path of a URL, or the path itself. VtpError if the URL cannot have one, or if it is no path."""
+    if not isinstance(name, str | os.PathLike):  # possible from Python
         raise VtpError(f"a {type(name).__name__} is no path; give text or a pathlib.Path", code="path-invalid")
     if ":/" not in str(name):
         return Path(name)
@@ -53,7 +53,7 @@ def path_of(name: str | Path) -> Path:
 
 
 def url_of(path: Path) -> str | None:
-    """The URL whose place a path is; None for any other path."""
+    """The URL of a cache path; None for any other path."""
     root = os.path.join(cache_folder(), "")
     text = os.fspath(path)
     if not text.startswith(root):
@@ -63,17 +63,17 @@ def url_of(path: Path) -> str | None:
 
 
 def name_of(path: str | Path) -> str:
-    """How people and other machines name a file: the URL whose place it is, or its path."""
+    """A file's name for people and other machines: the URL of a cache path, or the path."""
     return url_of(Path(path)) or str(path)
 
 
 def with_urls(text: str) -> str:
-    """A text for people, in which places in the cache are the URLs that they are of; logs of jobs are local."""
+    """The text with cache paths replaced by their URLs, except logs of jobs, which are local."""
     return re.sub(re.escape(str(cache_folder())) + r"/([a-z][a-z0-9+.-]+)/(?!\S*\.jobs\b)", r"\1://", text)
 
 
 def refuse_url(name: str | Path, what: str) -> Path:
-    """The path; VtpError if it is a URL, where only files of this machine are read."""
+    """The path; VtpError if it is a URL. For settings that must be files of this machine."""
     if url_of(path := path_of(name)) is not None:
         raise VtpError(f"{name}: {what} is not read from object storage; copy it here first", code="storage-refused")
     return path

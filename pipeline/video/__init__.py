@@ -1,6 +1,6 @@
-"""Video files to clips of frames: gate, decode in a child process that can be killed, clip windows.
+"""Video files to clips of frames: check files, decode in a child process that can be killed, cut clips.
 
-Only this room imports decord or av, and of this room only what runs in the child does.
+Only this room imports decord or av, and in it only the modules that run in the child.
 """
 
 from pipeline.video.decoder import Clip, Decoder, Restart, VideoInfo

@@ -1,7 +1,7 @@
 """The decoder process, whose arguments are CONNECTION SLOTS MEMORY_BYTES.
 
-It takes one request at a time, writes clips into shared slots and reports each over the connection as JSON, which
-stays harmless whatever a hostile video makes of this process. A closed connection ends it.
+It takes one request at a time, writes clips into shared slots and reports each over the connection as JSON, so that a
+compromised decoder can send nothing else. A closed connection ends it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROUNDING_S = 5e-4  # half the coarsest unit, a millisecond, in which containers 
 
 def main() -> None:
     connection, slots_fd, memory_bytes = Connection(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
-    for interrupt in (signal.SIGINT, signal.SIGTERM):  # they are the parent's to handle: it ends this process
+    for interrupt in (signal.SIGINT, signal.SIGTERM):  # the parent handles them and ends this process
         signal.signal(interrupt, signal.SIG_IGN)
     die_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -48,15 +48,15 @@ def main() -> None:
     while True:
         try:
             request = json.loads(connection.recv_bytes())
-            if "path" in request:  # else it is about a video that has failed
+            if "path" in request:  # else it concerns a video that has failed
                 send(connection, serve(connection, slots_fd, request))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process with its parent, also where a decoder hangs. Elsewhere, its closed connection
-    ends it between two clips."""
+    """Have the kernel kill this process with its parent, even if a decoder hangs. On other systems than Linux, the
+    closed connection ends it between two clips."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -66,8 +66,8 @@ def send(connection: Connection, message: dict) -> None:
 
 
 def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
-    """Send a video's clips; return the last message, which says whether spans that have not ended can be trusted."""
-    gc.collect()  # what PyAV opened for the video before refers to itself
+    """Send a video's clips; return the last message: done, or the error of the spans that have not ended."""
+    gc.collect()  # PyAV's objects of the previous video are in reference cycles
     complaints.clear()
     progress = Progress(connection)
     try:
@@ -75,7 +75,7 @@ def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
         return {"done": True}
     except VideoError as caught:
         error = caught
-        if error.code == "damaged" and near_memory_limit():  # a decoder that gets no memory complains of the file
+        if error.code == "damaged" and near_memory_limit():  # without memory, decoders report a damaged file
             error = out_of_memory()
     except MemoryError:
         error = out_of_memory()
@@ -87,7 +87,7 @@ def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
 
 
 def near_memory_limit() -> bool:
-    """Whether the process has been within a tenth of its limit."""
+    """Whether the process has used more than 90% of its memory limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     status = Path("/proc/self/status")
     if not status.exists():
@@ -98,10 +98,10 @@ def near_memory_limit() -> bool:
 
 @dataclass
 class Progress:
-    """Tells the parent how much of the video's own time has passed: with every message, twice a second at least."""
+    """Reports to the parent how much of the video's time has passed: with every message, at least twice a second."""
 
     connection: Connection
-    decoder: str | None = None  # once it is chosen
+    decoder: str | None = None  # set when it is chosen
     _told_s: float = 0.0
     _told_at_s: float = field(default_factory=time.monotonic)
 
@@ -109,14 +109,14 @@ class Progress:
         self.decoder, self._told_s = reader, float(start_s)
 
     def send(self, message: dict, shown_s: float) -> None:
-        """shown_s: up to when the video has been decoded."""
+        """shown_s: the time of the video up to which it has been decoded."""
         send(self.connection, message | {"passed_s": max(0.0, float(shown_s) - self._told_s)})
         self._told_s, self._told_at_s = max(self._told_s, float(shown_s)), time.monotonic()
 
     def follow(self, frames: Iterable[np.ndarray], edges_s: np.ndarray, cuts: Sequence[Cut]) -> Iterator[np.ndarray]:
-        """The frames that the cuts need; each cut ends once the frame after it was read without a complaint.
+        """The frames that the cuts need; a cut ends when the frame after it has been read without a complaint.
 
-        What ends with the video ends when all of the video is read: whether a cut can be trusted depends on no other.
+        Cuts up to the end of the video end when all of it has been read. So no cut's validity depends on other cuts.
         """
         pending = deque(sorted(cuts, key=lambda cut: cut.end))
         for number, frame in enumerate(frames):
@@ -143,10 +143,10 @@ class Cut(NamedTuple):
 
 
 def cut_video(video: Scan, span: Span, frames: tuple[int, int], number: int, request: dict[str, Any]) -> Cut:
-    """VideoError where the video has not all of the span, whose frames these are, or not enough for a clip."""
+    """The cut of a span with these frames. VideoError if the video does not cover it, or it is too short for a clip."""
     if video.container == ARRAYS and span == WHOLE and not video.alone:
         raise VideoError(
-            "several_episodes", "holds several episodes or cameras, which are no one video",
+            "several_episodes", "has several episodes or cameras and is not one video",
             "give the file itself as the source of the extraction",
         )  # fmt: skip
     first, end = frames
@@ -182,14 +182,14 @@ def cut_video(video: Scan, span: Span, frames: tuple[int, int], number: int, req
 
 
 def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
-    """Cut all spans of the request in one pass; of each, first what it holds or what is wrong with it."""
+    """Cut all spans of the request in one pass; first send each span's information or error."""
     path, num_slots, clip_len = Path(request["path"]), request["num_slots"], request["clip_len"]
     video = scan(path, check_file(path))
     reader = choose_reader(video, request["decoder"], verify=request["verify"])
     progress.start(reader, video.edges_s[0])
     if reader == "decord" and complaints.any_yet():
         raise damaged(f"the scan complains: {complaints.lines()[0][:200]}")
-    complaints.clear()  # PyAV reads the same again
+    complaints.clear()  # PyAV will report the same again
     cuts: list[Cut] = []
     found: list[dict[str, Any]] = []
     source = {"fps": video.fps, "width": video.width, "height": video.height, "codec": video.codec, "decoder": reader}
@@ -234,4 +234,4 @@ def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
                     end_s,
                 )
         finally:
-            del slots  # else the map cannot be closed
+            del slots  # otherwise the map cannot be closed

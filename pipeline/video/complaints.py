@@ -1,4 +1,4 @@
-"""What decoders print on the child's stderr, which is a file: each line is a complaint about the video."""
+"""Complaints: the lines that decoders print about a video on the child's stderr, which is a file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def any_yet() -> bool:
 
 
 def lines() -> list[str]:
-    """Without addresses, which differ each time."""
+    """The complaints without memory addresses, which differ each time."""
     text = AT.sub("", os.pread(STDERR, 1 << 16, 0).decode("utf-8", "replace"))
     return [line.strip().replace(" ]", "]") for line in text.splitlines() if line.strip()]

@@ -1,7 +1,7 @@
-"""Where a container says that it ends, from its headers alone.
+"""The end that a container declares, from its headers alone.
 
-A declared end beyond the file's means that the file is cut off. Bytes behind it are foreign, such as the text that
-dashcams append. Sizes that a live recorder could not know are passed by: what is in there is walked through instead.
+If the declared end is beyond the file's, the file is cut off. Bytes after it are foreign, such as the text that
+dashcams append. Sizes that a live recorder could not know are ignored: the contents are walked through instead.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _MORE_TAGS = re.compile(rb"[\x08\x09\x12].{7}\x00\x00\x00", re.DOTALL)
 
 class Avi(NamedTuple):
     end: int
-    num_chunks: Counter[int]  # of each stream, those of no bytes included, which repeat the picture before
+    num_chunks: Counter[int]  # by stream, including empty ones, which repeat the previous picture
     num_pictures: Counter[int]
 
 
 def _foreign_from(file: BinaryIO, position: int, size: int, more: re.Pattern[bytes], count: int) -> int:
-    """`position`, but `size` if what is behind it looks like more of a container that is damaged in between."""
+    """`position`, or `size` if the bytes after it look like more of a container that is damaged in between."""
     file.seek(position)
     return size if len(more.findall(file.read(_LOOK_BYTES))) >= count else position
 
@@ -87,7 +87,7 @@ def matroska_end(file: BinaryIO, size: int) -> int:
 
 
 def _element(head: bytes) -> tuple[int, int | None]:
-    """Bytes of an element's header and of its content, None if unknown."""
+    """Number of bytes of an element's header and of its content; None if unknown."""
     id_width = 9 - head[0].bit_length()
     rest = head[id_width : id_width + 8]
     if not rest or rest[0] == 0:
@@ -112,7 +112,7 @@ def avi_end(file: BinaryIO, size: int) -> int:
 
 
 def walk_avi(file: BinaryIO, size: int) -> Avi:
-    """Every chunk of an AVI of `size` bytes, whatever its lists say of their own size."""
+    """Walk through every chunk of an AVI of `size` bytes, ignoring the sizes that its lists declare."""
     position, num_chunks, num_pictures = 0, Counter[int](), Counter[int]()
     while position < size:
         file.seek(position)
@@ -168,7 +168,7 @@ def asf_end(file: BinaryIO, size: int) -> int:
             break
         if position == 0:
             properties = file.read(min(length, _HEAD_BYTES)).partition(_ASF_PROPERTIES)[2]
-            packet = int.from_bytes(properties[76:80], "little")  # its size, of which all are
+            packet = int.from_bytes(properties[76:80], "little")  # the size of all packets
         elif header[:4] == _ASF_OBJECTS[1] and not _ASF_DATA_HEADER < length < 1 << 62:
             if packet == 0:
                 return size
@@ -183,17 +183,18 @@ def asf_end(file: BinaryIO, size: int) -> int:
 
 
 def mxf_end(file: BinaryIO, size: int) -> int:
-    """The footer's first byte at least, where the header partition says where that is (SMPTE ST 377-1, 7.1)."""
+    """At least one byte past the start of the footer, if the header partition declares it (SMPTE ST 377-1, 7.1)."""
     file.seek(16)
     length = file.read(1)
-    file.seek(17 + (length[0] & 0x7F if length >= b"\x80" else 0))  # of BER: how many bytes more hold the length
+    file.seek(17 + (length[0] & 0x7F if length >= b"\x80" else 0))  # BER: number of bytes of the length
     pack = file.read(32)
     footer = int.from_bytes(pack[24:32], "big")
     return size if footer == 0 else max(size, footer + 1)
 
 
 def dv_end(file: BinaryIO, size: int) -> int:
-    """The end of the last frame of a raw DV stream; all frames have one size, by the standard that the first states."""
+    """The end of the last frame of a raw DV stream; the first frame states the standard (PAL or NTSC), and so the size
+    of all."""
     file.seek(3)
     is_pal = file.read(1) >= b"\x80"
     frame_bytes = 144_000 if is_pal else 120_000
@@ -201,7 +202,7 @@ def dv_end(file: BinaryIO, size: int) -> int:
 
 
 def program_stream_end(file: BinaryIO, size: int) -> int:
-    """The end of the last packet of an MPEG program stream; in a long one, only the last packets are looked at."""
+    """The end of the last packet of an MPEG program stream; of a long one, only the last packets are read."""
     file.seek(max(0, size - _TAIL_BYTES))
     tail = file.read()
     position, first = tail.find(_PACK), size - len(tail)
@@ -214,7 +215,7 @@ def program_stream_end(file: BinaryIO, size: int) -> int:
             position += 4
         elif _PACK[:3].startswith(name[:3]) and name[3:] >= b"\xbb":
             position += 6 + int.from_bytes(tail[position + 4 : position + 6], "big")
-        else:  # padding, or a pack that was none
+        else:  # padding, or bytes that only looked like a pack
             following = tail.find(_PACK, position + 1)
             if following < 0:
                 return first + position

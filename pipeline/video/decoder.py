@@ -1,4 +1,4 @@
-"""The parent's side of decoding: a child process with a deadline, killed and replaced when it hangs or dies."""
+"""The parent's side of decoding: a child process with a deadline, killed and replaced if it hangs or dies."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pipeline.video.windows import FRAME_SIZE, WHOLE, Span
 
 logger = logging.getLogger(__name__)
 
-SLOT_BYTES = 16 << 20  # clips decoded ahead of their use
+SLOT_BYTES = 16 << 20  # memory for clips decoded ahead of their use
 MEMORY_BYTES = 4 << 30
-MIN_MEMORY_BYTES = 500 << 20  # of address space: 300 MiB do not open a small video
+MIN_MEMORY_BYTES = 500 << 20  # of address space: 300 MiB are not enough to open a small video
 START_S = 60.0
 START_TRIES = 3
 CANNOT_IMPORT = ("ImportError", "ModuleNotFoundError", "cannot open shared object")
@@ -41,7 +41,7 @@ SAME_LEVELS = 16  # decoders round colours differently
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the file holds in a span, before any is decoded; width and height are as stored, before rotation."""
+    """Properties of a span, known before decoding; width and height are as stored, before rotation."""
 
     num_frames: int  # of the span
     fps: float
@@ -54,22 +54,22 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Restart:
-    """The span's clips so far are void: decord failed, and PyAV reads the video from its start."""
+    """The span's clips so far are void: decord failed, and PyAV reads the video from the start."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Clip:
-    """clip_len frames sampled by presentation time; those from `valid_frames` on repeat the last."""
+    """clip_len frames sampled by presentation time; those from `valid_frames` on repeat the last valid one."""
 
-    frames: np.ndarray  # [clip_len, height, width, 3] uint8 RGB, 128 x 171 unless the decoder was told otherwise
+    frames: np.ndarray  # [clip_len, height, width, 3] uint8 RGB, 128 x 171 unless frame_size is given
     start_frame: int
     start_s: float  # shown during [start_s, end_s), in the file's own time
     end_s: float
     valid_frames: int
     frame_indices: tuple[int, ...]  # of the source
-    span: int = 0  # its number among those that were asked for
+    span: int = 0  # its number among the requested spans
 
 
 Event = Clip | VideoInfo | Restart | VideoError
@@ -78,10 +78,9 @@ Event = Clip | VideoInfo | Restart | VideoError
 class Decoder:
     """One decoder process, started at the first video and kept for the next ones.
 
-    timeout_s is how long the caller may be kept waiting: a video has that much slack on decoding in real time, and
-    what the caller does between clips is free. decoder: auto (decord, and PyAV for what decord gets wrong, cannot open
-    or complains about), decord or pyav. verify: auto also has PyAV read what decord may decode to wrong pictures in
-    silence when it is damaged.
+    timeout_s: how far decoding may fall behind real time; the caller's own time between clips does not count.
+    decoder: auto (decord, or PyAV for videos that decord gets wrong, cannot open or complains about), decord or pyav.
+    verify: auto also uses PyAV for codecs whose damage decord may silently decode to wrong pictures.
     """
 
     def __init__(
@@ -120,10 +119,10 @@ class Decoder:
         spans: Sequence[Span] = (WHOLE,),
         decoder: str | None = None,
     ) -> ClipStream:
-        """The clips of the video at `path`, of all spans in one pass, by their last frame.
+        """The clips of the video at `path`, of all spans in one pass, in order of their last frame.
 
-        VideoError, here or while iterating, means none is to be used. One video at a time: asking for the next ends the
-        one before. decoder: for this video, instead of the usual one.
+        After a VideoError, here or while iterating, use none of them. One video at a time: asking for the next ends the
+        previous one. decoder: overrides the usual one for this video.
         """
         stream = self.request(
             path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail, spans=spans, decoder=decoder
@@ -135,7 +134,7 @@ class Decoder:
         self, path: Path | str, *, clip_len: int, clip_stride: int, fps: float, tail: str, spans: Sequence[Span],
         decoder: str | None = None,
     ) -> ClipStream:  # fmt: skip
-        """As `clips`, but at once: the child sets to work, and what it says of each span comes by `step`."""
+        """Like `clips`, but returns at once: the child starts working, and `step` returns its messages."""
         if self._reading is not None or self._process is None or self._process.poll() is not None:
             self._kill()
             self._start()
@@ -158,7 +157,7 @@ class Decoder:
         return self._reading
 
     def _ask(self) -> None:
-        """Have the child read the video from its start, for the spans that have not ended."""
+        """Have the child read the video from the start, for the spans that have not ended."""
         assert self._reading is not None
         self._request["spans"] = [(number, *span) for number, span in self._reading.left.items()]
         self._slack_s = self._timeout_s
@@ -182,22 +181,22 @@ class Decoder:
             self._process = None
 
     def _start(self) -> None:
-        """A fresh interpreter rather than a fork or multiprocessing, so that the caller's modules stay out of it.
+        """Start a new interpreter, not a fork or multiprocessing, so that it has none of the caller's modules.
 
-        It looks for modules where this process does, and never in the working folder, which may have any names.
+        Its module path is this process's without the working folder, whose files may have the names of modules.
         """
         ours, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         ours_in, modules = str(Path(pipeline.__file__).parent.parent), [folder for folder in sys.path if folder]
-        if ours_in not in modules:  # it was the working folder when this package was imported
+        if ours_in not in modules:  # the package was imported from the working folder
             modules.insert(0, ours_in)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "DECORD_DUPLICATE_WARNING_THRESHOLD": "0.0",  # so that padding is a complaint
-            "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # frames come and go: the heap keeps their pages, which is
-            "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # three times as fast as asking for them each time
+            "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # frames are freed all the time: keeping their pages in the heap
+            "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # is much faster than requesting them again
         }
         inherited = (theirs.fileno(), self._slots.fileno())
         self._process = subprocess.Popen(
@@ -221,16 +220,16 @@ class Decoder:
         self._starts += 1
 
     def _send(self, message: dict) -> None:
-        with contextlib.suppress(OSError):  # a dead child: `receive` will say so
+        with contextlib.suppress(OSError):  # a dead child: `receive` reports it
             self.connection.send_bytes(json.dumps(message).encode())
 
     def receive(self) -> dict:
         """The child's next message. VideoError if it reports a failure, dies, or uses up the video's time.
 
-        {"again": reason}: it begins again, as decord failed or because it died before it could begin.
+        {"again": reason}: it starts again, because decord failed or because it died before it could start.
         """
         try:
-            if not self.connection.poll():  # else it came while the caller was busy, and the child may have waited
+            if not self.connection.poll():  # else it arrived while the caller was busy: no time is charged
                 if not self.connection.poll(self.patience_s):
                     if not self._starting:
                         raise self._late()
@@ -246,19 +245,19 @@ class Decoder:
         self._slack_s = min(self._timeout_s, self._slack_s + message.pop("passed_s", 0.0))
         if "code" in message:
             if message["code"] == "damaged" and self._request["decoder"] == "auto" and message["decoder"] == "decord":
-                logger.info("%s: decord fails (%s), PyAV reads it", self._request["path"], message["reason"])
+                logger.info("%s: decord failed (%s); PyAV reads it instead", self._request["path"], message["reason"])
                 self._request["decoder"] = "pyav"
                 self._ask()
                 return {"again": message["reason"]}
             self._reading = None
             if message["code"] == "memory":
-                self._kill()  # the next video gets a child whose peak is its own
+                self._kill()  # the next video gets a new child, with its own memory peak
             raise VideoError(message["code"], message["reason"], message["fix"])
         return message
 
     @property
     def patience_s(self) -> float:
-        """How long to wait for the child's next message from now on."""
+        """Seconds left to wait for the child's next message."""
         slack_s = START_S if self._starting else self._slack_s
         return max(0.0, slack_s - (time.monotonic() - self._heard_s))
 
@@ -269,11 +268,11 @@ class Decoder:
         )
 
     def _crash(self, error: Exception) -> dict:
-        """Start another child if this one died before it could begin, as long as that may help; else VideoError."""
+        """Start another child if this one died before it could start, a few times at most; else VideoError."""
         assert self._process is not None
         try:
             status = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # it has closed its end, or never opened it, and lives on
+        except subprocess.TimeoutExpired:  # still running, with its end of the connection closed
             self._process.kill()
             status = self._process.wait()
         lines = os.pread(self._stderr.fileno(), 1 << 16, 0).decode("utf-8", "replace").strip().splitlines()
@@ -310,13 +309,13 @@ class ClipStream(Iterator[Clip]):
         self._memory = mmap.mmap(decoder._slots.fileno(), int(np.prod(shape)), prot=mmap.PROT_READ)
         self._index = 0
         self._num_clips = 0
-        self._handed_out: list[Clip] = []  # of each clip, enough to tell whether PyAV sees the same
+        self._handed_out: list[Clip] = []  # coarse copies, to compare with PyAV's pictures
         self.left = dict(enumerate(spans))
-        self.infos: dict[int, VideoInfo] = {}  # by span; of all that can be cut, once it is open
+        self.infos: dict[int, VideoInfo] = {}  # by span, of those that can be cut; filled by `open`
 
     @property
     def info(self) -> VideoInfo:
-        """What the only span holds."""
+        """The information of the only span."""
         (info,) = self.infos.values()
         return info
 
@@ -325,7 +324,7 @@ class ClipStream(Iterator[Clip]):
         return self._decoder._reading is not self
 
     def open(self) -> None:
-        """Wait for `infos`. VideoError where a span cannot be cut."""
+        """Wait for `infos`. VideoError if a span cannot be cut."""
         while not self.infos:
             self._take()
 
@@ -337,7 +336,7 @@ class ClipStream(Iterator[Clip]):
         raise StopIteration
 
     def _take(self) -> Clip | None:
-        """The clip of the next message, if it is of one; a restart is caught up with."""
+        """The clip in the next message, if any; after a restart, skip the clips that were handed out."""
         events = self.step()
         for _, event in events:
             if isinstance(event, VideoError):
@@ -352,20 +351,19 @@ class ClipStream(Iterator[Clip]):
         return next((event for _, event in events if isinstance(event, Clip)), None)
 
     def _catch_up(self, reason: str) -> None:
-        """Pass by the clips that were handed out. VideoError unless PyAV sees in them what decord saw."""
+        """Skip the clips that were handed out. VideoError unless PyAV's pictures equal decord's."""
         for coarse in self._handed_out:
             while not (clips := [event for _, event in self.step() if isinstance(event, Clip)]):
                 pass
             seen = _coarse(clips[0])
             if seen.span != coarse.span or np.abs(seen.frames - coarse.frames).max() > SAME_LEVELS:
                 self._decoder._kill()
-                raise damaged(f"decord and PyAV see different pictures, and decord fails ({reason})")
+                raise damaged(f"decord failed ({reason}), and PyAV decodes different pictures")
 
     def step(self) -> list[tuple[int, Event]]:
-        """Take one message from the child: what it says of which spans.
+        """Take one message from the child: events by span.
 
-        A clip, a restart, or how the span ended: by what it holds, or by its error. VideoError: all that are left end
-        by it.
+        A clip, a restart, or the span's end: its information or its error. VideoError ends all spans that are left.
         """
         message = self._decoder.receive()
         if "again" in message:
@@ -382,7 +380,7 @@ class ClipStream(Iterator[Clip]):
         return [(message["span"], self._clip(message))] if "span" in message else []
 
     def _open(self, found: list[dict[str, Any]]) -> list[tuple[int, Event]]:
-        """What each of the spans that are left holds, or is its end because it cannot be cut."""
+        """Store the information of the spans that are left; return the errors of those that cannot be cut."""
         wrong: list[tuple[int, Event]] = []
         self._num_clips = 0
         for number, one in zip(list(self.left), found, strict=True):
@@ -410,7 +408,7 @@ def _coarse(clip: Clip) -> Clip:
 
 
 def _allowed_memory(wanted_bytes: int) -> int:
-    """What a child may use where the machine's hard limit is lower; VtpError if it could not decode with that."""
+    """The smaller of `wanted_bytes` and the hard limit; VtpError if a child could not decode with that."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[1]
     if limit == resource.RLIM_INFINITY or limit >= wanted_bytes:
         return wanted_bytes

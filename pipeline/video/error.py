@@ -1,10 +1,10 @@
-"""What goes wrong with one video, while the others go on."""
+"""Errors of one video, while the others continue."""
 
 from pipeline.errors import VtpError
 
 
 class VideoError(VtpError):
-    """One video's failure: a code for machines, the reason and the remedy for people."""
+    """The failure of one video: a code for programs, a reason and a remedy for people."""
 
     def __init__(self, code: str, reason: str, fix: str):
         super().__init__(f"{reason}; {fix}")

@@ -1,8 +1,8 @@
-"""Frames that robomimic and Minari keep as arrays in HDF5 files, all in one row as those of a video.
+"""Frames that robomimic and Minari store as arrays in HDF5 files, read in sequence like those of a video.
 
-A file's frames follow each other camera by camera, and in a camera episode by episode, at the rate that the file
-states: so an episode seen by a camera is a span of the file. Only this file imports h5py in this room, as the child
-reads a stranger's file and can be killed; what it links to elsewhere is refused.
+A file's frames are ordered by camera, then by episode, at the rate that the file states. So an episode seen by a camera
+is a span of the file. Only this file imports h5py in this room: untrusted files are read in the child, which can be
+killed. Links to other files are refused.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ METADATA = "metadata.json"  # beside Minari's main_data.hdf5
 class FrameArray:
     """The frames [first, first + num_frames) of the file: an episode seen by a camera.
 
-    video: the name of the video that holds the frames instead, empty where an episode names none; then first, height
-    and width are 0, and num_frames is the number that fits the episode's steps.
+    video: the name of the video that has the frames instead, empty if an episode names none; then first, height and
+    width are 0, and num_frames is the number that fits the episode's steps.
     """
 
     episode: str  # the name of its group
@@ -51,7 +51,7 @@ class FrameArray:
 
 @dataclass(frozen=True)
 class FrameArrays:
-    """What a file holds. fps: of its frames. episodes: the paths of their groups, by name."""
+    """The contents of a file. fps: of its frames. episodes: the paths of their groups, by name."""
 
     library: str  # robomimic or Minari
     fps: float
@@ -72,27 +72,27 @@ class FrameArrays:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file begins as HDF5 does."""
+    """Whether a file begins like HDF5."""
     with open(path, "rb") as file:
         return file.read(len(HDF5)) == HDF5
 
 
 @contextmanager
 def open_arrays(path: Path) -> Iterator[h5py.File]:
-    """VideoError for whatever HDF5 finds wrong with the file."""
+    """Open a file to read; HDF5's errors become a VideoError."""
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, OSError) and "unable to lock file" in str(error):
-            raise VideoError("busy", "is open in another program that writes it", "close it there") from error
+            raise VideoError("busy", "is open for writing in another program", "close it there") from error
         raise damaged(f"HDF5: {str(error).splitlines()[0][:200]}") from error
 
 
 def find_arrays(path: Path) -> FrameArrays:
     """The cameras and episodes of a file.
 
-    VideoError where it is neither robomimic's nor Minari's, has no images, or does not say how fast they follow.
+    VideoError if it is neither robomimic's nor Minari's, has no images, or states no frame rate.
     """
     with open_arrays(path) as file:
         library, groups = _episodes(file)
@@ -107,14 +107,14 @@ def find_arrays(path: Path) -> FrameArrays:
                 height, width = dataset.shape[1:3] if dataset.ndim == 4 else _decoded(dataset, 0).shape[:2]
                 if not 0 < height * width <= MAX_PIXELS:
                     raise VideoError(
-                        "size", f"frames of {width}x{height} are not sane", f"use at most {MAX_PIXELS} pixels"
+                        "size", f"frames of {width}x{height} are too large or empty", f"use at most {MAX_PIXELS} pixels"
                     )
                 arrays.append(FrameArray(name, camera, first, len(dataset), height, width))
                 first += len(dataset)
         if not arrays:
             raise VideoError(
-                "no_images", f"is a {library} file without images, so there is nothing to see",
-                "render them, for robomimic by its dataset_states_to_obs.py, or name each episode's video, see "
+                "no_images", f"is a {library} file without images",
+                "render them (robomimic: dataset_states_to_obs.py), or name each episode's video, see "
                 "docs/recordings.md",
             )  # fmt: skip
         if first > MAX_FRAMES:
@@ -125,10 +125,10 @@ def find_arrays(path: Path) -> FrameArrays:
 
 
 def find_named_videos(path: Path) -> FrameArrays | None:
-    """The cameras and episodes of a file that names their videos; None where it names none.
+    """The cameras and episodes of a file that names their videos; None if it names none.
 
-    An episode names its video as `video` or `video_path`, or that of each camera below `video` or `videos`: as an
-    attribute, or as a dataset of one text.
+    An episode names its video as `video` or `video_path`, or each camera's video below `video` or `videos`: as an
+    attribute, or as a dataset with a single text.
     """
     with open_arrays(path) as file:
         library, groups = _episodes(file)
@@ -148,7 +148,7 @@ def find_named_videos(path: Path) -> FrameArrays | None:
 
 
 def _named_videos(group: h5py.Group) -> Iterator[tuple[str, str]]:
-    """Cameras of an episode and the names of their videos; the camera of the only one is called `video`."""
+    """Cameras of an episode and the names of their videos; a single video's camera is called `video`."""
     single = [name for key in ("video", "video_path") if (name := _text(group, key)) is not None]
     yield from (("video", name) for name in single[:1])
     for key in ("video", "videos"):
@@ -159,7 +159,7 @@ def _named_videos(group: h5py.Group) -> Iterator[tuple[str, str]]:
 
 
 def _text(group: h5py.Group, name: str) -> str | None:
-    """The attribute of a group, or else its dataset, that is one text; None where there is none."""
+    """The text of a group's attribute or, failing that, of its dataset; None if there is neither."""
     found = group.attrs.get(name)
     if not isinstance(found, str | bytes):
         dataset = own_child(group, name)
@@ -171,7 +171,7 @@ def _text(group: h5py.Group, name: str) -> str | None:
 
 
 def _num_steps(group: h5py.Group) -> int:
-    """The length of the longest array of numbers of an episode: Minari has observations after the last step too."""
+    """The length of an episode's longest array of numbers: Minari has one observation after the last step."""
     return max((len(one) for _, one in own_datasets(group) if one.ndim > 0 and one.dtype.kind in "fiub"), default=0)
 
 
@@ -189,12 +189,12 @@ def read_arrays(path: Path) -> Iterator[np.ndarray]:
             for number in range(array.num_frames):
                 frame = _decoded(dataset, number)
                 if frame.shape != (array.height, array.width, 3):
-                    raise damaged(f"frame {array.first + number} has shape {frame.shape[:2]}, others another")
+                    raise damaged(f"frame {array.first + number} has shape {frame.shape[:2]}, unlike the others")
                 yield frame
 
 
 def is_recorded(path: Path) -> bool:
-    """Whether it is a file of robomimic's or Minari's layout; images or none. VideoError where HDF5 cannot tell."""
+    """Whether a file has robomimic's or Minari's layout, with or without images. VideoError if HDF5 cannot read it."""
     if not (path.is_file() and is_hdf5(path)):
         return False
     try:
@@ -207,7 +207,7 @@ def is_recorded(path: Path) -> bool:
 
 
 def _episodes(file: h5py.File) -> tuple[str, dict[str, h5py.Group]]:
-    """The library whose layout it is, and the groups of episodes, by number."""
+    """The library whose layout the file has, and the groups of its episodes, by number."""
     data = own_child(file, "data")
     for library, group, pattern in (("robomimic", data, r"demo_(\d+)"), ("Minari", file, r"episode_(\d+)")):
         if isinstance(group, h5py.Group):
@@ -233,20 +233,20 @@ def own_datasets(group: h5py.Group, prefix: str = "", depth: int = 0) -> Iterato
 
 
 def own_child(group: h5py.Group, name: str) -> Any:
-    """What a group has by that name; VideoError where it lies in another file."""
+    """A group's child of that name, or None; VideoError if it is in another file."""
     link = group.get(name, getlink=True)
     if link is None:
         return None
     if not isinstance(link, h5py.HardLink):
-        raise VideoError("links_out", f"{group.name}/{name} is a link to elsewhere", "copy what it names into the file")
+        raise VideoError("links_out", f"{group.name}/{name} is a link to elsewhere", "copy its target into the file")
     child = group[name]
     if isinstance(child, h5py.Dataset) and (child.is_virtual or child.external):
-        raise VideoError("links_out", f"{child.name} lies in other files", "copy it into the file")
+        raise VideoError("links_out", f"{child.name} is stored in other files", "copy it into the file")
     return child
 
 
 def is_of_images(name: str, dataset: h5py.Dataset, library: str) -> bool:
-    """Whether it holds a frame per step: [T, H, W, 3] uint8, or as Minari has it, a JPEG per step."""
+    """Whether a dataset has a frame per step: [T, H, W, 3] uint8 or, in Minari, a JPEG per step."""
     places = ("obs/",) if library == "robomimic" else ("observations", "infos/")
     if not name.startswith(places) or dataset.ndim == 0 or len(dataset) == 0:
         return False
@@ -265,7 +265,7 @@ def _decoded(dataset: h5py.Dataset, number: int) -> np.ndarray:
         with Image.open(io.BytesIO(values.tobytes()), formats=("JPEG",)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise damaged(f"frame {number} of {dataset.name} is no JPEG that can be read ({error})") from error
+        raise damaged(f"frame {number} of {dataset.name} is not a readable JPEG ({error})") from error
 
 
 def _rate(file: h5py.File, path: Path, library: str) -> float:
@@ -284,9 +284,9 @@ def _rate(file: h5py.File, path: Path, library: str) -> float:
             if rate is None:
                 rate = json.loads(attrs.get("env_args", "{}")).get("env_kwargs", {}).get("control_freq")
     except (ValueError, AttributeError, OSError) as error:
-        raise damaged(f"what {library} says of itself cannot be read ({str(error).splitlines()[0]})") from error
+        raise damaged(f"its {library} metadata cannot be read ({str(error).splitlines()[0]})") from error
     if rate is None:
-        raise VideoError("no_frame_rate", f"does not say how many frames a second it has: {where}", fix)
+        raise VideoError("no_frame_rate", f"does not state its frames per second: {where}", fix)
     if isinstance(rate, bool | str) or not 0 < float(rate) <= MAX_RATE:
-        raise VideoError("no_frame_rate", f"says that it has {rate} frames a second", f"{fix}, above 0")
+        raise VideoError("no_frame_rate", f"states {rate} frames per second", f"{fix}, above 0")
     return float(rate)

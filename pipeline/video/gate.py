@@ -1,4 +1,4 @@
-"""What is refused before any library opens the file: all but whole, regular files of known video containers."""
+"""Checks before any library opens a file: only complete, regular files of known video containers pass."""
 
 from __future__ import annotations
 
@@ -38,11 +38,10 @@ _WITHOUT_END = (bytes.fromhex("000001b3"), b"DKIF", HDF5)  # MPEG video, IVF, ar
 
 
 def check_file(path: Path) -> int:
-    """Where the container in `path` ends: bytes behind that are none of its own.
+    """The end of the container in `path`; bytes after it are foreign.
 
-    VideoError unless it is a regular, whole file of a known video container.
-
-    Playlists and concat scripts are text: FFmpeg would follow what they name, so nothing opens them.
+    VideoError unless it is a regular, complete file of a known video container. Playlists and concat scripts are text
+    and refused, because FFmpeg would open the files that they name.
     """
     try:
         status = path.lstat()
@@ -58,22 +57,20 @@ def check_file(path: Path) -> int:
     if not head:
         raise VideoError("empty", "the file is empty", "fetch it again")
     if is_lfs_pointer(head):
-        raise VideoError(
-            "git_lfs", "a pointer of Git LFS stands in for the file", "fetch the file itself: git lfs pull"
-        )
+        raise VideoError("git_lfs", "a Git LFS pointer, not the file itself", "fetch the file: git lfs pull")
     if end is None:
         raise VideoError(
             "not_video", f"not a video ({_describe(head)})", "give an mp4, mov, mkv, webm, avi or mpeg file"
         )
     if end > status.st_size:
-        raise damaged(f"cut off: its container declares {end} bytes and {status.st_size} are there")
+        raise damaged(f"cut off: its container declares {end} bytes, the file has {status.st_size}")
     return end
 
 
 def _declared_end(file: BinaryIO, head: bytes, size: int) -> int | None:
-    """Where the container says that it ends; None where it is no known container.
+    """The end that the container declares; None if it is no known container.
 
-    `size` where it does not say so, or where FFmpeg does not mind what is behind it.
+    `size` if it declares none, or if FFmpeg ignores bytes after it.
     """
     if head[4:8] in FIRST_BOXES:
         return mp4_end(file, size)

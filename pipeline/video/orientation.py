@@ -1,4 +1,4 @@
-"""From a display matrix, which containers and codecs carry, to the picture as players show it."""
+"""Turn stored pictures as players do, by the display matrix of a container or codec."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from pipeline.video.error import VideoError
 
-TOLERANCE = 0.0175  # a degree, which players do not turn by
+TOLERANCE = 0.0175  # a degree, in radians: players ignore less
 
 
 class Orientation(NamedTuple):
-    """How a stored picture becomes the shown one: rows and columns change places, then some are turned about."""
+    """How a stored picture becomes the shown one: transpose, then flip rows or columns."""
 
     transpose: bool = False
     flip_rows: bool = False
@@ -33,7 +33,7 @@ def orientation(matrix: bytes) -> Orientation:
     """The orientation of a display matrix of nine int32 (a, b, u, c, d, v, x, y, w).
 
     A stored pixel (x, y) is shown at (a·x + c·y, b·x + d·y), moved into view. VideoError ("unsupported") unless that
-    only mirrors, turns by right angles and stretches. A matrix of zeros, as some recorders leave it, says nothing.
+    only mirrors, turns by right angles and stretches. A matrix of zeros, which some recorders write, is ignored.
     """
     a, b, u, c, d, v = struct.unpack("=6i", matrix[:24])
     if not any((a, b, c, d)):

@@ -1,4 +1,4 @@
-"""Several decoders at work at once, so that the encoder never waits for one video to open or to hang."""
+"""Several decoders in parallel, so that the encoder does not wait while one video opens or hangs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class DecoderPool(Generic[T]):
-    """`size` decoders, each with its own process, deadline and slots: what is decoded ahead of its use is bounded."""
+    """`size` decoders, each with its own process, deadline and slots, which bound what is decoded ahead of its use."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class DecoderPool(Generic[T]):
         tail: str,
         decoder: str | None = None,
     ) -> None:
-        """Set an idle decoder to work on the video at `path`, for all these segments in one pass."""
+        """Start an idle decoder on the video at `path`, for all these segments in one pass."""
         idle = self._idle.pop()
         stream = idle.request(
             path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail, spans=list(segments.values()),
@@ -62,10 +62,10 @@ class DecoderPool(Generic[T]):
         self._busy[idle] = (list(segments), stream)
 
     def events(self) -> Iterator[tuple[T, Event]]:
-        """Wait until there is something to take: of each video that has something, a clip, or how segments ended.
+        """Wait until a decoder has sent a message, then yield its segments' events, of every decoder that has one.
 
-        The clips of one segment come in order, after a restart from the first one on; its end is what it held, or the
-        error that makes all of them void.
+        A segment's clips come in order, after a restart from the first one again. Its last event is its information, or
+        the error that makes all its clips void.
         """
         if not self._busy:
             return

@@ -1,6 +1,6 @@
-"""Two ways to read a video's frames from the first to the last: decord, and PyAV for what decord gets wrong.
+"""Two readers of a video's frames from first to last: decord, and PyAV for videos that decord gets wrong.
 
-Neither ever seeks: decord is exact when it reads forward and silently wrong when it does not.
+Neither ever seeks: decord is exact when it reads forward and can be silently wrong when it seeks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.video.scan import ARRAYS, CUT_ANYWHERE, Scan
 CHUNK_BYTES = 8 << 20
 NARROWEST_DECORD = 80  # some narrower frames come back with a wrong number of channels
 VERIFIED = ("hevc", "vp8", "vp9")
-LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # which finds a picture that ends too early; FFmpeg's own do not
+LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # finds pictures that end too early; FFmpeg's own decoders do not
 MISSING_REFERENCE = (
     "mmco: unref short failure",
     "reference picture missing during reorder",
@@ -31,21 +31,21 @@ MISSING_REFERENCE = (
 
 
 def choose_reader(scan: Scan, decoder: str, *, verify: bool = False) -> str:
-    """decord, or pyav where decord is known to fail; VideoError where decord is asked for and would fail.
+    """decord, or pyav if decord is known to fail; h5py for arrays. VideoError if decord is required and would fail.
 
-    verify: pyav also where decord passes over damage that PyAV finds. h5py where the frames are arrays.
+    verify: pyav also for codecs in which decord overlooks damage that PyAV finds.
     """
     if scan.container == ARRAYS:
         if decoder == "decord":
-            raise VideoError("unsupported", "decord reads no arrays", "use --decoder auto")
+            raise VideoError("unsupported", "decord cannot read arrays", "use --decoder auto")
         return "h5py"
     reasons = {
         "cannot read AV1": scan.codec == "av1",
         "ignores the edit list": scan.edited,
         "does not show it as players do": scan.orientation != UPRIGHT and not decord_turns(scan),
         "may choose another of the video streams": not scan.alone,
-        "takes each packet for a frame": not scan.shows_all,
-        "makes room for all frames that a live recorder might have written": not scan.counted,
+        "treats each packet as a frame": not scan.shows_all,
+        "allocates memory for the placeholder frame count of a live recording": not scan.counted,
         "loses the first frames of MPEG streams": scan.container in CUT_ANYWHERE,
         "garbles narrow frames": min(scan.width, scan.height) < NARROWEST_DECORD,
     }
@@ -58,7 +58,7 @@ def choose_reader(scan: Scan, decoder: str, *, verify: bool = False) -> str:
 
 
 def decord_turns(scan: Scan) -> bool:
-    """Whether decord turns the frames itself, and their shape shows it."""
+    """Whether decord turns the frames itself, which the shape of its frames then confirms."""
     transpose, flip_rows, flip_columns = scan.orientation
     return "mp4" in scan.container and transpose and flip_rows != flip_columns and scan.width != scan.height
 
@@ -66,7 +66,7 @@ def decord_turns(scan: Scan) -> bool:
 def read_frames(scan: Scan, reader: str) -> Iterator[np.ndarray]:
     """Every frame as players show it, in order of presentation: [H, W, 3] uint8 RGB.
 
-    VideoError where the decoder complains, or where the frames are not those of the scan.
+    VideoError if the decoder complains, or if the frames are not those of the scan.
     """
     if reader == "h5py":
         return read_arrays(Path(scan.url))
@@ -78,7 +78,7 @@ def _read_decord(scan: Scan) -> Iterator[np.ndarray]:
     try:
         reader = decord.VideoReader(scan.url, ctx=decord.cpu(0), num_threads=1)
         if len(reader) != scan.num_frames:
-            raise damaged(f"{scan.num_frames} frames are in the file and decord counts {len(reader)}")
+            raise damaged(f"{scan.num_frames} frames are in the file, but decord counts {len(reader)}")
         chunk = max(1, CHUNK_BYTES // (scan.width * scan.height * 3))
         for first in range(0, len(reader), chunk):
             last = min(first + chunk, len(reader)) - 1
@@ -99,7 +99,7 @@ def _span(scan: Scan, first: int, last: int) -> str:
 
 
 def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
-    """Packet by packet, so that what is wrong has a place."""
+    """Decode packet by packet, so that errors name a place."""
     place, count = "the start", 0
     missing: str | None = None
     shown_before: int | None = None
@@ -112,7 +112,7 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
                 if packet.size == 0 and packet.pts is None and packet.dts is None:
                     place = "the end"
                 elif packet.size == 0:
-                    continue  # to the decoder it would be the end
+                    continue  # the decoder would take it for the end
                 else:
                     place = scan.place_at(packet.pts if packet.pts is not None else packet.dts)
                     num_packets += 1
@@ -123,9 +123,9 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
                 for frame in codec.decode(packet):
                     if frame.is_corrupt:
                         raise damaged(f"{scan.place_at(frame.pts)} is corrupt")
-                    if frame.pts is not None and scan.container != "avi":  # which has no times of presentation
+                    if frame.pts is not None and scan.container != "avi":  # AVI has no presentation times
                         if shown_before is not None and frame.pts <= shown_before:
-                            raise damaged(f"{scan.place_at(frame.pts)} does not come after the one before")
+                            raise damaged(f"{scan.place_at(frame.pts)} does not come after the previous one")
                         shown_before = frame.pts
                     if missing is None and count < scan.num_frames and frame.pts is not None:
                         expected_s = scan.edges_s[count]
@@ -156,11 +156,11 @@ def _strict_codec(stream: av.VideoStream, scan: Scan) -> av.VideoCodecContext:
 
 
 def _strictness(scan: Scan) -> str:
-    """FFmpeg's err_detect for it."""
+    """FFmpeg's err_detect flags for the video."""
     flags = ["crccheck", "buffer"]
-    if scan.codec not in ("mpeg1video", "mpeg2video"):  # whose pictures may be stuffed with zeros at their end
+    if scan.codec not in ("mpeg1video", "mpeg2video"):  # their pictures may end in stuffed zeros
         flags.append("bitstream")
-    if not scan.starts_late:  # a picture may say which of those that were cut off is no longer needed
+    if not scan.starts_late:  # pictures may refer to others that were cut off
         flags.append("explode")
     return "+".join(flags)
 
@@ -170,5 +170,5 @@ def _is_of_missing_reference(line: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The end of decord's message: what stands before is the place in its source."""
+    """The end of decord's message, without the location in its source code."""
     return str(error).strip().splitlines()[0].rsplit(") ", 1)[-1][:200]

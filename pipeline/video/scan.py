@@ -1,4 +1,4 @@
-"""What a container's packets say about its frames; of the frames, only the first is decoded."""
+"""Scan a container's packets for its frames and their times; only the first frame is decoded."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ MAX_FRAMES = 5_000_000
 MAX_DURATION_S = 48 * 3600.0
 LONGEST_GAP_S = 1.0  # between frames of an MPEG stream, unless all are that far apart
 LARGEST_NOT_CODED = 19  # bytes of an MPEG-4 packet that may hold no picture
-LARGEST_COUNT = 1 << 28  # of frames; more is a live recorder's way to say that it cannot know
-ARRAYS = "hdf5"  # no container of video, but arrays of frames
-CUT_ANYWHERE = ("mpegts", "mpeg")  # containers of broadcasts, which may begin within a group of pictures
+LARGEST_COUNT = 1 << 28  # of frames; a larger one is a live recorder's placeholder
+ARRAYS = "hdf5"  # arrays of frames, not a video container
+CUT_ANYWHERE = ("mpegts", "mpeg")  # broadcast containers, which may begin within a group of pictures
 
 _NOT_PICTURES = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 
 
 class Packet(NamedTuple):
-    """Of a video stream; times in its ticks."""
+    """A packet of a video stream; times in its ticks."""
 
     pts: int | None
     dts: int | None
     duration: int
     is_key: bool
-    is_hidden: bool  # only decoded, such as VP8's alternate reference frames
+    is_hidden: bool  # decoded but not shown, such as VP8's alternate reference frames
     is_discard: bool  # an edit list hides it
-    size: int  # 0: the picture before is shown again
+    size: int  # 0: the previous picture is shown again
 
 
 class First(NamedTuple):
-    """The first frame to be shown at or after the first key packet, and the times of those before it."""
+    """The first frame shown at or after the first key packet, and the times of the frames before it."""
 
     width: int
     height: int
@@ -52,7 +52,7 @@ class First(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """The video stream that was chosen."""
+    """The chosen video stream."""
 
     container: str
     codec: str
@@ -61,14 +61,14 @@ class Scan:
     edges_s: np.ndarray  # [F + 1]: frame i is shown during [edges_s[i], edges_s[i + 1])
     tick_s: float  # the unit in which the container rounds timestamps
     edited: bool  # an edit list hides frames that are in the file
-    url: str = ""  # the file, without what is behind its container
+    url: str = ""  # the file, without bytes after its container
     stream: int = 0  # its number in the container
-    alone: bool = True  # there is no other video stream
+    alone: bool = True  # no other video stream
     orientation: Orientation = UPRIGHT
-    counted: bool = True  # the container knows how many packets there are, or says nothing
+    counted: bool = True  # the container does not state a placeholder for its number of packets
     shows_all: bool = True  # each packet is a frame
-    starts_late: bool = False  # the first pictures need others that were cut off before them
-    first_packet: int = 0  # those before belong to a group of pictures whose start was cut off
+    starts_late: bool = False  # the first pictures need earlier ones that were cut off
+    first_packet: int = 0  # earlier ones belong to a group of pictures whose start was cut off
 
     @property
     def num_frames(self) -> int:
@@ -79,11 +79,11 @@ class Scan:
         return self.num_frames / float(self.edges_s[-1] - self.edges_s[0])
 
     def place(self, frame: int) -> str:
-        """Of a frame, for people."""
+        """Description of a frame's place, for people."""
         return f"frame {frame} at {self.edges_s[frame]:.2f} s"
 
     def place_at(self, tick: int | None) -> str:
-        """Of the frame that is shown at a time of the stream."""
+        """Description of the place of the frame shown at a time of the stream."""
         time_s = (tick or 0) * self.tick_s
         return self.place(max(0, int(np.searchsorted(self.edges_s[:-1], time_s + self.tick_s / 2, side="right")) - 1))
 
@@ -98,14 +98,14 @@ def _of_arrays(path: Path) -> Scan:
 
 
 def scan(path: Path, end: int) -> Scan:
-    """Choose the video stream and read its packets: codec, size, orientation, frames, and when each is shown.
+    """Choose the video stream and read its packets: codec, size, orientation, frames and their times.
 
-    end: where the container in the file ends.
+    end: the end of the container in the file.
     """
     if is_hdf5(path):
         return _of_arrays(path)
     url = str(path)
-    if end < path.stat().st_size:  # FFmpeg would read on
+    if end < path.stat().st_size:  # FFmpeg would read beyond the end
         url = f"subfile,,start,0,end,{end},,:{path}"
     try:
         with av.open(url, metadata_errors="replace") as container:
@@ -115,8 +115,9 @@ def scan(path: Path, end: int) -> Scan:
                 raise VideoError("unsupported", "is in a codec that FFmpeg does not know", "re-encode it")
             if not 0 < codec.width * codec.height <= MAX_PIXELS:
                 raise VideoError(
-                    "size", f"frames of {codec.width}x{codec.height} are not sane", f"use at most {MAX_PIXELS} pixels"
-                )
+                    "size", f"frames of {codec.width}x{codec.height} are too large or empty",
+                    f"use at most {MAX_PIXELS} pixels",
+                )  # fmt: skip
             packets, first = read_packets(container, stream)
             end_tick = max((_time(row) + row.duration for row in packets if row.size == 0), default=0)
             packets = [row for row in packets if row.size > 0]
@@ -156,7 +157,7 @@ def scan(path: Path, end: int) -> Scan:
 
 
 def choose_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The video stream that players show: no cover, no thumbnails."""
+    """The video stream that players show: not a cover, not thumbnails."""
     pictures = {stream.index: stream for stream in container.streams.video if not stream.disposition & _NOT_PICTURES}
     if not pictures:
         raise VideoError("no_stream", "has no video stream", "take it out of the source")
@@ -165,12 +166,12 @@ def choose_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[list[Packet], First]:
-    """All packets of the stream; they are decoded until the first frame is known."""
+    """All packets of the stream, decoded until the first frame is known."""
     packets: list[Packet] = []
     key: Packet | None = None
     first, before = None, set[int]()
     for packet in container.demux(stream):
-        is_last = packet.size == 0 and packet.pts is None and packet.dts is None  # it flushes the decoder
+        is_last = packet.size == 0 and packet.pts is None and packet.dts is None  # flushes the decoder
         if not is_last:
             row = Packet(
                 packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, _is_hidden(packet),
@@ -197,13 +198,13 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """Of the container or the codec. As in players, the first frame's is that of the video."""
+    """The frame's orientation, from container or codec. As in players, the first frame's applies to the video."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     return orientation(bytes(matrix)) if isinstance(matrix, SideData) else UPRIGHT
 
 
 def _try_decode(packet: av.Packet) -> Sequence[av.VideoFrame]:
-    """What is wrong with the packet will be said when it is read."""
+    """Errors are reported when the packet is read."""
     try:
         return packet.decode()
     except av.error.FFmpegError:
@@ -211,7 +212,7 @@ def _try_decode(packet: av.Packet) -> Sequence[av.VideoFrame]:
 
 
 def _is_hidden(packet: av.Packet) -> bool:
-    """Whether a VP8 or VP9 packet holds a picture that is only referred to."""
+    """Whether a VP8 or VP9 packet is a picture that is not shown, only referred to."""
     if packet.size == 0 or packet.stream.codec_context.name not in ("vp8", "vp9"):
         return False
     head, tail = memoryview(packet)[0], memoryview(packet)[-1]
@@ -226,26 +227,26 @@ def _time(row: Packet) -> int:
 
 
 def _leading(packets: list[Packet], container: str, first: First) -> set[int]:
-    """Numbers of the packets which follow the first key packet, would be shown before it, and are not.
+    """Numbers of the packets after the first key packet that would be shown before it but cannot be decoded.
 
-    They refer to pictures in front of the place at which the video was cut.
+    They refer to pictures before the place at which the video was cut.
     """
     keys = [number for number, row in enumerate(packets) if row.is_key and row.pts is not None]
-    if not keys or container == "avi":  # whose packets have no time of presentation
+    if not keys or container == "avi":  # AVI packets have no presentation times
         return set()
     key_pts, leading = packets[keys[0]].pts or 0, set[int]()
     for number in range(keys[0] + 1, [*keys, len(packets)][1]):
         pts = packets[number].pts
-        is_earlier = pts <= key_pts if pts is not None else container == "matroska,webm"  # which has no negative times
+        is_earlier = pts <= key_pts if pts is not None else container == "matroska,webm"  # has no negative times
         if is_earlier and pts not in first.before:
             leading.add(number)
     return leading
 
 
 def _not_coded(url: str, stream: int, packets: list[Packet]) -> set[int]:
-    """Numbers of the MPEG-4 packets that only say that there is no picture.
+    """Numbers of the MPEG-4 packets that only state that there is no picture.
 
-    Such packets also follow one that holds two pictures, so all are decoded and counted.
+    Such packets also follow one with two pictures, so all packets are decoded and the pictures counted.
     """
     tiny = {number for number, row in enumerate(packets) if row.size <= LARGEST_NOT_CODED}
     if not tiny:
@@ -262,20 +263,20 @@ def _not_coded(url: str, stream: int, packets: list[Packet]) -> set[int]:
 
 
 def check_avi(path: Path, stream: av.VideoStream, num_packets: int) -> int:
-    """When an AVI ends, in ticks of the stream. VideoError where it has lost a picture."""
+    """End time of an AVI, in ticks of the stream. VideoError if it has lost a picture."""
     with open(path, "rb") as file:
         avi = walk_avi(file, path.stat().st_size)
     num_slots = avi.num_chunks[stream.index]
     declared = stream.frames if stream.frames < LARGEST_COUNT else 0
     if num_slots < declared and num_slots > 0:
-        raise damaged(f"declares {declared} frames and {num_slots} are there")
+        raise damaged(f"declares {declared} frames but has {num_slots}")
     if num_packets not in (avi.num_pictures[stream.index], 0) or num_packets < len(stream.index_entries):
-        raise damaged(f"has {num_slots} frames and {num_packets} can be found")
+        raise damaged(f"has {num_slots} frames, of which {num_packets} can be found")
     return num_slots
 
 
 def check_times(shown: Sequence[tuple], tick_s: float) -> None:
-    """VideoError where the times of an MPEG stream cannot be those that its encoder gave them."""
+    """VideoError if an encoder cannot have written the times of an MPEG stream."""
     pts, dts = (np.array([row[k] for row in shown if row[k] is not None]) for k in (0, 1))
     if len(pts) != len(shown) or len(dts) != len(shown):
         raise damaged("has frames without a time")
@@ -292,11 +293,11 @@ def check_times(shown: Sequence[tuple], tick_s: float) -> None:
 
 
 def _edges_s(shown: Sequence[Packet], tick_s: float, average_fps: float, end_tick: int) -> np.ndarray:
-    """Presentation times of the frames and the end of the last, which is at `end_tick` or later."""
+    """Presentation times of the frames and the end of the last, at `end_tick` or later."""
     if not shown:
         raise damaged("has no frames")
     by_time = sorted((row.pts, row.duration) for row in shown if row.pts is not None)
-    if len(by_time) < len(shown):  # AVI may give decoding times alone; sorted, they differ by a constant
+    if len(by_time) < len(shown):  # AVI may have decoding times only; sorted, they differ by a constant
         by_time = sorted((row.dts, row.duration) for row in shown if row.dts is not None)
     if len(by_time) < len(shown):
         raise VideoError("timestamps", "has frames without a time", "re-encode it")

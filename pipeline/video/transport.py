@@ -1,4 +1,4 @@
-"""MPEG transport streams, packet by packet: FFmpeg plays on over what is lost between them, and pads it."""
+"""Check MPEG transport streams packet by packet: FFmpeg silently skips lost packets and pads the gaps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NULL_PID = 0x1FFF
 
 
 def check_packets(path: Path) -> None:
-    """Raise VideoError where a packet is out of step, marked as wrong, or missing by its stream's counter."""
+    """VideoError if a packet is out of step, marked as wrong, or missing by its stream's counter."""
     with open(path, "rb") as file:
         head = file.read(5)
         stamp_bytes = 0 if head[0] == 0x47 else 4  # Blu-ray puts a time stamp before each packet

@@ -1,4 +1,4 @@
-"""Clip arithmetic without a video: which source frames make which clip, the rolling window, the resize."""
+"""Clip arithmetic without a video: the source frames of each clip, the rolling window, the resize."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FRAME_SIZE = 128, 171  # of R3D-18's preset, before its crop
 
 
 class Span(NamedTuple):
-    """A piece of a video, [start_s, end_s) by presentation time; None: from its first frame, up to its last."""
+    """A part of a video, [start_s, end_s) by presentation time; None: from its first frame, up to its last."""
 
     start_s: float | None = None
     end_s: float | None = None
@@ -35,7 +35,7 @@ def clip_windows(
     """Sample the video at `fps` by presentation time and cut the samples into clips.
 
     Frame i is shown during [edges_s[i], edges_s[i + 1]); sample k is the frame shown k / fps seconds after the first.
-    A frame that starts up to `tolerance_s` late counts, as containers round timestamps. Clip c is the samples
+    A frame may start up to `tolerance_s` late, because containers round timestamps. Clip c is the samples
     [c · clip_stride, c · clip_stride + clip_len). With tail "pad", the samples after the last whole clip make one more.
     """
     duration_s = edges_s[-1] - edges_s[0]
@@ -55,8 +55,9 @@ def clip_windows(
 def frames_of(spans: Sequence[Span], edges_s: np.ndarray) -> list[tuple[int, int]]:
     """The frames [first, end) of each span: from the first at or after its start to the last before its end.
 
-    Frame i is shown during [edges_s[i], edges_s[i + 1]). A time up to half a frame late counts as the frame's own, as
-    other programs round times: two spans that meet share no frame and leave none out. F + 1 is an end beyond the last.
+    Frame i is shown during [edges_s[i], edges_s[i + 1]). A time up to half a frame late is treated as the frame's own,
+    because other programs round times: two adjoining spans share no frame and leave none out. F + 1 is an end beyond
+    the last.
     """
     durations_s = np.diff(edges_s)
     tolerance_s = np.minimum(np.append(durations_s, np.inf), np.median(durations_s)) / 2 + 1e-6
@@ -77,14 +78,14 @@ def frames_of(spans: Sequence[Span], edges_s: np.ndarray) -> list[tuple[int, int
 def rolling_clips(
     frames: Iterable[np.ndarray], frame_indices: np.ndarray, size: tuple[int, int] = FRAME_SIZE
 ) -> Iterator[list[np.ndarray]]:
-    """The clips of `frame_indices` [C, clip_len] from frames read once, in order; holds only what clips still need.
+    """The clips of `frame_indices` [C, clip_len] from frames read once, in order; keeps only frames still needed.
 
-    Clips may overlap and are sorted by their last frame. Every frame is read, even after the last clip, so that a video
-    which is damaged at its end is found out.
+    Clips may overlap and are sorted by their last frame. Every frame is read, even after the last clip, to find damage
+    at the end of the video.
     """
     needed = frozenset(frame_indices.ravel().tolist())
     held: dict[int, np.ndarray] = {}
-    earliest = iter(np.minimum.accumulate(frame_indices[::-1, 0])[::-1].tolist())  # of this clip and those after it
+    earliest = iter(np.minimum.accumulate(frame_indices[::-1, 0])[::-1].tolist())  # of this clip and the later ones
     clips = iter(frame_indices.tolist())
     clip, keep_from = next(clips, None), next(earliest, None)
     for index, frame in enumerate(frames):
@@ -106,14 +107,14 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int] = FRAME_SIZE) -> np.nd
     upper, lower = (frame[rows].reshape(size[0], width * 3) for rows in (top, bottom))
     above = _blend(upper.take(left, 1).astype(np.float32), upper.take(right, 1).astype(np.float32), across)
     below = _blend(lower.take(left, 1).astype(np.float32), lower.take(right, 1).astype(np.float32), across)
-    blended = _blend(above, below, down[:, None])  # [height, width * 3]: long rows are what numpy is fast at
+    blended = _blend(above, below, down[:, None])  # [height, width * 3]: numpy is fast on long rows
     return np.rint(blended).astype(np.uint8).reshape(*size, 3)
 
 
 def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """first · (1 − weight) + second · weight in float32, the first product fused into the sum as in torch's kernel.
 
-    Without that, a few pixels in 100,000 round the other way; so they do in torch itself when it runs on one thread.
+    Otherwise, a few pixels in 100,000 are rounded differently, as they are in torch when it runs on one thread.
     """
     fused = np.multiply(first, np.float32(1) - weight, dtype=np.float64)
     fused += second * weight
@@ -122,7 +123,7 @@ def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndar
 
 @lru_cache(maxsize=64)
 def _taps(size: int, resized: int, *, channels: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each resized pixel its two source pixels and the second's weight, as torch has them, a channel each."""
+    """For each resized pixel and channel, its two source pixels and the second's weight, as in torch."""
     scale = np.float64(np.float32(size / resized))
     position = np.maximum(scale * (np.arange(resized) + 0.5) - 0.5, 0).astype(np.float32)
     first = np.minimum(position.astype(np.int64), size - 1)
