@@ -162,7 +162,7 @@ def test_references_that_cannot_be_compared_are_refused(demos, embeddings, tmp_p
 def test_three_clips_weigh_one_each(demos, tmp_path, caplog):
     few = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(demos))[:1])
     result = novelty.run(config(few))
-    assert result["model"] == "none" and "4 clips are too few" in caplog.text
+    assert result["model"] == "none" and "4 clips are too few for a reference" in caplog.text
     weights = dataset.read_novelty_weights(tmp_path / "novelty.h5", dataset.read_embeddings(few).content_sha256)
     assert (weights == 1).all()
 
