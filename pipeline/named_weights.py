@@ -10,7 +10,7 @@ from pipeline.hf_models import check_named, is_hf
 
 TRAINED = {"r3d_18": "kinetics400", "timesformer_b": "kinetics400", "efficientnet_lite0": "imagenet"}  # by default
 FITTED = ("pca", "learned")  # projectors that are fitted to the clips
-NONE = "none"  # features alone
+NONE = "none"  # features only
 TORCH_FILES = (b"PK\x03\x04", b"\x80")  # first bytes of a state dict, as an archive or as a pickle
 WAYS_OUT = {
     "r3d_18": "pass --weights FILE with a state dict, or --weights random:SEED",

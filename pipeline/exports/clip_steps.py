@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")  # in the order of written episodes
 
 
 class PricedLogs(NamedTuple):
-    """The logs of N clips at a task's prices; NaN where a value is unknown.
+    """The logs of N clips at a task's prices; NaN if a value is unknown.
 
     reward_usd: value of the step minus the hourly costs of its seconds.
     """

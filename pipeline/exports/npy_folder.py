@@ -18,7 +18,7 @@ from pipeline.dataset.manifest import VIDEO_SUFFIXES
 INDEX = "videos.csv"
 NAME_BYTES = 180  # longest name before its suffix; file systems allow 255 bytes
 KEY_CHARS = 64  # last characters of the backbone's name
-UNSAFE = r'[\x00-\x1f\x7f/\\:*?"<>|]'  # in file names on some system
+UNSAFE = r'[\x00-\x1f\x7f/\\:*?"<>|]'  # not allowed in file names on some system
 
 
 def write(folder: Path, data: Embeddings, videos: np.ndarray, progress: Callable[[int, int, str], None]) -> None:

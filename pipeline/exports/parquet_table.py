@@ -27,7 +27,7 @@ def write(
     origin: str,
     progress: Callable[[int, int, str], None],
 ) -> None:
-    """The columns of `Embeddings.to_pandas`, with rewards, novelty and the embedding, or the features alone.
+    """The columns of `Embeddings.to_pandas`, with rewards, novelty and the embedding, or only the features.
 
     Unknown values are null. A column without a value in any clip of the data set is left out.
     """

@@ -123,7 +123,7 @@ def pipeline_class(folder: Path) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """VtpError unless the folder holds a pipeline of SVD's class with all its parts."""
+    """VtpError unless the folder has a pipeline of SVD's class with all its parts."""
     if (found := pipeline_class(folder)) != SVD_CLASS:
         raise VtpError(
             f"model {folder} is a {found}, not a {SVD_CLASS}; give one of that class, or --model corpus",
