@@ -1,7 +1,7 @@
-"""Novelty: how far each clip lies off what a reference corpus does, by the noise gap of a video diffusion model.
+"""Novelty: how unusual each clip is compared with a reference corpus, by the noise gap of a video diffusion model.
 
-Blocks of videos are read again and measured into part files beside the output, so a run that was stopped goes on where
-it was, and shards share the blocks. Whoever finds every block there turns measures into scores and weights.
+Blocks of videos are read again and measured into part files beside the output, so that a stopped run can continue and
+shards can split the blocks. The shard that finds all blocks measured turns the measures into scores and weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.writer_lock import WriterLock, one_writer
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
-SHARED = {"shards", "reference", "model", "draws", "resolution", "updates", "seed"}  # settings of all shards alike
+SHARED = {"shards", "reference", "model", "draws", "resolution", "updates", "seed"}  # settings equal in all shards
 MAX_FIT_CLIPS = 2048
 THUMBNAIL = (8, 8)
 CORPUS_FRAMES = 8
@@ -46,12 +46,12 @@ SVD_HEIGHT, SVD_ASPECT = 320, 576 / 320
 
 @dataclass(frozen=True)
 class Scorer:
-    """The model that scores clips of fold f is backends[f]; a model that knows no clip of the corpus scores both."""
+    """Clips of fold f are scored by backends[f]; a model that was not trained on the corpus scores both folds."""
 
     name: str
     why: str
     sha256: str
-    size: tuple[int, int]  # height and width of the frames that it sees
+    size: tuple[int, int]  # height and width of the model's frames
     backends: tuple[noise_gap.Backend, ...]
 
     @property
@@ -60,14 +60,14 @@ class Scorer:
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """What to decode to: no less than the model sees, for it is then averaged down."""
+        """Size of decoded frames: at least the model's, to which they are then averaged down."""
         return max(self.size, FRAME_SIZE)
 
 
 def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: None) -> dict[str, Any]:
-    """Score every clip of the embeddings file; returns what `--json` prints.
+    """Score every clip of the embeddings file; returns the output of `--json`.
 
-    A shard that is not the last one to finish leaves its blocks, and says how many there are.
+    A shard that is not the last to finish writes its blocks only, and returns how many blocks are measured.
     """
     started_s = time.monotonic()
     shard = shard_number(cfg.shards, cfg.shard)
@@ -94,7 +94,7 @@ def _run(
     num_known = int(corpus.reference.sum())
     if num_known < noise_gap.MIN_FOR_SCORES:
         logger.warning(
-            "%d clips are too few to say what is ordinary, at least %d are needed: every clip weighs 1",
+            "%d clips are too few for a reference, at least %d are needed; every clip gets weight 1",
             num_known, noise_gap.MIN_FOR_SCORES,
         )  # fmt: skip
         return write_ones(cfg, corpus, out, started_s)
@@ -113,7 +113,7 @@ def _run(
     lock.check()
     parts = [part for block in blocks if (part := read_block(out, block, settings)) is not None]
     if len(parts) < len(blocks):
-        logger.info("%d of %d blocks are measured; the shard that measures the last one writes %s",
+        logger.info("%d of %d blocks are measured; the shard that measures the last block writes %s",
                     len(parts), len(blocks), out)  # fmt: skip
         return {"path": None, "blocks": len(blocks), "blocks_measured": len(parts)}
     measures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -127,7 +127,7 @@ def _run(
 
 
 def find_corpus(cfg: NoveltyConfig) -> Corpus:
-    """The clips to score and those that are ordinary by definition; VtpError where they cannot be compared."""
+    """The clips to score and the reference clips; VtpError if they cannot be compared."""
     data = dataset.read_embeddings(cfg.embeddings)
     if cfg.reference is None:
         return Corpus((data,), np.ones(data.num_clips, bool))
@@ -154,7 +154,7 @@ def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarr
     known = set(held)
     if missing := [name for key, name in wanted.items() if key not in known]:
         raise VtpError(
-            f"--reference {cfg.reference} names {missing[0]!r}, which {cfg.embeddings} does not hold; "
+            f"--reference {cfg.reference} names {missing[0]!r}, which is not in {cfg.embeddings}; "
             f"extract it too, or give an embeddings file",
             code="reference-missing",
         )
@@ -162,11 +162,11 @@ def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarr
 
 
 def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progress) -> Scorer:
-    """The model that `--model` stands for. VtpError if it cannot be loaded, or would be too slow here."""
+    """The model named by `--model`. VtpError if it cannot be loaded, or would be too slow without a GPU."""
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     if cfg.model == "corpus" or (cfg.model == "auto" and not gpu):
-        why = "trained on these clips" + ("" if cfg.model == "corpus" else ": Stable Video Diffusion wants a GPU")
+        why = "trained on these clips" + ("" if cfg.model == "corpus" else ": Stable Video Diffusion needs a GPU")
         return corpus_scorer(cfg, corpus, out, why, progress)
     if cfg.model == "auto":
         try:
@@ -179,7 +179,7 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
         backend = noise_gap.load_corpus(Path(cfg.model))
         if backend.embedding_dim != corpus.embeddings.shape[1]:
             raise VtpError(
-                f"model {cfg.model} is for embeddings of {backend.embedding_dim} numbers; fit another",
+                f"model {cfg.model} is for embeddings of {backend.embedding_dim} numbers; use --model corpus",
                 code="model-wrong",
             )
         height = cfg.resolution or CORPUS_HEIGHT
@@ -188,7 +188,7 @@ def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progr
         )
     if not (gpu or cfg.allow_slow):
         raise VtpError(
-            "Stable Video Diffusion takes about half an hour a clip without a GPU; use --model corpus, or --allow-slow",
+            "Stable Video Diffusion takes half an hour per clip without a GPU; use --model corpus, or --allow-slow",
             code="gpu-missing",
         )
     return svd_scorer(cfg, noise_gap.load_svd(cfg.model, device=device), f"read from {cfg.model}")
@@ -208,17 +208,17 @@ def svd_scorer(cfg: NoveltyConfig, backend: noise_gap.SvdBackend, why: str) -> S
 
 
 def corpus_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, why: str, progress: Progress) -> Scorer:
-    """Two small models, each trained on half of the reference; those beside `out` where they fit this corpus."""
+    """Two small models, each trained on half of the reference; those saved beside `out` are reused if they match."""
     height = cfg.resolution or CORPUS_HEIGHT
     num_frames = min(CORPUS_FRAMES, int(corpus.files[0].attrs["clip_len"]))
     if num_frames < 2:
         raise VtpError(
-            f"clip_len ({num_frames}) leaves no motion to score; extract clips of two frames or more",
+            f"clip_len ({num_frames}) is too short to show motion; extract with --clip-len 2 or more",
             code="clips-short",
         )
     what = {"corpus": corpus.sha256, "height": height, "frames": num_frames, "updates": cfg.updates, "seed": cfg.seed}
     folder = model_folder(out)
-    with one_writer(folder.with_name(f".{folder.name}.lock"), folder, wait=True):  # all shards use the same
+    with one_writer(folder.with_name(f".{folder.name}.lock"), folder, wait=True):  # all shards share it
         if not _fits(folder, what):
             with atomic_folder(folder) as temporary:
                 fit_folds(cfg, corpus, height, num_frames, temporary, progress)
@@ -232,7 +232,7 @@ def model_folder(out: Path) -> Path:
 
 
 def written(out: Path) -> tuple[Path, ...]:
-    """What lies beside the blocks in the end: weights, settings and the corpus model."""
+    """The files of a finished run: weights, settings and the corpus model."""
     return out, out.with_suffix(".yaml"), model_folder(out)
 
 
@@ -280,7 +280,7 @@ def block_path(out: Path, block: Block) -> Path:
 
 
 def read_block(out: Path, block: Block, settings: dict[str, Any]) -> dict[str, np.ndarray] | None:
-    """The measures of a block; None where they are not there, damaged or of other settings: they are made again."""
+    """The measures of a block; None, which measures it again, if they are missing, damaged or of other settings."""
     try:
         return dataset.read_measures(block_path(out, block), settings)
     except TryAgainError:
@@ -308,8 +308,11 @@ def measure_blocks(
 def _measured(
     batches: Iterator[tuple[np.ndarray, np.ndarray]], scorer: Scorer, corpus: Corpus, *, draws: int, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The measures of each batch, in order. The corpus model measures a batch on one thread, and several side by side,
-    so that nothing depends on the number of threads; Stable Video Diffusion has all of them for itself."""
+    """The measures of each batch, in order.
+
+    The corpus model measures each batch on one thread, several in parallel, so that results do not depend on the number
+    of threads. Stable Video Diffusion uses all threads for one batch.
+    """
     if scorer.name != "corpus":
         for rows, frames in batches:
             yield measure(scorer, corpus, rows, frames, draws=draws, seed=seed)
@@ -328,15 +331,15 @@ def _measured(
 def measure(
     scorer: Scorer, corpus: Corpus, rows: np.ndarray, frames: np.ndarray, *, draws: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """What is known of each clip by itself: rows [B] of the corpus, frames [B, T, H, W, 3] uint8.
+    """Measure each clip by itself: rows [B] of the corpus, frames [B, T, H, W, 3] uint8.
 
-    gap [B, K] log noise gap, mean over the windows of num_frames frames that the clip has room for; motion_energy and
-    texture_energy [B], logs; thumbnails [B, T, 8, 8, 3] float16 in [-1, 1].
+    Returns gap [B, K], the log noise gap (mean over the clip's whole windows of num_frames frames), motion_energy and
+    texture_energy [B], logs, and thumbnails [B, T, 8, 8, 3] float16 in [-1, 1].
     """
     num_frames = scorer.num_frames
     if frames.shape[1] < num_frames:
         raise VtpError(
-            f"clip_len ({frames.shape[1]}) is less than the {num_frames} frames that model {scorer.name} looks at; "
+            f"clip_len ({frames.shape[1]}) is less than the {num_frames} frames of model {scorer.name}; "
             f"extract with --clip-len {num_frames} or more, or use --model corpus",
             code="clips-short",
         )
@@ -359,7 +362,7 @@ def measure(
 
 
 def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns of novelty.h5, for the clips to score. Padded clips are compared with nothing: score NaN, weight 1."""
+    """Columns of novelty.h5, for the clips to score. Padded clips are not compared: score NaN, weight 1."""
     whole = corpus.whole
     reference = corpus.reference[whole]
     complexity = np.column_stack([measures["motion_energy"], measures["texture_energy"]])
@@ -386,7 +389,7 @@ def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np
 
 
 def clip_visits(data: dataset.Embeddings) -> np.ndarray:
-    """How often training plays each clip, [N]: videos are drawn alike, of a long one a stretch of 60 steps."""
+    """How often training plays each clip, [N]: videos are equally likely, and of a long one 60 steps are played."""
     visits = np.zeros(data.num_clips)
     videos, _, _ = dataset.split_rows(data)
     for start, end in videos:
@@ -398,7 +401,7 @@ def clip_visits(data: dataset.Embeddings) -> np.ndarray:
 
 
 def write_ones(cfg: NoveltyConfig, corpus: Corpus, out: Path, started_s: float) -> dict[str, Any]:
-    """Too little is known to score anything."""
+    """Write a weight of 1 for every clip, because the reference is too small."""
     num_clips = corpus.files[0].num_clips
     unknown = np.full(num_clips, np.nan)
     columns = {"score": unknown, "weight": np.ones(num_clips, np.float32)}
@@ -414,7 +417,7 @@ def write_scores(
     out: Path,
     started_s: float,
 ) -> dict[str, Any]:
-    """Write novelty.h5 and its settings; returns the key numbers, with what labels say of the scores."""
+    """Write novelty.h5 and its settings; returns the key numbers, with the detection by labels."""
     data = corpus.files[0]
     result: dict[str, Any] = {
         "path": str(out),

@@ -247,7 +247,7 @@ BETTER = said_by_logs("better", [2.35, 1.10, 3.60])
 WORSE = said_by_logs("worse", [-1.2, -2.0, -0.4])
 LIKE = said_by_logs("not distinguishable", [0.4, -1.0, 1.8], advice="hold out about 12 times as many videos")
 UNKNOWN = said_by_logs(
-    "not identified", reason="logs hold actions like the policy's for 60% of the hours; 90% are needed",
+    "not identified", reason="logs have actions like the policy's for 60% of the hours; 90% are needed",
     advice="log pan steps with speed near 0.98",
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ NO_ATOMS = np.zeros((1, 2))
 
 
 def integral(centre, bandwidth, widths):
-    """Of the kernel around a centre [A], A at most 2, over length inside and atoms at the bounds."""
+    """Integral of the kernel around a centre [A], A at most 2, over the inside and the atoms at the bounds."""
     points = (np.arange(400) + 0.5) / 400
     measured = [
         (np.concatenate([points, [0.0, 1.0]]), np.concatenate([np.full(400, 1 / 400), of_axis])) for of_axis in widths
@@ -25,7 +25,7 @@ def test_the_kernel_integrates_to_one_wherever_its_centre_is(centre, widths):
 
 
 def test_the_kernel_by_hand():
-    """Of bandwidth 0.1 a normal's height is 3.989; at an edge twice that, at a corner of two actions four times."""
+    """A normal of bandwidth 0.1 has height 3.989; twice that at an edge, four times at a corner of two actions."""
     peak = norm.pdf(0) / 0.1
     bandwidth = np.array([0.1, 0.1])
 
@@ -37,7 +37,7 @@ def test_the_kernel_by_hand():
     assert height(1.0, 0.0) == pytest.approx(4 * peak**2, rel=1e-4)
 
 
-def test_a_bound_that_logs_hit_is_an_atom_and_one_that_they_pass_is_none():
+def test_a_bound_is_an_atom_only_if_actions_were_logged_at_it():
     rng = np.random.default_rng(0)
     cut = np.clip(rng.normal(1.0, 0.15, 4000), 0, 1)  # half of it at 1, density 2.66 before it
     widths = atom_widths(np.stack([cut, rng.random(4000)], 1))
@@ -47,8 +47,8 @@ def test_a_bound_that_logs_hit_is_an_atom_and_one_that_they_pass_is_none():
     assert np.isfinite(atom_widths(np.array([[1.0], [1.0], [0.4]]))).all(), "none near the atom"
 
 
-def test_a_weight_at_an_atom_is_that_of_actions_beside_it():
-    """Cut normals: the kernel over the logged density does not jump at the bound, though the propensity does."""
+def test_weights_are_continuous_at_an_atom():
+    """Clipped normals: the kernel over the logged density does not jump at the bound, although the propensity does."""
     rng = np.random.default_rng(1)
     unit = np.clip(rng.normal(0.9, 0.2, 20_000), 0, 1)[:, None]
     widths = atom_widths(unit)
@@ -92,7 +92,7 @@ def test_the_estimated_density_of_uniform_actions_is_one_even_at_a_corner():
     np.testing.assert_allclose(found, 1, atol=0.25)
 
 
-def test_contexts_have_densities_of_their_own_where_steps_suffice():
+def test_contexts_have_their_own_densities_if_steps_suffice():
     rng = np.random.default_rng(4)
     context = np.repeat([0, 1], 500)
     unit = np.clip(rng.normal(np.where(context == 0, 0.3, 0.7), 0.05), 0, 1)[:, None]
@@ -102,8 +102,8 @@ def test_contexts_have_densities_of_their_own_where_steps_suffice():
     assert at_other < 0.1 * at_own
 
 
-def test_a_video_is_not_its_own_witness():
-    """Held actions: one video repeats an action that no other has, which has no high density for that."""
+def test_a_video_does_not_inform_its_own_density():
+    """One video repeats an action that no other has; the action's density stays low."""
     rng = np.random.default_rng(5)
     unit = np.concatenate([rng.random(980) * 0.3, np.full(20, 0.95)])[:, None]
     video = np.concatenate([np.arange(980) // 10, np.full(20, 99)])

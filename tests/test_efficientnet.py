@@ -20,7 +20,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def network():
-    """Random weights, and batch norms that do something."""
+    """Random weights, and batch norms that are not the identity."""
     network, _ = efficientnet.load_network("random:0")
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -40,8 +40,8 @@ def weights_file(network, tmp_path):
     return tmp_path / "weights.pth"
 
 
-def test_it_is_the_published_size(network):
-    """4,652,008 parameters with the classifier of 1,000 classes; 7x7 positions of a picture of 224."""
+def test_the_network_has_the_published_size(network):
+    """4,652,008 parameters with the classifier of 1,000 classes; 7x7 positions of an image of 224."""
     assert sum(value.numel() for value in network.parameters()) == 4_652_008 - 1_281_000
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 1280)
 
@@ -57,7 +57,7 @@ def test_padding_by_hand(size, kernel, stride, before, after):
 
 @torch.no_grad()
 def test_features_by_hand(network, weights_file, clips):
-    """Every other one of 8 frames, the centre of each, through the network as it is."""
+    """Centre crops of every other one of 8 frames, through the unfolded network."""
     frames = torch.from_numpy(clips[:, ::2, :, 21:149]).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     seen = torch.stack([network(frame) for frame in frames.unbind(1)], dim=1)
     wanted = torch.cat([seen.mean(1), seen[:, 2:].mean(1) - seen[:, :2].mean(1)], dim=1)
@@ -69,7 +69,7 @@ def test_features_by_hand(network, weights_file, clips):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_features_do_not_depend_on_company(weights_file, clips, precision):
+def test_features_do_not_depend_on_other_clips(weights_file, clips, precision):
     encoder = load_encoder("efficientnet_lite0", str(weights_file), precision)
     features = encoder.features(clips)
     for order in ([1, 2, 0], [2], [1, 1]):

@@ -41,7 +41,7 @@ PRESET = R3D_18_Weights.KINETICS400_V1.transforms()
 
 @pytest.fixture(scope="module")
 def clips():
-    """Three clips of large random squares; few and short, as an R3D-18 is no toy."""
+    """Three clips of large random squares; few and short, because R3D-18 is slow."""
     coarse = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 11, 3), dtype=np.uint8)
     return coarse.repeat(16, axis=2).repeat(16, axis=3)[:, :, :, :171]  # [3, 4, 128, 171, 3]
 
@@ -75,7 +75,7 @@ def test_features_equal_torchvision(clips, encoder):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=NEEDS_VNNI)])
-def test_features_do_not_depend_on_company(clips, precision):
+def test_features_do_not_depend_on_other_clips(clips, precision):
     encoder = load_encoder("r3d_18", "random:0", precision, batch_size=2)
     features = encoder.features(clips)
     order = [1, 2, 0]
@@ -93,7 +93,7 @@ def test_fast_arithmetic_is_close(clips, encoder, precision):
     assert not np.array_equal(exact, rounded)
 
 
-def test_random_weights_come_from_the_seed_alone(encoder):
+def test_random_weights_depend_only_on_the_seed(encoder):
     before = torch.random.get_rng_state()
     torch.rand(3)
     again = load_encoder("r3d_18", "random:0", "fp32")
@@ -151,7 +151,7 @@ def test_a_seed_is_a_number(spec):
 
 @pytest.fixture
 def silent_server(monkeypatch, tmp_path):
-    """Weights that lie behind a server which takes the connection and never answers."""
+    """Weights on a server that accepts the connection and never answers."""
     server = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{server.getsockname()[1]}/r3d_18-b3b3357e.pth"
     monkeypatch.setattr(r3d, "_KINETICS_URL", url)
@@ -164,13 +164,13 @@ def silent_server(monkeypatch, tmp_path):
     server.close()
 
 
-def test_weights_that_cannot_be_had(silent_server):
+def test_unavailable_weights(silent_server):
     with raises("weights-unavailable") as caught:
         load_encoder("r3d_18", "kinetics400")
     assert caught.value.exit_code == 2
 
 
-def test_auto_falls_back_and_says_so(silent_server, caplog):
+def test_auto_falls_back_with_a_warning(silent_server, caplog):
     assert load_encoder("r3d_18", "auto", "fp32").weights == "random:0"
     assert "using random:0" in caplog.text
 
@@ -234,7 +234,7 @@ def test_random_projector_is_orthonormal_and_seeded():
 
 @pytest.fixture
 def timesformer_folder(tmp_path):
-    """A small TimeSformer with its classifier, as transformers saves it."""
+    """A small TimeSformer with its classifier, saved by transformers."""
     config = TimesformerConfig(
         image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
     )
@@ -250,7 +250,7 @@ def long_clips():
 
 
 def test_timesformer_equals_transformers(timesformer_folder, long_clips):
-    """Features are what its classifier sees of every fourth frame, behind the processor that transformers has."""
+    """Features are the inputs of its classifier for every fourth frame, preprocessed by transformers."""
     processor = TimesformerVideoProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.45] * 3, image_std=[0.225] * 3
     )
@@ -274,7 +274,7 @@ def test_timesformer_has_no_int8(timesformer_folder):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_timesformer_features_do_not_depend_on_company(timesformer_folder, long_clips, precision):
+def test_timesformer_features_do_not_depend_on_other_clips(timesformer_folder, long_clips, precision):
     encoder = load_encoder("timesformer_b", str(timesformer_folder), precision)
     features = encoder.features(long_clips)
     for order in ([1, 2, 0], [2], [1, 1]):
@@ -348,7 +348,7 @@ def test_bad_timesformer_folders(timesformer_folder, spoil, error, code, named):
     assert "pass --weights FOLDER" in str(caught.value)
 
 
-def test_timesformer_that_cannot_be_had(monkeypatch, tmp_path):
+def test_unavailable_timesformer_weights(monkeypatch, tmp_path):
     with raises("weights-missing"):
         load_encoder("timesformer_b", str(tmp_path / "none"))
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -394,7 +394,7 @@ def test_folded_conv_equals_conv_norm_relu(clip_len, tile, residual):
     assert error.norm() / expected.relu().norm() < 0.015  # a few roundings of 2^-9
 
 
-def test_clips_of_any_length_have_a_fast_way():
+def test_clips_of_any_length_have_fast_arithmetic():
     exact, fast = (load_encoder("r3d_18", "random:0", precision) for precision in ("fp32", "bf16"))
     for clip_len in (1, 6):
         clips = np.random.default_rng(0).integers(0, 256, (1, clip_len, 128, 171, 3), dtype=np.uint8)
@@ -405,7 +405,7 @@ def test_clips_of_any_length_have_a_fast_way():
 @pytest.mark.slow
 @NEEDS_VNNI
 def test_int8_takes_clips_of_any_brightness(long_clips):
-    """Each clip is rounded by its own largest values, so that a dark one is as near to torchvision as any."""
+    """Each clip is rounded by its own largest values, so a dark one is as close to torchvision as any."""
     exact, fast = (load_encoder("r3d_18", "random:0", precision) for precision in ("fp32", "int8"))
     black, white = np.zeros_like(long_clips[:1]), np.full_like(long_clips[:1], 255)
     clips = np.concatenate([long_clips[:1] // 8, black, white, 255 - long_clips[:1]])
@@ -414,8 +414,8 @@ def test_int8_takes_clips_of_any_brightness(long_clips):
 
 
 @pytest.mark.slow
-def test_fast_features_do_not_depend_on_company_or_threads(long_clips):
-    """Whole clips, of several tiles: alone, in other places of a pass, and with another number of threads."""
+def test_fast_features_do_not_depend_on_other_clips_or_threads(long_clips):
+    """Whole clips of several tiles: alone, at other positions of a pass, and with another number of threads."""
     threads = torch.get_num_threads()
     features = load_encoder("r3d_18", "random:0", "bf16").features(long_clips)
     try:
@@ -427,7 +427,7 @@ def test_fast_features_do_not_depend_on_company_or_threads(long_clips):
         np.testing.assert_array_equal(encoder.features(long_clips[order]), features[order])
 
 
-def test_the_encoder_leaves_the_caller_its_threads(clips, encoder):
+def test_the_encoder_keeps_the_threads_of_the_caller(clips, encoder):
     before = torch.get_num_threads()
     encoder.features(clips)
     assert torch.get_num_threads() == before
@@ -436,23 +436,23 @@ def test_the_encoder_leaves_the_caller_its_threads(clips, encoder):
 # Clips from the mean of their video
 
 
-def test_clips_from_the_mean_of_their_video_by_hand():
-    """A quarter of a clip at the training mean, 2, belongs to each video; one of them has no clip."""
+def test_centred_videos_by_hand():
+    """The prior is a quarter of a clip at the training mean, 2; one of the videos has no clip."""
     embeddings = np.array([[1.0], [3.0], [10.0]], np.float32)
     centred = centre_videos(embeddings, np.array([0, 2, 2, 3]), np.array([2.0]))
     np.testing.assert_allclose(centred, [[-1.0], [1.0], [10 - 10.5 / 1.25]], rtol=1e-6)
     assert centred.dtype == np.float32
 
 
-def test_what_shifts_all_clips_of_a_video_is_hidden():
+def test_a_shift_of_all_clips_of_a_video_is_removed():
     rng = np.random.default_rng(0)
     embeddings, shift = rng.normal(size=(20, 128)), 5 * rng.normal(size=128)
     as_it_is, shifted = (centre_videos(e, np.array([0, 20]), np.zeros(128)) for e in (embeddings, embeddings + shift))
     np.testing.assert_allclose(shifted - as_it_is, np.tile(shift * 0.25 / 20.25, (20, 1)), atol=1e-5)
 
 
-def test_a_video_as_it_is_filmed_ends_as_the_whole_one():
-    """Each clip of two videos side by side is seen as the last one of its video up to then."""
+def test_the_running_centre_ends_at_that_of_the_whole_video():
+    """Each clip of two parallel videos is centred as the last one of its video so far."""
     videos, mean = np.random.default_rng(1).normal(size=(2, 5, 128)), np.ones(128)
     centre = RunningCentre(mean)
     for end in range(1, 6):
@@ -503,7 +503,7 @@ VIDEOS, VIDEO_CLIPS, TRAIN_VIDEOS, LABELLED_VIDEOS = 24, 10, 16, 4
 
 @pytest.fixture(scope="module")
 def rendered():
-    """Features [240, 512] and contexts [240] of the clips of 24 rendered videos, each in a kitchen of its own."""
+    """Features [240, 512] and contexts [240] of the clips of 24 rendered videos, each in another kitchen."""
     names, clips, contexts = load_task("dishwashing").in_scenario("mixed").context_names, [], []
     for video in range(VIDEOS):
         rng = np.random.default_rng([0, video])
@@ -519,7 +519,7 @@ def rendered():
 
 @pytest.mark.slow
 def test_learned_beats_random_on_a_probe(rendered):
-    """Both name the dish in unseen kitchens from a few labelled videos; neither projector has seen a label."""
+    """A probe on each names the dish in unseen kitchens from a few labelled videos; projectors use no labels."""
     features, contexts = rendered
     video = np.arange(len(features)) // VIDEO_CLIPS
     held_out, trained_on = video >= TRAIN_VIDEOS, video < TRAIN_VIDEOS

@@ -11,7 +11,7 @@ def test_a_product_of_whole_numbers():
     assert zero == 0 and not np.signbit(zero)
 
 
-def test_a_product_is_as_good_as_doubles_and_the_same_in_any_order_of_its_sums():
+def test_products_are_accurate_and_do_not_depend_on_the_order_of_sums():
     rng = np.random.default_rng(0)
     left = rng.standard_normal((40, 2048)) * np.exp(4 * rng.standard_normal((40, 1)))
     right = rng.standard_normal((2048, 30)) * np.exp(4 * rng.standard_normal(30))

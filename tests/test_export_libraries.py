@@ -1,4 +1,4 @@
-"""Files read, and written, by the libraries that they are of, each put beside our own packages for the test alone."""
+"""Files read and written by the libraries of their formats, which are installed separately for these tests."""
 
 import re
 import subprocess
@@ -88,7 +88,7 @@ np.savez(out, count=len(kept), **{f"{n}.{name}": values for n, one in enumerate(
 
 @pytest.fixture(scope="module", params=PACKAGES)
 def library(request, tmp_path_factory):
-    """Name and folder of an installed library; skipped by name where it cannot be installed."""
+    """Name and folder of an installed library; skipped by name if it cannot be installed."""
     folder = tmp_path_factory.mktemp(request.param)
     if find_spec("pip") is None:
         pytest.skip(f"{request.param}: this Python has no pip")
@@ -116,7 +116,7 @@ def run_with(library, program, tmp_path, *arguments):
 
 
 def read_by(library, path, tmp_path):
-    """What the library itself reads, an episode each."""
+    """The arrays read by the library itself, per episode."""
     run_with(library, KEEP + READ[library[0]] + SAVE, tmp_path, path, tmp_path / "kept.npz")
     found = np.load(tmp_path / "kept.npz")
     episodes = [{} for _ in range(int(found["count"]))]

@@ -77,7 +77,7 @@ def test_arrays_ids_and_times_come_back_equal(saved, to):
         np.testing.assert_allclose(one["rewards"], usd, rtol=1e-12 if to in ("parquet", "minari") else 1e-6)
 
 
-def test_the_default_outputs_lie_beside_the_embeddings_and_apart(saved):
+def test_default_outputs_are_beside_the_embeddings_and_distinct(saved):
     _, path = saved
     names = [export(to, path).path for to in FORMATS]
     assert [name.name for name in names] == [
@@ -125,14 +125,14 @@ def test_no_two_videos_share_a_file(ids):
         (["x" * 300 + ".mp4"], [None]),
     ],
 )
-def test_names_are_short_where_that_is_clear(ids, names):
+def test_names_are_short_if_they_are_unique(ids, names):
     found = file_names(ids, ("r3d_18", "fps"))
     for name, expected in zip(found, names, strict=True):
         assert name == expected or (expected is None and len(name.encode()) <= NAME_BYTES)
     assert len({name.casefold() for name in found}) == len(ids)
 
 
-def test_a_name_that_ends_like_a_file_of_another_video_moves_away():
+def test_a_name_that_collides_with_a_file_of_another_video_is_changed():
     assert file_names(["a", "a_fps"], ("fps", "fps_fps"))[0] != "a"
 
 
@@ -184,7 +184,7 @@ def test_the_table_has_novelty_of_its_own_embeddings_only(saved, tmp_path):
         export("parquet", path, novelty=tmp_path / "n.h5", overwrite=True)
 
 
-def test_another_task_brings_other_prices(saved, tmp_path):
+def test_another_task_changes_prices(saved, tmp_path):
     _, path = saved
     (tmp_path / "dear.yaml").write_text(PRESSING.replace("price_usd: 0.10", "price_usd: 1.00"))
     rewards = read("minari", export("minari", path, task=str(tmp_path / "dear.yaml")))[0]["rewards"]
@@ -193,7 +193,7 @@ def test_another_task_brings_other_prices(saved, tmp_path):
 
 
 @pytest.mark.parametrize("to", OF_EPISODES)
-def test_clips_without_logs_cut_their_video(saved, tmp_path, caplog, to):
+def test_clips_without_logs_split_their_video(saved, tmp_path, caplog, to):
     data, _ = saved
     data = unlogged(data, 7, 15)  # the third clip of yard/a.mp4, the first of c
     result = export(to, save(tmp_path, data))
@@ -229,7 +229,7 @@ def test_a_data_set_without_logs(saved, tmp_path, to):
         assert (episodes[0]["actions"], episodes[0]["rewards"], episodes[0]["texts"]) == (None, None, ["unknown"] * 5)
 
 
-def test_lerobot_has_actions_where_outcomes_are_not_known(saved, tmp_path, caplog):
+def test_lerobot_has_actions_without_outcomes(saved, tmp_path, caplog):
     data = unlogged(saved[0], *range(20))
     caplog.set_level("INFO")
     episodes = read("lerobot", export("lerobot", save(tmp_path, data)))
@@ -276,7 +276,7 @@ def test_lerobot_s_data_files_end_with_an_episode(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_one_split_alone(saved, to):
+def test_one_split(saved, to):
     _, path = saved
     result = export(to, path, split="train")
     assert (result.num_videos, result.num_clips) == (2, 10)
@@ -292,7 +292,7 @@ def test_a_split_without_videos_is_refused(saved, tmp_path):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_an_export_is_replaced_only_when_told_to(saved, to):
+def test_an_export_is_replaced_only_with_overwrite(saved, to):
     _, path = saved
     first = export(to, path, split="train")
     with raises("output-exists"):
@@ -302,7 +302,7 @@ def test_an_export_is_replaced_only_when_told_to(saved, to):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_what_is_no_export_is_never_replaced(saved, tmp_path, to):
+def test_other_files_are_never_replaced(saved, tmp_path, to):
     _, path = saved
     (tmp_path / "mine-v0").mkdir()
     (tmp_path / "mine-v0" / "thesis.txt").write_text("years of work")
@@ -392,7 +392,7 @@ def test_a_failure_leaves_nothing_behind(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_the_command_replaces_what_it_named(vtp, saved, tmp_path, to):
+def test_the_command_replaces_its_output(vtp, saved, tmp_path, to):
     _, path = saved
     out = tmp_path / "again-v0"
     for flags, expected in (((), 0), ((), 2), (("--overwrite",), 0)):
@@ -409,7 +409,7 @@ def test_a_setting_of_another_format_is_refused(vtp, saved):
     assert (code, "--to" in err) == (2, True)
 
 
-def test_the_command_says_what_it_wrote_and_how_to_load_it(vtp, saved, monkeypatch):
+def test_the_command_prints_its_output_and_how_to_load_it(vtp, saved, monkeypatch):
     _, path = saved
     code, out, _ = vtp("export", path, "--to", "lerobot")
     first, second = out.splitlines()
@@ -436,7 +436,7 @@ def test_ids_with_commas_and_quotes_survive_the_index(saved, tmp_path):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_features_alone_are_exported_where_no_policy_is_learned_from_them(saved, tmp_path, to):
+def test_features_without_embeddings_are_exported_to_npy_and_parquet(saved, tmp_path, to):
     data, _ = saved
     dim = data.features.shape[1]
     alone = replace(

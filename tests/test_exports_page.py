@@ -1,4 +1,4 @@
-"""The page on exports: what it says to load is loaded, and it names every format, output and column."""
+"""The page on exports: its code loads the exports, and it names every format, output and column."""
 
 import os
 import re

@@ -87,8 +87,8 @@ LINES = {  # what is wrong, and the text that names it
     "doctor empty": "empty is no regular file",
 }
 DAMAGED = {  # the same of files that are not what they should be: exit code 4
-    "extract . --out e.h5 --weights text": "text is no file of PyTorch",
-    "extract . --out e.h5 --backbone efficientnet_lite0 --weights text": "text is no file of PyTorch",
+    "extract . --out e.h5 --weights text": "text is not a PyTorch file",
+    "extract . --out e.h5 --backbone efficientnet_lite0 --weights text": "text is not a PyTorch file",
     "extract . --out e.h5 --projector text": "text is damaged",
     "train --source embeddings --embeddings text --out r": "text is damaged",
     "novelty --embeddings text --out n.h5": "text is damaged",

@@ -1,4 +1,4 @@
-"""Models of transformers as encoders: tiny ones of the published classes against the library's own call."""
+"""Transformers models as encoders: tiny ones of the published classes against the library's own call."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    """The folder of a small model by its class, saved once as the library saves it."""
+    """The folder of a small model by its class, saved once by the library."""
     folders = {}
 
     def folder(name):
@@ -172,7 +172,7 @@ def test_a_clip_over_time_by_hand():
 
 @pytest.mark.parametrize("name", ["VJEPA2", "Siglip"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_features_do_not_depend_on_company(folder_of, clips, name, precision):
+def test_features_do_not_depend_on_other_clips(folder_of, clips, name, precision):
     encoder = load_encoder(f"hf:{folder_of(name)}", None, precision)
     features = encoder.features(clips)
     for order in ([1, 2, 0], [2], [1, 1]):
@@ -185,7 +185,7 @@ def test_frames_of_short_clips_are_repeated(folder_of, clips):
     np.testing.assert_array_equal(encoder.features(clips[:, :2]), encoder.features(twice))
 
 
-def test_the_decoder_gives_what_the_processor_scales_to(folder_of):
+def test_frames_are_decoded_at_the_size_of_the_processor(folder_of):
     assert load_encoder(f"hf:{folder_of('VideoMAE')}", None, "fp32").frame_size == (36, 48)
     assert load_encoder(f"hf:{folder_of('Siglip')}", None, "fp32").frame_size == (32, 32)
     # a crop of 32 from a shortest edge of 32 / (224 / 256)
@@ -198,7 +198,7 @@ def copied(folder_of, tmp_path):
     return lambda name: shutil.copytree(folder_of(name), tmp_path / name)
 
 
-def test_files_that_matter_change_the_hash_and_places_do_not(copied, tmp_path):
+def test_the_hash_depends_on_files_and_not_on_their_place(copied, tmp_path):
     folder = copied("Dinov2")
     before = load_encoder(f"hf:{folder}", None, "fp32")
     moved = folder.rename(tmp_path / "moved")
@@ -213,7 +213,7 @@ def test_files_that_matter_change_the_hash_and_places_do_not(copied, tmp_path):
 
 
 def test_a_pooler_without_weights_is_not_used(copied, clips):
-    """A classifier's checkpoint has none, and the library would draw them at random."""
+    """A classifier's checkpoint has none, and the library would initialise them at random."""
     folder = copied("Vivit")
     whole = load_encoder(f"hf:{folder}", None, "fp32")
     assert "VivitModel: pooler_output" in whole.transform
@@ -272,11 +272,11 @@ def of_text(folder):
         (no_processor, VtpError, "weights-incomplete", "preprocessor_config.json"),
         (pickle_only, VtpError, "weights-incomplete", "pickles are not loaded"),
         (lfs_pointer, VtpError, "weights-incomplete", "git lfs pull"),
-        (shard_elsewhere, CorruptError, "weights-damaged", "names no files beside it"),
+        (shard_elsewhere, CorruptError, "weights-damaged", "must name files beside it"),
         (code_of_its_own, VtpError, "weights-need-code", "never run"),
         (spoil_weights, CorruptError, "weights-damaged", "cannot be loaded"),
         (unknown_kind, VtpError, "weights-wrong", "transformers"),
-        (of_text, VtpError, "weights-wrong", "bert, which takes neither video nor images"),
+        (of_text, VtpError, "weights-wrong", "is a bert, which takes neither video nor images"),
         (lambda folder: (folder / "config.json").write_text("{"), CorruptError, "weights-damaged", "config.json"),
         (lambda folder: (folder / "config.json").unlink(), VtpError, "weights-incomplete", "no config.json"),
     ],
@@ -289,13 +289,13 @@ def test_bad_folders(copied, spoil, error, code, named):
     assert type(caught.value) is error and named in str(caught.value)
 
 
-def test_a_model_that_hides_patches_at_random_is_refused(tmp_path):
+def test_a_model_that_masks_patches_at_random_is_refused(tmp_path):
     config = transformers.ViTMAEConfig(image_size=32, patch_size=8, **SMALL)
     transformers.ViTMAEModel(config).save_pretrained(tmp_path)
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     with raises("weights-wrong") as caught:
         load_encoder(f"hf:{tmp_path}", None, "fp32")
-    assert "other features of the same frames each time" in str(caught.value)
+    assert "different features for the same frames" in str(caught.value)
 
 
 def test_no_int8(folder_of):
@@ -304,7 +304,7 @@ def test_no_int8(folder_of):
 
 
 @pytest.mark.parametrize("name", ["./none", "/none/at/all", "a/b/c", "", "org/model@", "x y"])
-def test_names_that_can_be_neither_folder_nor_id(name, monkeypatch, tmp_path):
+def test_names_that_are_neither_folder_nor_id(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with raises("weights-missing"):
         hf_models.check_named(f"hf:{name}")
@@ -331,20 +331,20 @@ def no_hub(monkeypatch, tmp_path):
         yield tmp_path / "hub"
 
 
-def test_a_hub_that_cannot_be_asked(no_hub):
+def test_an_unavailable_hub_without_a_cache(no_hub):
     with raises("weights-unavailable") as caught:
         load_encoder("hf:org/model", None, "fp32")
     assert "hf:org/model could not be downloaded" in str(caught.value)
 
 
-def test_what_the_hubs_cache_holds_is_used_and_said(no_hub, folder_of, clips, caplog, monkeypatch):
+def test_the_cached_copy_is_used_with_a_warning(no_hub, folder_of, clips, caplog, monkeypatch):
     cached, commit = no_hub / "models--org--model", "a" * 40
     shutil.copytree(folder_of("Dinov2"), cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     encoder = load_encoder("hf:org/model", None, "fp32")
     assert (encoder.backbone, encoder.weights) == ("hf:org/model", f"org/model@{commit}")
-    assert "the hub cannot be asked" in caplog.text
+    assert "using the cached copy" in caplog.text
     there = load_encoder(f"hf:{folder_of('Dinov2')}", None, "fp32")
     assert encoder.weights_sha256 == there.weights_sha256
     np.testing.assert_array_equal(encoder.features(clips), there.features(clips))
@@ -353,4 +353,4 @@ def test_what_the_hubs_cache_holds_is_used_and_said(no_hub, folder_of, clips, ca
     caplog.clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # then it is not asked
     assert load_encoder("hf:org/model", None, "fp32").weights == encoder.weights
-    assert "the hub cannot be asked" not in caplog.text
+    assert "using the cached copy" not in caplog.text

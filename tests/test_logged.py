@@ -7,7 +7,7 @@ from pipeline.outcomes import LoggedSteps
 
 
 def steps_of(actions, **columns):
-    """Steps of these actions [n, A], one a video, in the first context, unless columns say otherwise."""
+    """Steps of these actions [n, A], one per video, in the first context, unless columns are given."""
     n = len(actions)
     zeros = np.zeros(n, int)
     return LoggedSteps(np.arange(n), zeros, np.asarray(actions, float), zeros + 1, zeros, np.arange(n))._replace(
@@ -33,7 +33,7 @@ def test_an_action_is_within_its_bounds(action):
     assert "care" in str(caught.value)
 
 
-def test_every_action_is_there():
+def test_every_action_is_required():
     with raises("logs-other-shape"):
         steps_of(np.full((2, PARTS.num_actions + 1), 0.5)).check(PARTS)
 
@@ -59,13 +59,13 @@ def test_propensities_are_kept_if_all_steps_have_them():
     assert one.with_others(other._replace(propensity=np.ones(3))).propensity is not None
 
 
-def test_errors_alone_tell_nothing_of_what_avoids_them():
+def test_steps_with_errors_only_are_uninformative():
     steps = steps_of(np.zeros((2, 2)), attempts=np.array([9.0, 4.0]), errors=np.array([9.0, 4.0]))
     assert "all 13 logged attempts are errors" in str(steps.tells_nothing())
     assert steps._replace(errors=np.array([9.0, 3.0])).tells_nothing() is None
 
 
-def test_the_same_counts_in_every_step_of_a_context_tell_nothing():
+def test_constant_counts_within_contexts_are_uninformative():
     steps = steps_of(
         np.zeros((4, 2)),
         context=np.array([0, 1, 0, 1]),

@@ -40,7 +40,7 @@ def test_human_inside_is_the_product_of_normal_densities():
 
 
 def test_human_is_in_the_task_s_units():
-    """Of bin-picking: speed around 0.1 + 0.55 · 1.4 = 0.87 m/s, grip around 5 + 0.6 · 35 = 26 N."""
+    """For bin-picking: speed around 0.1 + 0.55 · 1.4 = 0.87 m/s, grip around 5 + 0.6 · 35 = 26 N."""
     density = PEAK**2 / (0.18 * 1.4 * 0.18 * 35)
     assert propensity(PARTS, "human", [0.87, 26.0]) == pytest.approx(density)
     assert logging_policy("human", TASKS["three actions"]).normal.mean[0] == pytest.approx([139.0, 0.4, 5.8])
@@ -98,7 +98,7 @@ def test_densities_and_masses_sum_to_one(name, task):
 
 @EVERY
 def test_draws_have_the_distribution_that_propensities_say(name):
-    """Shares of 200,000 draws, at the bounds and in the cells between, against sums of propensities."""
+    """Compares shares of 200,000 draws, at the bounds and in the cells between, with sums of propensities."""
     policy, rng = logging_policy(name, PARTS), np.random.default_rng(0)
     for context in range(3):
         contexts = np.full(200_000, context)
@@ -129,7 +129,7 @@ def test_actions_are_drawn_independently(name):
 
 
 @pytest.mark.parametrize("name", ["uniform", "human"])
-def test_only_the_expert_looks_at_the_context(name):
+def test_only_the_expert_depends_on_the_context(name):
     actions = np.random.default_rng(0).uniform(PARTS.low, PARTS.high, (50, 2))
     policy = logging_policy(name, PARTS)
     first, last = (policy.propensity(np.full(50, context), actions) for context in (0, 2))

@@ -20,7 +20,7 @@ HEIGHT, WIDTH, FRAMES = 32, 64, 4
 
 @pytest.fixture(scope="module")
 def clips():
-    """Four clips [4, 16, 3, 64, 64] uint8 of a square that wanders over stripes, and embeddings [4, 128]."""
+    """Four clips [4, 16, 3, 64, 64] uint8 of a square that moves over stripes, and embeddings [4, 128]."""
     rng = np.random.default_rng(0)
     images = np.zeros((4, 16, 3, 64, 64), np.uint8)
     images[:, :, :, :, ::4] = 90
@@ -50,7 +50,7 @@ def test_an_oracle_has_no_gap_and_a_wrong_one_the_square_of_its_error():
     assert torch.allclose(noise_gap.noise_gap(oracle(0.3), latents, draws=2), torch.tensor(0.09), atol=1e-6)
 
 
-def test_the_first_frame_does_not_count():
+def test_the_first_frame_is_left_out():
     latents = torch.randn(2, FRAMES, 4, 4, 4)
 
     def denoiser(noisy, timestep):
@@ -62,7 +62,7 @@ def test_the_first_frame_does_not_count():
 
 
 def denoised(noisy, prediction, sigma):
-    """The clean latents that the network's output F stands for, by EDM's c_skip and c_out."""
+    """The clean latents that the network's output F predicts, by EDM's c_skip and c_out."""
     return noisy / (1 + sigma**2) - sigma / (1 + sigma**2) ** 0.5 * prediction
 
 
@@ -116,7 +116,7 @@ def test_the_unet_is_given_what_the_real_pipeline_gives_it(svd_folder):
         assert torch.allclose(given[name], kwargs[name].to(given[name]), atol=1e-5), name
 
 
-def test_svd_scores_a_clip_alike_in_any_batch_and_order(svd_folder):
+def test_svd_scores_do_not_depend_on_batch_and_order(svd_folder):
     backend = noise_gap.load_svd(str(svd_folder))
     frames = np.random.default_rng(4).integers(0, 256, (3, 5, HEIGHT, WIDTH, 3), dtype=np.uint8)
     images, embeddings = noise_gap.to_images(frames, (HEIGHT, WIDTH)), torch.zeros(3, 128)
@@ -137,7 +137,7 @@ def test_svd_scores_a_clip_alike_in_any_batch_and_order(svd_folder):
     ],
     ids=["no index", "another class", "no unet", "no unet weights", "damaged vae"],
 )
-def test_a_model_folder_that_is_not_whole_is_refused_in_one_line(svd_folder, tmp_path, break_it, code):
+def test_an_incomplete_model_folder_is_refused(svd_folder, tmp_path, break_it, code):
     folder = tmp_path / "copy"
     shutil.copytree(svd_folder, folder)
     break_it(folder)
@@ -146,7 +146,7 @@ def test_a_model_folder_that_is_not_whole_is_refused_in_one_line(svd_folder, tmp
     assert "--model corpus" in str(caught.value)
 
 
-def test_weights_that_cannot_be_had_name_the_ways_out(monkeypatch):
+def test_the_error_of_unavailable_weights_has_remedies(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with raises("model-unavailable") as caught:
         noise_gap.load_svd("nobody/no-such-model")
@@ -180,7 +180,7 @@ def test_a_small_model_learns_its_corpus_and_survives_saving(clips, tmp_path):
         noise_gap.load_corpus(tmp_path / "model")
 
 
-def test_busyness_is_measured_in_time_and_in_space():
+def test_motion_and_texture_energies():
     still = torch.zeros(1, 4, 3, 16, 16)
     blink = still.clone()
     blink[:, ::2] = 0.5

@@ -9,7 +9,7 @@ from pipeline.noise_gap import channels, detection
 EVERYONE = np.ones(100, bool)
 
 
-def test_complexity_is_removed_and_not_excused_beyond_what_is_known():
+def test_complexity_is_removed_without_extrapolation():
     rng = np.random.default_rng(0)
     complexity = rng.uniform(0, 1, (100, 2))
     values = (3 + complexity @ [2.0, -1.0])[:, None]
@@ -25,7 +25,7 @@ def test_with_few_clips_only_the_median_is_removed():
     assert (found[:, 0] == np.arange(10) - 4.5).all()
 
 
-def test_robust_z_is_the_normal_deviate_and_ignores_who_is_not_in_the_reference():
+def test_robust_z_is_the_normal_deviate_by_the_reference_only():
     values = np.random.default_rng(1).standard_normal((20_000, 1)) * 3 + 5
     reference = np.ones(20_001, bool)
     reference[-1] = False
@@ -60,7 +60,7 @@ def test_a_clip_is_not_its_own_neighbour():
 
 
 def moving_spots(num_clips, rng, *, speed=1.0):
-    """Thumbnails [N, 16, 8, 8, 3] of a spot that goes round, clockwise, from a random angle."""
+    """Thumbnails [N, 16, 8, 8, 3] of a spot that circles clockwise from a random angle."""
     t = np.arange(16) * speed * 0.35 + rng.uniform(0, 2 * np.pi, (num_clips, 1))
     y, x = np.mgrid[:8, :8]
     distance = (x - 3.5 - 2.5 * np.cos(t)[..., None, None]) ** 2 + (y - 3.5 - 2.5 * np.sin(t)[..., None, None]) ** 2
@@ -84,7 +84,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_one_channel_sees_each_kind_of_oddness(kind):
+def test_each_kind_of_novelty_raises_its_channel(kind):
     rng = np.random.default_rng(4)
     change, channel = ODD[kind]
     clips = moving_spots(210, rng)
@@ -113,7 +113,7 @@ def test_gaussian_distance_is_the_likelihood_under_probabilistic_pca():
     assert channels.gaussian_distance(pca, vectors) == pytest.approx(expected)
 
 
-def test_what_a_basis_does_not_explain():
+def test_unexplained_energy_by_hand():
     basis = channels.principal_components(np.array([[3.0, 0, 0], [0, 2, 0], [0, 0, 1]]), 2)
     assert channels.unexplained(np.array([[1.0, 1, 2], [5, 0, 0]]), basis) == pytest.approx([4, 0], abs=1e-8)
 
@@ -127,7 +127,7 @@ def test_clips_shorter_than_a_window_and_clips_where_nothing_moves(num_frames):
 
 
 @pytest.mark.slow
-def test_scores_do_not_depend_on_the_order_of_clips_and_the_planted_stand_out():
+def test_scores_find_planted_clips_in_any_order():
     rng = np.random.default_rng(8)
     clips, gap = moving_spots(120, rng), rng.standard_normal((120, 5))
     clips[:4] = clips[:4, ::-1]

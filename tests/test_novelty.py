@@ -59,7 +59,7 @@ def test_every_clip_gets_a_score_and_a_bounded_weight_of_mean_one(embeddings, sc
     assert (weights == columns["weight"]).all()
 
 
-def test_the_result_judges_every_kind_by_its_label(embeddings, scored):
+def test_the_result_evaluates_every_labelled_kind(embeddings, scored):
     kinds = dataset.read_embeddings(embeddings).logs.novel_kind
     assert set(scored["auroc"]) == set(kinds) - {""} and len(scored["auroc"]) == 6
     assert scored["auroc_mean"] == pytest.approx(np.mean(list(scored["auroc"].values())))
@@ -80,7 +80,7 @@ def test_a_second_run_measures_nothing_again_and_another_seed_does(embeddings, s
     assert measured
 
 
-def test_shards_and_batches_score_alike(embeddings, scored, tmp_path, monkeypatch):
+def test_scores_do_not_depend_on_shards_and_batches(embeddings, scored, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_CLIPS", 8)
     out = tmp_path / "novelty.h5"
     shutil.copytree(embeddings.with_name("novelty.model"), tmp_path / "novelty.model")
@@ -91,7 +91,7 @@ def test_shards_and_batches_score_alike(embeddings, scored, tmp_path, monkeypatc
         np.testing.assert_allclose(sharded[name], whole[name], atol=1e-5, err_msg=name)
 
 
-def test_shards_that_run_at_once_fit_one_model_and_leave_one_whole_result(embeddings, scored, tmp_path):
+def test_concurrent_shards_fit_one_model_and_write_one_result(embeddings, scored, tmp_path):
     out = tmp_path / "novelty.h5"
     with ThreadPoolExecutor(3) as pool:
         both = [pool.submit(novelty.run, config(embeddings, out=out, shards=2, shard=shard)) for shard in (0, 1)]
@@ -108,7 +108,7 @@ def test_another_writer_of_the_same_output_is_refused(embeddings, tmp_path):
     assert not out.exists()
 
 
-def test_a_full_disk_asks_to_try_again(embeddings, tmp_path):
+def test_a_full_disk_is_a_try_again_error(embeddings, tmp_path):
     out = tmp_path / "novelty.h5"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (10, 1000, 50_000):
@@ -133,7 +133,7 @@ def test_leftovers_of_a_killed_run_are_removed(embeddings, tmp_path):
     assert [path.name[:7] for path in tmp_path.rglob(".*")] == [".other."]
 
 
-def test_a_reference_is_not_moved_by_what_is_scored_against_it(demos, embeddings, tmp_path):
+def test_a_reference_does_not_depend_on_the_scored_clips(demos, embeddings, tmp_path):
     listed = tmp_path / "demos"
     shutil.copytree(demos.parent, listed)
     pd.read_csv(listed / "manifest.csv").head(4).to_csv(listed / "reference.csv", index=False)
@@ -159,10 +159,10 @@ def test_references_that_cannot_be_compared_are_refused(demos, embeddings, tmp_p
     assert "'a.mp4'" in str(caught.value)
 
 
-def test_three_clips_weigh_one_each(demos, tmp_path, caplog):
+def test_too_few_clips_get_weight_one(demos, tmp_path, caplog):
     few = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(demos))[:1])
     result = novelty.run(config(few))
-    assert result["model"] == "none" and "4 clips are too few" in caplog.text
+    assert result["model"] == "none" and "4 clips are too few for a reference" in caplog.text
     weights = dataset.read_novelty_weights(tmp_path / "novelty.h5", dataset.read_embeddings(few).content_sha256)
     assert (weights == 1).all()
 
@@ -204,7 +204,7 @@ def test_embeddings_that_are_not_finite_are_refused(demos, embeddings, tmp_path)
     assert "clip 5" in str(caught.value)
 
 
-def test_stable_video_diffusion_is_slow_without_a_gpu_and_wants_its_frames(demos, svd_folder, tmp_path):
+def test_stable_video_diffusion_needs_a_gpu_and_enough_frames(demos, svd_folder, tmp_path):
     embeddings = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(demos))[:2])
     with raises("gpu-missing"):
         novelty.run(config(embeddings, model=str(svd_folder)))
@@ -237,7 +237,7 @@ def test_clips_of_long_videos_are_visited_as_training_plays_them(embeddings):
     assert (visits[~held_out] == 1).all() and (visits[held_out] == 0).all()
 
 
-def test_the_experiment_compares_within_rounds_and_says_which_way_it_falls(embeddings, scored, tmp_path):
+def test_the_experiment_compares_within_rounds(embeddings, scored, tmp_path):
     result = experiment.run(
         NoveltyExperimentConfig(embeddings=embeddings, out=tmp_path, rounds=3, draws=20, outcomes="simulator")
     )
@@ -250,7 +250,7 @@ def test_the_experiment_compares_within_rounds_and_says_which_way_it_falls(embed
     assert all((tmp_path / f"novelty.{suffix}").stat().st_size for suffix in ("svg", "png", "json"))
 
 
-def test_the_experiment_wants_scores(embeddings, tmp_path):
+def test_the_experiment_needs_scores(embeddings, tmp_path):
     with raises("novelty-missing") as caught:
         experiment.run(NoveltyExperimentConfig(embeddings=embeddings, novelty=tmp_path / "none.h5", out=tmp_path))
     assert "vtp novelty --embeddings" in str(caught.value)

@@ -74,14 +74,14 @@ def test_clips_without_a_label_among_others_are_counted():
 
 
 @pytest.mark.parametrize("context", [None, ["", "", "", ""]])
-def test_without_labels_every_clip_is_of_the_first_context_and_that_is_said(context):
+def test_without_labels_every_clip_is_of_the_first_context(context):
     model = outcomes_of(data_of(DISHWASHING, context))
     assert contexts_of(model) == ["plate"] * 4
     assert not model.is_labelled
     assert "the clips have no labels, so every one is treated as plate" in model.description
 
 
-def test_a_data_set_without_a_task_is_of_dishes_and_that_is_said():
+def test_a_data_set_without_a_task_is_treated_as_dishwashing():
     model = outcomes_of(data_of(None))
     assert model.task.name == "dishwashing"
     assert "the data set names no task" in model.description
@@ -111,7 +111,7 @@ def test_prices_of_another_task_replace_the_recorded_ones(tmp_path):
         outcomes_of(data_of(GRASPING, ["egg", "nut"]), "dishwashing")
 
 
-def test_another_task_s_simulator_is_told_to_be_ignored(tmp_path, caplog):
+def test_another_task_s_simulator_is_reported_as_ignored(tmp_path, caplog):
     settings = grasping(step_s=None)
     settings["simulator"]["attempts_per_minute"] = "1"
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(settings))
@@ -141,7 +141,7 @@ def test_an_unknown_label_and_a_task_without_simulator_are_errors():
 
 
 @pytest.mark.parametrize("videos", [2, 10])
-def test_of_very_many_steps_some_of_all_videos_are_learned_from(monkeypatch, videos):
+def test_very_many_steps_are_subsampled_over_all_videos(monkeypatch, videos):
     data = simulated_data(DISHWASHING.in_scenario("mixed"), videos=videos, steps=60 // videos)
     assert outcomes_of(data).steps.rows.tolist() == list(range(60))
     monkeypatch.setattr(of_dataset, "MOST_STEPS", 40)

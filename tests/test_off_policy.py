@@ -11,7 +11,7 @@ VIDEOS, STEPS = 30, 20
 
 
 def logs_of(draw, *, videos=VIDEOS, task=PLATES, seed=0, propensity=None):
-    """Steps whose actions in the unit box `draw` chooses, given a generator and a number."""
+    """Steps with actions in the unit box chosen by `draw`, a function of a generator and a number."""
     rng = np.random.default_rng(seed)
     n = videos * STEPS
     unit = draw(rng, n)
@@ -28,12 +28,12 @@ def uniform(rng, n):
 
 
 def surface(actions):
-    """A known worth, best at the corner (1, 1): 10 + 8 speed + 6 care."""
+    """A known value, best at the corner (1, 1): 10 + 8 speed + 6 care."""
     return 10 + 8 * actions[..., 0] + 6 * actions[..., 1]
 
 
 def at(steps, *action, expected=None):
-    """The policy that always chooses this action; the model expects of it what it is told, or the truth."""
+    """The policy that always chooses this action; the model expects the given values, or the true ones."""
     actions = np.tile(np.array(action, float), (steps.num_steps, 1))
     return Targets(actions, surface(actions) if expected is None else np.full(steps.num_steps, float(expected)))
 
@@ -46,7 +46,7 @@ def noisy(steps, deviation=1.0, seed=1):
 
 
 def test_a_perfect_model_without_noise_gives_the_change_itself():
-    """Residuals are 0, so all that is left is m(t) − m(a), whose mean is its own."""
+    """Residuals are 0, so only the mean of m(t) − m(a) is left."""
     steps = logs_of(uniform)
     value = surface(steps.actions)
     result = estimate_off_policy(PLATES, steps, value, value, at(steps, 1.0, 1.0))
@@ -56,7 +56,7 @@ def test_a_perfect_model_without_noise_gives_the_change_itself():
     assert result.change.verdict == "better" and "$" in result.change.reason and not result.change.advice
 
 
-def test_a_worse_policy_is_told_with_its_sign_before_the_dollar():
+def test_a_worse_policy_is_reported_with_a_minus_before_the_dollar():
     steps = logs_of(uniform)
     change = estimate_off_policy(PLATES, steps, noisy(steps), surface(steps.actions), at(steps, 0.0, 0.0)).change
     assert change.verdict == "worse" and "-$7." in change.reason
@@ -89,7 +89,7 @@ def test_the_logged_estimate_is_the_mean_of_the_logs():
 
 
 def test_weighting_recovers_the_worth_at_a_corner():
-    """Of uniform logs, without any model; what is left is the kernel's width, 0.8 bandwidths of each slope."""
+    """For uniform logs without a model; the remaining bias is the kernel's width, 0.8 bandwidths of each slope."""
     steps = logs_of(uniform, videos=150)
     value = noisy(steps)
     result = estimate_off_policy(PLATES, steps, value, np.zeros(steps.num_steps), at(steps, 1.0, 1.0, expected=0.0))
@@ -113,7 +113,7 @@ def test_logged_propensities_of_uniform_logs_give_the_same():
 
 
 def test_atoms_at_the_bounds_count():
-    """Logs of cut normals, half of them at the bound itself: the worth there is found, not that before it."""
+    """Logs of clipped normals, half of them at the bound: the value at the bound is found, not that before it."""
 
     def cut(rng, n):
         return np.clip(rng.normal(1.0, 0.2, (n, 2)), 0, 1)
@@ -139,7 +139,7 @@ def test_a_change_over_another_policy_is_paired():
     assert over_other.high - over_other.low < 0.3 * (over_logs.high - over_logs.low), "alike policies share their luck"
 
 
-def test_who_is_not_identified_is_named():
+def test_the_policy_that_is_not_identified_is_named():
     steps = logs_of(lambda rng, n: np.stack([0.3 * rng.random(n), rng.random(n)], 1))
     policy, other = at(steps, 0.15, 0.5), at(steps, 1.0, 0.5)
     result = estimate_off_policy(PLATES, steps, noisy(steps), surface(steps.actions), policy, compared=other)
@@ -157,7 +157,7 @@ def test_a_policy_compared_with_itself_changes_nothing():
     assert result.change_over_compared.verdict == "not distinguishable"
 
 
-def test_steps_of_a_video_that_share_their_luck_widen_the_interval():
+def test_dependent_steps_of_a_video_widen_the_interval():
     steps = logs_of(uniform)
     luck = np.random.default_rng(2).normal(0, 10, VIDEOS)[steps.video]
     value = surface(steps.actions) + luck
@@ -172,7 +172,7 @@ def test_steps_of_a_video_that_share_their_luck_widen_the_interval():
 
 
 def test_rare_expensive_errors_widen_the_interval_even_if_weights_miss_them():
-    """All errors lie far from the target, so its own steps look free of noise; the context says that they are not."""
+    """All errors are far from the target, so its own steps look free of noise; the context's variance is not 0."""
     steps = logs_of(uniform)
     far = (steps.actions < 0.3).all(1)
     value = surface(steps.actions) - 240.0 * far
@@ -193,7 +193,7 @@ def test_the_interval_covers_the_change_for_a_handful_of_videos():
     assert covered >= 54
 
 
-def test_hours_weigh_steps():
+def test_hours_weight_steps():
     steps = logs_of(uniform)
     value = np.where(steps.video < 15, 10.0, 20.0)
     hours = np.where(steps.video < 15, 1.0, 3.0)
@@ -210,7 +210,7 @@ def verdict_of(steps, targets, *, task=PLATES, **settings):
     return change
 
 
-def test_deterministic_logs_tell_nothing():
+def test_deterministic_logs_identify_nothing():
     steps = logs_of(lambda rng, n: np.full((n, 2), 0.5))
     change = verdict_of(steps, at(steps, 0.5, 0.5))
     assert change.cause == "logs-deterministic" and "speed, care" in change.reason
@@ -255,13 +255,13 @@ def test_few_videos_and_few_steps():
     assert verdict_of(few, at(few, 0.5, 0.5)).cause == "few-steps"
 
 
-def test_propensities_of_another_unit_are_told():
+def test_propensities_of_another_unit_are_detected():
     steps = logs_of(uniform, propensity=0.01)
     assert verdict_of(steps, at(steps, 0.5, 0.5)).cause == "propensities-off"
 
 
-def test_other_steps_tell_where_the_logger_acts():
-    """Their outcomes are not asked for; a video that is in both is refused."""
+def test_other_steps_inform_only_the_density():
+    """Their outcomes are not used; a video that is in both is refused."""
     steps, others = logs_of(uniform), logs_of(uniform, seed=9)
     targets = at(steps, 1.0, 1.0)
     with raises("off-policy-same-video"):
@@ -296,7 +296,7 @@ def test_numbers_that_do_not_fit_are_refused():
 
 
 def test_the_bandwidth_by_hand():
-    """2 · 0.3 · 64^(−1/6) = 0.3 of two actions."""
+    """2 · 0.3 · 64^(−1/6) = 0.3 for two actions."""
     assert bandwidth_of(np.array([0.3, 0.1]), 64) == pytest.approx([0.3, 0.1])
 
 

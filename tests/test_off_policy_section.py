@@ -64,7 +64,7 @@ def test_other_policies_stand_beside_it(tmp_path):
     rows = {row["policy"]: row for row in page.download("policies.csv")}
     assert list(rows) == ["this policy", "clone of the logging policy", "best constant", "greedy", "bold"]
     assert (rows["greedy"]["verdict"], float(rows["greedy"]["usd_per_hour"])) == ("worse", -1.2)
-    assert rows["bold"]["usd_per_hour"] == "" and rows["bold"]["reason"].startswith("logs hold actions")
+    assert rows["bold"]["usd_per_hour"] == "" and rows["bold"]["reason"].startswith("logs have actions")
     assert "Change over the logging policy, doubly robust not identified –" in page.text
     assert "none of these figures can be relied on" in page.text
     assert page.text.count("The model has seen other clips of the same videos") == 3

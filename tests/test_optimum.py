@@ -35,7 +35,7 @@ def test_the_best_on_plates():
     assert best.actions[0] == pytest.approx([1.0, 0.93], abs=0.005)
 
 
-def test_seeing_is_worth_eight_dollars_an_hour():
+def test_oracle_earns_eight_dollars_per_hour_more_than_blind():
     best, constant = best_of(dishes)
     assert best.profit.mean() == pytest.approx(39.788, abs=0.005)
     assert constant.profit.mean() == pytest.approx(31.794, abs=0.005)
@@ -56,7 +56,7 @@ def test_an_optimum_that_a_formula_gives():
     assert best.profit[0] == pytest.approx(60 * (0.99 * 0.5 - 0.01 * 2.0) - 2.0, abs=1e-4)
 
 
-def test_blind_acts_alike_everywhere():
+def test_the_blind_action_is_constant():
     actions = blind(dishes, np.arange(4)).actions
     assert actions.shape == (4, 2)
     assert (actions == actions[0]).all()
@@ -74,7 +74,7 @@ def test_with_one_context_the_blind_optimum_is_the_oracle():
     assert best.profit == pytest.approx(constant.profit)
 
 
-def test_the_reference_is_of_the_rows_that_are_asked_for_and_each_kind_is_searched_once():
+def test_each_kind_of_row_is_searched_once():
     model = SimulatedOutcomes(DISHES, np.array([2, 0, 2, 1]), price_usd=np.array([np.nan, np.nan, 9.0, np.nan]))
     whole, rows = oracle(dishes, np.arange(4)), np.array([0, 1, 1, 3, 2])
     found = oracle(model, rows)
@@ -98,8 +98,8 @@ def test_many_kinds_are_priced_a_part_at_a_time(monkeypatch):
     np.testing.assert_allclose(blind(model, np.arange(30)).actions, at_once.actions, atol=1e-4)
 
 
-def test_actions_that_are_hardly_known_are_no_optimum():
-    """With a hundred dollars off above half speed the best of plates is at half speed; profits are said in full."""
+def test_penalised_actions_are_not_optimal():
+    """With a penalty of $100 above half speed, the best for plates is half speed; profits exclude the penalty."""
 
     class Doubtful(SimulatedOutcomes):
         def penalty(self, rows, actions):
@@ -143,7 +143,7 @@ def test_no_action_beats_the_oracle_and_no_constant_one_beats_blind(name):
 
 
 def refined(value, grid, step):
-    """The best value [K] of a grid [P, A] in the unit box, of which the best points are looked at ever more closely."""
+    """The best value [K] over a grid [P, A] in the unit box that is refined around its best points."""
     values = np.concatenate([value(part) for part in np.array_split(grid, 1 + len(grid) // 50_000)], 1)
     rng, best = np.random.default_rng(0), values.max(1)
     for k in range(len(values)):
@@ -202,7 +202,7 @@ HEIGHTS = {"kinks": 0, "kinked cone": 0, "bent ridge": 0, "plateau": 0.8, "peak"
 @pytest.mark.parametrize("num_actions", [1, 2, 3, 4])
 @pytest.mark.parametrize("terrain", TERRAINS)
 @pytest.mark.parametrize("seed", range(3))
-def test_every_terrain_is_climbed(terrain, num_actions, seed):
+def test_the_maximum_of_every_terrain_is_found(terrain, num_actions, seed):
     place = np.random.default_rng(seed).uniform(0.05, 0.95, num_actions)
     actions = {f"a{index}": {"low": -1.0 - index, "high": 2.0} for index in range(num_actions)}
     task = Task.model_validate(grasping(actions=actions, simulator=None))
@@ -231,14 +231,14 @@ def test_many_actions_reach_a_peak_inside_and_a_bound_alike(num_actions):
 
 @settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
-def test_the_same_question_has_the_same_answer(seed, num_actions):
+def test_the_search_is_deterministic(seed, num_actions):
     model = random_outcomes(seed, num_actions, 1)
     np.testing.assert_array_equal(oracle(model, np.array([0])).actions, oracle(model, np.array([0])).actions)
 
 
 @pytest.mark.parametrize("num_actions", [1, 2, 3, 4])
-def test_many_contexts_take_few_questions(num_actions, monkeypatch):
-    """What counts are the calls of the model, for each is over many actions at once."""
+def test_many_contexts_take_few_model_calls(num_actions, monkeypatch):
+    """Counts calls of the model, because each evaluates many actions at once."""
     model = random_outcomes(5, num_actions, 40)
     calls = []
     expected = SimulatedOutcomes.expected

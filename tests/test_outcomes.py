@@ -43,7 +43,7 @@ def grasping_outcomes(*context, **settings):
 
 
 def test_careless_washing_up_by_hand():
-    """Full speed and no care: 3, 2, 2 and 2.5 dishes a minute, one at least."""
+    """Full speed and no care: 3, 2, 2 and 2.5 dishes per minute, at least one."""
     attempts, errors = SimulatedOutcomes(DISHES).expected(np.arange(4), FULL)
     np.testing.assert_allclose(attempts, np.array([3, 2, 2, 2.5]) + np.exp([-3, -2, -2, -2.5]))
     np.testing.assert_allclose(errors / attempts, [0.011, 0.14, 0.47, 0.055])
@@ -67,7 +67,7 @@ def test_expected_worth_is_by_the_hour_however_long_a_step_is():
         np.testing.assert_allclose(work.profit, [-2.0, 216 * 0.99 * 0.1 - 2.0])
 
 
-def test_rows_have_prices_of_their_own_where_they_say_so():
+def test_rows_can_have_their_own_prices():
     model = grasping_outcomes(
         0, 0, 1, 1, price_usd=np.array([np.nan, 9, np.nan, 7]), damage_usd=np.array([1.0, *[np.nan] * 3])
     )
@@ -82,7 +82,7 @@ def test_rows_have_prices_of_their_own_where_they_say_so():
     np.testing.assert_array_equal(model.scaled(price=2.0, damage=0.5).terms(rows)[1], [0.5, 1.0, 0.0, 0.0])
 
 
-def test_a_step_is_as_long_as_its_clip_where_the_task_leaves_it_open():
+def test_a_step_is_as_long_as_its_clip_if_the_task_sets_no_length():
     seconds = np.array([10.0, 60.0])
     left_open = grasping_outcomes(0, 0, step_s=seconds, changes={"step_s": None})
     np.testing.assert_allclose(left_open.expected(np.arange(2), np.array([3.0])).attempts, [0.6, 3.6])
@@ -93,7 +93,7 @@ def test_a_step_is_as_long_as_its_clip_where_the_task_leaves_it_open():
         grasping_outcomes(changes={"step_s": None})
 
 
-def test_at_least_one_attempt_a_step_only_where_the_task_says_so():
+def test_at_least_one_attempt_per_step_only_if_the_task_says_so():
     idle = {"attempts_per_minute": "0 * force", "error_probability": "0.5"}
     work = {
         floor: expected_worth(
@@ -106,7 +106,7 @@ def test_at_least_one_attempt_a_step_only_where_the_task_says_so():
     assert work[1].profit == pytest.approx(60 * 0.5 - 60 * 2.0 - 2.0)
 
 
-def test_kinds_are_rows_that_bring_the_same():
+def test_rows_of_one_kind_have_the_same_outcomes():
     nan = np.nan
     model = grasping_outcomes(
         0, 1, 0, 0, 0, 1, price_usd=np.array([nan, nan, 0.5, 0.6, nan, nan]), step_s=np.array([1, 1, 1, 1, 2, 1.0]),
@@ -119,7 +119,7 @@ def test_kinds_are_rows_that_bring_the_same():
     np.testing.assert_array_equal(model.kind(np.array([[3, 4], [0, 1]])), kind[[[3, 4], [0, 1]]])
 
 
-def test_clips_of_one_length_are_of_one_kind_wherever_they_begin():
+def test_equally_long_clips_are_of_one_kind_whatever_their_start():
     start_s = np.arange(200) * (16 / 15)
     step_s = (start_s + 16 / 15) - start_s
     assert len(set(step_s.tolist())) > 1, "by rounding"
@@ -127,7 +127,7 @@ def test_clips_of_one_length_are_of_one_kind_wherever_they_begin():
     assert set(model.kind(np.arange(200)).tolist()) == {0}
 
 
-def test_another_task_brings_other_prices_and_no_other_outcomes():
+def test_another_task_changes_prices_but_not_outcomes():
     model = grasping_outcomes(0, 1, price_usd=np.array([np.nan, 7.0]))
     dear = Task.model_validate(grasping(contexts={"egg": {"price_usd": 3}, "nut": {"price_usd": 4}}))
     priced = model.with_task(dear)
@@ -157,7 +157,7 @@ def test_the_fastest_corner_of_many_actions_is_found_without_all_of_them():
 
 
 @pytest.mark.parametrize("task", BUILT_IN.values(), ids=BUILT_IN)
-def test_what_is_expected_are_the_dynamics(task, rng):
+def test_expected_outcomes_are_those_of_the_dynamics(task, rng):
     model, found = SimulatedOutcomes(task), Dynamics(task)
     rows, actions = rng.integers(len(task.contexts), size=50), task.from_unit(rng.random((50, task.num_actions)))
     rate, p_err = found(rows, actions)
@@ -168,8 +168,8 @@ def test_what_is_expected_are_the_dynamics(task, rng):
 
 
 @pytest.mark.parametrize("task", BUILT_IN.values(), ids=BUILT_IN)
-def test_what_is_expected_is_the_mean_of_samples(task, rng):
-    """So is the reward: price and damage are linear in what is counted."""
+def test_expected_outcomes_are_the_mean_of_samples(task, rng):
+    """So is the reward, which is linear in the counts."""
     model = SimulatedOutcomes(task)
     action = task.from_unit(np.full(task.num_actions, 0.6))
     for row in range(len(task.contexts)):
@@ -194,7 +194,7 @@ def test_many_samples_have_their_shape(rng):
 # Coupled samples
 
 
-def test_equal_generators_bring_equal_luck_and_better_actions_better_outcomes():
+def test_coupled_samples_are_reproducible_and_better_for_better_actions():
     model, rows = SimulatedOutcomes(DISHES), np.repeat(np.arange(4), 500)
     careful, careless = (np.tile(action, (2000, 1)) for action in ((1.0, 0.5), (1.0, 0.4)))
 
@@ -230,7 +230,7 @@ def test_coupled_samples_have_the_means_and_spread_of_samples(rate, p_err, min_a
 
 
 def mean_reward(model, rows, actions):
-    """What one is paid for expected outcomes, with the error rate unpriced."""
+    """The reward for expected outcomes, with the error rate unpriced."""
     task, outcomes = model.task, model.expected(rows, actions)
     per_hour = SECONDS_PER_HOUR / model.terms(rows).step_s
     profit = per_hour * step_value(model, rows, outcomes) - task.total_costs_usd_per_hour
@@ -240,7 +240,7 @@ def mean_reward(model, rows, actions):
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 4))
-def test_the_action_that_is_paid_best_is_the_one_that_the_judge_finds(seed, num_actions, num_contexts):
+def test_the_action_with_the_highest_reward_is_the_optimum(seed, num_actions, num_contexts):
     model = random_outcomes(seed, num_actions, num_contexts)
     task, rows = model.task, np.arange(num_contexts)
     best = oracle(model, rows)
@@ -257,8 +257,8 @@ def test_the_action_that_is_paid_best_is_the_one_that_the_judge_finds(seed, num_
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("window", ["step", "episode"])
-def test_sampled_rewards_are_on_average_what_the_judge_says(seed, window):
-    """Of the episode to date, too: each step's mean is what the steps so far earn, at an action that is held."""
+def test_the_mean_of_sampled_rewards_is_the_expected_reward(seed, window):
+    """Also for the episode to date: with a constant action, each step's mean is that of the steps so far."""
     model = random_outcomes(seed, 1 + seed % 3)
     rng = np.random.default_rng(seed)
     action = model.task.from_unit(rng.random(model.task.num_actions))
@@ -289,7 +289,7 @@ def test_random_tasks_are_tasks_of_all_sorts():
     assert len({task.step_s for task in made}) > 2 and {task.simulator.min_attempts for task in made} == {0, 1}
 
 
-def test_rows_are_of_one_kind_where_all_that_they_are_priced_by_is_equal(rng):
+def test_rows_are_of_one_kind_if_their_contexts_and_terms_are_equal(rng):
     context, price, damage = (
         np.array(values)[rng.integers(2, size=200)] for values in ([0, 1], [np.nan, 0.7], [0.1, 2.0])
     )

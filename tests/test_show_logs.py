@@ -66,7 +66,7 @@ def test_the_largest_contexts_are_shown(vtp, written, monkeypatch):
 def test_one_video_is_shown_and_the_reason_that_nothing_is_learned(vtp, written):
     code, out, err = vtp("logs", written(simulated_data(DISHES, videos=1)))
     assert code == 0, err
-    assert "nothing can be learned: 1 logged videos cannot tell chance from cause" in out
+    assert "nothing can be learned: number of logged videos (1) is below 2" in out
     assert "What to log next" not in out and "speed" in out
 
 

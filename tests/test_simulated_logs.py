@@ -47,7 +47,7 @@ def test_contexts_are_as_frequent_and_stay_for_four_steps_in_five(name):
 
 @EVERY
 def test_uniform_and_human_hold_half_of_their_actions(name):
-    """Actions at the bounds aside, where two draws can be equal."""
+    """Except for actions at the bounds, where two draws can be equal."""
     logs = logs_of(PARTS, name)
     is_inside = ((PARTS.low < logs.actions) & (logs.actions < PARTS.high)).all(-1)
     same = (logs.actions[:, 1:] == logs.actions[:, :-1]).all(-1)[is_inside[:, 1:]]
@@ -57,7 +57,7 @@ def test_uniform_and_human_hold_half_of_their_actions(name):
 @pytest.mark.parametrize("name", ["uniform", "human"])
 @pytest.mark.parametrize("context", range(3))
 def test_a_held_action_has_the_same_distribution_in_every_context(name, context):
-    """In the last of many steps, most actions held from a step in which the context may have been another one."""
+    """In the last of many steps: most actions are held from a step that may have had another context."""
     logs, policy = logs_of(PARTS, name, videos=40_000, steps=4), logging_policy(name, PARTS)
     held = (logs.actions[:, 3] == logs.actions[:, 2]).all(-1) & (logs.context[:, 3] == context)
     speed = logs.actions[held, 3, 0]
@@ -77,7 +77,7 @@ def test_an_expert_earns_more_than_others():
 
 @EVERY
 def test_rendered_demonstrations_have_the_same_logs(name):
-    """To four digits, as labels have them."""
+    """To four digits, as in labels."""
     policy = logging_policy(name, DISHES)
     logs = logs_of(DISHES, name, videos=1, steps=60, seed=4)
     labels = simulate.demonstrate(DISHES, 60, np.random.default_rng(4), policy=policy)
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_logs():
 
 
 @pytest.mark.parametrize(("lacks", "code"), [("simulator", "task-no-simulator"), ("step_s", "task-no-step-s")])
-def test_what_cannot_be_simulated(lacks, code):
+def test_a_task_that_cannot_be_simulated_is_refused(lacks, code):
     task = Task.model_validate({**PARTS.model_dump(), lacks: None})
     with raises(code):
         logs_of(task, "uniform")

@@ -17,7 +17,7 @@ def counts_of(basis, unit, count, exposure, *, group=None, num_groups=1, is_bino
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.7, 0.95, 1.0])
 def test_a_probability_of_any_height_is_found(share):
-    """A hundred trials at each of fifty actions, of which exactly this share fails."""
+    """A hundred trials at each of fifty actions; exactly this share are errors."""
     basis, unit = Basis([None]), np.linspace(0, 1, 50)[:, None]
     trials = np.full(50, 100.0)
     counts = counts_of(basis, unit, share * trials, trials, is_binomial=True)
@@ -35,7 +35,7 @@ def test_a_probability_that_crosses_a_half_is_followed():
 
 @pytest.mark.parametrize("direction", ["rises", "falls"])
 def test_coarse_polynomials_keep_directions(direction):
-    """Of two actions degree 2 instead of 4; an action without a direction keeps its degree."""
+    """With two actions, degree 2 instead of 4; an action without a direction keeps its degree."""
     fine, coarse = Basis([direction, None]), Basis([direction, None], is_coarse=True)
     assert (fine.shape, coarse.shape) == ((5, 7), (3, 7))
     along = np.column_stack([np.linspace(0, 1, 30), np.full(30, 0.4)])
@@ -46,7 +46,7 @@ def test_coarse_polynomials_keep_directions(direction):
 @pytest.mark.parametrize(
     ("rate", "degree"), [(lambda u: 4 + 5 * u + 3 * u**2, 4), (lambda u: 2 + 10 / (1 + np.exp(-8 * (u - 0.5))), 8)]
 )
-def test_held_out_videos_say_how_fine_a_surface_is(rate, degree):
+def test_held_out_videos_choose_the_degree(rate, degree):
     """Whether the rate rises evenly or jumps, on 4,000 steps of 40 videos."""
     rng = np.random.default_rng(0)
     unit, video, minutes = rng.random((4000, 1)), np.arange(4000) // 100, np.full(4000, 1.0)
@@ -58,7 +58,7 @@ def test_held_out_videos_say_how_fine_a_surface_is(rate, degree):
 
 
 def heads(num_videos=60):
-    """The head of all logs, that of half of them on its own, and that of the half which knows the whole."""
+    """The heads of all logs, of half of them alone, and of that half given the head of all."""
     rng = np.random.default_rng(0)
     unit, video = rng.random((10 * num_videos, 1)), np.arange(10 * num_videos) // 10
     count, minutes = rng.poisson(4 + 5 * unit[:, 0]).astype(float), np.ones(10 * num_videos)
@@ -76,14 +76,14 @@ def heads(num_videos=60):
     return whole, fitted(half), fitted(half, whole)
 
 
-def test_of_few_steps_a_part_of_the_logs_chooses_priors_of_its_own():
+def test_a_part_of_few_logs_chooses_its_own_priors():
     whole, alone, part = heads()
     np.testing.assert_array_equal(part.surfaces, alone.surfaces)
     assert part.scores == alone.scores != whole.scores
     assert part.contradicted == whole.contradicted == ("attempts falls with force",)
 
 
-def test_of_many_steps_a_part_of_the_logs_keeps_the_priors_of_all(monkeypatch):
+def test_a_part_of_many_logs_keeps_the_priors_of_all(monkeypatch):
     monkeypatch.setattr(fitting, "ENOUGH_STEPS", 200)
     whole, _, part = heads()
     assert part.scores is whole.scores and part.basis is whole.basis
@@ -101,7 +101,7 @@ def test_drawn_steps_are_all_or_as_many_as_asked_for_in_order():
 
 @pytest.mark.parametrize("is_binomial", [True, False])
 def test_a_group_without_counts_is_like_the_others(is_binomial):
-    """Whatever an ensemble member's own prior is; a thousandfold of the others' rate is no such prior."""
+    """Whatever an ensemble member's prior is; priors do not reach a thousand times the others' rate."""
     basis, unit = Basis([None]), np.random.default_rng(0).random((300, 1))
     group, exposure = np.arange(300) % 3, np.full(300, 20.0)  # the fourth group has none
     counts = counts_of(basis, unit, 0.2 * exposure, exposure, group=group, num_groups=4, is_binomial=is_binomial)
@@ -126,7 +126,7 @@ def learned(task, attempts, errors, video, context=None):
     return LearnedOutcomes(task, context, context, steps, step_s=60.0)
 
 
-def test_one_video_and_no_attempt_teach_nothing():
+def test_one_video_or_no_attempt_is_refused():
     with raises("logs-too-few-videos"):
         learned(PLATES, [2.0, 3.0], [0.0, 1.0], [5, 5])
     with raises("logs-no-attempts"):
@@ -142,7 +142,7 @@ def test_logs_without_an_error_and_with_errors_alone(errors):
     np.testing.assert_allclose(failed / attempts, errors[0] / 3, atol=0.15)
 
 
-def test_penalties_are_the_same_a_part_at_a_time(monkeypatch):
+def test_penalties_do_not_depend_on_the_block_size(monkeypatch):
     errors = np.random.default_rng(1).binomial(3, 0.3, 40).astype(float)
     context, video = np.arange(40) % 4, np.arange(40) // 10
     model = learned(DISHES, np.full(40, 3.0), errors, video, context).with_caution(Caution(1.0, 0.3))

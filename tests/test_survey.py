@@ -221,7 +221,7 @@ def test_labels_that_are_no_logs_are_refused_with_the_columns_that_they_lack():
 def test_one_video_is_counted_and_teaches_nothing():
     found = surveyed(simulated_data(DISHES, videos=1))
     assert found.all.steps == 20 and found.learned is None and found.next == []
-    assert "1 logged videos cannot tell chance from cause" in found.cannot_learn
+    assert "number of logged videos (1) is below 2" in found.cannot_learn
 
 
 def test_logs_without_an_attempt_teach_nothing():

@@ -41,7 +41,7 @@ def test_the_verdicts_have_interval_reason_and_advice():
     ]
     off_policy = logs_say(UNKNOWN, UNKNOWN, same_videos=True)
     assert verdict.text(by_logs(UNKNOWN, off_policy=off_policy)) == [
-        "The policy is not identified against the logging policy: logs hold actions like the policy's for 60% of the "
+        "The policy is not identified against the logging policy: logs have actions like the policy's for 60% of the "
         "hours; 90% are needed. Next: log pan steps with speed near 0.98.",
         "Against blind (the best constant action) it is likewise not identified.",
         "Judged on 480 logged steps of 24 videos. The model has seen other clips of the same videos, so this may "

@@ -1,6 +1,6 @@
-"""Clips to features (R3D-18, TimeSformer-B, models of transformers) and features to 128-D embeddings (projectors).
+"""Clips to features (R3D-18, TimeSformer-B, EfficientNet-Lite0, transformers) and features to 128-D embeddings.
 
-Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until a backbone turns them.
+Layout is converted here and nowhere else: clips are [B, T, H, W, 3] uint8 until a backbone converts them.
 """
 
 from pipeline.encoders.centring import RunningCentre, centre_videos

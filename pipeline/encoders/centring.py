@@ -1,10 +1,12 @@
-"""Embeddings measured from the mean of their own video, so that a policy sees the work and not the scene around it.
+"""Subtract each video's own mean from its embeddings, which removes the scene.
 
-A scene shifts all clips of its video alike: light, background and size do not change while the work does. The mean of a
-video's clips is that shift and little else, provided that the video shows the work in more than one state. What is
-taken off is the mean of the n clips seen and of N = PRIOR_CLIPS more at the mean of the training clips,
-(N μ_train + n μ_seen) / (N + n), as Schneider et al. adapt the statistics of batch norm to shifted pictures (arXiv
-2006.16971, equation 2); no label is needed.
+A scene shifts all clips of its video equally: light, background and size stay constant while the work changes. The mean
+of a video's clips is mostly that shift, provided that the video shows the work in more than one state. With n clips
+seen and a prior of N = PRIOR_CLIPS clips, the subtracted mean is
+
+    (N μ_train + n μ_seen) / (N + n),
+
+the adaptation of batch norm statistics by Schneider et al. (arXiv 2006.16971, equation 2). No label is needed.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ import itertools
 
 import numpy as np
 
-PRIOR_CLIPS = 0.25  # at the training mean: without any, a video's first clip would be seen as nothing
+PRIOR_CLIPS = 0.25  # at the training mean; without them a video's first clip would become zero
 
 
 def centre_videos(
     embeddings: np.ndarray, offset: np.ndarray, mean: np.ndarray, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """embeddings: [N, 128], whole videos one after the other → [N, 128] float32, each clip from its video's mean.
+    """embeddings: [N, 128], whole videos one after the other → [N, 128] float32, each less its video's mean.
 
     offset: [V + 1] rows at which the videos begin and the last one ends. mean: [128], of the training clips. out: the
     array to write and return, default a new one.
@@ -33,7 +35,7 @@ def centre_videos(
 
 
 class RunningCentre:
-    """Videos as they are filmed, side by side: each clip from the mean of what was seen of its video up to it."""
+    """Centre the clips of several videos as they arrive: each less the mean of its video's clips so far."""
 
     def __init__(self, mean: np.ndarray):
         """mean: [128], of the training clips."""

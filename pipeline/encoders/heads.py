@@ -1,4 +1,4 @@
-"""What an agent sees embeddings or states through, and the self-supervised losses that train an encoder."""
+"""Encoders of embeddings and simulator states for agents, and self-supervised losses for training encoders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = 1 << 16  # embeddings
 
 
 def moments(embeddings: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance [D], float64, of rows [n] of embeddings [N, D], of which a block is in memory at a time."""
+    """Mean and variance [D], float64, of rows [n] of embeddings [N, D], one block in memory at a time."""
     blocks = np.split(rows, range(BLOCK, len(rows), BLOCK))
     mean = sum(embeddings[block].sum(0, dtype=np.float64) for block in blocks) / len(rows)
     return mean, sum(((embeddings[block] - mean) ** 2).sum(0) for block in blocks) / len(rows)
@@ -22,8 +22,8 @@ def moments(embeddings: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nd
 class Normalizer(nn.Module):
     """Centre embeddings [B, D] and divide each dimension by √(its variance + the mean variance).
 
-    The few dimensions in which clips differ most come to about one, and the many small ones stay small: whitening would
-    raise their noise to the same size, one global deviation would let the light in a scene drown all else.
+    The few dimensions with the largest variance scale to about one and the many others stay small. Whitening would
+    raise their noise to the same size; one global deviation would let lighting dominate.
     """
 
     mean: Tensor
@@ -66,9 +66,9 @@ class MLPEncoder(nn.Module):
 class AuxiliaryHeads(nn.Module):
     """Self-supervised losses that train an encoder: predict the next latent from a latent and an action.
 
-    Consistency is one minus the cosine between prediction and what came (SPR, arXiv 2007.05929, equation 2);
-    InfoNCE asks to find it among the batch (CPC, arXiv 1807.03748, equation 4). Targets carry no gradient; cosines
-    are taken with a floor on the norm, so both losses are always finite.
+    Consistency is one minus the cosine of the predicted and the actual next latent (SPR, arXiv 2007.05929, equation 2);
+    InfoNCE identifies that latent among the batch (CPC, arXiv 1807.03748, equation 4). Targets have no gradient; norms
+    have a floor, so both losses are always finite.
     """
 
     CONSISTENCY_WEIGHT = 0.1

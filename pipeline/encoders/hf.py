@@ -1,7 +1,7 @@
-"""Video and image models of transformers' Auto classes; weights are safetensors, and no code of a model's own is run.
+"""Video and image models of transformers' Auto classes; weights are safetensors, and a model's own code is never run.
 
-The model's own processor scales and normalises frames. A video model sees a clip's frames as many as it takes; an image
-model sees each frame, and a clip is the mean over frames beside a temporal difference.
+The model's own processor scales and normalises frames. A video model gets as many frames of a clip as it takes. An
+image model gets each frame; the clip's features are the mean over frames and a temporal difference.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from pipeline.hf_models import PREFIX, WAYS_OUT
 logger = logging.getLogger(__name__)
 
 ARITHMETIC = {"cpu": 1, "cuda": 101}
-EDGE = 224  # of frames for a processor that takes any size
-FRAMES = 16  # of the clip that a model is tried on, where it takes any number
+EDGE = 224  # shortest edge of frames if the processor takes any size
+FRAMES = 16  # of the test clip if the model takes any number
 _HUB_FILES = [hf_models.CONFIG, *hf_models.PROCESSORS, hf_models.WEIGHTS, hf_models.INDEX, "model-*-of-*.safetensors"]
 _LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
@@ -42,15 +42,15 @@ _LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeErr
 class _Model(NamedTuple):
     name: str  # for messages
     network: Any
-    call: Callable[..., Any]  # of the network: its vision tower alone, where it has others
+    call: Callable[..., Any]  # of the network: only its vision tower if it has others
     processor: Any
     takes_video: bool
-    num_frames: int | None  # that a video model takes; None where it takes any number
-    has_pooler: bool  # with weights of its own
+    num_frames: int | None  # of a video model; None: any number
+    has_pooler: bool  # with saved weights
 
 
 def load(backbone: str, weights: str | None, precision: str, device: str = "cpu") -> Backbone:
-    """The model that `backbone` names, from where `weights` says that it was found, if it was loaded before.
+    """Load the model named by `backbone`, from the place `weights` if it was loaded before.
 
     Its forward takes clips on the device, cpu or cuda.
     """
@@ -80,7 +80,7 @@ def load(backbone: str, weights: str | None, precision: str, device: str = "cpu"
 
 
 def _from_hub(name: str) -> Path:
-    """The folder of the hub's cache, filled where the hub answers."""
+    """The folder in the hub's cache, updated if the hub answers."""
     repository, _, revision = name.partition("@")
 
     def fetched(is_local: bool) -> Path:
@@ -102,7 +102,7 @@ def _from_hub(name: str) -> Path:
             raise VtpError(
                 f"backbone {PREFIX}{name} could not be downloaded ({reason}); {WAYS_OUT}", code="weights-unavailable"
             ) from error
-        logger.warning("%s%s: the hub cannot be asked (%s); using the copy of %s", PREFIX, name, reason, folder.name)
+        logger.warning("%s%s could not be downloaded (%s); using the cached copy %s", PREFIX, name, reason, folder.name)
         return folder
 
 
@@ -114,10 +114,10 @@ def _load_model(folder: Path, name: str) -> _Model:
     except _LOADING as error:
         if needs_code:
             raise VtpError(
-                f"backbone {name} needs code of its own, which is never run; {WAYS_OUT}", code="weights-need-code"
+                f"backbone {name} needs its own code, which is never run; {WAYS_OUT}", code="weights-need-code"
             ) from error
         raise VtpError(
-            f"backbone {name} is no model that transformers {transformers.__version__} knows "
+            f"backbone {name} is not a model of transformers {transformers.__version__} "
             f"({source.first_line(error)}); {WAYS_OUT}",
             code="weights-wrong",
         ) from error
@@ -126,7 +126,7 @@ def _load_model(folder: Path, name: str) -> _Model:
     takes_video = kind is not None and _takes_video(kind, config)
     if kind is None or not (takes_video or "image" in _modalities(kind)):
         raise VtpError(
-            f"backbone {name} is of {config.model_type}, which takes neither video nor images; {WAYS_OUT}",
+            f"backbone {name} is a {config.model_type}, which takes neither video nor images; {WAYS_OUT}",
             code="weights-wrong",
         )
     network, missing = from_safetensors(kind, folder, name, WAYS_OUT, config=config)
@@ -150,7 +150,7 @@ def _load_model(folder: Path, name: str) -> _Model:
 
 
 def from_safetensors(kind: Any, folder: Path, name: str, ways_out: str, **options: Any) -> tuple[Any, set[str]]:
-    """The model saved there, in fp32, and the names of its tensors that are not; CorruptError where it is damaged."""
+    """The model saved in a folder, in fp32, and the names of its missing tensors; CorruptError if it is damaged."""
     try:
         with quietly():
             network, found = kind.from_pretrained(
@@ -167,7 +167,7 @@ def from_safetensors(kind: Any, folder: Path, name: str, ways_out: str, **option
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bar, and no report of what was left out."""
+    """No progress bar, and no report of unused or missing tensors."""
     verbosity, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -193,7 +193,7 @@ def _takes_video(kind: Any, config: Any) -> bool:
 
 
 def _num_frames(config: Any) -> int | None:
-    """The frames of a clip, by the config or by that of its vision tower."""
+    """The number of frames of a clip, from the config or that of the vision tower."""
     for part in (config, getattr(config, "vision_config", None)):
         for name in ("num_frames", "frames_per_clip"):
             if isinstance(number := getattr(part, name, None), int):
@@ -202,10 +202,10 @@ def _num_frames(config: Any) -> int | None:
 
 
 def _frame_size(processor: Any) -> tuple[int, int]:
-    """Height and width of the frames that the decoder is to give: those that the processor scales to.
+    """Height and width of the frames to decode: those that the processor scales to.
 
-    Where it scales the shortest edge, frames have the shape of R3D-18's, 128:171. crop_pct: the share of what it scales
-    to that `shortest_edge` is, and that it crops.
+    If the processor scales the shortest edge, frames have the aspect ratio of R3D-18's, 128:171. crop_pct: cropped
+    `shortest_edge` as a share of the scaled edge.
     """
     size = processor.size if getattr(processor, "do_resize", True) else getattr(processor, "crop_size", None)
     given = {} if size is None else dict(size)
@@ -216,7 +216,7 @@ def _frame_size(processor: Any) -> tuple[int, int]:
 
 
 def _try(model: _Model, size: tuple[int, int], device: str) -> tuple[str, int]:
-    """What is pooled, and into how many features; VtpError where the model does not encode a clip, or not for sure."""
+    """The pooled output and its number of features; VtpError if the model fails on a clip or is not deterministic."""
     shape = (1, model.num_frames or FRAMES, *size, 3)
     clip = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).to(device)
     try:
@@ -225,21 +225,20 @@ def _try(model: _Model, size: tuple[int, int], device: str) -> tuple[str, int]:
     except (*_LOADING, IndexError, NotImplementedError) as error:
         kind = type(model.network).__name__
         raise VtpError(
-            f"backbone {model.name} is a {kind}, which encodes no clip of {shape[1]} frames "
+            f"backbone {model.name} is a {kind}, which cannot encode a clip of {shape[1]} frames "
             f"({source.first_line(error)}); {WAYS_OUT}",
             code="weights-wrong",
         ) from error
     if not torch.equal(features, again):
         raise VtpError(
-            f"backbone {model.name} gives other features of the same frames each time; use a model that hides none of "
-            "them",
+            f"backbone {model.name} returns different features for the same frames; use a model without masking",
             code="weights-wrong",
         )
     return pooled, features.shape[1]
 
 
 def _features(model: _Model, clips: Tensor) -> tuple[str, Tensor]:
-    """clips: [B, T, H, W, 3] uint8 → what was pooled, and features [B, D] float32."""
+    """clips: [B, T, H, W, 3] uint8 → name of the pooled output, and features [B, D] float32."""
     batch, clip_len = clips.shape[:2]
     frames = clips.permute(0, 1, 4, 2, 3)
     if not model.takes_video:
@@ -251,7 +250,7 @@ def _features(model: _Model, clips: Tensor) -> tuple[str, Tensor]:
 
 
 def _videos(model: _Model, frames: Tensor) -> Tensor:
-    """frames: [B, T, 3, H, W] uint8 → [B, T, 3, h, w] as the model's processor scales them."""
+    """frames: [B, T, 3, H, W] uint8 → [B, T, 3, h, w], scaled by the model's processor."""
     if isinstance(model.processor, transformers.BaseVideoProcessor):
         found = model.processor(list(frames), do_sample_frames=False, return_tensors="pt")
     else:
@@ -261,20 +260,20 @@ def _videos(model: _Model, frames: Tensor) -> Tensor:
 
 
 def _video_input(model: _Model) -> str:
-    """The name by which the model takes videos."""
+    """The name of the model's input for videos."""
     of_call = model.call.forward if model.call is model.network else model.call
     names = inspect.signature(of_call).parameters
     return next(name for name in ("pixel_values_videos", "pixel_values") if name in names)
 
 
 def _pooled(model: _Model, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
-    """What the library pools of each row, by name and [N, D] float32; the mean of all tokens where it pools none."""
+    """Name and values [N, D] float32 of the library's pooled output; the mean of all tokens if it pools nothing."""
     device, dtype = model.network.device, model.network.dtype
     moved: dict[str, Any] = {
         name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
         for name, value in inputs.items()
     }
-    if "skip_predictor" in inspect.signature(model.network.forward).parameters:  # V-JEPA's is of no use here
+    if "skip_predictor" in inspect.signature(model.network.forward).parameters:  # V-JEPA's predictor is not needed
         moved["skip_predictor"] = True
     output = model.call(**moved)
     if isinstance(output, Tensor):
@@ -288,7 +287,7 @@ def _pooled(model: _Model, inputs: Mapping[str, Tensor]) -> tuple[str, Tensor]:
 
 
 def _transform(model: _Model, size: tuple[int, int], pooled: str) -> str:
-    """What becomes of the decoder's frames, for the record."""
+    """Preprocessing of decoded frames, in words."""
     kind, processor = type(model.network).__name__, type(model.processor).__name__
     frames = f"{model.num_frames} of a clip, evenly" if model.num_frames else "all of a clip"
     over = "" if model.takes_video else ", per frame; mean over frames, mean of the second half less the first's"

@@ -24,18 +24,18 @@ logger = logging.getLogger(__name__)
 
 FEW_CLIPS = 300
 NORM_EPS = 1e-5
-BLOCK_ROWS = 1024  # no more than an exact product can sum
+BLOCK_ROWS = 1024  # at most the longest sum of an exact product
 
 LEARNED_STEPS = 600
 LEARNED_LR = 1e-3
-LEARNED_DROPOUT = 0.3  # of features: few videos are soon known by heart
+LEARNED_DROPOUT = 0.3  # of features, against overfitting few videos
 VIDEOS_A_BATCH = 8
 PAIRS_A_VIDEO = 32
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums of one order, whatever the number of processors: what is learned so is hashed as it is."""
+    """Compute on one thread, so that results, and their hashes, do not depend on the number of processors."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -47,20 +47,20 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Projector:
-    """embeddings = (features − mean) · componentsᵀ / scale, then a layer norm where there is one.
+    """embeddings = (features − mean) · componentsᵀ / scale, then an optional layer norm.
 
-    One scale for all dimensions, no whitening: of `pca` and `random` the components are orthonormal rows or zeros.
-    `none` has no components, and makes no embeddings.
+    One scale for all dimensions, no whitening. Components of `pca` and `random` are orthonormal rows or zeros; `none`
+    has no components and gives no embeddings.
     """
 
     mean: np.ndarray  # [D] float64
-    components: np.ndarray  # [128, D] float64; of none [0, D]
+    components: np.ndarray  # [128, D] float64; `none`: [0, D]
     scale: float
     name: str
     norm: np.ndarray | None = None  # [2, 128] float64, the layer norm's weight and bias
 
     def project(self, features: np.ndarray) -> np.ndarray:
-        """features: [N, D] → [N, 128] float32; a row depends neither on its neighbours nor on the machine."""
+        """features: [N, D] → [N, 128] float32; a row depends neither on other rows nor on the machine."""
         embeddings = np.empty((len(features), len(self.components)), np.float32)
         for rows in _blocks(len(features)):
             projected = product(features[rows] - self.mean, self.components.T) / self.scale
@@ -80,15 +80,15 @@ class Projector:
 
 
 def _blocks(num_rows: int) -> Iterator[slice]:
-    """All rows, few enough at a time that their doubles stay in the cache."""
+    """Blocks of rows that fit the cache as doubles."""
     return (slice(start, start + BLOCK_ROWS) for start in range(0, num_rows, BLOCK_ROWS))
 
 
 def fit_pca(features: np.ndarray) -> Projector:
     """Principal components of features [N, D]; the scale makes the root mean square of their embeddings one.
 
-    Each component's largest loading is positive, and no bit depends on the machine: projectors are told apart by their
-    hash. Where the features span fewer than 128 dimensions, the remaining components are zero.
+    Each component's largest loading is positive, and no bit depends on the machine, because projectors are compared by
+    hash. If the features span fewer than 128 dimensions, the remaining components are zero.
     """
     mean = sum(features[rows].sum(axis=0, dtype=np.float64) for rows in _blocks(len(features))) / len(features)
     covariance = np.zeros((features.shape[1], features.shape[1]))
@@ -106,9 +106,9 @@ def fit_pca(features: np.ndarray) -> Projector:
 
 
 def random_projector(seed: int, feature_dim: int) -> Projector:
-    """128 orthonormal directions drawn from the seed; neither centred nor scaled, as it sees no data.
+    """128 orthonormal directions drawn from the random seed; neither centred nor scaled, as there is no data.
 
-    Of fewer features there are as many directions as features, and the remaining components are zero.
+    With fewer features there are as many directions as features, and the remaining components are zero.
     """
     gaussian = np.random.default_rng(seed).standard_normal((feature_dim, EMBEDDING_DIM))
     components = np.zeros((EMBEDDING_DIM, feature_dim))
@@ -117,18 +117,18 @@ def random_projector(seed: int, feature_dim: int) -> Projector:
 
 
 def no_projector(feature_dim: int) -> Projector:
-    """Features stay alone."""
+    """A projector without components, for files of features only."""
     return Projector(np.zeros(feature_dim), np.zeros((0, feature_dim)), 1.0, NONE)
 
 
 @one_thread()
 def fit_learned(features: np.ndarray, video_lengths: Sequence[int] | np.ndarray, *, seed: int = 0) -> Projector:
-    """A linear map and a layer norm, trained to foresee each clip's successor: no label is seen.
+    """Train a linear map and a layer norm to predict each clip's successor, without labels.
 
-    features: [N, D], the clips of one video after the other; video_lengths: [V], their numbers, N in all. The losses
-    are those of `AuxiliaryHeads` without an action. A batch holds many clips of few videos, so that most of the others
-    that InfoNCE must tell a clip from share its scene: what tells scenes apart would not help, what changes slowly in
-    them does. Deterministic by the seed. VtpError where no video has two clips.
+    features: [N, D], the clips of one video after the other; video_lengths: [V] clips per video, N in all. The losses
+    are those of `AuxiliaryHeads` without an action. A batch has many clips of few videos, so that most negatives of
+    InfoNCE share a clip's scene: features of the scene do not help, slow changes within it do. Deterministic given the
+    random seed. VtpError if no video has two clips.
     """
     offset = np.concatenate([[0], np.cumsum(video_lengths)])
     pairs = [np.arange(start, end - 1) for start, end in itertools.pairwise(offset) if end - start > 1]
@@ -174,16 +174,16 @@ def _train(
 
 
 def fit_projector(name: str, features: np.ndarray, video_lengths: np.ndarray) -> Projector:
-    """The projector of that name, one of FITTED, fitted on videos whose clips are [N, D].
+    """Fit the projector of that name, one of FITTED, to features [N, D].
 
-    video_lengths: [V] whole numbers, N in all.
+    video_lengths: [V] clips per video, N in all.
     """
     projector = fit_pca(features) if name == "pca" else fit_learned(features, video_lengths)
     if len(features) < FEW_CLIPS:
         num_zero = int((~projector.components.any(axis=1)).sum())
         logger.warning(
-            "projector %s is fitted on %d clips, fewer than %d%s; extract more videos, or name the file of a larger "
-            "extraction as --projector, random:0, or none for features alone",
+            "projector %s is fitted to %d clips, fewer than %d%s; extract more videos, or name the file of a larger "
+            "extraction as --projector, random:0, or none for features only",
             name, len(features), FEW_CLIPS, f", and {num_zero} of {EMBEDDING_DIM} columns are zero" if num_zero else "",
         )  # fmt: skip
     return projector

@@ -21,7 +21,7 @@ from pipeline.errors import CorruptError, VtpError
 from pipeline.named_weights import WAYS_OUT, seed_of
 
 FEATURE_DIM = 512
-ARITHMETIC = {  # bf16 was plain convolutions before it was Winograd's
+ARITHMETIC = {  # bf16 on a CPU: plain convolutions before Winograd's
     ("cpu", "fp32"): 1, ("cpu", "bf16"): 2, ("cpu", "int8"): 1, ("cuda", "fp32"): 101, ("cuda", "bf16"): 101,
 }  # fmt: skip
 TRANSFORM = "torchvision R3D_18_Weights.KINETICS400_V1: resize 128x171 bilinear, crop 112"
@@ -42,7 +42,7 @@ def preprocess(clips: Tensor) -> Tensor:
 
 
 def crop(clips: Tensor) -> Tensor:
-    """The preset's resize and crop alone. clips: [B, T, H, W, 3] uint8 → [B, T, 112, 112, 3] uint8."""
+    """The preset's resize and crop only. clips: [B, T, H, W, 3] uint8 → [B, T, 112, 112, 3] uint8."""
     frames = clips.permute(0, 1, 4, 2, 3)
     resized = transforms.resize(frames.flatten(0, 1), _PRESET.resize_size, _PRESET.interpolation, antialias=False)
     cropped = transforms.center_crop(resized, _PRESET.crop_size).unflatten(0, frames.shape[:2])
@@ -50,7 +50,7 @@ def crop(clips: Tensor) -> Tensor:
 
 
 def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
-    """R3D-18 before its classifier: torchvision's network as it is, but on a processor in bf16 and int8 the fast ones.
+    """Load R3D-18 without its classifier: torchvision's network, or in bf16 and int8 on a CPU our fast ones.
 
     Its forward takes clips on the device, cpu or cuda.
     """
@@ -99,7 +99,7 @@ def _from_state_dict(path: Path) -> VideoResNet:
             f"weights {path} is not an R3D-18: {len(wrong)} tensors differ, such as {wrong[0]}; {_WAYS_OUT}",
             code="weights-wrong",
         )
-    network.load_state_dict(body, strict=False)  # the classifier alone is left out
+    network.load_state_dict(body, strict=False)  # only the classifier is left out
     return network
 
 

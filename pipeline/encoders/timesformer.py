@@ -1,4 +1,4 @@
-"""TimeSformer-B (Bertasius et al., arXiv 2102.05095) through transformers; weights are safetensors, never a pickle."""
+"""TimeSformer-B (Bertasius et al., arXiv 2102.05095) through transformers; weights are safetensors, never pickles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WAYS_OUT = WAYS_OUT["timesformer_b"]
 
 
 def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
-    """The class token of the last layer. A clip of any length gives the model's frames, sampled evenly.
+    """Features are the class token of the last layer. The model's frames are sampled evenly from the clip.
 
     Its forward takes clips on the device, cpu or cuda.
     """
@@ -36,7 +36,7 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
     size, num_frames = config.image_size, config.num_frames
     if not isinstance(size, int):
         raise VtpError(
-            f"weights {name} are for images of {size}, and frames are cut to squares; {_WAYS_OUT}", code="weights-wrong"
+            f"weights {name} are for images of {size}, frames are cropped to squares; {_WAYS_OUT}", code="weights-wrong"
         )
     sha256 = source.state_sha256(network.state_dict())
     module: nn.Module = network  # transformers' own `to` hides its types
@@ -46,7 +46,7 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
         inputs = preprocess(clips, num_frames=num_frames, size=size, mean=mean, std=std)
         return network(inputs.to(network.dtype)).last_hidden_state[:, 0].float()
 
-    height, width = size, size * 171 // 128  # of the shape of R3D-18's frames
+    height, width = size, size * 171 // 128  # aspect ratio of R3D-18's frames
     transform = (
         f"frames {height}x{width}, {num_frames} of a clip, shortest edge {size} bilinear, crop {size}, "
         f"mean {mean}, std {std}"
@@ -79,7 +79,7 @@ def preprocess(
 
 
 def _load_network(weights: str) -> tuple[TimesformerModel, str, tuple[tuple[float, ...], tuple[float, ...]]]:
-    """The network, the resolved name of its weights, and the mean and deviation that they expect."""
+    """The network, the resolved name of its weights, and the mean and deviation of their pixels."""
     if (seed := seed_of(weights)) is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -108,7 +108,7 @@ def _from_hub() -> tuple[TimesformerModel, str]:
 
 
 def _from_folder(folder: Path) -> TimesformerModel:
-    """The model saved there, with every tensor in its place; CorruptError where it is damaged."""
+    """The model saved in a folder; CorruptError if it is damaged or a tensor is missing."""
     config = _json(folder / "config.json")
     if config.get("model_type") != "timesformer":
         raise VtpError(
@@ -124,7 +124,7 @@ def _from_folder(folder: Path) -> TimesformerModel:
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation from the folder's preprocessor_config.json, where it has one."""
+    """Mean and deviation from the folder's preprocessor_config.json, if there is one."""
     path = folder / "preprocessor_config.json"
     given = _json(path) if path.exists() else {}
     return tuple(given.get("image_mean", MEAN)), tuple(given.get("image_std", STD))
@@ -138,5 +138,5 @@ def _json(path: Path) -> dict:
             f"weights: {path} cannot be read ({source.first_line(error)}); {_WAYS_OUT}", code="weights-damaged"
         ) from error
     if not isinstance(value, dict):
-        raise CorruptError(f"weights: {path} holds no settings; {_WAYS_OUT}", code="weights-damaged")
+        raise CorruptError(f"weights: {path} is not a JSON object; {_WAYS_OUT}", code="weights-damaged")
     return value

@@ -1,4 +1,4 @@
-"""Weights: downloaded, read from files that are not trusted, and hashed."""
+"""Download weights, read them from untrusted files, and hash them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.errors import CorruptError, VtpError
 
 PROBE_S = 10.0
-UNREADABLE = (  # what torch raises of damaged files
+UNREADABLE = (  # raised by torch for damaged files
     pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
     AssertionError, struct.error,
 )  # fmt: skip
@@ -25,7 +25,7 @@ UNREADABLE = (  # what torch raises of damaged files
 def probe(url: str) -> None:
     """Raise OSError unless the server answers soon.
 
-    In a thread of its own: name look-ups obey no socket timeout, and each of a host's addresses has its own.
+    Runs in a thread, because name look-ups ignore the socket timeout and each of a host's addresses has its own.
     """
     result: list[OSError | None] = []
 
@@ -50,7 +50,7 @@ def first_line(error: BaseException) -> str:
 
 
 def load_state(path: Path, ways_out: str) -> Mapping[str, Tensor]:
-    """The state dict of a file, by tensors and plain values alone; CorruptError where it is damaged."""
+    """Load the state dict of a file, tensors and plain values only; CorruptError if it is damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -63,7 +63,7 @@ def load_state(path: Path, ways_out: str) -> Mapping[str, Tensor]:
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of a state dict's names and values: the same whether the weights were drawn or read from a file."""
+    """Hash of a state dict's names and values; the same for random weights and for their file."""
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous().numpy()

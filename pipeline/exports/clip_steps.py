@@ -1,4 +1,4 @@
-"""Clips as steps: what was done in each, what that was worth, and the episodes that steps in a row make."""
+"""Clips as steps: the action and reward of each, and the episodes of consecutive steps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.tasks import SECONDS_PER_HOUR, Task, worth
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")  # in the order in which episodes are written
+SPLITS = ("train", "val", "test")  # in the order of written episodes
 
 
 class PricedLogs(NamedTuple):
-    """The logs of N clips at a task's prices; NaN where a value is unknown.
+    """The logs of N clips at a task's prices; NaN if a value is unknown.
 
-    reward_usd: what the step earned, less the hourly costs of its seconds.
+    reward_usd: value of the step minus the hourly costs of its seconds.
     """
 
     task: Task
@@ -30,9 +30,9 @@ class PricedLogs(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """Clips of one video in a row.
+    """Consecutive clips of one video.
 
-    after: the clip that follows the last one, or that one itself where the video ends.
+    after: the clip that follows the last one, or the last one itself if the video ends.
     """
 
     video: int
@@ -41,7 +41,7 @@ class Episode(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Episodes of clips that all have what `logs` hold, and the number of the other clips."""
+    """Episodes of clips that have all columns of the logs, and the number of the other clips."""
 
     episodes: list[Episode]
     actions: np.ndarray | None  # [N, A] of every clip of the data set
@@ -55,10 +55,10 @@ class Steps(NamedTuple):
 
 
 def priced_logs(data: Embeddings, priced: str | None) -> PricedLogs | None:
-    """What the labels log, at the prices of the task `priced`, by default those recorded; None without labels.
+    """Logs of the labels at the prices of the task `priced`, by default the recorded ones; None without labels.
 
-    Steps are priced as in training: where a label names no context, the context is the one that training takes.
-    VtpError where `priced` has nothing to price.
+    Steps are priced as in training: a label without a context gets the context that training uses. VtpError if `priced`
+    has nothing to price.
     """
     found = None
     if data.logs is not None:
@@ -82,10 +82,10 @@ def priced_logs(data: Embeddings, priced: str | None) -> PricedLogs | None:
 
 
 def steps_of(data: Embeddings, logs: PricedLogs | None, videos: np.ndarray, *, must_have: str | None = None) -> Steps:
-    """The steps of those videos, the videos in order of their split.
+    """The steps of the videos, in order of split.
 
-    A clip counts if its actions and reward are known; without rewards in any clip, if its actions are; without actions
-    in any clip, every one. must_have: the format that needs actions and rewards; VtpError where no clip has both.
+    A clip is a step if its actions and reward are known; if no clip has a reward, if its actions are; if no clip has
+    actions, always. must_have: the format that needs actions and rewards; VtpError if no clip has both.
     """
     actions = reward_usd = None
     is_step = np.isin(video_of(data, np.arange(data.num_clips)), videos)
@@ -100,7 +100,7 @@ def steps_of(data: Embeddings, logs: PricedLogs | None, videos: np.ndarray, *, m
     if must_have is not None and reward_usd is None:
         lack = _lack(data, logs)
         raise VtpError(
-            f"--to {must_have} needs what was done in each clip and what came of it: {lack}; say so in the labels and "
+            f"--to {must_have} needs the actions, attempts and errors of clips: {lack}; give them in the labels and "
             "extract again, or use --to npy, parquet or lerobot",
             code="logs-missing",
         )
@@ -122,7 +122,7 @@ def steps_of(data: Embeddings, logs: PricedLogs | None, videos: np.ndarray, *, m
 def _lack(data: Embeddings, logs: PricedLogs | None) -> str:
     if logs is None:
         return "the clips have no labels"
-    return what_logs_lack(data, logs.task) or "no clip of that split has all of it"
+    return what_logs_lack(data, logs.task) or "no clip of that split has all of them"
 
 
 def _episodes(data: Embeddings, is_step: np.ndarray) -> list[Episode]:

@@ -1,4 +1,4 @@
-"""A replay buffer in d3rlpy's HDF5 layout of version 2.1, as `ReplayBuffer.dump` writes it."""
+"""A replay buffer in d3rlpy's HDF5 layout, version 2.1, as written by `ReplayBuffer.dump`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COLUMNS = ["observations", "actions", "rewards", "terminated"]
 def write(
     path: Path, data: Embeddings, steps: Steps, origin: Mapping[str, str], progress: Callable[[int, int, str], None]
 ) -> None:
-    """An episode i is observations_i [T, 128], actions_i [T, A], rewards_i [T, 1], all float32, and terminated_i.
+    """Episode i has observations_i [T, 128], actions_i [T, A], rewards_i [T, 1], all float32, and terminated_i.
 
-    No episode terminates: the work goes on when a video ends. video_id_i, split_i, start_s_i and end_s_i [T] are beside
-    the columns, where d3rlpy does not look.
+    No episode terminates, because work continues when a video ends. video_id_i, split_i, start_s_i and end_s_i [T] are
+    extra datasets that d3rlpy ignores.
     """
     write_layout(path, _datasets(data, steps, progress), {"/": origin})
 

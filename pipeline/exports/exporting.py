@@ -1,4 +1,4 @@
-"""The stage: an embeddings file to the files of another library, whole or not there."""
+"""Export an embeddings file to the files of another library; the output is complete or absent."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pipeline.kept_inputs import keep_inputs
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
-FILES = {"parquet": ".parquet", "d3rlpy": ".d3rlpy.h5"}  # formats of one file, and how its name ends by default
+FILES = {"parquet": ".parquet", "d3rlpy": ".d3rlpy.h5"}  # single-file formats and their default suffixes
 FOLDERS = {"npy": "-npy", "lerobot": "-lerobot", "minari": "-minari-v0"}
-ORIGIN = "export.json"  # in a folder: what it was made of, and that vtp may replace it
+ORIGIN = "export.json"  # origin of a folder; marks it as replaceable by vtp
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written. left_out: clips of the videos whose labels lack what the format needs."""
+    """The written export. left_out: clips of the videos whose labels lack values that the format needs."""
 
     path: Path
     to: str
@@ -39,14 +39,14 @@ class ExportResult:
     num_videos: int
     num_episodes: int
     left_out: int
-    load: str  # Python that loads it
+    load: str  # Python code that loads it
 
 
 def run(cfg: AnyExportConfig, *, progress: Progress = lambda done, total, text: None) -> ExportResult:
     """Write the data set in the format `cfg.to`.
 
-    VtpError where the output exists, unless `cfg.overwrite` and it is an earlier export, or where the labels lack what
-    the format needs; then nothing was written.
+    VtpError, and nothing written, if the output exists (unless `cfg.overwrite` is set and it is an earlier export), or
+    if the labels lack values that the format needs.
     """
     out = cfg.out or default_out(cfg)
     keep_inputs(cfg, [out])
@@ -77,7 +77,7 @@ def run(cfg: AnyExportConfig, *, progress: Progress = lambda done, total, text: 
 def _write_file(
     cfg: AnyExportConfig, data: Embeddings, videos: np.ndarray, path: Path, origin: dict[str, str], progress: Progress
 ) -> Steps | None:
-    """The steps that were written; None where every clip was."""
+    """Return the written steps; None if every clip was written."""
     assert not isinstance(cfg, NpyExportConfig)
     logs = priced_logs(data, cfg.task)
     if isinstance(cfg, ParquetExportConfig):
@@ -91,7 +91,7 @@ def _write_file(
 def _write_folder(
     cfg: AnyExportConfig, data: Embeddings, videos: np.ndarray, folder: Path, name: str, progress: Progress
 ) -> Steps | None:
-    """The steps that were written; None where every clip was. name: of the folder when it is whole."""
+    """Return the written steps; None if every clip was written. name: of the finished folder."""
     if isinstance(cfg, NpyExportConfig):
         npy_folder.write(folder, data, videos, progress)
         return None
@@ -114,20 +114,20 @@ def default_out(cfg: AnyExportConfig) -> Path:
 
 
 def check_output(cfg: AnyExportConfig, out: Path) -> None:
-    """VtpError where something is at the output that the settings do not let be replaced, or its name cannot be."""
+    """VtpError if the output exists and may not be replaced, or if its name is not valid."""
     if cfg.to == "minari":
         minari_folder.check_name(out)
     if out.name in ("", ".."):
-        raise VtpError(f"--out {out} is a folder that is there; name a new one in it", code="output-name")
+        raise VtpError(f"--out {out} is an existing folder; name a new one in it", code="output-name")
     if out.is_symlink():
         raise VtpError(f"--out {out} is a link; name the file or folder itself", code="output-is-link")
     if not out.exists():
         return
     if cfg.to in FILES:
         if out.is_dir():
-            raise VtpError(f"--out {out} is a folder, and {cfg.to} is one file; name it", code="output-is-folder")
+            raise VtpError(f"--out {out} is a folder, and {cfg.to} is one file; name a file", code="output-is-folder")
         if not (parquet_table if cfg.to == "parquet" else d3rlpy_file).is_export(out):
-            raise VtpError(f"--out {out} is no file that vtp exported; name a new file", code="output-exists")
+            raise VtpError(f"--out {out} was not exported by vtp; name a new file", code="output-exists")
     else:
         if not out.is_dir():
             raise VtpError(
@@ -137,14 +137,14 @@ def check_output(cfg: AnyExportConfig, out: Path) -> None:
             return
         if not (out / ORIGIN).is_file():
             raise VtpError(
-                f"--out {out} holds files that are no export of vtp's; name a new folder", code="output-exists"
+                f"--out {out} has files that were not exported by vtp; name a new folder", code="output-exists"
             )
     if not cfg.overwrite:
         raise VtpError(f"--out {out} exists; name another, or add --overwrite", code="output-exists")
 
 
 def videos_of_split(data: Embeddings, cfg: AnyExportConfig) -> np.ndarray:
-    """The videos [V] that are exported."""
+    """The exported videos, [V]."""
     split = np.array(data.videos.split)
     if cfg.split is None:
         return np.arange(data.num_videos)

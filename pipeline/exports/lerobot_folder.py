@@ -1,4 +1,4 @@
-"""A LeRobot data set v3.0, an episode a video, whose observations are embeddings and not pictures."""
+"""A LeRobot data set v3.0 with embeddings, not images, as observations."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.files import make_folder, write_json
 
 VERSION = "v3.0"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-LISTS = ("observation.embedding", "action")  # vectors, of whatever length
-CHUNK_FILES = 1000  # files of a folder, at most
+LISTS = ("observation.embedding", "action")  # vectors, even of length 1
+CHUNK_FILES = 1000  # most files in a folder
 FILE_MB = 100
 STATS: dict[str, Callable[[np.ndarray], np.floating]] = {
     "min": np.min,
@@ -29,14 +29,14 @@ STATS: dict[str, Callable[[np.ndarray], np.floating]] = {
     "std": np.std,
     **{f"q{percent:02d}": partial(np.percentile, q=percent) for percent in (1, 10, 50, 90, 99)},
 }
-NO_TASK = "unknown"  # what is done, where no label says it; LeRobot wants a text
+NO_TASK = "unknown"  # LeRobot needs a text even if no task is known
 
 
 def write(folder: Path, data: Embeddings, steps: Steps, progress: Callable[[int, int, str], None]) -> None:
     """observation.embedding [128], action [A] and next.reward, all float32; next.done; clip.start_s and clip.end_s.
 
-    A clip is a frame, so fps is clips per second; action and next.reward are there where labels have them. Videos are
-    not copied: a frame would not show what an embedding is of.
+    A clip is a frame, so fps is clips per second; action and next.reward are written if labels have them. Videos are
+    not copied, because one image cannot show the clip of an embedding.
     """
     names, task_index = _tasks(data, steps)
     rows = np.concatenate([episode.rows for episode in steps.episodes])
@@ -89,7 +89,7 @@ def _columns(
 
 
 def _tasks(data: Embeddings, steps: Steps) -> tuple[list[str], np.ndarray]:
-    """The texts that say what is done, and [N] the number of each clip's."""
+    """The task texts, and the index of each clip's text, [N]."""
     if data.task is None:
         return [NO_TASK], np.zeros(data.num_clips, np.int64)
     name = data.task.name
@@ -102,7 +102,7 @@ def _tasks(data: Embeddings, steps: Steps) -> tuple[list[str], np.ndarray]:
 
 
 def _files(episodes: list[Episode], columns: dict[str, np.ndarray]) -> Iterator[tuple[list[Episode], int]]:
-    """The episodes of each data file, and the row of its first; an episode is in one file."""
+    """The episodes of each data file, and the row of the first; an episode is never split over files."""
     row_bytes = sum(values.nbytes for values in columns.values()) / len(columns["index"])
     some: list[Episode] = []
     start = count = 0
@@ -172,7 +172,7 @@ def _info(data: Embeddings, steps: Steps, columns: dict[str, np.ndarray], num_ta
 
 
 def _stats(values: np.ndarray) -> dict[str, list[float]]:
-    """Over all frames, a number for each dimension."""
+    """Statistics over all frames, one number per dimension."""
     columns = [column.astype(np.float64) for column in values.reshape(len(values), -1).T]
     stats = {name: [float(of(column)) for column in columns] for name, of in STATS.items()}
     return {**stats, "count": [len(values)]}

@@ -1,4 +1,4 @@
-"""A Minari data set: data/main_data.hdf5 and data/metadata.json, as Minari 0.5 stores them."""
+"""A Minari data set: data/main_data.hdf5 and data/metadata.json, in the layout of Minari 0.5."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.errors import VtpError
 from pipeline.exports.clip_steps import Steps
 from pipeline.files import write_json
 
-VERSION = "0.5.0"  # of Minari; all 0.5 read it
+VERSION = "0.5.0"  # of Minari; readable by every 0.5 release
 BYTES_PER_MB = 1_000_000
 
 
 def check_name(out: Path) -> None:
-    """VtpError where the folder's name, which is the id of the data set, is none of Minari's."""
+    """VtpError if the folder's name is not valid as a Minari data set id."""
     if not re.fullmatch(r"[-\w]+-v\d+", out.name):
         raise VtpError(
             f"--out {out} must end in a version, such as {out.name or 'work'}-v0, and have only letters, digits, - and "
-            "_ in its last part, by which Minari knows a data set; rename it",
+            "_ in its last part, which is the id of the Minari data set; rename it",
             code="output-name",
         )
 
@@ -32,9 +32,9 @@ def check_name(out: Path) -> None:
 def write(folder: Path, data: Embeddings, steps: Steps, name: str, progress: Callable[[int, int, str], None]) -> None:
     """An episode has observations [T + 1, 128] and actions [T, A], both float32, and rewards [T] float64.
 
-    The last observation is of the clip that follows; where the video ends, the last clip's own once more. Episodes are
-    truncated, not terminated: the work goes on when a video ends. infos/start_s and infos/end_s [T + 1] are the clips'
-    times; episodes carry video_id, split and first_clip as attributes.
+    The last observation is of the next clip or, if the video ends, the last clip's repeated. Episodes are truncated,
+    not terminated, because work continues when a video ends. infos/start_s and infos/end_s [T + 1] are the clips'
+    times; episodes have video_id, split and first_clip as attributes.
     """
     assert steps.task is not None
     attrs: dict[str, dict[str, str | int]] = {
@@ -84,6 +84,6 @@ def _datasets(data: Embeddings, steps: Steps, progress: Callable[[int, int, str]
 
 
 def _box(low: np.ndarray, high: np.ndarray) -> str:
-    """A space of float32 as Minari writes it: JSON within JSON, with infinities as Python writes them."""
+    """A float32 space in Minari's form: JSON within JSON, with infinities as Python writes them."""
     bounds = {"low": low.astype(np.float32).tolist(), "high": high.astype(np.float32).tolist()}
     return json.dumps({"type": "Box", "dtype": "float32", "shape": [len(low)], **bounds})

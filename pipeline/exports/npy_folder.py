@@ -1,4 +1,4 @@
-"""Arrays per video in files named as video_features names them, and an index of the videos."""
+"""Arrays per video in files with video_features' names, and an index of the videos."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipeline.dataset import Embeddings
 from pipeline.dataset.manifest import VIDEO_SUFFIXES
 
 INDEX = "videos.csv"
-NAME_BYTES = 180  # of a name before its suffix; a file's name ends at 255
-KEY_CHARS = 64  # of the backbone's name
-UNSAFE = r'[\x00-\x1f\x7f/\\:*?"<>|]'  # in the names of files on any system
+NAME_BYTES = 180  # longest name before its suffix; file systems allow 255 bytes
+KEY_CHARS = 64  # last characters of the backbone's name
+UNSAFE = r'[\x00-\x1f\x7f/\\:*?"<>|]'  # not allowed in file names on some system
 
 
 def write(folder: Path, data: Embeddings, videos: np.ndarray, progress: Callable[[int, int, str], None]) -> None:
     """NAME_BACKBONE.npy [n, 128] float32, NAME_timestamps_ms.npy and NAME_ends_ms.npy [n] float64, NAME_fps.npy.
 
-    Of features alone the first is [n, D].
+    Without embeddings the first has features [n, D].
     """
     clips, fps = data.clips, np.array(float(data.attrs["fps"]))
     key = re.sub(r"[^\w.-]", "-", str(data.attrs["backbone"]))[-KEY_CHARS:]
@@ -52,10 +52,10 @@ def write(folder: Path, data: Embeddings, videos: np.ndarray, progress: Callable
 
 
 def file_names(video_ids: Sequence[str], suffixes: Sequence[str]) -> list[str]:
-    """A name a video, such that no two files of names and suffixes are one on any file system.
+    """One name per video, such that no two files of names and suffixes collide on any file system.
 
-    The name is the last part of the id without the suffix of a video, as in video_features; where that collides, the
-    whole id with _ for /; where that collides too, it ends in a digest of the id.
+    The name is the last part of the id without a video suffix, as in video_features; if that collides, the whole id
+    with _ for /; if that collides too, it ends in a digest of the id.
     """
     levels = [_candidates(video_id) for video_id in video_ids]
     level = [0] * len(levels)

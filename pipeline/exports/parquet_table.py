@@ -1,4 +1,4 @@
-"""One table with a row a clip."""
+"""One table with a row per clip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.errors import CorruptError
 from pipeline.exports.clip_steps import PricedLogs
 
 BLOCK_ROWS = 65_536
-ORIGIN = b"vtp"  # in the table's metadata: what it was made of, and that vtp may replace it
+ORIGIN = b"vtp"  # key of the origin in the table's metadata; marks it as replaceable by vtp
 
 
 def write(
@@ -27,9 +27,9 @@ def write(
     origin: str,
     progress: Callable[[int, int, str], None],
 ) -> None:
-    """The columns of `Embeddings.to_pandas`, with rewards, novelty and the embedding, or the features alone.
+    """The columns of `Embeddings.to_pandas`, with rewards, novelty and the embedding, or only the features.
 
-    Unknown values are null. A column that no clip of the data set has a value of is left out.
+    Unknown values are null. A column without a value in any clip of the data set is left out.
     """
     columns = clip_columns(data)
     if logs is not None and not is_unknown(logs.reward_usd):
@@ -80,5 +80,5 @@ def _array(values: np.ndarray) -> pa.Array:
 
 
 def fixed_size_lists(values: np.ndarray) -> pa.Array:
-    """Rows [n, d] as lists of d."""
+    """Rows [n, d] as lists of length d."""
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])

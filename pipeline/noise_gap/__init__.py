@@ -1,4 +1,4 @@
-"""Novelty by the noise gap of a video diffusion model: the models, further channels, scores, and how well they do."""
+"""Novelty by the noise gap of a video diffusion model: models, further channels, scores, and their evaluation."""
 
 from pipeline.noise_gap.blocks import Block, Corpus, read_clips, split_blocks
 from pipeline.noise_gap.channels import MIN_FOR_SCORES, Scores, knn_distance, score, weights

@@ -1,4 +1,4 @@
-"""The clips to compare, and reading them again: the very ones that were extracted."""
+"""The clips to compare, and rereading exactly those that were extracted."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BLOCK_CLIPS = 256
 
 @dataclass(frozen=True)
 class Corpus:
-    """The clips to measure: those to score and, after them, those of a reference that lies in another file."""
+    """The clips to measure: those to score and, after them, those of a reference in another file."""
 
     files: tuple[dataset.Embeddings, ...]
-    named: np.ndarray  # [clips of all files] bool: the clips of the videos that are ordinary by definition
+    named: np.ndarray  # [clips of all files] bool: the clips of reference videos
 
     @cached_property
     def whole(self) -> np.ndarray:
-        """Whether a clip has all its frames: padded ones stand still at their end, and are not scored, [clips]."""
+        """Whether a clip has all its frames, [clips]; padded ones end in a still image and are not scored."""
         return np.concatenate([data.clips.valid_frames == data.attrs["clip_len"] for data in self.files])
 
     @cached_property
@@ -34,7 +34,7 @@ class Corpus:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """First clip of each file, and the number of all."""
+        """First clip of each file, then the number of all clips."""
         return np.cumsum([0, *(data.num_clips for data in self.files)])
 
     @cached_property
@@ -43,9 +43,9 @@ class Corpus:
 
     @cached_property
     def folds(self) -> np.ndarray:
-        """0 or 1 for each clip: by turns within a video, so that its other clips are known to the other half's model.
+        """0 or 1 for each clip, alternating within a video, so that each half's model has seen the video's other clips.
 
-        It depends on the clip alone, not on which others there are.
+        A clip's fold does not depend on the other videos.
         """
         return np.concatenate([
             (int(sha256[:8], 16) + np.arange(data.offset[v + 1] - data.offset[v])) % 2
@@ -63,7 +63,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive videos of one file: what a part file holds."""
+    """Consecutive videos of one file, measured into one part file."""
 
     file: int
     videos: range
@@ -90,7 +90,7 @@ def read_clips(
     wanted: np.ndarray | None = None,
     batch_size: int = 8,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """As `rereading.read_clips`, with rows of the corpus, in what is wanted too."""
+    """Like `rereading.read_clips`, but rows, those of `wanted` too, are of the corpus."""
     first = corpus.offsets[block.file]
     for rows, frames in rereading.read_clips(
         corpus.files[block.file], block.videos, frame_size=frame_size, batch_size=batch_size,

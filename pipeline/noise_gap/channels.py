@@ -1,4 +1,4 @@
-"""From measures of clips to novelty scores and weights. Pure numpy; no function here sees a label."""
+"""Novelty scores and weights from measures of clips. Pure numpy; no function here uses labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 MIN_FOR_REGRESSION = 20  # reference clips; with fewer, complexity is not removed
-MIN_FOR_SCORES = 5  # with fewer, every clip weighs 1
+MIN_FOR_SCORES = 5  # reference clips; with fewer, every clip gets weight 1
 MAX_SCORE = 6.0
 MAX_Z = 6.0
 WEIGHT_RANGE = (0.5, 2.0)
@@ -21,11 +21,11 @@ WINDOW = 6  # frames
 CLIPS_A_CHUNK = 512  # a clip has 11 windows of 1152 numbers
 TINY = 1e-9
 PASSES = 3
-TRIMMED = 0.15  # of the reference: what is novel in it must not become a component of its own
+TRIMMED = 0.15  # share of the reference left out as most novel, so that novelty does not become a component
 
 
 class Scores(NamedTuple):
-    """Of N clips: how far off the reference each is, all told, in each channel, and by the noise gap at K sigmas."""
+    """Deviations of N clips from the reference: in total, per channel, and by the noise gap at K sigmas."""
 
     score: np.ndarray  # [N] in [-6, 6]
     channels: dict[str, np.ndarray]  # name → [N]
@@ -35,9 +35,9 @@ class Scores(NamedTuple):
 def score(
     gap: np.ndarray, thumbnails: np.ndarray, complexity: np.ndarray, reference: np.ndarray, folds: np.ndarray
 ) -> Scores:
-    """From measures to scores: log gaps [N, K], thumbnails [N, T, h, w, 3], log energies [N, D], masks and folds [N].
+    """Score measures: log gaps [N, K], thumbnails [N, T, h, w, 3], log energies [N, D], reference mask and folds [N].
 
-    The channels' linear models are fitted again and again without the clips that the time before found most novel.
+    The channels' linear models are fitted repeatedly, without the clips that the previous pass found most novel.
     """
     complexity = complexity.astype(np.float64)
 
@@ -59,7 +59,7 @@ def score(
 
 
 def _by_fold(values: np.ndarray, folds: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Less the median of each fold's reference clips: two models, trained apart, are not equally good."""
+    """Subtract the median of each fold's reference clips, because the two models are not equally good."""
     centred = values.copy()
     for fold in (0, 1):
         known = values[reference & (folds == fold)]
@@ -71,7 +71,7 @@ def remove_complexity(values: np.ndarray, complexity: np.ndarray, reference: np.
     """Residuals [N, K] of `values` [N, K] on `complexity` [N, D], least squares over the reference clips (mask [N]).
 
     Raw diffusion loss ranks a busy clip over a novel one (Serrà et al. 2020, arXiv 1909.11480). Complexity is clipped
-    to the reference's range: beyond it the line is not known, and a frozen clip must not be excused for being still.
+    to the reference's range: the fit does not extrapolate, and stillness must not explain the gap of a frozen clip.
     """
     if reference.sum() < MIN_FOR_REGRESSION:
         return values - np.median(values[reference], axis=0)
@@ -92,21 +92,21 @@ def robust_z(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def novelty_score(channels: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """One score [N] in [-6, 6] of calibrated channels [N, C]: the length of the vector of their positive deviations.
 
-    Clips that are more ordinary than the median in one channel cannot make up for being odd in another: a clip of
-    frozen motion is easy to predict in all else. The rule sees no label.
+    Being ordinary in one channel does not compensate for being unusual in another: a clip of frozen motion is easy to
+    predict in all other channels. No labels are used.
     """
     length = np.sqrt(np.square(np.maximum(channels, 0)).sum(axis=1))
     return np.clip(robust_z(length[:, None], reference)[:, 0], -MAX_SCORE, MAX_SCORE)
 
 
 def clip_channels(thumbnails: np.ndarray, reference: np.ndarray, folds: np.ndarray) -> dict[str, np.ndarray]:
-    """How badly linear models of the reference's other fold describe clips: thumbnails [N, T, h, w, 3] → name → [N].
+    """Errors of linear models of the reference's other fold: thumbnails [N, T, h, w, 3] → name → [N].
 
-    picture: log of the mean frame's squared distance from the reference's frames, under a Gaussian of a few principal
-    directions and white noise in all others. motion: log share of how the frames differ from their mean, over windows
-    of a few frames, that the principal components of such windows do not explain; of the clip's strangest window.
-    order: log of what is unexplained as the clip plays, over what were unexplained if it played backwards. It is high
-    where the reference has such motion, but from its end to its start, whatever the motion is and however much of it.
+    picture: log squared distance of the mean frame from the reference's, under a Gaussian with a few principal
+    directions and white noise in all others. motion: over windows of a few frames less their mean, log share of the
+    energy not explained by the principal components of such windows, in the clip's worst window. order: log ratio of
+    the unexplained energy played forwards to that played backwards. It is high if the reference has the same motion
+    in reverse, whatever the kind and amount of motion.
     """
     picture, motion, order = np.empty((3, len(thumbnails)))
     for fold in np.unique(folds):
@@ -163,7 +163,7 @@ def _window_size(thumbnails: np.ndarray) -> int:
 def _windows(thumbnails: np.ndarray) -> np.ndarray:
     """All windows of consecutive frames, each less its mean [N, windows, D]; every clip has the same energy.
 
-    A clip gives many windows, so a few hundred clips say how things move, whatever the phase they are met in.
+    A clip gives many windows, so a few hundred clips cover the usual motion at every phase.
     """
     frames = thumbnails.reshape(*thumbnails.shape[:2], -1).astype(np.float64)
     frames -= frames.mean(axis=1, keepdims=True)
@@ -177,7 +177,7 @@ def _windows(thumbnails: np.ndarray) -> np.ndarray:
 def weights(score: np.ndarray, visits: np.ndarray) -> np.ndarray:
     """Training weights [N] float32 in [0.5, 2]: clip(κ 2^(score / 2)), with κ such that the mean over visits is 1.
 
-    visits: how often training plays each clip, [N], at least 0, in any unit; those never played get the same κ.
+    visits: how often training plays each clip, [N], at least 0, in any unit; clips never played get the same κ.
     """
     low, high = WEIGHT_RANGE
     novelty = 2.0 ** (score / 2)
@@ -190,12 +190,12 @@ def weights(score: np.ndarray, visits: np.ndarray) -> np.ndarray:
 
 
 def knn_distance(embeddings: np.ndarray, reference: np.ndarray, *, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """Mean distance [N] of each clip's embedding to its nearest among the reference clips, itself left out."""
+    """Mean distance [N] of each clip's embedding to its nearest reference clips, except itself."""
     neighbours = min(neighbours, int(reference.sum()) - 1)
     if neighbours < 1:
         return np.zeros(len(embeddings))
     search = NearestNeighbors(n_neighbors=neighbours + 1).fit(embeddings[reference])
     distances, indices = search.kneighbors(embeddings)
     own = indices == np.where(reference, np.cumsum(reference) - 1, -1)[:, None]
-    own[~own.any(axis=1), -1] = True  # not among its neighbours: the furthest is left out instead
+    own[~own.any(axis=1), -1] = True  # if it is not among its neighbours, drop the furthest
     return distances[~own].reshape(len(embeddings), neighbours).mean(axis=1)

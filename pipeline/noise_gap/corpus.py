@@ -1,6 +1,6 @@
 """The embedded default: a small model of Stable Video Diffusion's own UNet class, trained on the user's clips.
 
-Its latents come from a linear codec of image patches, and the clip's embedding stands where SVD has CLIP's.
+Its latents come from a linear codec of image patches, and the clip's embedding replaces SVD's CLIP embedding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BATCH_SIZE = 16
 LEARNING_RATE = 2e-3
 WARMUP_UPDATES = 50
 UPDATES_A_CHECK = 50
-PATIENCE = 2  # checks of the held-out clips without gain, then it stops
+PATIENCE = 2  # checks of the held-out clips without gain before training stops
 HELD_OUT_EVERY = 10
 MAX_HELD_OUT = 40
 
@@ -70,7 +70,7 @@ def fit_codec(images: Tensor) -> PatchCodec:
 
 
 def small_unet(grid: int, num_frames: int, embedding_dim: int) -> UNetSpatioTemporalConditionModel:
-    """Attention in the middle block alone, on the coarsest grid: on the fine one it takes two thirds of all time."""
+    """Attention only in the middle block, on the coarsest grid; on the fine grid it would take most of the time."""
     return UNetSpatioTemporalConditionModel(
         sample_size=grid,
         in_channels=2 * CHANNELS,
@@ -88,7 +88,7 @@ def small_unet(grid: int, num_frames: int, embedding_dim: int) -> UNetSpatioTemp
 
 
 class CorpusBackend:
-    """A codec and a UNet that know one corpus: the interface of the SVD backend, and the codec's residual."""
+    """A codec and a UNet trained on one corpus, with the interface of the SVD backend."""
 
     def __init__(self, codec: PatchCodec, unet: UNetSpatioTemporalConditionModel, embedding_scale: float):
         self.codec, self.unet, self.embedding_scale = codec, unet.eval(), embedding_scale
@@ -96,7 +96,7 @@ class CorpusBackend:
         self.embedding_dim = int(unet.config["cross_attention_dim"])
 
     def condition(self, images: Tensor, embeddings: Tensor, *, seed: int = 0) -> Conditioned:
-        """Images [B, F, 3, H, W] in [-1, 1] and embeddings [B, D] → what the UNet is to denoise and what it is told."""
+        """Images [B, F, 3, H, W] in [-1, 1] and embeddings [B, D] → latents to denoise and their conditioning."""
         latents = self.codec.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         noise = shared_noise(latents.shape[2:], seed)
         context = (embeddings / self.embedding_scale)[:, None]
@@ -113,7 +113,7 @@ class CorpusBackend:
         ).sample
 
     def save(self, folder: Path) -> None:
-        """In diffusers' layout: model_index.json, unet/, codec/."""
+        """Write the model in diffusers' layout: model_index.json, unet/, codec/."""
         with quietly():
             self.unet.save_pretrained(folder / "unet", safe_serialization=True)
         (folder / "codec").mkdir()
@@ -126,7 +126,7 @@ class CorpusBackend:
 
 
 def load_corpus(folder: Path) -> CorpusBackend:
-    """What `save` wrote. CorruptError where a file is missing or damaged."""
+    """Load a folder written by `save`. CorruptError if a file is missing or damaged."""
     try:
         tensors = load_file(folder / "codec/codec.safetensors")
         with quietly():
@@ -151,9 +151,9 @@ def fit(
 ) -> CorpusBackend:
     """Train on clips: images [M, T, 3, H, W] uint8, T at least num_frames, and their embeddings [M, D].
 
-    Each update sees windows of num_frames frames from random starts, at sigmas drawn log-uniformly. Every tenth clip is
-    held out; training stops early once their gap no longer falls, and the best weights are kept. The same on any number
-    of threads: it computes on one.
+    Each update uses windows of num_frames frames from random starts, at log-uniform sigmas. Every tenth clip is held
+    out; training stops early when their gap no longer falls, and the best weights are kept. Computes on one thread, so
+    that the result does not depend on their number.
     """
     with one_thread():
         return _fit(images, embeddings, num_frames, updates, seed, progress)
@@ -208,7 +208,7 @@ def _fit(
 
 
 def denoising_loss(network: CorpusBackend, latents: Tensor, embeddings: Tensor, rng: torch.Generator) -> Tensor:
-    """Mean squared error of F against v, at a sigma of its own for each clip: latents [B, F, 4, h, w], scalar out."""
+    """Mean squared error of F against v, at one random sigma per clip: latents [B, F, 4, h, w] → scalar."""
     span = math.log(HIGHEST_SIGMA / LOWEST_SIGMA)
     sigma = (LOWEST_SIGMA * torch.exp(span * torch.rand(len(latents), generator=rng)))[:, None, None, None, None]
     noise = torch.randn(latents.shape, generator=rng)

@@ -1,4 +1,4 @@
-"""How well scores find labelled novelty, and whether they merely measure busyness."""
+"""Evaluation of scores against labelled novelty, and their correlation with motion and texture."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ BOOTSTRAPS = 1000
 
 
 def judge(data: dataset.Embeddings, columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    """How well the score, its channels and the baseline find labelled novelty, and whether it merely measures busyness.
+    """Evaluate the score, its channels and the baseline against labelled novelty, and the score against busyness.
 
-    Labels judge the score and enter it nowhere. Nothing if no clip is labelled novel.
+    Labels only evaluate the score; they are not used in it. Empty if there are no labels of novelty.
     """
     scored = np.isfinite(columns["score"])
     if data.logs is None or "knn" not in columns:
@@ -46,9 +46,9 @@ def judge(data: dataset.Embeddings, columns: dict[str, np.ndarray]) -> dict[str,
 def detection(
     scores: dict[str, np.ndarray], kinds: np.ndarray, novel: np.ndarray, rng: np.random.Generator
 ) -> dict[str, dict[str, dict[str, object]]]:
-    """How well each score tells each kind of novelty from the ordinary clips.
+    """How well each score distinguishes each kind of novelty from the ordinary clips.
 
-    scores: name → [N]. novel [N]: 1, 0, or NaN where unknown. kinds [N]: the kind of novelty, "" where it has no name.
+    scores: name → [N]. novel [N]: 1, 0, or NaN where unknown. kinds [N]: the kind of novelty, "" if it has no name.
     Returns name → kind → {auroc, auroc_ci95, average_precision, average_precision_ci95, clips}.
     """
     ordinary = np.flatnonzero(novel == 0)
@@ -56,7 +56,7 @@ def detection(
     found: dict[str, dict[str, dict[str, object]]] = {name: {} for name in scores}
     for kind in sorted(set(names[novel == 1])):
         planted = np.flatnonzero((novel == 1) & (names == kind))
-        # Row 0 is the data itself, the others are resampled; each score is judged on the same.
+        # Row 0 is the data itself, the others are resampled; all scores use the same samples.
         draws = [
             np.vstack(
                 [np.ones(len(rows), int), rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), BOOTSTRAPS)]
@@ -76,9 +76,9 @@ def detection(
 def ranking_metrics(
     ordinary: np.ndarray, planted: np.ndarray, ordinary_counts: np.ndarray, planted_counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC and average precision [R] of scores [n] and [m] of which each counts as often as counts [R, n], [R, m] say.
+    """AUROC and average precision [R] of scores [n] and [m], weighted by counts [R, n] and [R, m].
 
-    As scikit-learn has them, ties included, for all R at once.
+    Equal to scikit-learn's, ties included, but for all R at once.
     """
     levels, level = np.unique(-np.concatenate([ordinary, planted]), return_inverse=True)
     misses, hits = (
@@ -93,7 +93,7 @@ def ranking_metrics(
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Spearman's, or None where one of them does not vary."""
+    """Spearman's rank correlation; None if one of them does not vary."""
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(spearmanr(first, second).statistic)

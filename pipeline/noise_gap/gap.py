@@ -22,15 +22,15 @@ Denoiser = Callable[[Tensor, float], Tensor]
 
 
 class Conditioned(NamedTuple):
-    """B clips as a denoiser sees them."""
+    """Inputs of a denoiser for B clips."""
 
-    latents: Tensor  # [B, F, C, h, w], what is noised and denoised
-    image_latents: Tensor  # [B, C, h, w], of the first frame, which the denoiser is given
+    latents: Tensor  # [B, F, C, h, w], to be noised and denoised
+    image_latents: Tensor  # [B, C, h, w], of the first frame, given to the denoiser
     context: Tensor  # [B, 1, D], for cross-attention
 
 
 class Backend(Protocol):
-    """A denoiser of clips and the coding that it works on."""
+    """A denoiser of clips and its encoder to latents."""
 
     num_frames: int
 
@@ -45,7 +45,7 @@ class Backend(Protocol):
 
 class Preconditioning(NamedTuple):
     c_in: float
-    timestep: float  # what the network is told of sigma: a fraction, not an index
+    timestep: float  # the network's input for sigma: a real number, not an index
 
 
 def preconditioning(sigma: float) -> Preconditioning:
@@ -54,7 +54,7 @@ def preconditioning(sigma: float) -> Preconditioning:
 
 
 def velocity(latents: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
-    """What F should be for the noisy latents z + sigma · noise."""
+    """The target of F for the noisy latents z + sigma · noise."""
     return (noise - sigma * latents) / (1 + sigma**2) ** 0.5
 
 
@@ -72,8 +72,8 @@ def noise_gap(
 ) -> Tensor:
     """Mean squared error of F against v, per clip and sigma: latents [B, F, C, h, w] → [B, K] float32, at least 0.
 
-    draws: antithetic pairs of noise a sigma. All clips see the same noise, so that their gaps differ by what they show.
-    The first frame is left out, for the denoiser is given it.
+    draws: antithetic pairs of noise per sigma. All clips get the same noise, so that their gaps differ by content only.
+    The first frame is left out, because the denoiser is given it.
     """
     gaps = torch.zeros(len(latents), len(sigmas), device=latents.device)
     for k, sigma in enumerate(sigmas):

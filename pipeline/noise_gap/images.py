@@ -1,4 +1,4 @@
-"""Frames as the models see them, and how busy they are."""
+"""Frames in the models' format, and their motion and texture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_images(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 
 def energies(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logs of motion and of texture: mean squared difference in time, and along both axes, [B] each."""
+    """Logs of motion and texture: mean squared difference in time, and along both image axes, [B] each."""
     motion = images.diff(dim=1).square().mean((1, 2, 3, 4))
     texture = images.diff(dim=-1).square().mean((1, 2, 3, 4)) + images.diff(dim=-2).square().mean((1, 2, 3, 4))
     return (motion + 1e-8).log(), (texture + 1e-8).log()

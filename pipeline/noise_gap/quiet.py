@@ -1,4 +1,4 @@
-"""Silence for libraries that load models: what they say is for their developers, and would break our progress bar."""
+"""Silence libraries that load models: their messages are for developers, and would break our progress bar."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from pipeline.text_files import read_text
 
 HUB_ID = "stabilityai/stable-video-diffusion-img2vid"
 NOISE_AUGMENTATION = 0.02
-# fps - 1, motion bucket, noise augmentation: constant, or they would leak into the score.
+# fps - 1, motion bucket, noise augmentation: constant, so that they do not leak into the score.
 ADDED_TIME_IDS = (6.0, 127.0, NOISE_AUGMENTATION)
 CLIP_SIZE = (224, 224)
 SVD_CLASS = "StableVideoDiffusionPipeline"
@@ -42,16 +42,16 @@ class SvdBackend:
 
     @property
     def multiple(self) -> int:
-        """What height and width must be multiples of: the VAE's and the UNet's downsampling."""
+        """Height and width must be multiples of this: the VAE's times the UNet's downsampling."""
         return self._pipeline.vae_scale_factor * 2 ** (len(self._pipeline.unet.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def condition(self, images: Tensor, embeddings: Tensor, *, seed: int = 0) -> Conditioned:
-        """Images [B, F, 3, H, W] in [-1, 1] → what the UNet is to denoise and is told. Embeddings are not used."""
+        """Images [B, F, 3, H, W] in [-1, 1] → latents to denoise and their conditioning. Embeddings are not used."""
         vae = self._pipeline.vae
         first = images[:, 0]
         noise = shared_noise(first.shape[1:], seed).to(first)
-        # One frame at a time bounds the memory, and the VAE's encoder sees each alone anyway.
+        # One frame at a time bounds the memory; the VAE encodes each frame separately anyway.
         latents = torch.stack([self._encode(images[:, t]) for t in range(images.shape[1])], dim=1)
         image_latents = self._encode(first + NOISE_AUGMENTATION * noise)  # not scaled, as SVD was trained
         dtype = self._pipeline.unet.dtype
@@ -88,9 +88,9 @@ class SvdBackend:
 
 
 def load_svd(location: str, *, device: str = "cpu") -> SvdBackend:
-    """From a folder in diffusers format or a hub id. VtpError if it cannot be downloaded or is something else.
+    """Load a folder in diffusers format or a hub id. VtpError if it cannot be downloaded or is another model.
 
-    Weights are read from safetensors only. On a GPU in float16, elsewhere in float32.
+    Weights are read from safetensors only, in float16 on a GPU, else in float32.
     """
     folder = Path(location)
     if folder.is_dir():
@@ -123,7 +123,7 @@ def pipeline_class(folder: Path) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """VtpError unless the folder holds a pipeline of SVD's class with all its parts."""
+    """VtpError unless the folder has a pipeline of SVD's class with all its parts."""
     if (found := pipeline_class(folder)) != SVD_CLASS:
         raise VtpError(
             f"model {folder} is a {found}, not a {SVD_CLASS}; give one of that class, or --model corpus",
@@ -138,7 +138,7 @@ def check_folder(folder: Path) -> None:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Of the names and contents of a folder's files."""
+    """Hash of the names and contents of a folder's files."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())

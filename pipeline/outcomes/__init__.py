@@ -1,4 +1,4 @@
-"""What actions bring: the protocol, the simulator, what logs teach, and the best that can be done."""
+"""Outcomes of actions: the protocol, the simulator, outcomes learned from logs, optima and off-policy evaluation."""
 
 from pipeline.outcomes.fitting import bootstraps
 from pipeline.outcomes.learned import Caution, LearnedOutcomes

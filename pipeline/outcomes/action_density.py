@@ -1,10 +1,10 @@
-"""Densities of actions on the unit box, with atoms at its bounds, and the kernel that weighting smooths a policy by.
+"""Densities of actions on the unit box, with atoms at its bounds, and the smoothing kernel of off-policy weights.
 
-Loggers that cut actions to their bounds choose a bound itself with positive probability, so densities here are with
-respect to a base measure: on each axis length inside (0, 1), and at either bound an atom that counts as much as a
-stretch of the axis of some width. The width is that on which logs would have as many steps if they went on beyond the
-bound as they are before it; so a density does not jump at an atom, and a kernel puts as much of its mass there as logs
-do. Where logs have no atom its width is 0, and the kernel is the normal density truncated to the box.
+Loggers that clip actions to their bounds choose a bound with positive probability, so densities here are with respect
+to a base measure: on each axis length inside (0, 1), plus an atom at each bound that counts as a stretch of the axis.
+The stretch is as wide as the steps at the bound would need at the density just before it, so a density does not jump at
+an atom, and a kernel puts as much of its mass there as the logs do. Without an atom the width is 0, and the kernel is
+the normal density truncated to the box.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtr
 
-AT_BOUND = 1e-9  # of the unit box: as close to a bound is at it
-FEWEST_AT_BOUND = 2  # steps at a bound from which on it is an atom: a density gives none
-NEAR_BOUND = 0.15  # of the unit box, where the density before a bound is counted
-WIDEST = 2.0  # of an atom
-AT_ONCE = 1 << 22  # pairs of points that are compared together, which bounds memory
-FACTORS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # bandwidths that are tried, in spreads of the action
-SHRINKAGE = (5.0, 20.0, 80.0, 320.0)  # steps that all contexts' density counts as in each, likewise
-UNIFORM_STEPS = 5.0  # steps that the uniform density counts as
-MOST_REFERENCES = 2000  # steps that a density is estimated from
+AT_BOUND = 1e-9  # in the unit box; points closer to a bound are at it
+FEWEST_AT_BOUND = 2  # steps at a bound that make it an atom: a density gives none
+NEAR_BOUND = 0.15  # in the unit box; range over which the density before a bound is measured
+WIDEST = 2.0  # width of an atom
+AT_ONCE = 1 << 22  # pairs of points compared at once, which bounds memory
+FACTORS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # bandwidths to try, in spreads of the action
+SHRINKAGE = (5.0, 20.0, 80.0, 320.0)  # weights to try for the density over all contexts in each, in steps
+UNIFORM_STEPS = 5.0  # weight of the uniform density, in steps
+MOST_REFERENCES = 2000  # steps used to estimate a density
 
 
 def atom_widths(unit: np.ndarray) -> np.ndarray:
@@ -45,8 +45,8 @@ def log_mass(centres: np.ndarray, bandwidth: np.ndarray, widths: np.ndarray) -> 
 def kernel(points: np.ndarray, centres: np.ndarray, bandwidth: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Density at points [..., A] of the kernel around centres [..., A] in the unit box; it integrates to 1 over it.
 
-    Normalised at every centre on its own: at an edge of the box half of a normal is cut off, at a corner of two
-    actions three quarters. bandwidth: [A]. widths: [A, 2].
+    Normalised separately at every centre: an edge of the box cuts off half of a normal, a corner of two actions three
+    quarters. bandwidth: [A]. widths: [A, 2].
     """
     squares = (((points - centres) / bandwidth) ** 2).sum(-1)
     return np.exp(-0.5 * squares - log_mass(centres, bandwidth, widths))
@@ -55,8 +55,8 @@ def kernel(points: np.ndarray, centres: np.ndarray, bandwidth: np.ndarray, width
 def logged_density(propensity: np.ndarray, unit: np.ndarray, ranges: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Logged propensities [n] of actions [n, A] in the unit box as densities with respect to the base measure.
 
-    A propensity is per unit of each action that is not at an atom, and a probability of each that is. ranges: [A] of
-    the actions, in their units.
+    A propensity is a density per unit of each action, or a probability for an action at an atom. ranges: [A] of the
+    actions, in their units.
     """
     measure = np.tile(ranges, (len(unit), 1))
     for side, is_there in enumerate((unit <= AT_BOUND, unit >= 1 - AT_BOUND)):
@@ -66,11 +66,11 @@ def logged_density(propensity: np.ndarray, unit: np.ndarray, ranges: np.ndarray,
 
 
 class ActionDensity:
-    """Density of logged actions in each context, estimated by kernels from the steps of other videos.
+    """Kernel estimate of the density of logged actions in each context, from the steps of other videos.
 
-    A context's own density is shrunk towards all contexts', and that towards the uniform one, so that rare contexts
-    have one too. The kernel is normalised around the point that is asked for, so that a bound does no harm. How wide
-    it is and how much is shrunk are chosen by the likelihood of each video under all others.
+    A context's density is shrunk towards that of all contexts, and that towards the uniform one, so rare contexts have
+    one too. The kernel is normalised around the evaluated point, which avoids bias at the bounds. Bandwidth and
+    shrinkage maximise the likelihood of each video given the others.
     """
 
     def __init__(self, unit: np.ndarray, context: np.ndarray, video: np.ndarray, widths: np.ndarray):
@@ -92,7 +92,7 @@ class ActionDensity:
         return _shrunk(self._sums(unit, context, video, self.bandwidth), self.shrinkage)
 
     def _sums(self, unit: np.ndarray, context: np.ndarray, video: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
-        """Sums of kernels over the references of the same context and over all, and their numbers: [4, m]."""
+        """Sums of kernels over the reference steps of the same context and over all, and their counts: [4, m]."""
         mass = log_mass(unit, bandwidth, self._widths)
         sums = np.empty((4, len(unit)))
         for part in np.array_split(np.arange(len(unit)), -(-len(unit) * len(self._unit) // AT_ONCE) or 1):

@@ -1,4 +1,4 @@
-"""How cautious a policy that learns from logs should be: chosen on folds of the logs, by a lower bound on its gain."""
+"""Choose the caution of a policy learned from logs: the best lower bound on its gain, by cross-validation."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pipeline.outcomes.learned import NO_CAUTION, Caution, LearnedOutcomes
 from pipeline.outcomes.optimum import scattered
 
 CAUTIONS = tuple(Caution(*pair) for pair in ((0, 0), (0.5, 0), (0.5, 0.15), (0.5, 0.3), (1, 0), (1, 0.3), (2, 0.6)))
-ROUNDS = 2  # of folds, each with videos dealt anew
-SURENESS = 0.5  # standard deviations that the bound lies below the mean
-PROVEN = 0.85  # one-sided confidence of the bound that says whether to deploy what was learned
+ROUNDS = 2  # of cross-validation, each with videos shuffled again
+SURENESS = 0.5  # standard deviations from the mean down to the bound
+PROVEN = 0.85  # one-sided confidence of the bound that decides whether to deploy the learned policy
 GRID_POINTS = {1: 201, 2: 21}
 MEMBERS = 16  # of the ensembles learned from folds
-MOST_KINDS = 300  # kinds of clips that a policy is compared on
+MOST_KINDS = 300  # steps per fold on which policies are compared
 
 Progress = Callable[[int, int], None]
 
 
 class Candidate(NamedTuple):
-    """A caution, and the gain over the logging policy, in $/h, of the policy that it makes.
+    """A caution, and the gain in $/h over the logging policy of the policy learned with it.
 
-    lower_bound: by what chooses among cautions. proven: a lower bound of the gain, of 85% confidence, by outcomes that
-    had no part in making the policy; −∞ where there are too few videos for any, or nothing in them tells.
+    lower_bound: the criterion for choosing a caution. proven: lower bound on the gain with 85% confidence, by outcomes
+    that the policy was not learned from; −∞ if there are too few videos or outcomes do not distinguish actions.
     """
 
     caution: Caution
@@ -43,10 +43,10 @@ def choose_caution(
     progress: Progress = lambda done, total: None,
     given: Caution | None = None,
 ) -> list[Candidate]:
-    """The candidates, the best by its lower bound first; of a `given` caution, it alone.
+    """Return the candidates, the best lower bound first; only the `given` caution if there is one.
 
-    In each fold of whole videos, outcomes learned from the others make a policy with every caution; its gain over the
-    logged actions of the fold is judged by them and by outcomes learned from the fold alone.
+    For each fold of whole videos, outcomes learned from the other folds give one policy per caution. Its gain over the
+    fold's logged actions is estimated by those outcomes and by outcomes learned from the fold alone.
     """
     steps, cautions = model.steps, CAUTIONS if given is None else (given,)
     num_folds = min(FOLDS, steps.num_videos // 2)
@@ -77,7 +77,7 @@ def choose_caution(
 
 
 def greedy(model: LearnedOutcomes, rows: np.ndarray, cautions: tuple[Caution, ...]) -> list[np.ndarray]:
-    """The best actions [n, A] on rows [n] by profit less penalty, for each caution; on a grid."""
+    """The actions [n, A] of a grid with the highest profit minus penalty on rows [n], for each caution."""
     kinds, first, back = np.unique(model.kind(rows), return_index=True, return_inverse=True)
     points = model.task.from_unit(grid(model.task.num_actions))
     best = np.empty((len(cautions), len(kinds)), np.int64)

@@ -1,4 +1,4 @@
-"""Groups of clips on which actions bring the like: contexts, or where none is named clusters of their embeddings."""
+"""Groups of clips with similar outcomes: contexts, or clusters of embeddings in a task with a single context."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ BLOCK = 1 << 16  # clips
 def clip_groups(
     task: Task, context: np.ndarray, embeddings: np.ndarray, steps: LoggedSteps, minutes: np.ndarray
 ) -> np.ndarray:
-    """The group of every clip, [N] integers.
+    """Return the group of every clip, [N] integers.
 
-    With several contexts these are the groups. In a task of a single one, clips are clustered by their embeddings
-    [N, 128], in as many clusters as foretell the outcomes of held-out videos best; one where none does. minutes: [n]
-    of each logged step.
+    If the task has several contexts, these are the groups. If it has one, clips are clustered by their embeddings
+    [N, 128]; the number of clusters, possibly one, is that which best predicts the outcomes of held-out videos.
+    minutes: [n] of each logged step.
     """
     if len(task.contexts) > 1:
         return context
@@ -41,7 +41,7 @@ def _clusters(embeddings: np.ndarray, rows: np.ndarray, count: int) -> np.ndarra
     seen = embeddings[rows].astype(float)
     centres, label = kmeans2(seen, min(count, len(seen)), minit="++", seed=np.random.default_rng(count))
     used = centres[np.unique(label)]
-    blocks = np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))  # which cdist copies, in double precision
+    blocks = np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))  # cdist copies each in double precision
     return np.concatenate([cdist(block, used).argmin(1) for block in blocks])
 
 

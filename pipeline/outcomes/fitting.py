@@ -1,4 +1,4 @@
-"""Fitting counts over actions to logs: an ensemble of surfaces, its priors weighed by held-out likelihood of videos."""
+"""Fit rates of logged counts over actions: an ensemble of surfaces, with priors weighted by held-out likelihood."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pipeline.outcomes.surfaces import Basis, Counts, Prior
 from pipeline.tasks.task import Direction
 
 FOLDS = 4
-ENOUGH_STEPS = 1 << 13  # to choose polynomials and priors on, as likelihoods of more hardly rank them otherwise
-# A product of effects is believed e³ times as readily as any other shape, until held-out videos say otherwise.
+ENOUGH_STEPS = 1 << 13  # used to choose polynomials and priors; more hardly change the choice
+# Logarithms of prior odds: a product of effects is e³ times as likely as any other shape.
 PRIORS = {Prior(shape): 0.0 for shape in (0.3, 1.0, 3.0, 10.0, 100.0)} | {
     Prior(shape, is_product=False): -3.0 for shape in (1.0, 10.0)
 }
-COARSE = 3.0  # nats by which held-out videos must prefer fine polynomials to coarse ones, which waver less
+COARSE = 3.0  # nats of held-out likelihood that fine polynomials must gain over coarse ones, which vary less
 CONTRADICTION = 4.0  # nats of held-out likelihood that a direction must cost to be called contradicted
-OVERDISPERSED = 2.33  # of a standard normal: one in a hundred Poisson logs exceeds it
+OVERDISPERSED = 2.33  # standard normal quantile: 1% of Poisson logs exceed it
 
 
 @dataclass(frozen=True)
 class Head:
-    """One kind of counts: attempts a minute, or errors an attempt.
+    """One kind of rate: attempts per minute, or errors per attempt.
 
     surfaces: [M, G, 1 + B], of M members of the ensemble. dispersion: of negative binomial counts, 0 for Poisson ones.
-    scores: how far held-out videos speak for each prior, as a logarithm. contradicted: declared directions, as `errors
-    falls with care`, that held-out videos speak against. counts: what it was fitted to, with causes of the `fine`
-    basis, by which other members are fitted: coarse polynomials would be too sure of what few steps leave open.
+    scores: log score of each prior on held-out videos. contradicted: declared directions, such as `errors falls with
+    care`, that held-out videos contradict. counts: the fitted counts, with causes of the `fine` basis; other members
+    are fitted with it, because coarse polynomials would understate the uncertainty of few steps.
     """
 
     basis: Basis
@@ -41,19 +41,19 @@ class Head:
 
     @property
     def prior(self) -> Prior:
-        """The prior that held-out videos speak for most."""
+        """The prior with the best score."""
         return max(self.scores, key=lambda one: self.scores[one])
 
     def refitted(self, weights: np.ndarray, rng: np.random.Generator, rounds: int) -> Head:
-        """The same head with M other members, each fitted to the same counts at weights [M, N] of its own.
+        """The same head with M other members, each fitted to the same counts at its own weights, [M, N].
 
-        Its prior and dispersion stay those that all counts speak for, which is what makes it quick.
+        Prior and dispersion stay those of all counts, which makes it fast.
         """
         found = surfaces.fit(self.fine, self.counts, weights, self.prior, rng, rounds)
         return replace(self, basis=self.fine, surfaces=found)
 
     def untaught(self, num_members: int, rng: np.random.Generator, rounds: int) -> Head:
-        """The same head with members of one group that know only the level of all counts, and declared directions."""
+        """The same head with one group, whose members know only the overall level and the declared directions."""
         counts = self.counts.level()
         found = surfaces.fit(self.fine, counts, np.ones((num_members, 1)), self.prior, rng, rounds)
         return replace(self, basis=self.fine, surfaces=found, counts=counts)
@@ -81,7 +81,7 @@ def fit_head(
     """Fit counts of steps with actions [N, A] in the unit box.
 
     weights: [M, N], of the steps in each member's bootstrap of videos. directions: of each action. whole: the head of
-    all logs where these are a part of them: what they contradict is known, and of many, which basis and priors to take.
+    all logs, if these are a part of them: its contradictions and, if it has many counts, its basis and priors are kept.
     """
     fine = Basis(list(directions.values()))
     if whole is not None and len(whole.counts.count) > ENOUGH_STEPS:
@@ -104,28 +104,28 @@ def fit_head(
 
 
 def drawn_steps(num_steps: int, most: int) -> np.ndarray:
-    """The numbers of `most` steps drawn from all, in order; all of them if there are no more. Videos may be few."""
+    """Indices of `most` random steps in order, or of all if there are no more. Not whole videos, which may be few."""
     if num_steps <= most:
         return np.arange(num_steps)
     return np.sort(np.random.default_rng(0).choice(num_steps, most, replace=False))
 
 
 def folds_of(video: np.ndarray, rng: np.random.Generator | None = None, most: int = FOLDS) -> np.ndarray:
-    """The fold [N] of each step, of at most so many: whole videos, in turn, or shuffled."""
+    """The fold [N] of each step, in `most` folds or fewer: whole videos, in turn, or shuffled by a generator."""
     names, index = np.unique(video, return_inverse=True)
     order = np.arange(len(names)) if rng is None else rng.permutation(len(names))
     return (order % max(min(most, len(names)), 1))[index]
 
 
 def held_out(basis: Basis, counts: Counts, folds: np.ndarray, prior: Prior) -> np.ndarray:
-    """The log likelihood [N] of each count by what the other folds say."""
+    """The log likelihood [N] of each count under surfaces fitted to the other folds."""
     weights = (folds != np.arange(folds.max() + 1)[:, None]).astype(float)
     found = surfaces.fit(basis, counts, weights, prior)
     return counts.log_likelihood(found)[folds, np.arange(len(folds))]
 
 
 def _chosen(fine: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray) -> tuple[Basis, dict[Prior, float]]:
-    """Fine polynomials, or coarse ones unless held-out videos prefer fine ones, and the scores of priors with them."""
+    """The basis, coarse unless held-out videos prefer fine polynomials, and the scores of priors with it."""
     coarse, scores = Basis(fine.directions, is_coarse=True), _scores(fine, unit, counts, folds)
     if coarse.shape != fine.shape:
         others = _scores(coarse, unit, counts, folds)
@@ -135,13 +135,13 @@ def _chosen(fine: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray) ->
 
 
 def _scores(basis: Basis, unit: np.ndarray, counts: Counts, folds: np.ndarray) -> dict[Prior, float]:
-    """The held-out likelihood of every prior, and how readily it is believed, as a logarithm."""
+    """The held-out log likelihood of every prior, plus the logarithm of its prior odds."""
     counts = replace(counts, causes=basis(unit))
     return {prior: bonus + held_out(basis, counts, folds, prior).sum() for prior, bonus in PRIORS.items()}
 
 
 def _shares(scores: dict[Prior, float], num_members: int, rng: np.random.Generator) -> list[tuple[Prior, np.ndarray]]:
-    """Members of the ensemble that have each prior: as many as its held-out likelihood gives it (Yao et al. 2018)."""
+    """Ensemble members with each prior, in proportion to its held-out likelihood (Yao et al. 2018)."""
     score = np.array(list(scores.values()))
     share = np.exp(score - score.max())
     drawn = np.searchsorted(np.cumsum(share / share.sum()), (np.arange(num_members) + 0.5) / num_members)
@@ -150,7 +150,7 @@ def _shares(scores: dict[Prior, float], num_members: int, rng: np.random.Generat
 
 
 def _dispersion(basis: Basis, counts: Counts, prior: Prior) -> float:
-    """By moments, where counts vary more than Poisson ones do (Dean 1992); else 0."""
+    """Dispersion by moments if counts vary more than Poisson ones do (Dean 1992), else 0."""
     if counts.is_binomial:
         return 0.0
     mean = counts.exposure * counts.rates(surfaces.fit(basis, counts, np.ones((1, len(counts.count))), prior))[0]

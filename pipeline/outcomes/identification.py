@@ -1,4 +1,4 @@
-"""Can logs tell what a policy brings? Support of its actions in the logs, and why it does not suffice."""
+"""Whether logs identify a policy's value: support of its actions in the logs, and the reason if it is too weak."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.outcomes.action_density import AT_ONCE, kernel
 from pipeline.tasks import Task
 
 FEWEST_VIDEOS, FEWEST_STEPS = 5, 40
-FEWEST_EFFECTIVE = 10.0  # steps, of all
-FEWEST_LIKE = 2.0  # effective steps around a target in its context, without which it has no overlap
-LEAST_MASS = 0.5  # of the kernel around a target that logs reach, likewise; 1 where they reach it all
-LEAST_OVERLAP = 0.9  # of hours
-LARGEST_WEIGHT = 0.25  # of all weights' sum
-DENSITY_RATIO = (1 / 3, 3.0)  # of estimated to logged propensities, on average 1 where these are right
-MOST_TARGETS = 512  # whose overlap is looked at
-MIDDLE = (0.05, 0.95)  # of logged actions, as a range that messages name
+FEWEST_EFFECTIVE = 10.0  # effective steps in total
+FEWEST_LIKE = 2.0  # effective steps around a target in its context; with fewer it has no overlap
+LEAST_MASS = 0.5  # of the kernel around a target that logs cover (all of it: 1); with less it has no overlap
+LEAST_OVERLAP = 0.9  # share of hours
+LARGEST_WEIGHT = 0.25  # share of the sum of weights
+DENSITY_RATIO = (1 / 3, 3.0)  # estimated over logged propensities; 1 on average if the logged ones are right
+MOST_TARGETS = 512  # checked for overlap
+MIDDLE = (0.05, 0.95)  # quantiles of logged actions, shown as a range in messages
 
 LOG_OWN_COUNTS = "log each step's own attempts, good ones included, and errors"
 
@@ -33,7 +33,7 @@ Cause = Literal[
 
 
 class Finding(NamedTuple):
-    """Why a policy is not identified, in words, and what to log or film next."""
+    """Why a policy's value is not identified, and what to log or film next."""
 
     cause: Cause
     reason: str
@@ -41,21 +41,21 @@ class Finding(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """The context where logs miss the policy most, and the action they lack there, as points of the unit box."""
+    """The context with the worst overlap and the action with the least support there, in the unit box."""
 
     context: int
-    axis: int  # among the actions that vary
+    axis: int  # index among the varying actions
     target: float
-    logged: tuple[float, float]  # the middle 90% of logged actions; NaN where the context has no step
+    logged: tuple[float, float]  # the middle 90% of logged actions; NaN if the context has no step
 
 
 class Support(NamedTuple):
     """How well logs support a policy."""
 
     effective_steps: float  # (Σw)² / Σw² (Kish 1965)
-    largest_weight: float  # of their sum
+    largest_weight: float  # share of the sum of weights
     overlap: float  # share of hours
-    gap: Gap | None  # where overlap lacks most
+    gap: Gap | None  # the worst; None if all targets overlap
 
 
 def support_of(
@@ -71,10 +71,10 @@ def support_of(
     bandwidth: np.ndarray,
     widths: np.ndarray,
 ) -> Support:
-    """Support of targets `centres` [n, A] by logged actions [N, A] in the unit box, whose first `num_own` are the own.
+    """Support of targets `centres` [n, A] by logged actions [N, A] in the unit box.
 
-    A target overlaps with the logs if logged actions of its context, of all N, lie where the mass of its kernel does,
-    and if own steps of the context are enough like it.
+    The first `num_own` actions are of the evaluated steps. A target overlaps with the logs if the actions of its
+    context (all N) cover enough of its kernel's mass, and if enough evaluated steps of the context are similar to it.
     """
     shares = hours * weights
     total = shares.sum()
@@ -110,7 +110,7 @@ def _gap(
     all_context: np.ndarray,
     bandwidth: np.ndarray,
 ) -> Gap:
-    """Of the context with most missed hours: the action whose target logs come near least."""
+    """The action with the fewest logged values near its target, in the context with the most missed hours."""
     worst = int(np.argmax(np.bincount(context, weights=missed)))
     targets = np.median(centres[(context == worst) & (missed > 0)], axis=0)
     logged = all_unit[all_context == worst]
@@ -133,22 +133,22 @@ def identify(
     tells_nothing: str | None,
     policy: str,
 ) -> Finding | None:
-    """Why the logs cannot tell what a policy brings; None where they can. policy: what messages call it.
+    """Return why the logs do not identify a policy's value; None if they do. policy: its name in messages.
 
-    tells_nothing: why outcomes do not tell one action from another. never_varied: actions that a policy's worth hangs
-    on though logs do not vary them. varying: those that logs vary, which the axis of a gap counts.
+    tells_nothing: why outcomes do not distinguish actions. never_varied: actions that the policy changes but the logs
+    do not vary. varying: actions that the logs vary; a gap's axis is an index into them.
     """
     if never_varied:
         names = ", ".join(never_varied)
         return Finding(
             "logs-deterministic",
-            f"the logs never vary {names} within a context, so they cannot tell what another choice brings",
+            f"the logs never vary {names} within a context, so the outcome of any other choice is unknown",
             f"vary {names} at random while logging, and log the propensity",
         )
     if num_videos < FEWEST_VIDEOS:
         return Finding(
             "few-videos",
-            f"{num_videos} videos hold the steps; an interval needs {FEWEST_VIDEOS}",
+            f"the steps are from {num_videos} videos; an interval needs {FEWEST_VIDEOS}",
             f"film or hold out {FEWEST_VIDEOS - num_videos} more videos",
         )
     if num_steps < FEWEST_STEPS:
@@ -162,7 +162,7 @@ def identify(
     if density_ratio is not None and not DENSITY_RATIO[0] <= density_ratio <= DENSITY_RATIO[1]:
         return Finding(
             "propensities-off",
-            f"logged propensities are off by a factor of about {density_ratio:.3g} from how often actions were logged",
+            f"logged propensities and the frequency of logged actions differ by a factor of about {density_ratio:.3g}",
             "log the density per unit of each action, or leave propensities out to have them estimated",
         )
     if support.overlap < LEAST_OVERLAP:
@@ -179,7 +179,7 @@ def identify(
 
 
 def _no_overlap(task: Task, support: Support, varying: list[str], policy: str) -> tuple[str, str]:
-    reason = f"logs hold actions like {policy}'s for {support.overlap:.0%} of the hours; {LEAST_OVERLAP:.0%} are needed"
+    reason = f"logs have actions like {policy}'s for {support.overlap:.0%} of the hours; {LEAST_OVERLAP:.0%} are needed"
     if support.gap is None:
         return reason, f"log more steps with actions near {policy}'s"
     gap = support.gap
@@ -188,4 +188,4 @@ def _no_overlap(task: Task, support: Support, varying: list[str], policy: str) -
     target, low, high = (action.low + part * (action.high - action.low) for part in (gap.target, *gap.logged))
     logged = "no steps" if np.isnan(low) else f"mostly {low:.3g} to {high:.3g}"
     what = f"log {where} steps with {name} near {target:.3g}"
-    return f"{reason}: in {where} {policy} chooses {name} near {target:.3g}, logs hold {logged}", what
+    return f"{reason}: in {where} {policy} chooses {name} near {target:.3g}, logs have {logged}", what

@@ -1,4 +1,4 @@
-"""Outcomes learned from logs: expected attempts and errors of any action on a clip, and how sure they are."""
+"""Outcomes learned from logs: expected attempts and errors of any action on a clip, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pipeline.tasks.task import Direction
 
 SECONDS_PER_MINUTE = 60.0
 MEMBERS = 32
-REACH = 0.1  # of the unit box: how far a logged action tells of others
-ENOUGH = 10.0  # like logged steps, at which an action is as much known as not
-MOST_REMEMBERED = 500  # logged actions a group, by which support is computed
-AT_ONCE = 2_000_000  # numbers
+REACH = 0.1  # width of the kernel that counts similar actions, in the unit box
+ENOUGH = 10.0  # similar logged steps at which `unknown` is 1/2
+MOST_REMEMBERED = 500  # logged actions per group that support is computed from
+AT_ONCE = 2_000_000  # numbers in memory
 
 
 class Caution(NamedTuple):
-    """What a policy that learns from logs pays for leaving what they tell.
+    """Penalty of a policy learned from logs for uncertain or unlogged actions.
 
-    kappa: US dollars per dollar of the ensemble's standard deviation of profit. unsupported: share of the human wage,
-    for an action like which none was logged.
+    kappa: US dollars per dollar of the ensemble's standard deviation of profit. unsupported: share of the human wage
+    charged for an action if no similar one was logged.
     """
 
     kappa: float = 0.0
@@ -39,13 +39,13 @@ NO_CAUTION = Caution()
 
 
 class LearnedOutcomes(PricedRows):
-    """Rows are the clips of a data set; what actions bring on them is fitted to logged steps.
+    """Outcomes fitted to logged steps; rows are the clips of a data set.
 
     An ensemble of M members, each fitted to a bootstrap of videos: attempts are Poisson with the step's duration as
-    exposure, or negative binomial where the logs vary more, and errors binomial given attempts. `expected` is the
+    exposure, or negative binomial if the logs vary more, and errors are binomial given attempts. `expected` is the
     ensemble's mean.
 
-    group: [N] of each clip, its context or a cluster of what it looks like; groups share what they have in common.
+    group: [N] each clip's context, or cluster of embeddings; groups are partially pooled.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LearnedOutcomes(PricedRows):
         self._learn(steps, members)
 
     def _learn(self, steps: LoggedSteps, members: int, whole: LearnedOutcomes | None = None) -> None:
-        """whole: learned from all logs, where these steps are a part of them."""
+        """whole: the model of all logs, if these steps are a part of them."""
         steps.check_learnable()
         self.steps, self.caution = steps, NO_CAUTION
         rng = np.random.default_rng([self._seed, steps.num_steps])
@@ -114,7 +114,7 @@ class LearnedOutcomes(PricedRows):
 
     @property
     def contradicted(self) -> tuple[str, ...]:
-        """Directions that the task declares and the logs speak against."""
+        """Directions that the task declares and the logs contradict."""
         return self.attempts_head.contradicted + self.errors_head.contradicted
 
     def of_members(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
@@ -133,13 +133,13 @@ class LearnedOutcomes(PricedRows):
         return Outcomes(*means.reshape(2, *shape))
 
     def _flat(self, rows: np.ndarray, actions: np.ndarray) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-        """The shape that rows and actions have together, then both of them [n] and [n, A]."""
+        """The broadcast shape of rows and actions, then both flattened, [n] and [n, A]."""
         shape = np.broadcast_shapes(np.shape(rows), np.shape(actions)[:-1])
         flat_rows = np.broadcast_to(rows, shape).reshape(-1)
         return shape, flat_rows, np.broadcast_to(actions, (*shape, self._task.num_actions)).reshape(len(flat_rows), -1)
 
     def _parts(self, count: int) -> list[np.ndarray]:
-        """So many numbers in parts, of which all members have a value at once."""
+        """The indices of `count` values, in parts small enough to compute all members at once."""
         return np.array_split(np.arange(count), -(-count * self.num_members // AT_ONCE) or 1)
 
     def profit_of_members(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
@@ -149,7 +149,7 @@ class LearnedOutcomes(PricedRows):
         return value * (SECONDS_PER_HOUR / terms.step_s) - self._task.total_costs_usd_per_hour
 
     def support(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """How many logged steps of the rows' groups had an action like these, each counted by its nearness."""
+        """Number of logged steps in the rows' groups with similar actions, each weighted by a Gaussian kernel."""
         shape, flat_rows, flat_actions = self._flat(rows, actions)
         group, unit = self._group[flat_rows], self._task.to_unit(flat_actions)
         support = np.zeros(len(group))
@@ -161,7 +161,7 @@ class LearnedOutcomes(PricedRows):
         return support.reshape(shape)
 
     def unknown(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """How far the logs leave actions open: 1 where nothing like them was logged, towards 0 the more there is."""
+        """Lack of support for actions in the logs: 1 if no similar action was logged, towards 0 as support grows."""
         return ENOUGH / (ENOUGH + self.support(rows, actions))
 
     def penalty(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
@@ -174,7 +174,7 @@ class LearnedOutcomes(PricedRows):
         return self.penalty_of(self.caution, deviation, self.unknown(flat_rows, flat_actions)).reshape(shape)
 
     def penalty_of(self, caution: Caution, deviation: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-        """What the caution charges, in $/h, for the ensemble's deviation in $/h and what the logs leave open."""
+        """Penalty in $/h for the ensemble's standard deviation in $/h and the lack of support."""
         return caution.kappa * deviation + caution.unsupported * self._task.human_wage_usd * unknown
 
     def sample(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> Outcomes:
@@ -203,10 +203,10 @@ class LearnedOutcomes(PricedRows):
         return Outcomes(counted.astype(np.int64), np.maximum(failed, 0).astype(np.int64))
 
     def refitted(self, weights: np.ndarray, rng: np.random.Generator, *, rounds: int) -> LearnedOutcomes:
-        """What parts of the logs teach on their own: a member for each row of weights [M, n] of the logged steps.
+        """Fit one member to each row of weights [M, n] of the logged steps.
 
-        Every member is one draw of what its steps leave open. Groups, priors and dispersion stay those of all logs, and
-        videos are not drawn anew: it is made for asking thousands of times. Each row needs a step with an attempt.
+        Each member is one posterior draw given its steps. Groups, priors and dispersion stay those of all logs and
+        videos are not resampled, so thousands of calls are affordable. Each row needs a step with an attempt.
         """
         tried = self.steps.attempts > 0
         other = copy.copy(self)
@@ -215,7 +215,7 @@ class LearnedOutcomes(PricedRows):
         return other
 
     def untaught(self, num_members: int, rng: np.random.Generator, *, rounds: int) -> LearnedOutcomes:
-        """What is known without looking at what actions change: how much is usual, and what the task declares."""
+        """Outcomes without learned effects of actions: only the overall level and the task's declared directions."""
         other = copy.copy(self)
         other.__dict__.pop("_kinds", None)
         other._group = np.zeros_like(self._group)
@@ -224,15 +224,15 @@ class LearnedOutcomes(PricedRows):
         return other
 
     def with_caution(self, caution: Caution) -> LearnedOutcomes:
-        """The same outcomes, whose `penalty` is of this caution."""
+        """The same outcomes with the penalty of this caution."""
         other = copy.copy(self)
         other.caution = caution
         return other
 
     def relearned(self, steps: LoggedSteps, members: int | None = None) -> LearnedOutcomes:
-        """What a part of the logged steps teaches of the same clips."""
+        """Outcomes on the same clips, learned from a part of the logged steps."""
         other = copy.copy(self)
-        other.__dict__["_kinds"] = self._kinds  # which take long to find among very many clips
+        other.__dict__["_kinds"] = self._kinds  # slow to compute for very many clips
         other._description = _described(steps, self._task)
         other._learn(steps, members or self.num_members, self)
         return other
@@ -246,9 +246,9 @@ class LearnedOutcomes(PricedRows):
         damage_usd: np.ndarray | None = None,
         step_s: np.ndarray | float,
     ) -> LearnedOutcomes:
-        """What the same logs say of other clips, which are its rows: of known contexts and groups, at these terms.
+        """The same outcomes for other clips, which become the rows, with given contexts, groups and prices.
 
-        Steps keep their rows among the clips that they were logged on.
+        Logged steps keep the row numbers of the clips that they were logged on.
         """
         other = self._priced(self._task, price_usd, damage_usd, context=context, step_s=step_s)
         other._group = group
@@ -284,7 +284,7 @@ def _share(errors: np.ndarray, attempts: np.ndarray) -> np.ndarray:
 def _remembered(
     unit: np.ndarray, group: np.ndarray, num_groups: int, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], list[float]]:
-    """Logged actions [n, A] of each group, not too many, and how many logged ones each stands for."""
+    """At most MOST_REMEMBERED logged actions [n, A] per group, and the number of logged steps that each stands for."""
     actions, stand_for = [], []
     for one in range(num_groups):
         mine = unit[group == one]

@@ -11,10 +11,10 @@ from pipeline.tasks import Task
 
 
 class LoggedSteps(NamedTuple):
-    """n steps whose action and outcome were logged; those of a video may depend on each other.
+    """n steps whose action and outcome were logged; steps of a video may depend on each other.
 
-    propensity: the density, per unit of each action, with which the action was chosen; where an action is cut at a
-    bound, the probability of the bound takes the place of its density. None where it was not logged.
+    propensity: the density, per unit of each action, with which the action was chosen; if an action is clipped to a
+    bound, the probability of the bound replaces its density. None if it was not logged.
     """
 
     rows: np.ndarray  # [n] clips of the data set
@@ -34,7 +34,7 @@ class LoggedSteps(NamedTuple):
         return len(np.unique(self.video))
 
     def take(self, which: np.ndarray) -> LoggedSteps:
-        """Those of the steps that an index or a mask names."""
+        """The steps that an index or a mask selects."""
         return LoggedSteps(
             self.rows[which],
             self.context[which],
@@ -46,7 +46,7 @@ class LoggedSteps(NamedTuple):
         )
 
     def with_others(self, others: LoggedSteps) -> LoggedSteps:
-        """These steps, then the others; propensities only where both have them."""
+        """These steps, then the others; propensities only if both have them."""
         columns = {
             name: np.concatenate([mine, getattr(others, name)])
             for name, mine in self._asdict().items()
@@ -55,34 +55,34 @@ class LoggedSteps(NamedTuple):
         return LoggedSteps(**columns)
 
     def check_learnable(self) -> None:
-        """VtpError where these steps are too few to learn what actions bring."""
+        """VtpError if these steps are too few to learn outcomes from."""
         if self.num_videos < 2:
             raise VtpError(
-                f"{self.num_videos} logged videos cannot tell chance from cause, as the steps of one hang together; "
-                "log two at least, or use --outcomes simulator if the task has one",
+                f"number of logged videos ({self.num_videos}) is below 2, and steps of one video depend on each other; "
+                "log more videos, or use --outcomes simulator if the task has one",
                 code="logs-too-few-videos",
             )
         if not (self.attempts > 0).any():
             raise VtpError(
-                f"none of {self.num_steps:,} logged steps has an attempt, so nothing tells how often attempts are "
-                "errors; log steps with attempts",
+                f"none of {self.num_steps:,} logged steps has an attempt, so error rates are unknown; log steps with "
+                "attempts",
                 code="logs-no-attempts",
             )
 
     def tells_nothing(self) -> str | None:
-        """Why what came of these steps cannot tell one action from another, for messages; None where it can."""
+        """Why the outcomes of these steps do not distinguish actions, for messages; None if they do."""
         if (self.errors == self.attempts).all():
-            return f"all {self.attempts.sum():,.0f} logged attempts are errors, so nothing tells what avoids them"
+            return f"all {self.attempts.sum():,.0f} logged attempts are errors, so nothing shows what avoids them"
         brought = np.column_stack([self.context, self.attempts, self.errors])
         if len(np.unique(brought, axis=0)) == len(np.unique(self.context)) < self.num_steps:
             return (
                 f"every logged step of a context has the same attempts and errors (such as {self.attempts[0]:g} and "
-                f"{self.errors[0]:g}), so nothing tells what actions change"
+                f"{self.errors[0]:g}), so the logs show no effect of actions"
             )
         return None
 
     def check(self, task: Task) -> None:
-        """VtpError where an action, a context or a propensity cannot be one of the task."""
+        """VtpError if an action, a context or a propensity is not valid in the task."""
         shape = (self.num_steps, task.num_actions)
         if self.actions.shape != shape:
             raise VtpError(
@@ -102,7 +102,7 @@ class LoggedSteps(NamedTuple):
         is_unknown = (self.context < 0) | (self.context >= len(task.contexts))
         if is_unknown.any():
             raise VtpError(
-                f"step {int(np.argmax(is_unknown))} has a context that is none of the {len(task.contexts)} of task "
+                f"step {int(np.argmax(is_unknown))} has a context that is not one of the {len(task.contexts)} of task "
                 f"{task.name}; leave out steps without one",
                 code="logs-unknown-context",
             )

@@ -14,13 +14,13 @@ from pipeline.outcomes.simulated import SimulatedOutcomes
 from pipeline.tasks import Task
 
 LOGGERS = ("uniform", "human", "expert")
-HOLD_PROBABILITY = 0.5  # a demonstrator tries an action out for a few steps
+HOLD_PROBABILITY = 0.5  # a demonstrator tries an action for a few steps
 HUMAN_FIRST, HUMAN_OTHERS = 0.55, 0.60  # mean of the first action and of every other one, in units of the box
 HUMAN_SD, EXPERT_SD = 0.18, 0.15  # in units of the box
 
 
 class Normal(NamedTuple):
-    """Independent normal distributions of the actions in each context, in the task's units, before they are cut."""
+    """Independent normal distributions of the actions in each context, in the task's units, before clipping."""
 
     mean: np.ndarray  # [K, A]
     sd: np.ndarray  # [A]
@@ -28,13 +28,13 @@ class Normal(NamedTuple):
 
 @dataclass(frozen=True)
 class LoggingPolicy:
-    """Draws every action on its own, within the box [low, high]: uniformly, or from a normal distribution cut to it.
+    """Draws every action independently in the box [low, high]: uniformly, or from a normal distribution clipped to it.
 
-    A normal draw beyond a bound becomes the bound, which therefore has a probability of its own instead of a density.
-    A uniform draw is never cut.
+    A normal draw beyond a bound becomes the bound, which therefore has a probability instead of a density. A uniform
+    draw is never clipped.
 
     hold_probability: of keeping an action for the next step instead of drawing another. Only policies that do not
-    depend on the context hold: then every step's action has the same density given its context, held or not.
+    depend on the context hold actions, so that an action has the same density given its context, held or not.
     """
 
     name: str
@@ -45,7 +45,7 @@ class LoggingPolicy:
 
     @property
     def is_cut(self) -> bool:
-        """Whether a bound has a probability of its own."""
+        """Whether a bound has a probability instead of a density."""
         return self.normal is not None
 
     def draw(self, context: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -58,8 +58,8 @@ class LoggingPolicy:
     def propensity(self, context: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """The density [...] with which actions [..., A] are chosen in contexts [...], per unit of every action.
 
-        It is a product of one factor per action: the action's density, or at a bound where draws are cut the
-        probability of the bound. Outside the box it is 0, and NaN where an action is NaN.
+        It is a product of one factor per action: the action's density or, at a bound to which draws are clipped, the
+        probability of the bound. It is 0 outside the box and NaN if an action is NaN.
         """
         actions = np.asarray(actions, float)
         width = self.high - self.low

@@ -1,4 +1,4 @@
-"""What an action brings: the one protocol that environments, optima, validations and experiments ask."""
+"""Outcomes of actions: the one protocol for environments, optima, validations and experiments."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline.tasks import SECONDS_PER_HOUR, Task, Worth, worth
 
 
 class Outcomes(NamedTuple):
-    """Attempts, and the errors among them, of a step: counted, or expected."""
+    """Attempts of a step and the errors among them: counts, or expectations."""
 
     attempts: np.ndarray
     errors: np.ndarray
 
 
 class Terms(NamedTuple):
-    """What a step is priced by: US dollars a good unit earns, US dollars an error costs, seconds of work."""
+    """Prices of a step: US dollars per good unit, US dollars per error, and seconds of work."""
 
     price_usd: np.ndarray
     damage_usd: np.ndarray
@@ -26,14 +26,14 @@ class Terms(NamedTuple):
 
 
 class OutcomeModel(Protocol):
-    """Knows rows, which are clips of a data set or, in the simulator, contexts; says what actions bring there.
+    """Outcomes of actions on rows, which are clips of a data set or, in the simulator, contexts.
 
     Rows are integers of any shape [...], actions [..., A] are in the task's units; both broadcast.
     """
 
     @property
     def task(self) -> Task:
-        """The task, with the contexts that the rows are of."""
+        """The task, restricted to the rows' contexts."""
 
     @property
     def description(self) -> str:
@@ -45,17 +45,17 @@ class OutcomeModel(Protocol):
 
     @property
     def is_estimate(self) -> bool:
-        """Whether what is expected is an estimate, which training may know, and not the truth that only judges may."""
+        """Whether expectations are estimates, which training may use, not the truth, which only evaluation may."""
 
     @property
     def context(self) -> np.ndarray:
         """The context of every row, an index into the task's, [N]."""
 
     def kind(self, rows: np.ndarray) -> np.ndarray:
-        """Integers that are equal where rows bring the same for every action, at the same terms."""
+        """Integers that are equal for rows with the same outcomes of every action and the same terms."""
 
     def terms(self, rows: np.ndarray) -> Terms:
-        """What steps on these rows are priced by."""
+        """Prices and durations of steps on these rows."""
 
     def expected(self, rows: np.ndarray, actions: np.ndarray) -> Outcomes:
         """Expected attempts and errors of one step."""
@@ -69,26 +69,26 @@ class OutcomeModel(Protocol):
         """Sampled attempts and errors of shape `size`, whose last axes are those of rows and actions."""
 
     def sample_coupled(self, rows: np.ndarray, actions: np.ndarray, rng: np.random.Generator, draws: int) -> Outcomes:
-        """`draws` samples [draws, n] of steps on rows [n]; with equal generators like actions meet like luck."""
+        """`draws` samples [draws, n] on rows [n]; with equal generators similar actions have similar outcomes."""
 
     def penalty(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """What a policy in training pays, in $/h, for actions whose outcomes are not well known."""
+        """Penalty in training, in $/h, of actions with uncertain outcomes."""
 
     def with_task(self, task: Task) -> OutcomeModel:
-        """The same work at another task's prices and costs; what actions bring stays as it is."""
+        """The same outcomes at another task's prices and costs."""
 
     def scaled(self, *, price: float = 1.0, damage: float = 1.0) -> OutcomeModel:
-        """The same work with every price, and every cost of an error, times these factors; rows' own included."""
+        """The same outcomes with every price and every cost of an error times these factors, rows' own included."""
 
 
 def step_value(model: OutcomeModel, rows: np.ndarray, outcomes: Outcomes) -> np.ndarray:
-    """What the outcomes of steps on those rows are worth, in US dollars, before hourly costs."""
+    """Value of the outcomes of steps on those rows, in US dollars, before hourly costs."""
     terms = model.terms(rows)
     return econ.step_value(outcomes.attempts, outcomes.errors, terms.price_usd, terms.damage_usd)
 
 
 def step_worth(model: OutcomeModel, rows: np.ndarray, outcomes: Outcomes) -> Worth:
-    """What the outcomes of steps on those rows are worth, as rates an hour."""
+    """Worth of the outcomes of steps on those rows, per hour."""
     return worth(
         outcomes.attempts,
         outcomes.errors,
@@ -99,5 +99,5 @@ def step_worth(model: OutcomeModel, rows: np.ndarray, outcomes: Outcomes) -> Wor
 
 
 def expected_worth(model: OutcomeModel, rows: np.ndarray, actions: np.ndarray) -> Worth:
-    """What is expected of actions held on those rows, as rates an hour."""
+    """Expected worth of actions on those rows, per hour."""
     return step_worth(model, rows, model.expected(rows, actions))

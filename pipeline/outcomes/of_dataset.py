@@ -1,4 +1,4 @@
-"""The outcome model of a data set: what actions bring on its clips."""
+"""The outcome model of a data set: attempts and errors of any action on its clips."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ from pipeline.tasks import Task, load_task, repriced
 
 logger = logging.getLogger(__name__)
 
-MOST_STEPS = 1 << 15  # that are learned from: more hardly tell more, and take minutes
+MOST_STEPS = 1 << 15  # used for learning; more add little and take minutes
 
 Kind = Literal["auto", "logged", "simulator"]
 
 
 class ClipContexts(NamedTuple):
-    """What the clips of a data set show, and what steps on them are priced by."""
+    """Contexts, prices and durations of the clips of a data set."""
 
-    task: Task  # with the contexts that the clips are of
-    context: np.ndarray  # [N] number of the task's context
-    price_usd: np.ndarray | None  # [N] a clip's own, NaN where the task's holds
+    task: Task  # restricted to the clips' contexts
+    context: np.ndarray  # [N] index into the task's contexts
+    price_usd: np.ndarray | None  # [N] per clip, NaN: the task's
     damage_usd: np.ndarray | None
     step_s: np.ndarray  # [N] length of the clip
     is_labelled: bool
-    described: str  # the task, how contexts are known, clips with prices of their own
+    described: str  # for logs and summaries: task, source of contexts, number of clips with their own prices
 
 
 def outcomes_of(
     data: Embeddings, priced: str | None = None, kind: Kind = "auto", rows: np.ndarray | None = None
 ) -> LearnedOutcomes | SimulatedOutcomes:
-    """What actions bring on the clips of a data set, which are the model's rows.
+    """Return the outcome model of a data set, whose rows are the clips.
 
-    kind: `logged`, learned from what the labels say was done and what came of it; `simulator`, the task's simulator by
-    each clip's labelled context; `auto`, the former where there are such labels, else the latter where the task has a
-    simulator. The description says which, and why. priced: task whose prices and costs replace the recorded ones.
-    rows: [n] clips whose logs may be learned from; default all.
+    kind: `logged` learns from the labels' actions, attempts and errors; `simulator` runs the task's simulator in each
+    clip's labelled context; `auto` learns if the labels allow it, else simulates if the task has a simulator. The
+    description says which, and why. priced: task whose prices and costs replace the recorded ones. rows: [n] clips
+    whose logs may be used; default all.
 
-    Where no clip has a label, every clip is in the first context of the task's first scenario, which is only a guess
-    where the task has several; where the data set has no task, it is dishwashing.
+    If no clip has a label, every clip gets the first context of the task's first scenario, which is only a guess if
+    the task has several. A data set without a task is treated as dishwashing.
 
-    VtpError where there are neither logs nor a simulator (outcomes-unknown), or not what `kind` asks for
+    VtpError if there are neither logs nor a simulator (outcomes-unknown), or not the `kind` that was asked for
     (outcomes-not-logged, task-no-simulator).
     """
     clips = clip_contexts(data, priced)
     missing = what_logs_lack(data, clips.task)
     if kind == "logged" and missing:
         raise VtpError(
-            f"outcomes cannot be learned from the labels: {missing}; log them, or use --outcomes simulator where the "
+            f"outcomes cannot be learned from the labels: {missing}; log them, or use --outcomes simulator if the "
             "task has one",
             code="outcomes-not-logged",
         )
     if kind == "simulator" or missing:
         if clips.task.simulator is None and kind == "auto":
             raise VtpError(
-                f"nothing says what actions bring: {missing}, and task {clips.task.name} has no simulator; give labels "
+                f"outcomes are unknown: {missing}, and task {clips.task.name} has no simulator; give labels "
                 f"with the columns {', '.join((*clips.task.actions, 'attempts', 'errors'))}, or a simulator in the "
                 "task's file, see docs/tasks.md",
                 code="outcomes-unknown",
@@ -84,10 +84,10 @@ def outcomes_of(
 
 
 def learned_from(data: Embeddings, clips: ClipContexts, rows: np.ndarray | None = None) -> LearnedOutcomes:
-    """Outcomes learned from the logs of clips `rows` [n], default all; VtpError where none can be learned."""
+    """Learn outcomes from the logs of clips `rows` [n], default all; VtpError if the logs are too few."""
     logged = logged_steps(data, clips.task, clips.context, rows)
     logged.check_learnable()
-    steps, share = _not_too_many(logged)
+    steps, share = _limited(logged)
     step_s = clips.step_s if clips.task.step_s is None else np.full(data.num_clips, clips.task.step_s)
     minutes = step_s[steps.rows] / SECONDS_PER_MINUTE
     group = clip_groups(clips.task, clips.context, data.embeddings, steps, minutes)
@@ -105,8 +105,8 @@ def learned_from(data: Embeddings, clips: ClipContexts, rows: np.ndarray | None 
     )
 
 
-def _not_too_many(steps: LoggedSteps) -> tuple[LoggedSteps, str]:
-    """MOST_STEPS of them, drawn if there are more, and in words that they were. Not videos: these may be few."""
+def _limited(steps: LoggedSteps) -> tuple[LoggedSteps, str]:
+    """At most MOST_STEPS random steps, and a note if some are left out. Not whole videos, which may be few."""
     if steps.num_steps <= MOST_STEPS:
         return steps, ""
     drawn = drawn_steps(steps.num_steps, MOST_STEPS)
@@ -126,7 +126,7 @@ def logged_steps(data: Embeddings, task: Task, context: np.ndarray, rows: np.nda
     if propensity is not None and (unknown := int(np.isnan(propensity).sum())):
         if unknown < len(rows):
             logger.warning(
-                "%d of %d logged steps have no propensity, so all are estimated; log every one", unknown, len(rows)
+                "%d of %d logged steps have no propensity, so all are estimated; log it for each", unknown, len(rows)
             )
         propensity = None
     return LoggedSteps(
@@ -141,7 +141,7 @@ def logged_steps(data: Embeddings, task: Task, context: np.ndarray, rows: np.nda
 
 
 def what_logs_lack(data: Embeddings, task: Task) -> str:
-    """Why outcomes cannot be learned from the data set's labels; empty where they can."""
+    """Why outcomes cannot be learned from the data set's labels; empty if they can."""
     logs = data.logs
     if logs is None:
         return "the clips have no labels"
@@ -162,7 +162,7 @@ def _is_logged(logs: Logs) -> np.ndarray:
 
 
 def clip_contexts(data: Embeddings, priced: str | None = None) -> ClipContexts:
-    """What the clips show, by their labels; see `outcomes_of`."""
+    """Contexts and prices of the clips from their labels; see `outcomes_of`."""
     whole = data.task or load_task(DEFAULT_TASK)
     if priced is not None:
         whole = _repriced(data, whole, priced)
@@ -191,7 +191,7 @@ def clip_contexts(data: Embeddings, priced: str | None = None) -> ClipContexts:
 
 
 def clip_terms(data: Embeddings, clips: ClipContexts) -> Terms:
-    """What steps on the clips [N] are priced by, as outcome models price them; here for logs that teach nothing too."""
+    """Prices and durations of steps on the clips [N], as in outcome models; needs no usable logs."""
     task = clips.task
     return Terms(
         own_or_else(clips.price_usd, task.price_usd[clips.context]),
@@ -206,8 +206,8 @@ def _repriced(data: Embeddings, task: Task, name: str) -> Task:
     except VtpError as error:
         if data.task is None and error.code in ("task-other-actions", "task-other-contexts", "task-other-steps"):
             raise VtpError(
-                f"--task {name} is other work than {task.name}, which a data set is taken for that names no task; "
-                f"record it with: vtp extract SOURCE --task {name}",
+                f"--task {name} has other actions, contexts or steps than {task.name}, the default of a data set that "
+                f"names no task; record the task with: vtp extract SOURCE --task {name}",
                 code=error.code,
             ) from error
         raise

@@ -1,15 +1,15 @@
-"""Off-policy evaluation: what a policy would have brought on logged steps, and whether the logs can tell.
+"""Off-policy evaluation: the value of a policy on logged steps, and whether the logs identify it.
 
-Three estimates of a deterministic policy's mean worth: the outcome model's (direct), that of logged steps with like
-actions, weighted by kernel over propensity (self-normalised), and both together (doubly robust: the model's, corrected
-by what it mistakes on those logged steps; Dudík et al. 2011, with the kernel of Kallus and Zhou 2018, "Policy
-evaluation and optimization with continuous treatments"). The headline is the doubly robust change over the logging
-policy on the same steps.
+Three estimates of a deterministic policy's mean value: direct (the outcome model's), weighted (logged steps with
+similar actions, weighted by kernel over propensity, self-normalised) and doubly robust (the model's, corrected by its
+residuals on those steps; Dudík et al. 2011, with the kernel of Kallus and Zhou 2018, "Policy evaluation and
+optimization with continuous treatments"). The headline is the doubly robust change over the logging policy on the same
+steps.
 
-An interval holds three things. Steps of a video hang together, so the sampling error comes from leaving out one video
-after the other. It is at least what independent steps would give that are as noisy as their context's, because a few
-videos may miss rare expensive errors. And the kernel smooths: the change of the estimate at half the bandwidth is added
-in quadrature, so that a poor outcome model widens the interval rather than biasing it.
+An interval has three parts. Steps of a video depend on each other, so the sampling error is a jackknife over videos. It
+is at least the error of independent steps with their context's variance, because a few videos may miss rare expensive
+errors. The kernel smooths, so the change of the estimate at half the bandwidth is added in quadrature: a poor outcome
+model widens the interval instead of biasing it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from pipeline.outcomes.identification import Cause, Finding, Support, identify, 
 from pipeline.outcomes.logged import LoggedSteps
 from pipeline.tasks import Task
 
-BANDWIDTH = 2.0  # spreads of the logged action, times n to the power −1 / (A + 4)
-LEAST_SPREAD = 1e-3  # of an action in the unit box, within contexts; below it the action does not vary
-SAME = 0.01  # of the unit box, within which a policy keeps an action that does not vary
-CONTEXT_PRIOR = 10.0  # steps that all contexts' noise counts as in each
-MOST_TIMES = 100  # as many videos that advice puts a number on
+BANDWIDTH = 2.0  # in spreads of the logged action, times n^(−1 / (A + 4))
+LEAST_SPREAD = 1e-3  # in the unit box, within contexts; an action with less does not vary
+SAME = 0.01  # in the unit box; a policy keeps a constant action if it moves it no further
+CONTEXT_PRIOR = 10.0  # weight of the variance over all contexts in each, in steps
+MOST_TIMES = 100  # largest multiple of videos that advice states as a number
 
 Verdict = Literal["better", "not distinguishable", "worse", "not identified"]
 
 
 class Targets(NamedTuple):
-    """A policy on n logged steps: its actions [n, A], and what the outcome model expects of them in $/h, [n]."""
+    """A policy on n logged steps: its actions [n, A] and their expected value by the outcome model in $/h, [n]."""
 
     actions: np.ndarray
     expected: np.ndarray
@@ -58,20 +58,20 @@ class Estimate(NamedTuple):
 
 
 class Change(NamedTuple):
-    """The doubly robust change of a policy over another, and what may be said of it."""
+    """The doubly robust change of a policy over another, and its verdict."""
 
     usd_per_hour: Estimate
     verdict: Verdict
-    cause: Cause | None  # why it is not identified
+    cause: Cause | None  # if it is not identified
     reason: str
-    advice: str  # what to log or film next; empty where nothing is needed
+    advice: str  # what to log or film next; empty if nothing is needed
 
 
 @dataclass(frozen=True)
 class OffPolicyEstimate:
-    """What a policy would have brought on the logs, in $/h, and how far the logs can tell.
+    """The estimated value of a policy on the logs in $/h, and how well the logs support it.
 
-    The direct interval is that of which steps were logged; it knows nothing of what the model mistakes.
+    The direct interval covers the sampling of steps only, not the errors of the outcome model.
     """
 
     change: Change  # over the logging policy
@@ -80,28 +80,28 @@ class OffPolicyEstimate:
     direct: Estimate
     weighted: Estimate
     doubly_robust: Estimate
-    half_bandwidth: Estimate  # of the change over the logging policy; sampling error alone
+    half_bandwidth: Estimate  # change over the logging policy, with sampling error only
     double_bandwidth: Estimate
     bandwidth: np.ndarray  # [A] in the task's units; 0 for an action that the logs never vary
     effective_steps: float
-    largest_weight: float  # of all weights' sum
-    overlap: float  # share of hours whose target lies among like actions in the same context
+    largest_weight: float  # share of the sum of weights
+    overlap: float  # share of hours whose target has similar logged actions in the same context
     propensities: Literal["logged", "estimated"]
     num_steps: int
     num_videos: int
 
 
 class _Weighed(NamedTuple):
-    """A policy and its weights [n] at some bandwidth, whose mean over hours is near 1 if logs overlap with it."""
+    """A policy and its weights [n] at one bandwidth; their mean over hours is near 1 if the logs overlap with it."""
 
     targets: Targets
     weights: np.ndarray
 
 
 class _Logs(NamedTuple):
-    """The logs in the unit box of those actions that vary, which `axes` names.
+    """The logs in the unit box of the varying actions, which have indices `axes` in the task.
 
-    density: [n] of the logged actions, with respect to the base measure. all_*: of the steps and of others'.
+    density: [n] of the logged actions, with respect to the base measure. all_*: of the steps, then of the others.
     """
 
     task: Task
@@ -141,11 +141,11 @@ def estimate_off_policy(
     hours: np.ndarray | None = None,
     others: LoggedSteps | None = None,
 ) -> OffPolicyEstimate:
-    """The worth of a policy on logged steps, by an outcome model that has seen none of their videos.
+    """Estimate a policy's value on logged steps with an outcome model that has seen none of their videos.
 
-    value: [n] what each logged step brought, in $/h. expected: [n] what the model expects of the logged action.
-    compared: another policy, whose worth is compared too. hours: [n] the weight of each step; by default equal.
-    others: steps of other videos by the same logging policy; they help to tell where it acts, never what that brings.
+    value: [n] of each logged step, in $/h. expected: [n] the model's expectation for the logged action. compared:
+    another policy to compare with. hours: [n] weight of each step; default equal. others: steps of other videos by the
+    same logging policy; they are used for its density, never for outcomes.
     """
     logs = _prepare(task, steps, value, expected, hours, others)
     for one in [targets] if compared is None else [targets, compared]:
@@ -186,8 +186,8 @@ def estimate_off_policy(
 def bandwidth_of(spread: np.ndarray, num_steps: int) -> np.ndarray:
     """Bandwidth [A] of the kernel, from the logged actions' spread within contexts [A], in the unit box.
 
-    The exponent is that of the least mean squared error (Kallus and Zhou 2018 have it for one action), the
-    spread makes it narrow where the logger is; the factor is measured, see bench/off_policy.py.
+    The exponent minimises the mean squared error (Kallus and Zhou 2018, for one action); the spread makes the kernel
+    as narrow as the logging policy; the factor is measured, see bench/off_policy.py.
     """
     return BANDWIDTH * spread * num_steps ** (-1 / (len(spread) + 4))
 
@@ -205,11 +205,11 @@ def _prepare(
     for name, column in (("value", value), ("expected", expected), ("hours", hours)):
         if column.shape != (steps.num_steps,) or not np.isfinite(column).all():
             raise VtpError(
-                f"{name} is not {steps.num_steps} finite numbers, one for each step", code="off-policy-bad-numbers"
+                f"{name} must be {steps.num_steps} finite numbers, one per step", code="off-policy-bad-numbers"
             )
     if (hours <= 0).any():
         raise VtpError(
-            f"a step has {hours.min():g} hours; leave it out, or weigh it above 0", code="off-policy-bad-hours"
+            f"a step has {hours.min():g} hours; give more than 0, or leave it out", code="off-policy-bad-hours"
         )
     all_steps = _joined(task, steps, others)
     unit = np.clip(task.to_unit(all_steps.actions), 0, 1)
@@ -231,13 +231,13 @@ def _prepare(
 
 
 def _joined(task: Task, steps: LoggedSteps, others: LoggedSteps | None) -> LoggedSteps:
-    """Steps, then those of others, whose propensities are known as the steps' are, or are left out."""
+    """The steps, then the others; these are left out if they have no propensities and the steps do."""
     if others is None or (steps.propensity is not None and others.propensity is None):
         return steps
     others.check(task)
     if shared := np.intersect1d(steps.video, others.video).tolist():
         raise VtpError(
-            f"video {shared[0]} is among the steps and among others; give each video once", code="off-policy-same-video"
+            f"video {shared[0]} is in both steps and others; give each video once", code="off-policy-same-video"
         )
     return steps.with_others(others)
 
@@ -246,7 +246,7 @@ def _check_targets(task: Task, steps: LoggedSteps, targets: Targets) -> None:
     steps._replace(actions=targets.actions).check(task)
     if targets.expected.shape != (steps.num_steps,) or not np.isfinite(targets.expected).all():
         raise VtpError(
-            f"what the model expects of a policy is not {steps.num_steps} finite numbers, one for each step",
+            f"the expected values of a policy must be {steps.num_steps} finite numbers, one per step",
             code="off-policy-bad-numbers",
         )
 
@@ -309,7 +309,7 @@ def _doubly_robust(logs: _Logs, policy: _Weighed) -> Estimate:
 
 
 def _change(logs: _Logs, policy: _Weighed, other: _Weighed) -> Estimate:
-    """The doubly robust estimate less the other's, paired; of the logging policy, t = a and w = 1, it is the mean y."""
+    """Paired difference of two doubly robust estimates; that of the logging policy (t = a, w = 1) is the mean of y."""
     residual = logs.value - logs.expected
     sums = _video_sums(
         logs, policy.targets.expected - other.targets.expected, np.ones(logs.num_steps),
@@ -319,7 +319,7 @@ def _change(logs: _Logs, policy: _Weighed, other: _Weighed) -> Estimate:
 
 
 def _smoothed(estimate: Estimate, at_half: Estimate) -> Estimate:
-    """The estimate, its interval widened by what half the bandwidth changes: what is left of the kernel's bias."""
+    """Widen the interval by the change at half the bandwidth, which estimates the kernel's remaining bias."""
     half = float(np.hypot(estimate.high - estimate.value, at_half.value - estimate.value))
     return Estimate(estimate.value, estimate.value - half, estimate.value + half)
 
@@ -330,10 +330,9 @@ def _shares(logs: _Logs, weights: np.ndarray) -> np.ndarray:
 
 
 def _noise(logs: _Logs, residual: np.ndarray, shares: np.ndarray) -> float:
-    """Standard error of Σ shares · residual, were steps independent and each as noisy as its context's mean step.
+    """Standard error of Σ shares · residual for independent steps with the variance of their context.
 
-    What a few videos show is too little where rare errors are expensive: weights may lie on none. So no error is
-    taken to be smaller than this one.
+    It is a lower bound on standard errors: a few videos may contain none of the rare, expensive errors.
     """
     square = (residual - residual.mean()) ** 2
     variance = np.empty(logs.num_steps)
@@ -354,8 +353,8 @@ def _judge(change: Estimate, finding: Finding | None, than: str) -> Change:
         return Change(change, "worse", None, f"worse than {than}: {within}", "")
     times = ((change.high - change.value) / change.value) ** 2 if change.value else np.inf
     many = f"about {max(2, np.ceil(times)):.0f} times as" if times < MOST_TIMES else "very"
-    advice = f"hold out {many} many videos to tell a change of this size"
-    return Change(change, "not distinguishable", None, f"the interval holds 0: {within}", advice)
+    advice = f"hold out {many} many videos to detect a change of this size"
+    return Change(change, "not distinguishable", None, f"the interval contains 0: {within}", advice)
 
 
 def _identify(logs: _Logs, targets: Targets, support: Support, policy: str) -> Finding | None:

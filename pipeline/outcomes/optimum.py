@@ -1,4 +1,4 @@
-"""The best that can be done, for one who sees what is worked on (the oracle) and for one who sees nothing (blind)."""
+"""Optimal actions: the best for each context (oracle), and the best constant one (blind)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import scipy.spatial
 from pipeline.outcomes.model import OutcomeModel, expected_worth
 from pipeline.tasks import Task, Worth
 
-GRID_POINTS = {1: 1001, 2: 101}  # an axis; more actions than these start from scattered points
+GRID_POINTS = {1: 1001, 2: 101}  # per axis; with more actions the search starts from scattered points
 FINEST = 5e-5  # half width of the last grid, in the unit box
-SCATTERED = 12  # 2 to this power
-MAX_CORNERS = 10  # actions up to which all corners are tried too
-STARTS = 16  # searches side by side, from the best of those scattered points that are better than their NEIGHBOURS
-NEIGHBOURS = 4  # for each action
-FIRST_WIDTH = 0.1  # of a search, in the unit box
-ROUNDS, SAMPLES, ELITE = 60, 64, 12  # of each search
-AT_ONCE = 1 << 22  # pairs of a kind and an action that are priced together, which bounds memory
-SMOOTHING = 0.7  # weight of a round's elite in where the next one looks
+SCATTERED = 12  # number of scattered points, as a power of 2
+MAX_CORNERS = 10  # most actions with which all corners are tried too
+STARTS = 16  # parallel searches, from the best of the scattered points that exceed all their NEIGHBOURS
+NEIGHBOURS = 4  # per action
+FIRST_WIDTH = 0.1  # initial standard deviation of a search, in the unit box
+ROUNDS, SAMPLES, ELITE = 60, 64, 12  # per search
+AT_ONCE = 1 << 22  # pairs of a kind and an action priced at once, which bounds memory
+SMOOTHING = 0.7  # weight of a round's elite in the next centre and covariance
 
-WELL_SEARCHED = 6  # actions up to which the searches end at the very best
-LINE_WIDTHS = (1.0, 0.1, 0.01, 0.001)  # either way, in the unit box
-LINE_POINTS, MAX_SWEEPS = 41, 20  # of each action at each width
+WELL_SEARCHED = 6  # most actions with which the searches find the maximum
+LINE_WIDTHS = (1.0, 0.1, 0.01, 0.001)  # half widths, in the unit box
+LINE_POINTS, MAX_SWEEPS = 41, 20  # points per action; sweeps per width
 
 Objective = Callable[[Worth], np.ndarray]
 
@@ -39,10 +39,10 @@ class Reference(NamedTuple):
 
 
 def oracle(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = None) -> Reference:
-    """The best action on each of the rows [n], for one who sees what is on it.
+    """The best action on each of the rows [n].
 
-    objective: what is maximised, of expected worth; by default profit, less what an estimate's caution takes off where
-    its outcomes are not well known. Without that the best of many guesses would be the luckiest one.
+    objective: function of expected worth to maximise; default profit minus the model's penalty on uncertain outcomes,
+    without which the best of many estimates would be the luckiest one.
     """
     rows = np.asarray(rows)
     kinds, first, back = np.unique(model.kind(rows), return_index=True, return_inverse=True)
@@ -59,9 +59,9 @@ def _value_on(model: OutcomeModel, rows: np.ndarray, objective: Objective | None
 
 
 def blind(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = None) -> Reference:
-    """The best constant action, each kind of row as often, judged on the rows [n]: for one who sees nothing.
+    """The best constant action, with equal weight for each kind of row, evaluated on the rows [n].
 
-    objective: as of the oracle.
+    objective: as in `oracle`.
     """
     everywhere = np.arange(len(model.context))
     _, first = np.unique(model.kind(everywhere), return_index=True)
@@ -76,10 +76,10 @@ def blind(model: OutcomeModel, rows: np.ndarray, objective: Objective | None = N
 
 
 def best_action(task: Task, value: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The action [A] that maximises `value`, which takes actions [P, A] to [P].
+    """The action [A] that maximises `value`, a function from actions [P, A] to [P].
 
-    Of one or two actions a grid over the whole box, zoomed around its best point; of more, scattered points and
-    corners, and searches from the best of them; of many, which those leave short, one action after the other then.
+    With one or two actions: a grid over the box, zoomed around its best point. With more: scattered points and corners,
+    then searches from the best of them. With many, for which these fall short: also one action after the other.
     """
 
     def in_unit(points: np.ndarray) -> np.ndarray:
@@ -103,10 +103,10 @@ def _zoom(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.nda
 
 
 def _search(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.ndarray:
-    """Cross-entropy searches side by side (Rubinstein 1999): each draws points around where its best ones lay.
+    """Parallel cross-entropy searches (Rubinstein 1999): each samples points around its best ones.
 
-    Their covariance follows ridges, and no gradient is asked for, so kinks and plateaus do no harm. Drawn from a
-    generator of its own, so that the same question has the same answer.
+    The covariance follows ridges, and kinks and plateaus do no harm because no gradient is used. The generator is
+    fixed, so that the same `value` gives the same point.
     """
     points, neighbours = scattered(num_actions)
     values = value(points)
@@ -132,7 +132,7 @@ def _search(value: Callable[[np.ndarray], np.ndarray], num_actions: int) -> np.n
 
 
 def _one_by_one(value: Callable[[np.ndarray], np.ndarray], best: np.ndarray) -> np.ndarray:
-    """The point [A] after every action was moved to its best by itself, all others held, until none gains by it."""
+    """Improve the point [A] by one action at a time, all others fixed, until none gains."""
     best_value = value(best[None])[0]
     for width in LINE_WIDTHS:
         steps = width * np.linspace(-1, 1, LINE_POINTS)
@@ -151,7 +151,7 @@ def _one_by_one(value: Callable[[np.ndarray], np.ndarray], best: np.ndarray) -> 
 
 @functools.cache
 def scattered(num_actions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points [P, A] all over the unit box, corners included, and for each the numbers of those next to it."""
+    """Points [P, A] all over the unit box, corners included, and the indices of each one's neighbours."""
     from scipy.stats import qmc  # takes half a second
 
     points = qmc.Sobol(num_actions, scramble=False).random_base2(SCATTERED)

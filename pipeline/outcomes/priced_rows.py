@@ -1,4 +1,4 @@
-"""Rows of an outcome model and what steps on them are priced by: what every outcome model has."""
+"""Rows of an outcome model and their prices: the part that all outcome models share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pipeline.errors import VtpError
 from pipeline.outcomes.model import OutcomeModel, Terms
 from pipeline.tasks import Task
 
-STEP_DIGITS = 3  # of seconds: clips of one length differ by rounding, as their ends are times in the video
+STEP_DIGITS = 3  # of seconds: equal clips differ by rounding, because their ends are times in the video
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 class PricedRows(OutcomeModel):
-    """Rows [N] of known contexts, with the task's prices or their own.
+    """Rows [N] with known contexts, at the task's prices or their own.
 
-    price_usd, damage_usd: [N] a row's own, NaN where the task's hold. step_s: [N] seconds of work, or those of all.
+    price_usd, damage_usd: [N] per row, NaN: the task's. step_s: [N] seconds of work, or one number for all rows.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class PricedRows(OutcomeModel):
         return self._context
 
     def _alike(self) -> np.ndarray:
-        """Columns [N, n] that are equal where actions bring the same."""
+        """Columns [N, n] that are equal for rows with the same outcomes."""
         return self._context[:, None]
 
     @cached_property
     def _kinds(self) -> np.ndarray:
         kinds = np.zeros(len(self._context), np.int64)
-        # A column at a time: of a million rows, to sort whole ones takes many times as long.
+        # One column at a time, because sorting a million whole rows takes many times as long.
         for column in (*self._alike().T, self._price, self._damage, np.round(self._step_s, STEP_DIGITS)):
             values, number = np.unique(column, return_inverse=True)
             if len(values) > 1:
@@ -101,7 +101,7 @@ class PricedRows(OutcomeModel):
 
     @abstractmethod
     def _priced(self, task: Task, price_usd: np.ndarray | None, damage_usd: np.ndarray | None) -> Self:
-        """The same rows and outcomes at the task's prices, or rows' own."""
+        """The same rows and outcomes at the task's prices, or at the rows' own."""
 
 
 def own_or_else(own: np.ndarray | None, usual: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Outcomes from the simulator: it knows contexts, and nothing else of a clip."""
+"""Outcomes from the simulator, which depend on a clip's context only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from pipeline.tasks import Task
 
 
 class SimulatedOutcomes(PricedRows):
-    """Rows [N] whose contexts are known; by default a row is a context of the task, as in the simulator itself.
+    """Rows [N] with known contexts; by default one row per context of the task, as in the simulator itself.
 
-    price_usd, damage_usd: [N] a row's own, NaN where the task's hold. step_s: [N] seconds of work, where the task
-    leaves them to the clips.
+    price_usd, damage_usd: [N] per row, NaN: the task's. step_s: [N] seconds of work, used if the task sets none.
     """
 
     def __init__(
@@ -71,13 +70,13 @@ class SimulatedOutcomes(PricedRows):
     def _rates(self, rows: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._dynamics(self._context[rows], actions, self._step_s[rows])
 
-    # The simulator's own world, where a row is a context.
+    # For the simulator itself, where a row is a context.
 
     @cached_property
     def fastest(self) -> float:
-        """Attempts of a step at the corner of the actions where there are most of them, in the fastest context.
+        """Attempts per step in the fastest context at the fastest corner of the actions.
 
-        Of many actions, which have too many corners, at one that no single other bound would make faster.
+        With many actions, which have too many corners: at a corner that no change of a single bound makes faster.
         """
         num_actions, rows = self._task.num_actions, np.arange(len(self._context))
 
@@ -96,9 +95,9 @@ class SimulatedOutcomes(PricedRows):
             corner, found = neighbours[rates.argmax()], float(rates.max())
 
     def initial_rows(self, num_envs: int, rng: np.random.Generator) -> np.ndarray:
-        """Contexts [num_envs] to begin with."""
+        """Initial contexts, [num_envs]."""
         return dynamics.initial_context(len(self._context), num_envs, rng)
 
     def next_rows(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The contexts that follow."""
+        """The next contexts."""
         return dynamics.next_context(len(self._context), rows, rng)

@@ -1,4 +1,4 @@
-"""Logs of simulated demonstrations, without their video: what was done in each step and what came of it."""
+"""Logs of simulated demonstrations without video: actions and outcomes of each step."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Rates over the box of actions, one surface a group of clips, fitted to counts with what the groups share.
+"""Rates over the box of actions, one surface per group of clips, fitted to counts with partial pooling of the groups.
 
-A rate is a sum of causes that cannot be negative: a background, and one for each cell of a grid, which is a product of
-one Bernstein polynomial per action. Where an action is declared to raise or to lower the rate, its polynomials are
-cumulated, so that every cause, and with them the rate, goes in that direction (Curtis and Ghosh 2011, 'A variable
-selection approach to monotonic regression with Bernstein polynomials'). A group's causes are drawn around what all
-groups share: gamma distributions, whose shape says how far groups differ. Fitted by expectation maximisation, as
-non-negative factorisations are (Lee and Seung 2001; Cemgil 2009 for the gamma priors).
+A rate is a sum of non-negative causes: a background, and one for each cell of a grid, which is a product of one
+Bernstein polynomial per action. If an action is declared to raise or to lower the rate, its polynomials are cumulated,
+so that every cause, and with them the rate, is monotonic in it (Curtis and Ghosh 2011, 'A variable selection approach
+to monotonic regression with Bernstein polynomials'). A group's causes are drawn from gamma distributions around those
+that all groups share; the shape sets how far groups differ. Fitted by expectation maximisation, as non-negative
+factorisations are (Lee and Seung 2001; Cemgil 2009 for the gamma priors).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 
 from pipeline.tasks.task import Direction
 
-# Degree of the polynomials of each action, by the number of actions; of more actions 1.
+# Degree of the polynomials of each action, by the number of actions; 1 for more actions.
 MONOTONE_DEGREE = {1: 8, 2: 4, 3: 3, 4: 2}
 FREE_DEGREE = {1: 10, 2: 6, 3: 4, 4: 3}
 ROUNDS = 150  # of expectation maximisation
-MARGIN_PRIOR = 0.3  # counts that each polynomial's prior is worth
-LEVEL_PRIOR = 1.0  # counts that the prior of a group's level is worth
-FARTHEST_LEVEL = 30.0  # times the mean rate, or its inverse, that a group is believed to be at unseen
-BACKGROUND_PRIOR = 0.2  # counts
-PRIOR_SPREAD = 1.0  # of the logarithm of an ensemble member's own priors
-MOST_WEIGHT = 50.0  # of a trial that fails almost surely, as its variance vanishes
+MARGIN_PRIOR = 0.3  # weight of each polynomial's prior, in counts
+LEVEL_PRIOR = 1.0  # weight of the prior of a group's level, in counts
+FARTHEST_LEVEL = 30.0  # most that the prior of a group's level differs from the mean rate, as a factor
+BACKGROUND_PRIOR = 0.2  # weight of the prior of the background, in counts
+PRIOR_SPREAD = 1.0  # standard deviation of the logarithm of an ensemble member's priors
+MOST_WEIGHT = 50.0  # of a trial with a rate near 1, whose variance vanishes
 TINY = 1e-12
 HIGHEST_PROBABILITY = 1 - 1e-6
 
@@ -36,8 +36,8 @@ HIGHEST_PROBABILITY = 1 - 1e-6
 class Basis:
     """Causes at actions of the unit box: the background, then the cells.
 
-    directions: of each action, `rises`, `falls` or None where it is not declared. is_coarse: polynomials of actions
-    with a direction have half the degree.
+    directions: of each action, `rises`, `falls` or None if undeclared. is_coarse: polynomials of actions with a
+    direction have half the degree.
     """
 
     def __init__(self, directions: Sequence[Direction | None], *, is_coarse: bool = False):
@@ -58,7 +58,7 @@ class Basis:
 
 
 def _polynomials(unit: np.ndarray, degree: int, direction: Direction | None) -> np.ndarray:
-    """Bernstein polynomials [n, degree + 1], summed up where they are to rise or to fall."""
+    """Bernstein polynomials [n, degree + 1], cumulated if they must rise or fall."""
     powers = np.arange(degree + 1)
     ways = np.array([math.comb(degree, k) for k in powers], float)
     chance = ways * unit[:, None] ** powers * (1 - unit[:, None]) ** (degree - powers)
@@ -70,10 +70,10 @@ def _polynomials(unit: np.ndarray, degree: int, direction: Direction | None) -> 
 
 
 class Prior(NamedTuple):
-    """How groups of clips hang together.
+    """How similar groups of clips are.
 
-    shape: of the gamma distributions that a group's causes are drawn from, in counts; the more, the more alike groups
-    are. is_product: the causes that all share are one product of the actions' effects, or else any mixture of cells.
+    shape: of the gamma distributions that a group's causes are drawn from, in counts; the larger, the more similar the
+    groups. is_product: whether the shared causes are a product of the actions' effects, or any mixture of cells.
     """
 
     shape: float
@@ -82,10 +82,10 @@ class Prior(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """N counts whose rates are to be found.
+    """N counts whose rates are fitted.
 
-    With is_binomial `count` is of `exposure` trials, and the rate a probability; else it is Poisson with the mean
-    exposure · rate, or, with a dispersion d above 0, negative binomial with the variance mean + d · mean².
+    If is_binomial, `count` is out of `exposure` trials and the rate is a probability. Otherwise it is Poisson with mean
+    exposure · rate or, with a dispersion d above 0, negative binomial with variance mean + d · mean².
     """
 
     causes: np.ndarray  # [N, 1 + B]
@@ -103,7 +103,7 @@ class Counts:
         )  # fmt: skip
 
     def level(self) -> Counts:
-        """All of these as one count of one group, which tells neither actions nor groups apart."""
+        """The sum of all counts as one count of one group, which distinguishes neither actions nor groups."""
         exposed = self.exposure.sum()
         return replace(
             self, causes=(self.exposure @ self.causes / exposed)[None], group=np.zeros(1, int), num_groups=1,
@@ -118,11 +118,11 @@ class Counts:
         return np.minimum(rates, HIGHEST_PROBABILITY) if self.is_binomial else rates
 
     def members(self) -> list[tuple[int, np.ndarray]]:
-        """The groups that have counts, and which those are."""
+        """The groups that have counts, and the indices of these."""
         return [(int(group), np.flatnonzero(self.group == group)) for group in np.unique(self.group)]
 
     def log_likelihood(self, surfaces: np.ndarray) -> np.ndarray:
-        """Of each count [..., N], up to what does not depend on the surfaces."""
+        """Log likelihood of each count [..., N], up to terms that do not depend on the surfaces."""
         rate = np.maximum(self.rates(surfaces), TINY)
         if self.is_binomial:
             return self.count * np.log(rate) + (self.exposure - self.count) * np.log1p(-rate)
@@ -140,10 +140,10 @@ def fit(
     rng: np.random.Generator | None = None,
     rounds: int = ROUNDS,
 ) -> np.ndarray:
-    """Surfaces [M, G, 1 + B]: the causes' sizes in each group, for M sets of weights [M, N] of the counts.
+    """Fit surfaces [M, G, 1 + B], the causes' sizes in each group, for M sets of weights [M, N] of the counts.
 
-    With a generator, each is a member of an ensemble: it has priors of its own, so that members differ where counts
-    say nothing (Osband et al. 2018, 'Randomized prior functions'), and is drawn from what the counts leave open.
+    With a generator, each is an ensemble member: it has its own priors, so that members differ where there are no
+    counts (Osband et al. 2018, 'Randomized prior functions'), and is a posterior draw.
     """
     num_sets, num_causes = len(weights), counts.causes.shape[1]
     groups = [
@@ -155,7 +155,7 @@ def fit(
     mean = shared.mean
     surfaces = mean.copy()
     found, exposed = np.zeros((2, num_sets, counts.num_groups, num_causes))
-    if is_poisson:  # then each step weighs the same in every round
+    if is_poisson:  # then weights are the same in every round
         for group, causes, weight, _, exposure in groups:
             exposed[:, group] = (weight * exposure) @ causes
     for _ in range(rounds):
@@ -163,9 +163,9 @@ def fit(
             rate = np.maximum(surfaces[:, group] @ causes.T, TINY)
             if not is_poisson:
                 if counts.is_binomial:
-                    weight = weight / np.maximum(1 - rate, 1 / MOST_WEIGHT)  # as its variance is below Poisson's
+                    weight = weight / np.maximum(1 - rate, 1 / MOST_WEIGHT)  # its variance is below Poisson's
                 else:
-                    weight = weight / (1 + counts.dispersion * exposure * rate)  # as its variance exceeds Poisson's
+                    weight = weight / (1 + counts.dispersion * exposure * rate)  # its variance exceeds Poisson's
                 exposed[:, group] = (weight * exposure) @ causes
             found[:, group] = surfaces[:, group] * ((weight * count / rate) @ causes)
         shared.update(found, exposed)
@@ -179,7 +179,7 @@ def fit(
 
 
 class _Shared:
-    """What all groups share: the size of each cell and of the background, and each group's level, [M] of them."""
+    """Shared causes, for M sets of weights: the size of each cell and of the background, and each group's level."""
 
     def __init__(
         self, basis: Basis, counts: Counts, weights: np.ndarray, prior: Prior, rng: np.random.Generator | None
@@ -188,7 +188,7 @@ class _Shared:
         num_sets, num_groups, num_cells = len(weights), counts.num_groups, counts.causes.shape[1] - 1
         exposure = (weights * counts.exposure).sum(1)
         rate = ((weights * counts.count).sum(1) + 0.5) / np.where(exposure > 0, exposure, counts.exposure.sum())
-        usual = counts.causes[:, 1:].mean()  # of a cell, so that cells and background begin with half the rate each
+        usual = counts.causes[:, 1:].mean()  # of a cell, so that cells and background start with half the rate each
 
         def own(*shape: int) -> np.ndarray:
             return np.ones(shape) if rng is None else np.exp(PRIOR_SPREAD * rng.standard_normal(shape))
@@ -204,14 +204,14 @@ class _Shared:
         self._prior_margins = [margin(size) for size in (basis.shape if prior.is_product else (num_cells,))]
         self._margins = [prior_margin.copy() for prior_margin in self._prior_margins]  # [M, n] of each action
         cells = basis.cells if prior.is_product else np.arange(num_cells)[None]
-        self._is_of = [  # [B, n] of each action: the polynomial that is in a cell
+        self._is_of = [  # [B, n] of each action: each cell's polynomial, one-hot
             (cell[:, None] == np.arange(margin.shape[1])).astype(float)
             for cell, margin in zip(cells, self._margins, strict=True)
         ]
         self.mean = self._mean()  # [M, G, 1 + B], prior means of the groups' causes
 
     def _cells(self, without: int | None = None) -> np.ndarray:
-        """The size of each cell [M, B] at level 1, without the effect of one of the actions."""
+        """The size of each cell [M, B] at level 1, optionally without the effect of one action."""
         if not self._prior.is_product:
             return self._margins[0] if without is None else np.ones_like(self._margins[0])
         cells = np.ones((len(self._level), self._basis.cells.shape[1]))
@@ -225,9 +225,9 @@ class _Shared:
         return np.maximum(self._level[:, :, None] * sizes[:, None], TINY)
 
     def update(self, found: np.ndarray, exposed: np.ndarray) -> None:
-        """Move towards counts `found` of each cause and its exposure, both [M, G, 1 + B].
+        """Update from the counts `found` of each cause and its exposure, both [M, G, 1 + B].
 
-        A group tells the less of what all share the more freely its causes vary around it.
+        A group's weight is smaller the more freely its causes vary around the shared ones.
         """
         mean = self.mean
         told = self._prior.shape / (self._prior.shape + mean * exposed)

@@ -1,8 +1,8 @@
-"""R3D-18 in int8: every convolution multiplies bytes, four times as many a cycle as floats.
+"""R3D-18 in int8: every convolution multiplies bytes, four times as many per cycle as floats.
 
-Weights are rounded per output channel, activations per clip, by its own largest value: nothing is calibrated, no input
-is out of range, and a clip's features do not depend on its company. What convolutions add up leaves them in bf16, and
-the residual path stays there, so that a block's rounding is not handed on to the next.
+Weights are rounded per output channel, activations per clip by its own largest value. Nothing is calibrated, no input
+is out of range, and a clip's features do not depend on the other clips. Convolutions return bf16, and the residual path
+stays in it, so that a block's rounding is not passed on to the next.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torchvision.models.video import VideoResNet
 
 from pipeline.encoders.fast.winograd import fold
 
-_SHAPE = (16, 112, 112)  # that weights are laid out for; clips of another size are computed all the same
+_SHAPE = (16, 112, 112)  # size that the weights' layout is optimised for; other sizes work too
 
 
 class ByteConv:
@@ -26,7 +26,7 @@ class ByteConv:
     ):
         self._scale = (weight.abs().amax((1, 2, 3, 4)) / 127).clamp_min(1e-30).float()
         rounded = (weight / self._scale.double()[:, None, None, None, None]).round()
-        if offset is not None:  # of the rounded weights, so that what is the offset everywhere gives the bias alone
+        if offset is not None:  # from the rounded weights, so that an input equal to the offset gives exactly the bias
             bias = bias - self._scale * torch.einsum("oithw,i->o", rounded, offset)
         self._bias = bias.float()
         self._zero = torch.zeros(len(weight), dtype=torch.int32)
@@ -37,7 +37,7 @@ class ByteConv:
         )  # fmt: skip
 
     def __call__(self, values: Tensor, scale: float) -> Tensor:
-        """values: [1, I, T, H, W] uint8, of which one stands for `scale` → [1, O, T', H', W'] bf16."""
+        """values: [1, I, T, H, W] uint8 in units of `scale` → [1, O, T', H', W'] bf16."""
         return torch.ops.onednn.qconv3d_pointwise(
             values, scale, 0, self._weight, self._scale, self._zero, self._bias, self._stride, self._padding, [1] * 3,
             1, 1.0, 0, torch.bfloat16, "none", [], "",
@@ -46,9 +46,9 @@ class ByteConv:
 
 def to_bytes(values: Tensor) -> tuple[Tensor, float]:
     """ReLU of values [1, C, T, H, W] in place, and the same in 255 steps of the scale that is returned."""
-    largest = float(values.permute(0, 2, 3, 4, 1).max())  # as they lie in memory: of other orders max makes a copy
+    largest = float(values.permute(0, 2, 3, 4, 1).max())  # in memory order, because max copies other orders
     scale = max(largest, 1e-30) / 255
-    return values.relu_().mul(1 / scale).round_().to(torch.int16).to(torch.uint8), scale  # at once it takes five times
+    return values.relu_().mul(1 / scale).round_().to(torch.int16).to(torch.uint8), scale  # a direct cast is slower
 
 
 class ByteR3D:
@@ -96,7 +96,7 @@ class ByteR3D:
 
 
 def _byte_conv(layers: nn.Sequential) -> ByteConv:
-    """Of a convolution and the batch norm behind it."""
+    """A byte convolution from a convolution and its batch norm."""
     conv, norm = layers[0], layers[1]
     assert isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d) and not isinstance(conv.padding, str)
     return ByteConv(*fold(conv, norm), conv.stride, conv.padding)

@@ -1,9 +1,9 @@
 """R3D-18 in bf16 with half the multiplications: Winograd's convolution along time, batch norm folded into weights.
 
-Processors compute bf16 convolutions close to their peak, so only fewer multiplications are faster still. F(4, 3) of
-Lavin and Gray (arXiv 1509.09308, section 4.1) takes six for four outputs of a filter of three taps, not twelve. Along
-time alone, each of the six is an ordinary 2-D convolution of frames, and both transforms are small matrix products over
-whole frames.
+Processors compute bf16 convolutions close to their peak, so a speed-up needs fewer multiplications. F(4, 3) of Lavin
+and Gray (arXiv 1509.09308, section 4.1) takes six instead of twelve for four outputs of a filter of three taps. Applied
+along time only, each of the six is an ordinary 2-D convolution of frames, and both transforms are small matrix products
+over whole frames.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.video import VideoResNet
 
-TILE = 4  # frames that one tile gives
+TILE = 4  # output frames per tile
 POINTS = (0.0, 1.0, -1.0, 0.5, -0.5)  # and infinity; these make every entry of both transforms exact in bf16
 
 
@@ -42,7 +42,7 @@ _INPUTS_BF16, _OUTPUTS_BF16 = torch.from_numpy(_INPUTS).bfloat16(), torch.from_n
 
 
 def fold(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
-    """Weights [O, I, K, K, K] and bias [O], float64, of the convolution with the batch norm behind it."""
+    """Weights [O, I, K, K, K] and bias [O], float64, of the convolution followed by the batch norm."""
     assert norm.running_mean is not None and norm.running_var is not None, "the preset's norms keep statistics"
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     weight = conv.weight.double() * scale[:, None, None, None, None]
@@ -50,7 +50,7 @@ def fold(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
 
 
 class FoldedConv:
-    """A convolution with the batch norm behind it folded into weights and bias, in bf16 and channels last.
+    """A convolution with its batch norm folded into weights and bias, in bf16 and channels last.
 
     `frames` are in tiles [4, T/4, B, H, W, C], where frame 4·t + i is frames[i, t], or untiled [1, T, B, H, W, C].
     """
@@ -71,8 +71,8 @@ class FoldedConv:
             clips = self(from_frames(frames))
             return to_frames(clips.relu_() if residual is None else clips.add_(from_frames(residual)).relu_())
         mixed = (_INPUTS_BF16[:, 1:5] @ frames.reshape(TILE, -1)).reshape(TILE + 2, *frames.shape[1:])
-        mixed[0, 1:].add_(frames[-1, :-1], alpha=_INPUTS[0, 0])  # only the first row of B reads the frame before,
-        mixed[-1, :-1].add_(frames[0, 1:], alpha=_INPUTS[-1, -1])  # only the last the frame after the tile's own
+        mixed[0, 1:].add_(frames[-1, :-1], alpha=_INPUTS[0, 0])  # only the first row of B reads the previous frame,
+        mixed[-1, :-1].add_(frames[0, 1:], alpha=_INPUTS[-1, -1])  # only the last reads the frame after the tile
         images = mixed.flatten(1, 2).permute(0, 1, 4, 2, 3)  # [6, T/4 · B, I, H, W]
         products = torch.stack(
             [
@@ -103,7 +103,7 @@ class FoldedConv:
 
 
 def to_frames(clips: Tensor) -> Tensor:
-    """[B, C, T, H, W] → [4, T/4, B, H, W, C], or [1, T, B, H, W, C] where the frames do not make whole tiles."""
+    """[B, C, T, H, W] → [4, T/4, B, H, W, C], or [1, T, B, H, W, C] if T is not a multiple of 4."""
     tile = TILE if clips.shape[2] % TILE == 0 else 1
     return clips.permute(2, 0, 3, 4, 1).unflatten(0, (-1, tile)).transpose(0, 1).contiguous()
 
@@ -117,8 +117,8 @@ def from_frames(frames: Tensor) -> Tensor:
 class FastR3D:
     """R3D-18 before its classifier: clips [B, 3, T, 112, 112] float32 → features [B, 512] float32.
 
-    Convolutions that keep the frame rate run in tiles wherever the frames make whole ones (of clips of 16 frames, in
-    all stages but the last); those that halve it are plain.
+    Convolutions that keep the frame rate run in tiles if the frames fill whole ones (for clips of 16 frames, in all
+    stages but the last); those that halve it are plain.
     """
 
     def __init__(self, network: VideoResNet):
