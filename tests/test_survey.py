@@ -303,7 +303,7 @@ def test_a_best_action_that_was_hardly_logged_is_told():
 def test_a_gain_that_may_be_none_is_said(low, high, is_said):
     fitted = Fitted(1.0, True, 0.0)
     found = plain_words.doubt_in_words(Learned(32, fitted, fitted, [], 3.0, [low, high], {}))
-    assert [text.startswith("the interval holds 0") for text in found] == [True] * is_said
+    assert [text.startswith("the interval contains 0") for text in found] == [True] * is_said
 
 
 # As JSON

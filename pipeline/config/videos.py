@@ -206,7 +206,7 @@ class NoveltyConfig(Config):
     draws: int = Field(1, ge=1, le=64, description="Antithetic pairs of noise at each of five levels.")
     updates: int = Field(200, ge=1, le=100_000, description="Updates of the corpus model, for each of its two halves.")
     batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
-    allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour a clip.")
+    allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour per clip.")
     shards: int = Field(1, ge=1, le=100_000, description="Number of processes that the videos are split among.")
     shard: Shard = Field(
         None, description="Which of the shards this process is, from 0; auto: the index of the array job."

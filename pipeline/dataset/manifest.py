@@ -252,7 +252,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
                     _check_value(name, value, number, path.parent)
     except (ValueError, OSError) as error:  # pandas' and json's own errors are ValueErrors
         raise VtpError(
-            f"manifest {path} cannot be read ({str(error).splitlines()[0]}); see manifests/README.md",
+            f"manifest {path} cannot be read ({str(error).splitlines()[0]}); see docs/manifests.md",
             code="manifest-unreadable",
         ) from error
     for name in IDS:

@@ -135,7 +135,7 @@ def _support(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Overlap",
             percent(numbers.get("overlap")),
-            f"Share of hours where logs hold actions like the policy’s; {percent(LEAST_OVERLAP, 0)} are needed.",
+            f"Share of hours where logs have actions like the policy’s; {percent(LEAST_OVERLAP, 0)} are needed.",
         ),
         (
             "Propensities",

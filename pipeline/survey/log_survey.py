@@ -78,7 +78,7 @@ def survey(
         columns = ", ".join((*task.actions, "attempts", "errors"))
         raise VtpError(
             f"{where} has no logs: {missing}; say in the labels what was done and what came of it (columns {columns}, "
-            "see manifests/README.md), and extract again",
+            "see docs/manifests.md), and extract again",
             code="logs-missing",
         )
     steps = logged_steps(data, task, clips.context, rows)
