@@ -114,7 +114,7 @@ def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
             if interrupted.is_set():
                 done = f"{trainer.episode} of {cfg.episodes} episodes"
                 raise TryAgainError(
-                    f"interrupted after {done}; run the same command again to go on", code="command-interrupted"
+                    f"interrupted after {done}; run the same command again to continue", code="command-interrupted"
                 )
     record.close()
 

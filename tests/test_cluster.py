@@ -263,7 +263,7 @@ def test_time_limits_have_slurms_formats(text, minutes):
 
 @pytest.mark.parametrize("text", ["0", "", "4h", "1:00", "-1", "1-1", "00:00:00"])
 def test_invalid_time_limits_are_refused(text):
-    with pytest.raises(ValueError, match="is no time limit such as 90"):
+    with pytest.raises(ValueError, match="must be a time limit such as 90"):
         slurm_minutes(text)
 
 

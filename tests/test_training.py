@@ -95,7 +95,7 @@ def test_kill_9_and_sigterm_at_random_moments(tmp_path):
         told = process.communicate(timeout=60)[1]
         assert process.returncode == (75 if number == signal.SIGTERM else -9), told
         if number == signal.SIGTERM:
-            assert "of 96 episodes; run the same command again to go on" in told
+            assert "of 96 episodes; run the same command again to continue" in told
     for name in ("killed", "whole"):
         process = start(tmp_path / name)
         told = process.communicate()[1]

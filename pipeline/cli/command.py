@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,27 @@ import yaml
 
 from pipeline import storage
 from pipeline.cli.given import check_given
+from pipeline.cli.help_pages import SectionedCommand, SectionedGroup
 from pipeline.config import Settings
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.kept_inputs import settings_from
 from pipeline.text_files import read_text
 
+logger = logging.getLogger(__name__)
+
 MAX_CONFIG_BYTES = 1 << 20
 
 app = typer.Typer(
-    help="Demonstration videos in, a validated policy and its dollars out.",
-    no_args_is_help=True,
-    add_completion=False,
+    help="Turn demonstration videos and their logs into a validated policy, valued in dollars.",
+    cls=SectionedGroup,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 experiment = typer.Typer(
-    help="Economic experiments: tables and figures, in RUN/experiments or --out.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+    help="Run an economic experiment: its tables and figures.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(experiment, name="experiment")
-policy = typer.Typer(help="A run's policy as a file.", no_args_is_help=True, rich_markup_mode=None)
+policy = typer.Typer(help="Write a run's policy as one file.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(policy, name="policy")
 
 
@@ -48,7 +49,7 @@ def command(
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
-            config_file, wants_json = values.pop("config"), values.pop("json", False)
+            context, config_file, wants_json = values.pop("context"), values.pop("config"), values.pop("json", False)
             if config_file is not None:
                 config_file = storage.path_of(config_file)
                 storage.fetch_many([config_file])
@@ -56,31 +57,40 @@ def command(
             in_file = {} if config_file is None else _from_file(config_file)
             cfg = settings.of(in_file | flags, argument=argument)
             check_given(cfg)
+            logger.info("%s: loading", context.command_path)
             try:
                 with settings_from(None if config_file is None or _is_saved(config_file) else config_file):
                     body(cfg, as_json=wants_json) if as_json else body(cfg)
-            except KeyboardInterrupt as error:  # here, for typer would end with 130 and say nothing
+            except KeyboardInterrupt as error:  # here, because typer would exit with 130 and no message
                 raise TryAgainError(
-                    "interrupted; run the same command again to go on", code="command-interrupted"
+                    "interrupted; run the same command again to continue", code="command-interrupted"
                 ) from error
 
-        parameters = []
+        parameters = [_keyword("context", inspect.Parameter.empty, typer.Context)]
         for name in settings.names:
             text, default = settings.help(name), None  # unset on the command line means unset: a config file may speak
             if name == argument:
-                default = typer.Argument(None, help=text, show_default=False)
+                default = typer.Argument(None, metavar=name.upper(), help=text, show_default=False)
             else:
-                metavar = settings.metavar(name)
-                default = typer.Option(None, settings.spelling(name), metavar=metavar, help=text, show_default=False)
+                default = typer.Option(
+                    None,
+                    settings.spelling(name),
+                    metavar=settings.metavar(name),
+                    help=text,
+                    show_default=False,
+                    autocompletion=_completion(settings.choices(name)),
+                )
             annotation = {bool: bool, list[Path]: list[str]}.get(settings.annotation(name), str)
             parameters.append(_keyword(name, default, annotation | None))
-        config = typer.Option(None, "--config", metavar="PATH", help="YAML file of these settings; flags win over it.")
+        config = typer.Option(None, "--config", metavar="PATH", help="YAML file of these settings; flags override it.")
         parameters.append(_keyword("config", config, Path | None))
         if as_json:
             parameters.append(_keyword("json", typer.Option(False, "--json", help="Print the result as JSON."), bool))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__doc__ = settings.doc
-        group.command(body.__name__.rstrip("_"))(command)  # two groups may have a command of one name
+        group.command(body.__name__.rstrip("_"), cls=SectionedCommand)(
+            command
+        )  # two groups may have a command of one name
         return body
 
     return register
@@ -88,6 +98,15 @@ def command(
 
 def _flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _completion(choices: list[str]) -> Callable[[str], list[str]]:
+    """What a shell offers for the beginning of a value."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
 
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
