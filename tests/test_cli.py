@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -180,11 +181,12 @@ def test_a_shell_completes_commands_options_and_values_without_a_heavy_library(l
 
 def test_a_command_says_that_it_is_loading_before_it_does(tmp_path):
     """A terminal shows something before torch is imported, which takes seconds."""
-    run = subprocess.run(
-        [sys.executable, "-c", LOADING, "train", "--source", "sim", "--out", str(tmp_path / "run")],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.stderr.splitlines() == ["vtp train: loading", "torch is imported"]
+    ours, terminal = pty.openpty()
+    command = [sys.executable, "-c", LOADING, "train", "--source", "sim", "--out", str(tmp_path / "run")]
+    subprocess.run(command, stderr=terminal)
+    os.close(terminal)
+    assert os.read(ours, 1000).decode().splitlines() == ["vtp train: loading", "torch is imported"]
+    os.close(ours)
 
 
 # Flags

@@ -385,7 +385,7 @@ def test_no_wait_prints_the_command_that_merges(scheduler, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code
-    assert capsys.readouterr().out == f"when the array has ended: vtp merge '{out}'\n"
+    assert capsys.readouterr().out == f"when the array has finished: vtp merge '{out}'\n"
     monkeypatch.setattr(sys, "argv", ["vtp", "merge", str(out)])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -60,7 +60,7 @@ LINES = {  # what is wrong, and the text that names it
     "evaluate done/evaluation": "name its run, done",
     "novelty --embeddings missing.h5": "missing.h5",
     "novelty --embeddings fifo --out n.h5": "fifo is not a regular file",
-    "novelty --embeddings embeddings.h5 --model nowhere --out n.h5": "--model nowhere is neither",
+    "novelty --embeddings embeddings.h5 --model nowhere --out n.h5": "--model nowhere must be auto, corpus, a folder",
     "novelty --embeddings embeddings.h5 --model empty --out n.h5": "no readable model_index.json",
     "novelty --embeddings embeddings.h5 --shards 3 --shard 3 --out n.h5": "shard (3) is not below shards (3)",
     "demo --out done": "done holds something that no vtp demo left there",

@@ -275,7 +275,7 @@ def test_export_and_act(vtp, trained, tmp_path):
     code, out, _ = vtp("policy", "export", trained / "run", "--to", "onnx", "--out", "mine/grasp.onnx")
     assert (code, out) == (0, "wrote mine/grasp.onnx; next: vtp act mine/grasp.onnx --embeddings EMBEDDINGS\n")
     code, out, err = vtp("act", "mine/grasp.onnx", "--embeddings", trained / "embeddings.h5", "--out", "actions.csv")
-    assert (code, out, err) == (0, "wrote actions.csv: actions in 120 clips\n", "")
+    assert (code, out, err) == (0, "wrote actions.csv: actions for 120 clips\n", "")
     code, out, _ = vtp("act", "mine/grasp.onnx", "--embeddings", trained / "embeddings.h5")
     assert (code, out) == (0, (tmp_path / "actions.csv").read_text())
     assert out.startswith(",".join(COLUMNS) + "\nv0,0,0.0,1.0,0.")

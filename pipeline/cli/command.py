@@ -1,9 +1,8 @@
-"""Commands generated from config models, with values from flags and from a YAML file."""
+"""Generate commands from config models, with values from flags and from a YAML file."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ import yaml
 from pipeline import storage
 from pipeline.cli.given import check_given
 from pipeline.cli.help_pages import SectionedCommand, SectionedGroup
+from pipeline.cli.show import console
 from pipeline.config import Settings
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.kept_inputs import settings_from
 from pipeline.text_files import read_text
-
-logger = logging.getLogger(__name__)
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -42,8 +40,8 @@ def command(
 ) -> Callable[..., Any]:
     """Register a function of one config (and `as_json`) as a command whose flags are the config's fields.
 
-    `model` is a config model or a discriminated union of such, `argument` names the field that is given by position,
-    `group` the app that the command belongs to. Values stay text here and are checked by the model, once.
+    model: a config model or a discriminated union of them; argument: the positional field; group: the app that the
+    command belongs to. Values stay text here; the model checks them.
     """
     settings: Settings[Any] = Settings(model, spell=_flag_of, elsewhere=" or in --config")
 
@@ -56,8 +54,9 @@ def command(
             flags = {key: value for key, value in values.items() if value not in (None, [])}
             in_file = {} if config_file is None else _from_file(config_file)
             cfg = settings.of(in_file | flags, argument=argument)
+            if console.is_terminal:  # in a log, an error stays the only line
+                console.print(f"{context.command_path}: loading")
             check_given(cfg)
-            logger.info("%s: loading", context.command_path)
             try:
                 with settings_from(None if config_file is None or _is_saved(config_file) else config_file):
                     body(cfg, as_json=wants_json) if as_json else body(cfg)
@@ -68,7 +67,7 @@ def command(
 
         parameters = [_keyword("context", inspect.Parameter.empty, typer.Context)]
         for name in settings.names:
-            text, default = settings.help(name), None  # unset on the command line means unset: a config file may speak
+            text, default = settings.help(name), None  # no default here: a config file may set it
             if name == argument:
                 default = typer.Argument(None, metavar=name.upper(), help=text, show_default=False)
             else:
@@ -90,7 +89,7 @@ def command(
         command.__doc__ = settings.doc
         group.command(body.__name__.rstrip("_"), cls=SectionedCommand)(
             command
-        )  # two groups may have a command of one name
+        )  # two groups may have commands of the same name
         return body
 
     return register
@@ -101,7 +100,7 @@ def _flag_of(name: str) -> str:
 
 
 def _completion(choices: list[str]) -> Callable[[str], list[str]]:
-    """What a shell offers for the beginning of a value."""
+    """Complete a value from the words that the setting accepts."""
 
     def complete(incomplete: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(incomplete)]
@@ -114,7 +113,7 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether vtp itself left the settings there, beside an output: the same command may write them again."""
+    """Whether vtp wrote the settings, beside an output: the same command may then overwrite them."""
     text = read_text(path, max_bytes=MAX_CONFIG_BYTES)
     return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
 
@@ -131,5 +130,5 @@ def _from_file(path: Path) -> dict[str, Any]:
             f"--config {path} cannot be read: {reason}; give a YAML file in UTF-8", code="config-unreadable"
         ) from error
     if not (isinstance(values, dict) and all(isinstance(name, str) for name in values)):
-        raise VtpError(f"--config {path} holds no settings; write one `name: value` a line", code="config-empty")
+        raise VtpError(f"--config {path} holds no settings; write one `name: value` per line", code="config-empty")
     return values

@@ -1,4 +1,4 @@
-"""The commands of the stages, and of what shows and launches them; each imports its stage when it is called."""
+"""The commands, except for experiments; each imports its stage only when it is called."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def demo(cfg: DemoConfig, *, as_json: bool) -> None:
         def stage(label: str) -> Callable[..., None]:
             bars.close()
             console.print(label)
-            return bars.enter_context(progress(label))
+            return bars.enter_context(progress(label.partition(":")[0]))
 
         summary = demo.run(cfg, stage=stage)
     if as_json:
@@ -78,23 +78,23 @@ def simulate(cfg: SimulateConfig) -> None:
 def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     import pipeline.extract as extraction
 
-    is_one_shard = cfg.launcher is None and cfg.devices is None
+    is_one_process = cfg.launcher is None and cfg.devices is None
     result: extraction.ExtractResult | None
     with progress("extract") as advance:
-        if is_one_shard:
+        if is_one_process:
             result = extraction.run(cfg, progress=advance)
         else:
             from pipeline.cluster import launch
 
             result = launch.extract(cfg, progress=advance)
     if result is None:
-        print(f"when the array has ended: vtp merge {shlex.quote(storage.name_of(cfg.out))}")
+        print(f"when the array has finished: vtp merge {shlex.quote(storage.name_of(cfg.out))}")
         return
     print_extracted(result, as_json)
-    if cfg.shards > 1 and is_one_shard and not as_json:
+    if cfg.shards > 1 and is_one_process and not as_json:
         out = storage.name_of(cfg.out)
-        print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {out}")
-    list_failures(result)
+        print(f"{result.num_videos} videos of this shard are done; when all shards are done: vtp merge {out}")
+    list_failures(result, logged=is_one_process)
 
 
 @command(MergeConfig, argument="out", as_json=True)
@@ -108,7 +108,7 @@ def merge(cfg: MergeConfig, *, as_json: bool) -> None:
 
     result = extraction.merge(cfg)
     print_extracted(result, as_json)
-    list_failures(result)
+    list_failures(result, logged=False)
 
 
 @command(DoctorConfig, argument="out", as_json=True)
@@ -182,7 +182,7 @@ def train(cfg: TrainConfig, *, as_json: bool) -> None:
         with progress("train") as advance:
             summary = launch.train(cfg, progress=advance)
         if summary is None:
-            print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+            print(f"when the array has finished: vtp merge {shlex.quote(str(cfg.out))}")
         else:
             print_seeds(summary, as_json)
         return
@@ -233,7 +233,7 @@ def act(cfg: ActConfig, *, as_json: bool) -> None:
     elif cfg.out is None:
         print(table.to_csv(index=False), end="")
     else:
-        print(f"wrote {cfg.out}: actions in {len(table)} clips")
+        print(f"wrote {cfg.out}: actions for {len(table)} clips")
 
 
 @command(ReportConfig, argument="run")
