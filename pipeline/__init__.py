@@ -1,6 +1,6 @@
-"""vtp: demonstration videos in, a validated policy and its dollars out.
+"""vtp turns demonstration videos and their logs into a validated policy, valued in dollars.
 
-What a script or a notebook needs is here, and docs/python.md shows its use:
+The functions for scripts and notebooks; docs/python.md shows how to use them:
 
     import pipeline
 
@@ -8,7 +8,7 @@ What a script or a notebook needs is here, and docs/python.md shows its use:
     validation = pipeline.train("embeddings.h5", out="runs/first")
     actions = pipeline.load_policy("runs/first").act(pipeline.read_dataset("embeddings.h5"))
 
-Each is imported when it is first used, as torch takes seconds.
+Each is imported when it is first used, because torch takes seconds to load.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
     "train",
 ]
 
-_STAGES = ("evaluate", "extract", "simulate", "train")  # modules that can be called, see callable_stage
+_STAGES = ("evaluate", "extract", "simulate", "train")  # callable modules, see callable_stage
 _PLACES = {"Task": "pipeline.tasks", "VtpError": "pipeline.errors"}
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, folders, checksums, the resolved config."""
+"""Atomic writes of files and folders, checksums, and the saved config."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def _sync_file_system(path: Path) -> None:
 
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, the quota, the process
-OUT_OF_SPACE_TEXT = re.compile(  # of libraries that lose the number: safetensors, HDF5, numpy's tofile
+OUT_OF_SPACE_TEXT = re.compile(  # from libraries that lose the errno: safetensors, HDF5, numpy's tofile
     "|".join(map(os.strerror, OUT_OF_SPACE)) + rf"|err(?:no =|or) ({'|'.join(map(str, OUT_OF_SPACE))})\b"
     r"|\d+ requested and \d+ written"
 )
-NAME_CHARS = 50  # of a file's name in that of its temporary, which may not be longer than 255 bytes
+NAME_CHARS = 50  # of a file's name in its temporary's, which is limited to 255 bytes
 DAY_S = 86_400
-MANY_FILES = 100  # of a folder, from which on one flush of the file system is quicker than one of each file
+MANY_FILES = 100  # from this number on, flushing the file system is faster than flushing each file
 
 
 @contextmanager
 def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
-    """Turn a full disk or quota into a TryAgainError that names `path` and how much is free beside it."""
+    """Turn a full disk or quota into a TryAgainError that names `path` and the free space."""
     try:
         yield
     except Exception as error:
@@ -76,12 +76,12 @@ def out_of_space_is_try_again(path: Path | None = None) -> Iterator[None]:
 
 
 def full_disk_in_threads_is_quiet() -> None:
-    """Print no traceback of a thread that a full disk ended: TensorBoard raises the error again in ours."""
+    """Print no traceback if a full disk ends a thread: TensorBoard raises the error again in the main thread."""
     threading.excepthook = lambda args: None if _is_out_of_space(args.exc_value) else threading.__excepthook__(args)
 
 
 def _is_out_of_space(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it came of, is that of a full disk."""
+    """Whether an exception, or one that caused it, is that of a full disk."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if getattr(error, "errno", None) in OUT_OF_SPACE or OUT_OF_SPACE_TEXT.search(str(error)):
@@ -92,7 +92,7 @@ def _is_out_of_space(error: BaseException | None) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents where they are missing; VtpError where that cannot be."""
+    """Make a folder and its parents if they are missing; VtpError if that fails."""
     with out_of_space_is_try_again(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_folder_place(path: Path) -> None:
-    """VtpError if a file is in the place of the folder, or of one that it would be in."""
+    """VtpError if a file is in the place of the folder or of one of its parents."""
     for place in (path, *path.parents):
         if os.path.lexists(place):
             if not place.is_dir():
@@ -120,11 +120,11 @@ def check_folder_place(path: Path) -> None:
 
 
 def check_file_place(path: Path) -> None:
-    """VtpError if a folder, a device or a pipe is in the place of the file, or a file in that of its folder."""
+    """VtpError if a folder, device or pipe is in the place of the file, or a file in the place of its folder."""
     if path.is_dir():
         raise VtpError(f"{path} is a folder; name a file in it", code="output-is-folder")
     if path.exists() and not path.is_file():
-        raise VtpError(f"{path} is a device or a pipe, which stays; name a file", code="output-is-no-file")
+        raise VtpError(f"{path} is a device or a pipe; name a file", code="output-is-no-file")
     check_folder_place(path.parent)
 
 
@@ -132,8 +132,8 @@ def check_file_place(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling to write; on success it is fsynced and renamed to `path`, on any error removed.
 
-    Where `path` is the place of a URL, the file is put into object storage first. Raises TryAgainError where the disk
-    is full; what stood at `path` before is untouched.
+    If `path` is the local copy of a URL, the file is uploaded to object storage first. TryAgainError if the disk is
+    full; an earlier file at `path` is then unchanged.
     """
     make_folder(path.parent)
     check_file_place(path)
@@ -153,7 +153,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder to fill; on success it takes the place of `path`, on any error it is removed."""
+    """Yield a temporary sibling folder to fill; on success it replaces `path`, on any error it is removed."""
     make_folder(path.parent)
     temporary, earlier = _temporary(path), _temporary(path)
     try:
@@ -176,21 +176,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
-    """A sibling's name that no other process and no other call takes, and that says whose it is."""
+    """A sibling's name that is unique to this call and identifies this process."""
     return path.with_name(f".{path.name[:NAME_CHARS]}.{this_process()}-{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove temporaries that killed processes left: of those known to have ended at once, of any other after a day.
+    """Remove temporaries of killed processes: at once if the process is known to have ended, else after a day.
 
-    folder: one that is ours alone, or else the `name` of what was being written.
+    name: of the file or folder that was being written; None if all temporaries in `folder` are vtp's.
     """
     start = "." if name is None else f".{name[:NAME_CHARS]}."
     for path in folder.glob(".*.tmp"):
         if not path.name.startswith(start):
             continue
         writer = ProcessIdentity.parse(path.name.removesuffix(".tmp").rpartition(".")[2].rpartition("-")[0])
-        with contextlib.suppress(FileNotFoundError):  # another process does the same
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
             if (writer is not None and writer.has_ended) or time.time() - path.lstat().st_mtime > DAY_S:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

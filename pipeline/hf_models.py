@@ -1,4 +1,4 @@
-"""Models of transformers as `--backbone hf:` names them: what is wrong with one, known without loading it."""
+"""Models of the transformers library for `--backbone hf:`, checked without loading them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.text_files import is_lfs_pointer
 PREFIX = "hf:"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
-WAYS_OUT = "pass --backbone hf: with an id of the hub or a folder that holds config.json, a processor and safetensors"
+WAYS_OUT = "pass --backbone hf: with a hub id, or a folder with config.json, a processor and safetensors"
 
 
 def is_hf(backbone: str) -> bool:
@@ -21,42 +21,39 @@ def is_hf(backbone: str) -> bool:
 
 
 def folder_of(name: str) -> Path | None:
-    """The folder that a name says; None for an id of the hub, org/model or org/model@revision.
-
-    A folder that is there comes first. VtpError for anything else.
-    """
+    """The folder with that name, if it exists; None for a hub id, org/model or org/model@revision; else VtpError."""
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
     if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?", name):
         return None
-    raise VtpError(f"backbone {PREFIX}{name}: there is no such folder; {WAYS_OUT}", code="weights-missing")
+    raise VtpError(f"backbone {PREFIX}{name}: no such folder; {WAYS_OUT}", code="weights-missing")
 
 
 def absolute(backbone: str) -> str:
-    """The backbone's name, good in any working folder."""
+    """The backbone's name, with an absolute path if it is a folder."""
     folder = folder_of(backbone.removeprefix(PREFIX)) if is_hf(backbone) else None
     return backbone if folder is None else f"{PREFIX}{folder.resolve()}"
 
 
 def same_backbone(one: Any, other: Any) -> bool:
-    """Whether two names may say the same backbone: models of transformers are told apart by the hash of their files."""
+    """Whether two names may mean the same backbone; hf: models are distinguished by the hash of their files."""
     return one == other or (is_hf(str(one)) and is_hf(str(other)))
 
 
 def check_named(backbone: str) -> None:
-    """VtpError where `backbone` is of a folder that holds no model; an id of the hub is not looked up."""
+    """VtpError if `backbone` is a folder without a model; a hub id is not looked up."""
     if is_hf(backbone) and (folder := folder_of(backbone.removeprefix(PREFIX))) is not None:
         model_files(folder)
 
 
 def model_files(folder: Path) -> list[Path]:
-    """All files that features depend on: config, processors and safetensors. VtpError names what is missing."""
+    """All files that features depend on: config, processors and safetensors. VtpError if one is missing."""
     read_json(folder / CONFIG)
     processors = [folder / name for name in PROCESSORS if (folder / name).is_file()]
     if not processors:
         raise VtpError(
-            f"backbone {PREFIX}{folder} has no {' or '.join(PROCESSORS[:2])}, which says how frames are scaled; save "
+            f"backbone {PREFIX}{folder} has no {' or '.join(PROCESSORS[:2])}, which tells how frames are scaled; save "
             "the model's processor there: AutoImageProcessor.from_pretrained(ID).save_pretrained(FOLDER)",
             code="weights-incomplete",
         )
@@ -69,7 +66,7 @@ def model_files(folder: Path) -> list[Path]:
             )
         names = read_json(folder / INDEX).get("weight_map")
         if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
-            raise CorruptError(f"{folder / INDEX} names no files beside it; {WAYS_OUT}", code="weights-damaged")
+            raise CorruptError(f"{folder / INDEX} does not name files beside it; {WAYS_OUT}", code="weights-damaged")
         weights = [folder / INDEX, *(folder / name for name in sorted(set(names.values())))]
     for path in weights:
         if not path.is_file():
@@ -77,7 +74,7 @@ def model_files(folder: Path) -> list[Path]:
         with open(path, "rb") as file:
             if is_lfs_pointer(file.read(100)):
                 raise VtpError(
-                    f"{path} is a pointer of Git LFS, not the file itself; fetch it: git lfs pull",
+                    f"{path} is a Git LFS pointer, not the file itself; fetch it: git lfs pull",
                     code="weights-incomplete",
                 )
     return [folder / CONFIG, *processors, *weights]

@@ -1,4 +1,4 @@
-"""No output takes the place of an input: every stage says here what it will write, before its work."""
+"""No output overwrites an input: every stage checks here, before its work, what it will write."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.config import Config
 from pipeline.errors import VtpError
 from pipeline.text_files import read_text
 
-OUTPUTS = ("out",)  # settings that name what is written; all others that name a file name one that is read
-MODELS = ("model", "weights")  # where these are folders, all in them is read
+OUTPUTS = ("out",)  # settings that name outputs; all others that name a file name an input
+MODELS = ("model", "weights")  # if these are folders, all their files are inputs
 _settings_file: ContextVar[Path | None] = ContextVar("settings_file", default=None)
 
 
 @contextmanager
 def settings_from(path: Path | None) -> Iterator[None]:
-    """The file that the settings were read from is an input too."""
+    """Within the block, the file that the settings were read from is an input too."""
     token = _settings_file.set(path)
     try:
         yield
@@ -32,10 +32,10 @@ def settings_from(path: Path | None) -> Iterator[None]:
 
 
 def keep_inputs(cfg: Config, written: Iterable[Path], *, reads: Iterable[Path] = ()) -> None:
-    """VtpError where what will be written is an input, leads to one by links, or would hold or be held by one.
+    """VtpError if an output is an input, links to one, contains one or is inside one.
 
     written: files, and folders that are replaced as a whole. Inputs are the files that the settings name, the videos of
-    embeddings among them, the file of the settings, and those that the stage `reads` besides.
+    embeddings files, the settings file, and the other files that the stage `reads`.
     """
     inputs = [*_named_in(cfg), *reads]
     if (path := _settings_file.get()) is not None:
@@ -55,40 +55,40 @@ def keep_inputs(cfg: Config, written: Iterable[Path], *, reads: Iterable[Path] =
             taken = [path for name, path in resolved.items() if name.startswith(inside)]
         if taken:
             raise VtpError(
-                f"{out} would be written over {taken[0]}, which this command reads; name another output",
+                f"{out} would overwrite {taken[0]}, which this command reads; name another output",
                 code="output-is-input",
             )
 
 
 def keep_others(written: Mapping[Path, Callable[[Path], bool]]) -> None:
-    """VtpError if a file, beside an output and named after it, is not one that an earlier command like this one left.
+    """VtpError if a file that will be written exists and was not written by an earlier command of this kind.
 
-    written: each such file, and whether what is there is such a one.
+    written: each such file, with a function that tells whether such a command wrote it.
     """
     for path, is_ours in written.items():
         is_there = os.path.lexists(path) if storage.url_of(path) is None else storage.is_there(path)
         if is_there and not is_ours(path):
             raise VtpError(
-                f"{path} would be written over, and no earlier command of this kind left it; move it, or name another "
+                f"{path} would be overwritten, but no earlier command of this kind wrote it; move it, or name another "
                 "output",
                 code="output-is-foreign",
             )
 
 
-DEMO = "demo.yaml"  # in the folder of a demo: what is there may be replaced
+DEMO = "demo.yaml"  # marks the folder of a demo, whose files may be replaced
 
 
 def keep_others_from_demo(out: Path) -> None:
-    """VtpError if the folder holds what no demo left there."""
+    """VtpError if the folder has files but was not made by a demo."""
     if out.is_dir() and not (out / DEMO).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise VtpError(
-            f"{out} holds something that no vtp demo left there, for it has no {DEMO}; choose another --out",
+            f"{out} has files but no {DEMO}, so vtp demo did not make it; choose another --out",
             code="folder-is-no-demo",
         )
 
 
 def settings_of(*names: str) -> Callable[[Path], bool]:
-    """Whether a file holds settings, those of these names among them."""
+    """A function that tells whether a file holds settings, including these names."""
 
     def is_ours(path: Path) -> bool:
         try:
@@ -105,7 +105,7 @@ def is_hdf5_or_empty(path: Path) -> bool:
 
 
 def _named_in(cfg: Config) -> Iterator[Path]:
-    """The files and folders that settings name, and the videos of the embeddings files among them."""
+    """The files and folders that settings name, and the videos of embeddings files."""
     from pipeline import dataset  # pandas takes long to import
 
     for name, field in type(cfg).model_fields.items():
@@ -114,7 +114,7 @@ def _named_in(cfg: Config) -> Iterator[Path]:
         if name in OUTPUTS or any(
             get_origin(kind) is Literal for kind in (field.annotation, *get_args(field.annotation))
         ):
-            continue  # one word of several names no file, though one may be called so
+            continue  # a choice of words is not a file name, even if a file is called so
         for path in (Path(value) for value in values if isinstance(value, str | Path) and os.path.exists(value)):
             yield path
             if name in MODELS and path.is_dir():
@@ -124,7 +124,7 @@ def _named_in(cfg: Config) -> Iterator[Path]:
 
 
 def _identity(path: Path) -> tuple[int, int] | str:
-    """Equal for two names of one file: links of both kinds, other cases, bind mounts."""
+    """Equal for two names of one file, through links of both kinds, case, or bind mounts."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Encoders and projectors as settings name them: what is wrong with a name or its file, known without loading any."""
+"""Names of encoders and projectors in settings, checked with their files without loading them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pipeline.errors import CorruptError, VtpError
 from pipeline.hf_models import check_named, is_hf
 
 TRAINED = {"r3d_18": "kinetics400", "timesformer_b": "kinetics400", "efficientnet_lite0": "imagenet"}  # by default
-FITTED = ("pca", "learned")  # projectors that are fitted to the clips
-NONE = "none"  # features alone
-TORCH_FILES = (b"PK\x03\x04", b"\x80")  # how a state dict begins, as an archive or as a pickle
+FITTED = ("pca", "learned")  # projectors fitted to the clips
+NONE = "none"  # features only
+TORCH_FILES = (b"PK\x03\x04", b"\x80")  # first bytes of a state dict, as an archive or as a pickle
 WAYS_OUT = {
     "r3d_18": "pass --weights FILE with a state dict, or --weights random:SEED",
     "timesformer_b": "pass --weights FOLDER with config.json and model.safetensors, or --weights random:SEED",
@@ -27,13 +27,13 @@ def seed_of(spec: str) -> int | None:
     match = re.fullmatch(r"random:(\d{1,9})", spec)
     if match is None:
         raise VtpError(
-            f"{spec!r} names no seed; write random:SEED with a whole number, such as random:0", code="seed-missing"
+            f"{spec!r} has no valid seed; write random:SEED with a whole number, such as random:0", code="seed-missing"
         )
     return int(match[1])
 
 
 def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
-    """VtpError if there is no such encoder, or its weights are not there or are of another kind."""
+    """VtpError if the encoder is unknown, or its weights are missing or of another kind."""
     if backbone not in TRAINED and not is_hf(backbone):
         raise VtpError(
             f"backbone {backbone!r} is unknown; use {', '.join(TRAINED)} or hf:ID_OR_FOLDER", code="backbone-unknown"
@@ -57,7 +57,7 @@ def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
             raise VtpError(f"weights {weights!r} is not a file; {ways_out}", code="weights-missing")
         with open(path, "rb") as file:
             if not file.read(4).startswith(TORCH_FILES):
-                raise CorruptError(f"weights {path} is no file of PyTorch; {ways_out}", code="weights-damaged")
+                raise CorruptError(f"weights {path} is not a PyTorch file; {ways_out}", code="weights-damaged")
         return
     if not path.is_dir():
         raise VtpError(f"weights {weights!r} is not a folder; {ways_out}", code="weights-missing")
@@ -70,14 +70,14 @@ def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
 
 
 def weights_path(backbone: str, weights: str | None) -> Path | None:
-    """The file or folder that the weights of a backbone are, if they are one."""
+    """The file or folder of a backbone's weights, if they are one."""
     if is_hf(backbone) or weights in (None, "auto", TRAINED[backbone]) or seed_of(weights) is not None:
         return None
     return Path(weights)
 
 
 def check_projector(spec: str) -> Path | None:
-    """The embeddings file whose projector it is, if it is one; VtpError unless it is that, fitted or random:SEED."""
+    """The embeddings file whose projector to use, if any; VtpError unless it is a file, fitted, random:SEED or none."""
     if spec in (*FITTED, NONE) or seed_of(spec) is not None:
         return None
     if not Path(spec).is_file():
@@ -94,11 +94,11 @@ def computes_in_bf16() -> bool:
 
 
 def computes_in_int8() -> bool:
-    """Whether the processor multiplies and adds bytes in one instruction; without it int8 is slower than fp32."""
+    """Whether the processor has int8 dot products; without them int8 is slower than fp32."""
     return _processor_has("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def _processor_has(*features: str) -> bool:
-    """Whether it has one of these features."""
+    """Whether the processor has one of these features."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and not set(features).isdisjoint(cpuinfo.read_text().split())

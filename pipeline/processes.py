@@ -1,4 +1,4 @@
-"""Processes: how many workers there may be, that they end with their parent, and whether another has ended."""
+"""Processes: processor and memory limits, workers that end with their parent, and identities of processes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from types import ModuleType
 from typing import NamedTuple
 
 CGROUP = Path("/sys/fs/cgroup")
-SAFE_PATH = "PYTHONSAFEPATH"  # keeps the working folder off the path of modules
+SAFE_PATH = "PYTHONSAFEPATH"  # keeps the working folder off the module path
 
 
 def num_processors() -> int:
-    """Those that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int | None:
-    """Bytes that new processes may take before something is killed, the container's limit included; None if unknown."""
+    """Bytes available to new processes, within the container's limit; None if unknown."""
     try:
         rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(rows["MemAvailable"].split()[0]) * 1024
@@ -33,16 +33,16 @@ def available_memory() -> int | None:
         return None
     try:
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # there is no limit, which the file calls "max"
+    except (OSError, ValueError):  # no limit: the file says "max"
         return available
     return min(available, max(limit - used, 0))
 
 
 class ProcessIdentity(NamedTuple):
-    """One process of one machine, which no later process with the same number is taken for.
+    """A process of a machine, distinguished from later processes with the same number.
 
-    machine: a boot and a space of process numbers, such as a container's; empty where the system tells neither.
-    started: clock ticks since the boot.
+    machine: hash of a boot and a PID namespace, such as a container's; empty if unknown. started: clock ticks since the
+    boot.
     """
 
     machine: str
@@ -54,7 +54,7 @@ class ProcessIdentity(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ProcessIdentity | None:
-        """The reverse of `str`; None where it is no identity."""
+        """The reverse of `str`; None if `text` is not an identity."""
         machine, _, rest = text.partition("-")
         pid, _, started = rest.partition("-")
         return cls(machine, int(pid), int(started)) if pid.isdecimal() and started.isdecimal() else None
@@ -65,7 +65,7 @@ class ProcessIdentity(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is certain that the process has ended, which only its own machine can tell."""
+        """Whether the process has certainly ended; only its own machine can tell."""
         if not self.is_of_this_machine:
             return False
         try:
@@ -92,18 +92,20 @@ def _machine() -> str:
 
 
 def _state(pid: int) -> tuple[str, int]:
-    """A process' state, such as Z for one that only waits to be collected, and its start; ("", 0) if not visible."""
+    """A process' state, such as Z for a zombie, and its start; ("", 0) if not visible."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # after its name, which may be odd
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        )  # after its name, which may contain spaces
         return fields[0], int(fields[19])
     except (OSError, IndexError, ValueError):
         return "", 0
 
 
 def end_with_parent() -> None:
-    """In a worker of multiprocessing: end when the parent does."""
+    """In a worker of multiprocessing: end with the parent."""
     parent = multiprocessing.parent_process()
-    assert parent is not None, "this process is no worker"
+    assert parent is not None, "this process is not a worker"
 
     def follow() -> None:
         parent.join()
@@ -114,9 +116,11 @@ def end_with_parent() -> None:
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Processes started in the block never see Ctrl-C, which is their parent's to handle, import nothing from the
-    working folder (Python 3.10 still looks there for its own modules), and do not run the user's script again, which
-    multiprocessing has each do: no `if __name__ == "__main__"` is needed in it."""
+    """Start processes in the block.
+
+    They ignore Ctrl-C, which the parent handles, import nothing from the working folder (where Python 3.10 looks for
+    its own modules), and do not run the user's script again: it needs no `if __name__ == "__main__"`.
+    """
     main = sys.modules["__main__"]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     set_by_user = os.environ.get(SAFE_PATH)
@@ -135,10 +139,10 @@ def starting_workers() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[threading.Event]:
-    """Within the block, Ctrl-C and SIGTERM only set the event, so that the work can stop where it is whole.
+    """Within the block, Ctrl-C and SIGTERM only set the event, so that the work can stop at a consistent point.
 
-    Elsewhere than in the main thread, which alone may say so, they are handled as ever, and so is a signal that has a
-    handler already: under submitit SIGTERM comes before a requeue, and the task must not end by itself.
+    Only the main thread can install handlers; elsewhere signals keep their behaviour. So does a signal that already has
+    a handler: under submitit SIGTERM precedes a requeue, and the task must not end by itself.
     """
     held = threading.Event()
     if threading.current_thread() is not threading.main_thread():

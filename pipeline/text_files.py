@@ -1,4 +1,4 @@
-"""Text files as other programs write them: with or without a byte order mark, lines ending in LF, CR LF or CR."""
+"""Text files of other programs: with or without a byte order mark, lines ending in LF, CR LF or CR."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _KINDS = {
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file that begins so is what Git LFS leaves in place of a file that it has not fetched."""
+    """Whether a file with this beginning is a Git LFS pointer to a file that was not fetched."""
     return head.startswith(LFS_POINTER)
 
 
 def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
     """The text of a regular file in UTF-8, lines ending in LF.
 
-    ValueError if it is of another kind, larger than max_bytes or not UTF-8, at once, where reading would wait or fill
-    the memory; OSError if it cannot be opened.
+    ValueError, without waiting or filling the memory, if it is not a regular file, larger than max_bytes or not UTF-8;
+    OSError if it cannot be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a regular file")
+            raise ValueError(f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'not a file')}, not a regular file")
         with open(fd, "rb", closefd=False) as file:
             content = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
-        if content is None:  # of some that the system makes as they are read
-            raise ValueError("it has nothing to be read now")
+        if content is None:  # of some files in /proc and /sys
+            raise ValueError("it cannot be read now")
         if max(status.st_size, len(content)) > max_bytes:
             raise ValueError(f"it has more than {max_bytes} bytes")
     finally:
@@ -74,5 +74,5 @@ _MISSING = frozenset("nan -nan none null nil na n/a n.a. <na> nat #n/a #na".spli
 
 
 def means_missing(text: str) -> bool:
-    """Whether a text is a word that programs write for a missing value, such as nan, None or N/A."""
+    """Whether a text stands for a missing value, such as nan, None or N/A."""
     return text.strip().casefold() in _MISSING

@@ -1,9 +1,9 @@
-"""One writer at a time: a lock file beside or in an output, for as long as a process writes it.
+"""One writer at a time: a lock file beside or in an output while a process writes it.
 
-Making a file exclusively works on every file system and over hosts, which flock does not. The file names its process,
-and its time is the heartbeat. Of a process of this machine the process table says whether it has ended; of any other
-(another host, or a container with process numbers of its own) a heartbeat that stands still for `DEAD_S` does. What a
-dead writer left locked is taken over.
+Exclusive creation of a file works on every file system and across hosts, which flock does not. The file names its
+process, and its modification time is the heartbeat. Whether a process of this machine has ended is known from the
+process table; any other (another host or container) is dead if its heartbeat stops for `DEAD_S`. The lock of a dead
+writer is taken over.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from pipeline.processes import ProcessIdentity, this_process
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
-DEAD_S = 30.0  # six heartbeats: a network's file system may show them late
+DEAD_S = 30.0  # six heartbeats, because network file systems show them late
 POLL_S = 0.2
 
 
 class _Found(NamedTuple):
-    """A lock file as it was found: its contents, and what changes with every heartbeat."""
+    """A lock file as found: its contents, and the fields that change with every heartbeat."""
 
     contents: dict[str, str]
     inode: int
@@ -50,7 +50,7 @@ class _Found(NamedTuple):
 
     def __str__(self) -> str:
         if not self.contents:
-            return "a process that has not said which it is"
+            return "an unknown process"
         pid, host, since = (self.contents.get(name, "?") for name in ("pid", "host", "since"))
         return f"process {pid} on {host}, since {since}"
 
@@ -64,12 +64,12 @@ class WriterLock:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def check(self) -> None:
-        """TryAgainError where this process does not hold the lock any more."""
+        """TryAgainError if this process no longer holds the lock."""
         found = _read(self._path)
         if not self._is_mine(found):
             now = "is gone" if found is None else f"is held by {found}"
             raise TryAgainError(
-                f"{self._output}: the lock {self._path} {now}, because this process stood still or its lock was "
+                f"{self._output}: the lock {self._path} {now}, because this process was suspended or its lock "
                 "removed; run the same command again when no other process writes there",
                 code="writer-replaced",
             )
@@ -93,8 +93,9 @@ class WriterLock:
 def one_writer(path: Path, output: Path, *, settings: str | None = None, wait: bool = False) -> Iterator[WriterLock]:
     """Hold the lock file `path`, whose name ends in .lock, while `output` is written in the block.
 
-    VtpError names the process that holds it; `wait` waits for that to end. settings: those that all who hold locks in
-    the same folder must share, such as the shards of one output. A folder made for the lock alone goes with it.
+    If another process holds it: VtpError names that process, or with `wait` this one waits. settings: must be equal for
+    all holders of locks in the same folder, such as the shards of one output. A folder made only for the lock is
+    removed with it.
     """
     settings = settings and hashlib.sha256(settings.encode()).hexdigest()
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
@@ -107,7 +108,7 @@ def one_writer(path: Path, output: Path, *, settings: str | None = None, wait: b
         yield lock
     finally:
         lock.release()
-        with contextlib.suppress(OSError):  # it is not empty
+        with contextlib.suppress(OSError):  # not empty
             for folder in made:
                 folder.rmdir()
 
@@ -118,18 +119,18 @@ def _acquire(path: Path, output: Path, token: str, settings: str | None = None, 
         if found is None:
             continue
         if not _is_alive(path, found, output):
-            if _read(path) != found:  # it was released meanwhile
+            if _read(path) != found:  # released meanwhile
                 continue
-            logger.warning("%s: its writer has ended without finishing (%s); taking over", output, found)
+            logger.warning("%s: its writer ended without finishing (%s); taking over", output, found)
             _clear(path, output, found)
         elif wait:
             time.sleep(POLL_S)
         else:
-            raise VtpError(f"{output} is being written by {found}; wait for it, or end it", code="output-in-use")
+            raise VtpError(f"{output} is being written by {found}; wait until it ends, or end it", code="output-in-use")
 
 
 def _make(path: Path, token: str, settings: str | None) -> bool:
-    """Make the lock file; False where there is one."""
+    """Make the lock file; False if it exists."""
     me = this_process()
     contents = {
         "token": token, "host": socket.gethostname(), "pid": str(me.pid), "process": str(me),
@@ -139,7 +140,7 @@ def _make(path: Path, token: str, settings: str | None) -> bool:
     with out_of_space_is_try_again(path):
         try:
             fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except (FileExistsError, FileNotFoundError):  # the folder may have gone with another's lock
+        except (FileExistsError, FileNotFoundError):  # the folder may have been removed with another lock
             return False
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -157,13 +158,13 @@ def _make(path: Path, token: str, settings: str | None) -> bool:
 
 
 def _read(path: Path) -> _Found | None:
-    """The lock file; None if it does not exist. A network file system looks again only when a file is opened."""
+    """The lock file; None if it does not exist. Network file systems refresh only when a file is opened."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             status, text = os.fstat(file.fileno()), file.read(1 << 16)
     except FileNotFoundError:
         return None
-    except PermissionError:  # another user's
+    except PermissionError:  # of another user
         status, text = path.stat(), ""
     try:
         contents = {str(name): str(value) for name, value in json.loads(text).items()}
@@ -173,11 +174,11 @@ def _read(path: Path) -> _Found | None:
 
 
 def _is_alive(path: Path, found: _Found, output: Path) -> bool:
-    """Whether the process that made the lock still runs. May take `DEAD_S` where only its heartbeat can tell."""
+    """Whether the process that made the lock still runs; takes up to `DEAD_S` if only its heartbeat can tell."""
     process = ProcessIdentity.parse(found.contents.get("process", ""))
     if process is not None and process.has_ended:
         return False
-    # A copied folder has a copied lock, which says nothing of the copy.
+    # A copied folder has a copied lock, which does not lock the copy.
     if process is not None and process.is_of_this_machine and found.contents.get("path") == os.path.realpath(path):
         return True
     logger.info("%s is locked by %s; waiting up to %g s for a sign of life", output, found, DEAD_S)
@@ -190,7 +191,7 @@ def _is_alive(path: Path, found: _Found, output: Path) -> bool:
 
 
 def _clear(path: Path, output: Path, dead: _Found) -> None:
-    """Remove a dead writer's lock, and no other's that has come in its place: one process has the right to do so."""
+    """Remove a dead writer's lock but not a newer one in its place; only one process at a time may do so."""
     token, right = secrets.token_hex(8), path.with_name(f"{path.stem}.{dead.token}.lock")
     _acquire(right, output, token, wait=True)
     try:
@@ -201,12 +202,12 @@ def _clear(path: Path, output: Path, dead: _Found) -> None:
 
 
 def _refuse_other_settings(path: Path, output: Path, settings: str) -> None:
-    """VtpError where someone in the same folder is at work with other settings."""
+    """VtpError if another process writes in the same folder with other settings."""
     for other in sorted(path.parent.glob(".*.lock")):
         found = None if other == path else _read(other)
         theirs = None if found is None else found.contents.get("settings")
         if found is not None and theirs not in (None, settings) and _is_alive(other, found, output):
             raise VtpError(
-                f"{output} is being written with other settings by {found}; wait for it, or end it",
+                f"{output} is being written with other settings by {found}; wait until it ends, or end it",
                 code="output-in-use",
             )

@@ -191,7 +191,7 @@ def test_far_clips_are_new_and_said_to_be(dishes, tmp_path, caplog):
     assert not caplog.text
     table = act(dishes, embeddings=changed(dishes, tmp_path / "far.h5", embeddings=lambda data: data.embeddings + 1))
     assert table["novelty"].min() > 0.95
-    assert len(caplog.records) == 1 and "240 of 240 clips lie further" in caplog.text
+    assert len(caplog.records) == 1 and "240 of 240 clips are farther" in caplog.text
 
 
 @pytest.mark.parametrize("run", ["logged", "simulator"])

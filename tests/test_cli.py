@@ -495,7 +495,7 @@ def test_experiments_work_for_bricklaying_too(vtp, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "mixed bricklaying" in page and "experiments/" not in page, "nothing is missing"
     code, out, _ = vtp("evaluate", "run", "--episodes", 2, "--steps", 2)
-    assert code == 0 and "rebate: No skill is known of the estimator" in out
+    assert code == 0 and "rebate: The skill of the estimator of the" in out
 
 
 def test_an_experiment_on_no_run_is_one_line(vtp):

@@ -42,7 +42,7 @@ CASES = {
         "novelty --embeddings {data} --out {novelty} --updates 1 --resolution 32",  # measures nothing again
         (
             r"wrote .*novelty\.h5: 10 of 10 clips scored, model corpus",
-            "labelled novelty found, AUROC",
+            "detection of labelled novelty, AUROC",
             "next: vtp experiment novelty --embeddings .* --novelty .*novelty.h5",
         ),
     ),

@@ -33,10 +33,10 @@ def test_this_machine_can_extract(tmp_path):
 
 @pytest.mark.slow
 def test_an_output_from_its_beginning_to_its_damage(cfg):
-    assert [finding.found for finding in findings(cfg)] == ["no extraction was begun here"]
+    assert [finding.found for finding in findings(cfg)] == ["no extraction was started here"]
     extract.run(cfg.model_copy(update={"shard": 1}))
     (state,) = findings(cfg)
-    assert state.found == "1 of 2 videos are done, 0 have failed, 1 are to come"
+    assert state.found == "1 of 2 videos are done, 0 have failed, 1 are still to do"
     assert state.fix.startswith("run: vtp extract --config") and state.fix.endswith("--shard 0")
     extract.run(cfg.model_copy(update={"shard": 0}))
     extract.merge(cfg)

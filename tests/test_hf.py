@@ -272,7 +272,7 @@ def of_text(folder):
         (no_processor, VtpError, "weights-incomplete", "preprocessor_config.json"),
         (pickle_only, VtpError, "weights-incomplete", "pickles are not loaded"),
         (lfs_pointer, VtpError, "weights-incomplete", "git lfs pull"),
-        (shard_elsewhere, CorruptError, "weights-damaged", "names no files beside it"),
+        (shard_elsewhere, CorruptError, "weights-damaged", "does not name files beside it"),
         (code_of_its_own, VtpError, "weights-need-code", "never run"),
         (spoil_weights, CorruptError, "weights-damaged", "cannot be loaded"),
         (unknown_kind, VtpError, "weights-wrong", "transformers"),

@@ -291,7 +291,7 @@ def test_export_and_act(vtp, trained, tmp_path):
         (["policy", "export", "{}/run", "--to", "onnx", "--out", "policy.pt"], 2, "must end in .onnx"),
         (["policy", "export", "{}/run"], 2, "--to"),
         (["policy", "export", "{}/run", "--to", "tflite"], 2, "tflite"),
-        (["policy", "export", "{}/none", "--to", "onnx"], 2, "no run directory"),
+        (["policy", "export", "{}/none", "--to", "onnx"], 2, "not a run directory"),
         (["act", "{}/sim", "--embeddings", "{}/embeddings.h5"], 2, "simulator's state"),
         (["act", "{}/run", "--embeddings", "{}/none.h5"], 2, "vtp extract"),
         (["act", "{}/embeddings.h5", "--embeddings", "{}/embeddings.h5"], 2, "vtp policy export RUN"),

@@ -104,7 +104,9 @@ def test_skill_in_words_says_whether_there_is_any_with_its_intervals():
     assert words.startswith(
         "The estimator of the customers’ share has no measurable skill, so this split is arbitrary. "
     )
-    assert "Asked before each of 1,200 episodes, it explains −1.2% of the gains’ variance beyond a constant" in words
+    assert (
+        "Predicting before each of 1,200 episodes, it explains −1.2% of the gains’ variance beyond a constant" in words
+    )
     assert "(95% interval −2.0% to −0.1%); its rank correlation with them is 0.30 (−0.10 to 0.70)." in words
     assert "share has skill." in skill_in_words(figures | {"r2_ci95": [0.01, 0.2]})
     assert "no better than a constant" in skill_in_words(figures | {"rank_correlation_ci95": [0.01, 0.7]})

@@ -302,5 +302,5 @@ def test_a_step_must_have_a_length(tmp_path):
 def test_what_has_no_effect_is_said(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(simulate, "film", lambda *_: iter(np.zeros((16, 32, 32, 3), np.uint8)))
     simulate.run(SimulateConfig(out=tmp_path, videos=1, steps=1, val_fraction=0.5, novel=0.1))
-    assert "--val-fraction 0.5: the only video is left for training" in caplog.text
+    assert "--val-fraction 0.5 has no effect: the only video is for training" in caplog.text
     assert "--novel 0.1" in caplog.text

@@ -37,7 +37,7 @@ def test_a_file_that_has_nothing_to_read_yet_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.text_files.stat.S_ISREG", lambda mode: True)
     os.set_blocking(reading, False)
     try:
-        with pytest.raises(ValueError, match="nothing to be read"):
+        with pytest.raises(ValueError, match="cannot be read now"):
             read_text(f"/dev/fd/{reading}")
     finally:
         os.close(reading)

@@ -243,7 +243,9 @@ def test_novelty_weights_that_only_lie_beside_the_embeddings_are_not_used(tmp_pa
     with caplog.at_level("INFO"):
         train.run(embeddings_config(tmp_path, path))
     assert (pd.read_csv(tmp_path / "run" / "metrics.csv")["mean_novelty"] == 1).all()
-    assert f"every clip weighs 1 in replay: {tmp_path / 'novelty.h5'} is not used without --novelty" in caplog.text
+    assert (
+        f"every clip weighs 1 in replay; to use the weights in {tmp_path / 'novelty.h5'}, add --novelty" in caplog.text
+    )
     assert load_metadata(tmp_path / "run").provenance["novelty"] == "none: every clip weighs 1"
 
 

@@ -100,7 +100,7 @@ def test_kill_9_and_sigterm_at_random_moments(tmp_path):
         process = start(tmp_path / name)
         told = process.communicate()[1]
         assert process.returncode == 0, told
-        assert ("going on after episode" in told) == (name == "killed")
+        assert ("resuming after episode" in told) == (name == "killed")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -130,7 +130,7 @@ def test_an_evaluation_of_an_unfinished_run_leaves_it_unfinished(begun, tmp_path
     assert not (begun.out / "summary.json").exists()
     summary = train.run(begun)
     assert summary == json.loads((begun.out / "summary.json").read_text()) != evaluated
-    assert "is of the policy before training was finished; it is removed" in caplog.text
+    assert "is removed: it evaluates the policy before training was finished" in caplog.text
     assert not (begun.out / "evaluation").exists()
     train.run(begun.model_copy(update={"out": tmp_path / "whole"}))
     assert_same_run(tmp_path / "whole", begun.out)
@@ -281,7 +281,7 @@ def damage(path):
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(begun, tmp_path, caplog, kept):
     damage(begun.out / "last.pt")
     train.run(begun)
-    assert f"last.pt does not match last.pt.sha256: it is damaged; going on from {begun.out / 'previous.pt'}" in (
+    assert f"last.pt does not match last.pt.sha256: it is damaged; resuming from {begun.out / 'previous.pt'}" in (
         caplog.text
     )
     train.run(begun.model_copy(update={"out": tmp_path / "whole"}))
