@@ -186,7 +186,7 @@ def test_a_single_context_needs_no_label(watering, tmp_path):
 # Novelty, and the training file
 
 
-def test_far_clips_are_new_and_said_to_be(dishes, tmp_path, caplog):
+def test_far_clips_are_novel_and_warned_of(dishes, tmp_path, caplog):
     assert act(dishes)["novelty"].mean() < 0.6
     assert not caplog.text
     table = act(dishes, embeddings=changed(dishes, tmp_path / "far.h5", embeddings=lambda data: data.embeddings + 1))
@@ -195,7 +195,7 @@ def test_far_clips_are_new_and_said_to_be(dishes, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("run", ["logged", "simulator"])
-def test_actions_are_given_where_the_training_file_is_gone_or_changed(dishes, tmp_path, caplog, run):
+def test_actions_are_given_if_the_training_file_is_gone_or_changed(dishes, tmp_path, caplog, run):
     """A line says why the rest is empty; actions stay."""
     shutil.copytree(dishes / run, tmp_path / run)
     data = dataset.read_embeddings(dishes / "embeddings.h5")

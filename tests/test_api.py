@@ -114,7 +114,7 @@ def test_a_data_set_says_what_it_holds(path):
     assert repr(data).startswith(f"Embeddings({data.num_clips} clips of {data.num_videos} videos, 128-D, task ")
 
 
-def test_a_table_has_a_row_a_clip(path):
+def test_a_table_has_one_row_per_clip(path):
     data = pipeline.read_dataset(path)
     table = data.to_pandas()
     assert len(table) == data.num_clips

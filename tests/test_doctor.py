@@ -55,7 +55,7 @@ def test_an_output_from_its_beginning_to_its_damage(cfg):
     assert doctor.run(DoctorConfig(out=cfg.out))[-4:] == [embeddings, damaged, missing, findings(cfg)[-1]]
 
 
-def test_what_is_old_or_gone_is_no_damage(cfg, tmp_path):
+def test_old_or_missing_files_are_not_damage(cfg, tmp_path):
     extract.run(cfg.model_copy(update={"shards": 1}))
     with h5py.File(cfg.out, "a") as file:
         file.attrs["schema_version"] = 1

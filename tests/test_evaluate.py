@@ -204,7 +204,7 @@ def test_the_clips_of_a_video_are_one_episode_however_often_they_are_drawn():
 
 
 @pytest.mark.slow
-def test_changed_scenes_are_summed_up_beside_the_usual_ones(rendered):
+def test_changed_scenes_have_a_summary_of_their_own(rendered):
     usual = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=1))
     changed = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=1, scenes="changed"))
     assert json.loads((rendered / "run" / "evaluation" / "summary.json").read_text()) == usual

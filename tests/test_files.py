@@ -215,7 +215,7 @@ def test_a_folder_of_many_files_is_flushed_at_once(tmp_path, monkeypatch):
         assert len(flushed) == (count + 2 if count == files.MANY_FILES else 1)  # files and folder, then its parent
 
 
-def test_a_disk_that_cannot_be_flushed_is_said(tmp_path, monkeypatch):
+def test_a_disk_that_cannot_be_flushed_is_an_error(tmp_path, monkeypatch):
     class Broken:
         def syncfs(self, fd):
             ctypes.set_errno(errno.EIO)
@@ -269,7 +269,7 @@ def test_leftovers_of_the_dead_are_removed_at_once_and_others_after_a_day(tmp_pa
     assert sorted(path.name.split(".")[1] for path in tmp_path.iterdir()) == ["elsewhere", "mine", "new", "tmp"]
 
 
-def test_a_device_or_a_pipe_is_no_output(tmp_path):
+def test_a_device_or_a_pipe_is_refused_as_an_output(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for name in ("pipe", "link"):

@@ -132,7 +132,7 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("line", [*LINES, *DAMAGED])
-def test_what_is_wrong_is_said_without_torch(told, line):
+def test_wrong_input_is_reported_without_torch(told, line):
     code, text, with_torch = told[line]
     assert code == (2 if line in LINES else 4), text
     assert text.count("\n") == 1 and (LINES | DAMAGED)[line] in text

@@ -104,7 +104,7 @@ def test_settings_written_by_hand_are_an_input_and_saved_ones_are_not(folder):
         ("failures.jsonl", '{"video_id": "a", "stage": "decode", "reason": "r"}\n', True),
     ],
 )  # fmt: skip
-def test_an_extraction_replaces_nothing_that_none_left(folder, name, text, is_ours):
+def test_extraction_replaces_only_files_of_extraction(folder, name, text, is_ours):
     (folder / "out" / name).parent.mkdir(parents=True)
     (folder / "out" / name).write_text(text)
     cfg = ExtractConfig(source="in", out=folder / "out" / "e.h5")
@@ -118,7 +118,7 @@ def test_an_extraction_replaces_nothing_that_none_left(folder, name, text, is_ou
 
 
 @pytest.mark.parametrize(("name", "text"), [("n.h5", "a table"), ("n.yaml", "mine: 1"), ("n.model", "a file")])
-def test_novelty_replaces_nothing_that_it_did_not_leave(folder, name, text):
+def test_novelty_replaces_only_its_own_files(folder, name, text):
     write_embeddings(folder / "e.h5")
     (folder / name).write_text(text)
     with pytest.raises(VtpError) as caught:
@@ -127,7 +127,7 @@ def test_novelty_replaces_nothing_that_it_did_not_leave(folder, name, text):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "manifest.csv", "videos", "labels", "task.yaml"])
-def test_simulate_replaces_nothing_that_it_did_not_leave(folder, name):
+def test_simulate_replaces_only_its_own_files(folder, name):
     cfg = SimulateConfig(out=folder / "d", videos=2, steps=1)
     (folder / "d").mkdir()
     (folder / "d" / name).mkdir()
@@ -140,7 +140,7 @@ def test_simulate_replaces_nothing_that_it_did_not_leave(folder, name):
         simulate.run(cfg)
 
 
-def test_the_demo_replaces_nothing_that_it_did_not_leave(folder):
+def test_the_demo_replaces_only_its_own_files(folder):
     (folder / "d").mkdir()
     (folder / "d" / "embeddings.h5").write_text("mine")
     with pytest.raises(VtpError) as caught:

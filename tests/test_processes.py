@@ -33,7 +33,7 @@ def vtp(*words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [[], ["--shards", "2", "--launcher", "local"]], ids=["alone", "shards"])
-def test_extraction_where_files_have_the_names_of_modules(hostile, how):
+def test_extraction_in_a_folder_of_files_named_like_modules(hostile, how):
     (hostile / "videos").mkdir()
     for number in range(2):
         write_video(hostile / "videos" / f"{number}.mp4", 6, first=20 * number)
@@ -46,7 +46,7 @@ def test_extraction_where_files_have_the_names_of_modules(hostile, how):
 
 
 @pytest.mark.slow
-def test_simulation_where_files_have_the_names_of_modules(hostile, monkeypatch):
+def test_simulation_in_a_folder_of_files_named_like_modules(hostile, monkeypatch):
     done = vtp("simulate", "--out", "d", "--videos", "2", "--steps", "20")  # enough for workers
     assert done.returncode == 0, done.stderr
     assert len(list((hostile / "d" / "videos").iterdir())) == 2

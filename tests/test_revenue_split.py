@@ -39,7 +39,7 @@ def test_the_estimator_is_asked_before_it_is_told():
     assert poor == rich != 0
 
 
-def test_a_split_that_is_resumed_goes_on_as_if_it_had_never_stopped(tmp_path):
+def test_resumed_split_equals_uninterrupted_split(tmp_path):
     """Its state goes through a checkpoint, which holds tensors and plain values only."""
     rng = np.random.default_rng(0)
     episodes = rng.normal([100.0, 1.0], [10.0, 0.3], (130, 2))

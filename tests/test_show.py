@@ -47,7 +47,7 @@ def test_every_context_has_a_row_of_all_its_actions(tmp_path, capsys, monkeypatc
     assert "air_litres 850" in out
 
 
-def test_a_ratio_to_nothing_is_a_dash_with_its_reason(tmp_path, capsys):
+def test_an_undefined_ratio_is_a_dash_with_its_reason(tmp_path, capsys):
     path = build_run(tmp_path / "run", SANDING, episodes=2)
     out = printed(path, capsys, oracle_ratio=None, oracle_ratio_ci95=None, blind_ratio=None, oracle_profit=-1.0)
     (row,) = (line for line in out.splitlines() if "ratio to" in line and "│" in line)
@@ -105,7 +105,7 @@ def test_where_logs_judge_and_cannot_tell_dollars_stand_in_tables_alone(tmp_path
     assert "212.4 effective steps, overlap 97%, largest weight 1.2%, propensities estimated" in words
 
 
-def test_money_that_nobody_paid_would_be(tmp_path, capsys):
+def test_a_simulated_spread_is_in_the_conditional(tmp_path, capsys):
     out = printed(build_run(tmp_path / "run", episodes=2), capsys)
     assert re.search(r"the spread would be \$\d+\.\d\d/h \(rebate", " ".join(out.split()))
 

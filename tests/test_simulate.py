@@ -299,7 +299,7 @@ def test_a_step_must_have_a_length(tmp_path):
         simulate.simulated_task(SimulateConfig(task=str(tmp_path / "t.yaml")))
 
 
-def test_what_has_no_effect_is_said(tmp_path, caplog, monkeypatch):
+def test_settings_without_effect_are_warned_of(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(simulate, "film", lambda *_: iter(np.zeros((16, 32, 32, 3), np.uint8)))
     simulate.run(SimulateConfig(out=tmp_path, videos=1, steps=1, val_fraction=0.5, novel=0.1))
     assert "--val-fraction 0.5 has no effect: the only video is for training" in caplog.text

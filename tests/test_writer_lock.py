@@ -160,7 +160,7 @@ def test_an_unreadable_lock_is_cleared_when_nobody_keeps_it_alive(lock, contents
 
 
 @pytest.mark.usefixtures("short")
-def test_who_was_taken_for_dead_writes_no_more(lock):
+def test_a_writer_whose_lock_was_taken_over_stops(lock):
     with one_writer(lock, lock.parent) as held:
         held.check()
         as_of(lock, token="0" * 16)

@@ -25,6 +25,7 @@ from pipeline.cli.show import (
     print_seeds,
     print_summary,
     progress,
+    say,
 )
 from pipeline.config import (
     ActConfig,
@@ -102,11 +103,14 @@ def merge(cfg: MergeConfig, *, as_json: bool) -> None:
     if cfg.out.is_dir():
         from pipeline.training import seeds
 
-        print_seeds(seeds.merge(cfg.out), as_json)
+        with progress("merge"):
+            summary = seeds.merge(cfg.out)
+        print_seeds(summary, as_json)
         return
     import pipeline.extract as extraction
 
-    result = extraction.merge(cfg)
+    with progress("merge"):
+        result = extraction.merge(cfg)
     print_extracted(result, as_json)
     list_failures(result, logged=False)
 
@@ -115,7 +119,8 @@ def merge(cfg: MergeConfig, *, as_json: bool) -> None:
 def doctor(cfg: DoctorConfig, *, as_json: bool) -> None:
     from pipeline import doctor
 
-    findings = doctor.run(cfg)
+    with progress("doctor"):
+        findings = doctor.run(cfg)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -219,7 +224,8 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
 def export(cfg: PolicyExportConfig) -> None:
     from pipeline import policy
 
-    path = policy.export(cfg)
+    with progress("export"):
+        path = policy.export(cfg)
     print(f"wrote {path}; next: vtp act {shlex.quote(str(path))} --embeddings EMBEDDINGS")
 
 
@@ -227,7 +233,8 @@ def export(cfg: PolicyExportConfig) -> None:
 def act(cfg: ActConfig, *, as_json: bool) -> None:
     from pipeline import policy
 
-    table = policy.act(cfg)
+    with progress("act"):
+        table = policy.act(cfg)
     if as_json:
         print_json(table.astype(object).where(table.notna(), None).to_dict("records"))
     elif cfg.out is None:
@@ -243,8 +250,11 @@ def report(cfg: ReportConfig) -> None:
     from pipeline.training import seeds
 
     runs = seeds.runs_in(cfg.run)
-    for run in runs:
-        print(report.run(ReportConfig(run=run)))
+    with progress("report") as advance:
+        for done, run in enumerate(runs, 1):
+            page = report.run(ReportConfig(run=run))
+            advance(done, len(runs))
+            print(page)
     if len(runs) > 1:
         compare.run(CompareConfig(runs=runs, out=cfg.run))
         print(cfg.run / "compare.html")
@@ -259,7 +269,7 @@ def compare(cfg: CompareConfig, *, as_json: bool) -> None:
         print_json(rows)
         return
     for line in compare.judges_say(rows):
-        print(line)
+        say(line)
     table = Table()
     for column in (
         "run", "over the logging policy", "profit $/h", "difference from the first run", "of the oracle", "error"

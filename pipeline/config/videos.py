@@ -209,8 +209,8 @@ class NoveltyConfig(Config):
     out: Path | None = Field(None, description="File to write; by default novelty.h5 beside the embeddings.")
     model: str = Field(
         "auto",
-        description="Diffusion model: corpus (trained on the reference), Stable Video Diffusion from a folder in diffusers "
-        "format or the hub, or auto: the latter if there is a GPU and it can be downloaded, else corpus.",
+        description="Diffusion model: corpus (trained on the reference), Stable Video Diffusion from a folder in "
+        "diffusers format or the hub, or auto: the latter if there is a GPU and it can be downloaded, else corpus.",
     )
     reference: Path | None = Field(
         None,
