@@ -1,4 +1,4 @@
-"""What `vtp act` says beside actions: profit that is expected, and how new clips are."""
+"""`vtp act`: expected profit, and how new clips are."""
 
 import json
 import logging
@@ -106,7 +106,7 @@ def test_profit_is_that_of_the_model_for_clips_in_groups(watering):
 
 
 def test_labels_of_a_new_file_are_its_clips_contexts_at_their_own_prices(dishes, tmp_path):
-    """Of other clips with the same labels, whatever they look like; a price of a clip's own counts."""
+    """Profit depends on the labels of clips, not on their look; a clip's own price is used."""
     expected = act(dishes)
     dear = changed(
         dishes, tmp_path / "dear.h5",
@@ -131,7 +131,7 @@ def test_clips_without_labels_have_the_profit_of_what_their_neighbours_show(dish
 
 
 def test_the_interval_takes_in_that_a_clip_may_be_of_another_context(dishes):
-    """Of two contexts that are as likely, it reaches over both; of one that is not one in forty, not over that."""
+    """It covers two equally likely contexts, but not one with a probability below 1 in 40."""
     training = dataset.read_embeddings(dishes / "embeddings.h5")
     data, model = replace(training, logs=None), runs.load_outcomes(runs.load_metadata(dishes / "logged"))
     actions = training.task.from_unit(np.random.default_rng(0).random((data.num_clips, 2)))

@@ -37,7 +37,7 @@ POSITIONAL = {"source": "extract", "embeddings": "logs", "out": "merge, doctor",
 
 @pytest.fixture
 def trained_with(monkeypatch, tmp_path):
-    """The configs that `vtp train` hands to the stage, in place of training; files that they name are there."""
+    """The configs that `vtp train` passes to the stage, which does not train; the files that they name exist."""
     from pipeline import train
 
     (tmp_path / "data").mkdir()
@@ -215,7 +215,7 @@ def test_every_setting_has_a_flag_and_every_flag_a_setting(name, model):
 
 
 def help_of(name):
-    """The help text of each of a command's settings, as typer has it before the terminal breaks it into lines."""
+    """The help text of each setting of a command, before it is broken into lines."""
     return {parameter.name: parameter.help for parameter in get_command(cli.app).commands[name].params}
 
 

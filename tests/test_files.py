@@ -144,7 +144,7 @@ def test_sha256_of_a_file_is_hashlibs(tmp_path):
 
 
 def too_large(write):
-    """The exception of a child that may write files of 100 kB at most, as text: kind and code."""
+    """The exception of a child that may write files of at most 100 kB, as text: kind and code."""
     child = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -1,4 +1,4 @@
-"""What is wrong with what a command is given is said before torch is imported."""
+"""Wrong inputs of commands are reported before torch is imported."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def python(script, *arguments, cwd, **options):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """Of every line: its exit code, what it says, and whether torch was imported."""
+    """For every line: its exit code, its message, and whether torch was imported."""
     folder = tmp_path_factory.mktemp("given")
     os.mkfifo(folder / "fifo")
     (folder / "text").write_text("a text")

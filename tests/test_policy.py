@@ -76,7 +76,7 @@ def test_clips_are_named_and_actions_are_the_agents_own(trained):
 
 
 def test_clips_are_seen_as_they_were_in_training(trained, tmp_path):
-    """Where not from the mean of their video, as they are in the file."""
+    """Without --centre video, embeddings are observed unchanged."""
     data = dataset.read_embeddings(trained / "embeddings.h5")
     train.run(embeddings_config(tmp_path, trained / "embeddings.h5"))
     path = policy.export(PolicyExportConfig(run=tmp_path / "run", to="safetensors"))

@@ -16,7 +16,7 @@ OF_PYTHON = ("random", "signal", "queue", "types", "tempfile", "socket", "multip
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
-    """A working folder whose files have the names of modules, and say so when they are imported."""
+    """A working folder with files named like modules, which print a line when they are imported."""
     names = NAMES + (OF_PYTHON if sys.version_info >= (3, 11) else ())
     for name in names:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the working folder\\'s {name} was imported')\n")
@@ -25,7 +25,7 @@ def hostile(tmp_path, monkeypatch):
 
 
 def vtp(*words):
-    """Run the command as its script does, whose own folder is on the path of modules and not the working folder."""
+    """Run the command as its script does: the script's folder is on the module path, the working folder is not."""
     modules = [str(Path(pipeline.__file__).parent.parent), *filter(None, sys.path)]
     script = f"import sys; sys.path[:] = {modules!r}; from pipeline.cli import main; main()"
     return subprocess.run([sys.executable, "-I", "-c", script, *words], capture_output=True, text=True)

@@ -27,7 +27,7 @@ def run(tmp_path):
 
 
 def all_files(run):
-    """Everything that lies in the directory of a finished run."""
+    """All files of a finished run."""
     return [
         run.config, run.best, run.last, run.previous, run.metrics, run.validations, run.validation, run.summary,
         run.estimator, run.report, run.frame_index, run.tensorboard / "events", run.experiments / "value.json",

@@ -1,4 +1,4 @@
-"""What commands print of a run: a summary of any task, several seeds, runs beside each other."""
+"""The output of commands: summaries of any task, several random seeds, compared runs, progress and failures."""
 
 import io
 import json
