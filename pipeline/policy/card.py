@@ -57,9 +57,7 @@ class Network(nn.Module):
         super().__init__()
         self.encoder, self.actor = agent.encoder, agent.average_actor
         self.register_buffer("low", agent.action_low)
-        self.register_buffer(
-            "high", agent.action_high, persistent=False
-        )  # safetensors files have it in the card's task
+        self.register_buffer("high", agent.action_high, persistent=False)  # files have it in the card's task
         self.register_buffer("span", agent.action_high - agent.action_low)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -79,7 +77,7 @@ def card_of(metadata: PolicyMetadata, validation: str = "") -> Card:
     """The card of a policy with these metadata."""
     if metadata.source == "video":
         raise VtpError(
-            f"a policy trained with --source video cannot be used without its run; train with --source "
+            "a policy trained with --source video cannot be used without its run; train with --source "
             f"{' or '.join(OBSERVATION_SIZES)}",
             code="policy-on-video",
         )
