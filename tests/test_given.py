@@ -84,7 +84,7 @@ LINES = {  # what is wrong, and the text that names it
     "merge empty": "empty has none of",
     "merge done": "done holds no seeds",
     "doctor nowhere": "nowhere",
-    "doctor empty": "empty is no regular file",
+    "doctor empty": "empty is not a regular file",
 }
 DAMAGED = {  # the same of files that are not what they should be: exit code 4
     "extract . --out e.h5 --weights text": "text is not a PyTorch file",

@@ -153,7 +153,7 @@ def test_an_unfinished_seed_is_named_with_the_command(trained):
     cfg = trained(20.0, None, 24.0, None)
     with raises("seeds-unfinished", TryAgainError) as caught:
         seeds.merge(cfg.out)
-    assert "1, 3 are not finished" in str(caught.value) and "vtp train --source sim" in str(caught.value)
+    assert "seeds 1, 3 not finished" in str(caught.value) and "vtp train --source sim" in str(caught.value)
     assert not (cfg.out / "summary.json").exists()
     assert seeds.landed(cfg) == (204, 400), "two whole rows of each unfinished run count"
 
