@@ -202,7 +202,7 @@ def test_actions_are_given_if_the_training_file_is_gone_or_changed(dishes, tmp_p
     write_run(tmp_path / run, data, tmp_path / "embeddings.h5", run)
     new = changed(dishes, tmp_path / "new.h5", embeddings=lambda data: data.embeddings[::-1])
     reference = act(dishes, run, new)
-    for reason in ("is not there", "restore that file"):
+    for reason in ("is missing; restore it", "restore that file"):
         caplog.clear()
         table = act(tmp_path, run, new)
         empty = ["novelty"] if run == "simulator" else FORESEEN

@@ -389,4 +389,4 @@ def test_no_wait_prints_the_command_that_merges(scheduler, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["vtp", "merge", str(out)])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == 75 and "0, 1 are not finished" in capsys.readouterr().err
+    assert stop.value.code == 75 and "seeds 0, 1 not finished" in capsys.readouterr().err

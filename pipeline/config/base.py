@@ -24,7 +24,9 @@ NewPrices = Annotated[
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
+    )  # built on first use: --help needs none
     in_storage: ClassVar[frozenset[str]] = frozenset({"embeddings", "task"})  # settings that may be URLs
     writes_beside: ClassVar[bool] = False  # beside `embeddings`, if `out` is not given
 

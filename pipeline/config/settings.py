@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -24,13 +25,17 @@ class Settings(Generic[C]):
         spell: turns a name into how users write it; elsewhere: where else it may be given, in words for errors.
         """
         self._spell, self._elsewhere = spell, elsewhere
-        self._adapter: TypeAdapter[C] = TypeAdapter(model)
+        self._model = model
         self.tag: str | None = None
         self.models: dict[str, type[Config]] = {"": model}
         if not isinstance(model, type):
             union, info = get_args(model)
             self.tag = info.discriminator
             self.models = {one.model_fields[self.tag].default: one for one in get_args(union)}
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[C]:
+        return TypeAdapter(self._model)
 
     @property
     def doc(self) -> str | None:

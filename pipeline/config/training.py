@@ -227,12 +227,12 @@ class VideoTrainConfig(_ClipsTrainSettings):
 
 
 TrainConfig = Annotated[SimTrainConfig | EmbeddingsTrainConfig | VideoTrainConfig, Field(discriminator="source")]
-_ADAPTER: TypeAdapter[SimTrainConfig | EmbeddingsTrainConfig | VideoTrainConfig] = TypeAdapter(TrainConfig)
 
 
 def train_config(**values: Any) -> SimTrainConfig | EmbeddingsTrainConfig | VideoTrainConfig:
     """The settings of a training; `source` must be among the values. ValidationError if a value breaks a rule."""
-    return _ADAPTER.validate_python(values)
+    adapter: TypeAdapter[SimTrainConfig | EmbeddingsTrainConfig | VideoTrainConfig] = TypeAdapter(TrainConfig)
+    return adapter.validate_python(values)
 
 
 class EvaluateConfig(Config):
