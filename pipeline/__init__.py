@@ -1,6 +1,6 @@
-"""vtp: demonstration videos in, a validated policy and its dollars out.
+"""vtp turns demonstration videos and their logs into a validated policy, valued in dollars.
 
-The functions for scripts and notebooks; docs/python.md shows their use:
+The functions for scripts and notebooks; docs/python.md shows how to use them:
 
     import pipeline
 
@@ -8,7 +8,7 @@ The functions for scripts and notebooks; docs/python.md shows their use:
     validation = pipeline.train("embeddings.h5", out="runs/first")
     actions = pipeline.load_policy("runs/first").act(pipeline.read_dataset("embeddings.h5"))
 
-Each is imported when it is first used, because importing torch takes seconds.
+Each is imported when it is first used, because torch takes seconds to load.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a script or a notebook calls: each stage with its settings by name, and what comes of it, typed.
+"""The functions for scripts and notebooks: each stage takes its settings by name and returns a typed result.
 
 Settings are those of the commands, with _ for -: `vtp extract --clip-len 8` is `extract(..., clip_len=8)`. Paths may be
-text. What does not fit is a VtpError of one line. `progress` is called with (done, total, news) as the work goes on:
-news is text, or of a training the figures of its latest episode by name.
+strings. A wrong setting is a VtpError of one line. `progress` is called with (done, total, news) during the work; news
+is text or, in training, the figures of the latest episode by name.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Progress = Callable[[int, int, Any], None]
 class Validation:
     """The figures of a run's latest validation; money is in $/h.
 
-    judge: who says so, such as "Estimated from your logs". interval95: of the profit; None where it has none.
-    over_logging_policy: the policy compared with the logging policy on held-out logs; None if no clip has logs.
-    contexts: a row a context: its share, the policy's mean actions, profits and error rate. summary: all figures, as in
-    summary.json.
+    judge: the source of the figures, such as "Estimated from your logs". interval95: of the profit; None if it has
+    none. over_logging_policy: the policy compared with the logging policy on held-out logs; None if no clip has logs.
+    contexts: one row per context: its share, the policy's mean actions, profits and error rate. summary: all figures,
+    as in summary.json.
     """
 
     run: Path
@@ -72,9 +72,9 @@ def simulate(out: str | Path, *, progress: Progress | None = None, **settings: A
 
 
 def extract(source: str | Path, *, progress: Progress | None = None, **settings: Any) -> ExtractResult | None:
-    """Turn videos into one 128-D embedding a clip. Settings: those of `vtp extract`, such as out="embeddings.h5".
+    """Turn videos into one 128-D embedding per clip. Settings: those of `vtp extract`, such as out="embeddings.h5".
 
-    With launcher or devices all shards are extracted and merged; None where no_wait leaves the merge to `vtp merge`.
+    With launcher or devices, all shards are extracted and merged; None with no_wait: run `vtp merge` later.
     """
     text = source if isinstance(source, str) else str(storage.path_of(source))
     cfg: ExtractConfig = Settings[ExtractConfig](ExtractConfig).of({"source": text, **settings})
@@ -85,15 +85,15 @@ def extract(source: str | Path, *, progress: Progress | None = None, **settings:
 
 
 def read_dataset(path: str | Path) -> Embeddings:
-    """An embeddings file: its arrays, `to_pandas()` and `to_torch(split)`. CorruptError where it is damaged.
+    """An embeddings file: its arrays, `to_pandas()` and `to_torch(split)`. CorruptError if it is damaged.
 
-    Of `projector="none"` it has `features` [N, D] alone, and `embeddings` is [N, 0].
+    With `projector="none"` it has only `features` [N, D], and `embeddings` is [N, 0].
     """
     return read_embeddings(storage.path_of(path), or_features=True)
 
 
 def export(embeddings: str | Path, to: str, *, progress: Progress | None = None, **settings: Any) -> ExportResult:
-    """Write a data set in the files of other libraries. Settings: those of `vtp export`, such as split="train"."""
+    """Write a data set in the format of another library. Settings: those of `vtp export`, such as split="train"."""
     cfg = Settings[Any](ExportConfig).of({"embeddings": embeddings, "to": to, **settings})
     return exports.run(cfg, progress=_told(progress))
 
@@ -103,8 +103,8 @@ def train(
 ) -> Validation | None:
     """Train a policy with SAC and validate it. Settings: those of `vtp train`, such as out="runs/first".
 
-    embeddings: of --source embeddings; of no file, `source="sim"` trains in the simulator. With seeds, the figures are
-    means over them; None where no_wait leaves those to `vtp merge`.
+    embeddings: the embeddings file to train on; without one, give `source="sim"` to train in the simulator. With
+    seeds, the figures are means over them; None with no_wait: run `vtp merge` later.
     """
     values: dict[str, Any] = {} if embeddings is None else {"source": "embeddings", "embeddings": embeddings}
     cfg: TrainConfig = Settings[Any](TrainConfig).of(values | settings)
@@ -131,12 +131,12 @@ def read_run(path: str | Path) -> Validation:
 
 
 def load_policy(path: str | Path) -> Policy:
-    """The policy of a run or of a file that `vtp policy export` wrote. CorruptError where it is not to be trusted."""
+    """The policy of a run or of a file that `vtp policy export` wrote. UntrustedError if loading it could run code."""
     return policy.load(storage.refuse_url(path, "a policy"))
 
 
 def validation_of(run: Path, summary: dict[str, Any]) -> Validation:
-    """VtpError where the summary is of another version of vtp."""
+    """The validation in a summary; VtpError if another version of vtp wrote it."""
     try:
         bounds = summary["profit_ci95"]
         return Validation(
@@ -154,13 +154,14 @@ def validation_of(run: Path, summary: dict[str, Any]) -> Validation:
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise VtpError(
-            f"{run}: its summary is of another version of vtp ({error}); make it with: vtp evaluate {run}",
+            f"{run}: its summary was written by another version of vtp ({error}); make a new one with: vtp evaluate "
+            f"{run}",
             code="summary-other-version",
         ) from error
 
 
 def _contexts(contexts: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """A row a context; each action of the policy, and of the oracle as oracle_NAME, is a column."""
+    """One row per context; columns include the policy's actions, and the oracle's as oracle_NAME."""
     rows = {}
     for name, figures in contexts.items():
         plain = {key: value for key, value in figures.items() if key not in ("actions", "oracle_actions")}
@@ -170,9 +171,10 @@ def _contexts(contexts: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 
 def _told(progress: Progress | None) -> Progress:
-    """What is told of progress."""
+    """The callback, or one that does nothing; VtpError if it cannot be called."""
     if progress is not None and not callable(progress):
         raise VtpError(
-            f"progress {progress!r} is no function; give one of (done, total, news), or none", code="setting-invalid"
+            f"progress {progress!r} is not a function; give one that takes (done, total, news), or None",
+            code="setting-invalid",
         )
     return progress or (lambda done, total, news: None)

@@ -20,10 +20,10 @@ class _CallableStage(ModuleType):
 
     @property
     def _function(self) -> Callable[..., Any]:
-        """That of the stage's name in `pipeline.api`, which imports all stages."""
+        """The function in `pipeline.api` with the stage's name; the import is late because api imports all stages."""
         return getattr(importlib.import_module("pipeline.api"), self.__name__.rpartition(".")[2])
 
 
 def make_callable(name: str) -> None:
-    """Let the module of that name, which is being imported, be called."""
+    """Make the module of that name callable, while it is being imported."""
     sys.modules[name].__class__ = _CallableStage

@@ -1,6 +1,6 @@
-"""The whole pipeline on rendered demonstrations: simulate, extract, train on their logs, evaluate, experiments, report.
+"""Every stage on rendered demonstrations: simulate, extract, train on their logs, evaluate, experiments, report.
 
-Beside it, what the same embeddings give without logs, on simulated outcomes.
+For comparison, a second policy is trained on the same embeddings with simulated outcomes instead of the logs.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from pipeline.kept_inputs import DEMO, keep_others_from_demo
 from pipeline.runs import RunDirectory
 from pipeline.writer_lock import one_writer
 
-# Many scenes rather than long ones: a policy has to meet kitchens that it has never seen. The quick one has too
-# few for the means of videos, which want many mixtures of dishes. Simulated outcomes are drawn, those that logs lead to
-# expect are not: they want more episodes.
+# Many short videos rather than few long ones, because validation is in unseen kitchens. Subtracting each video's mean
+# needs many mixtures of dishes, so the quick demo, with few videos, subtracts the corpus mean. Simulated outcomes are
+# noisy samples and need more episodes than expected outcomes learned from logs.
 FULL = {
     "videos": 96, "steps": 20, "logs_episodes": 8000, "simulator_episodes": 10_000, "centre": "video",
     "episodes": 8, "eval_steps": 30, "value_rounds": 2, "value_tolerance": 1.0,
@@ -45,12 +45,12 @@ QUICK = {
     "videos": 32, "steps": 8, "logs_episodes": 4000, "simulator_episodes": 6000, "centre": "corpus",
     "episodes": 8, "eval_steps": 8, "value_rounds": 2, "value_tolerance": 3.0,
 }  # fmt: skip
-WHENCE = {"logged": "learned from the demonstrations' logs", "simulator": "simulated, without the logs"}
+WHENCE = {"logged": "learned from the demonstrations' logs", "simulator": "simulated, without logs"}
 RATIO = ("oracle_ratio", "oracle_ratio_ci95")
 
 
 def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict[str, Any]:
-    """Run every stage into `cfg.out`; returns the summary, whose wall_s is that of the whole.
+    """Run every stage into `cfg.out`; returns the summary, whose wall_s is the time of all stages.
 
     stage: announces a stage by name and returns its progress callback.
     """
@@ -71,7 +71,7 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
     )
     result = extraction.run(
         ExtractConfig(source=str(manifest), out=embeddings, weights="auto"),
-        progress=stage("extract: R3D-18, one 128-D embedding a clip"),
+        progress=stage("extract: R3D-18, one 128-D embedding per clip"),
     )
     if result.failures:
         raise VtpError(
@@ -95,7 +95,7 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
         )
         return evaluation.run(
             EvaluateConfig(run=out, episodes=size["episodes"], steps=size["eval_steps"]),
-            progress=stage("evaluate: closed loop from pixels, in kitchens never seen"),
+            progress=stage("evaluate: closed loop from pixels, in unseen kitchens"),
         )
 
     summary = trained(cfg.out, "logged")
@@ -116,7 +116,7 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
 def run_experiments(
     cfg: DemoConfig, embeddings: Path, size: dict[str, Any], *, progress: Callable[[int, int], None]
 ) -> None:
-    """The economic experiments of the trained run, for its report."""
+    """Run the economic experiments on the trained run, for its report."""
     frontier.run(FrontierConfig(run=cfg.out, episodes=20 if cfg.quick else 100))
     elasticity.run(ElasticityConfig(run=cfg.out))
     spread.run(SpreadConfig(run=cfg.out))

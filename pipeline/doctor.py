@@ -1,4 +1,4 @@
-"""Doctor: whether this machine can extract, and whether what lies at an output is whole. It changes nothing."""
+"""Doctor: check that this machine can extract, and that an extraction is undamaged. It changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LITTLE_SPACE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """fix is empty where all is well; is_damage: something that was whole is not any more."""
+    """fix: the remedy, empty if all is well. is_damage: a finished file is damaged or missing."""
 
     subject: str
     found: str
@@ -34,22 +34,22 @@ class Finding:
 
 
 def run(cfg: DoctorConfig) -> list[Finding]:
-    """VtpError if an output is named and nothing of it is there, or something else."""
+    """Check the machine and `cfg.out`. VtpError if `cfg.out` is given but no extraction is there."""
     shards.pull_output(cfg.out)
     storage.pull_file(cfg.out)
     if cfg.out.exists() and not cfg.out.is_file():
-        raise VtpError(f"{cfg.out} is no regular file; name the --out of a vtp extract", code="output-is-no-file")
+        raise VtpError(f"{cfg.out} is not a regular file; give the --out of vtp extract", code="output-is-no-file")
     if "out" in cfg.model_fields_set and not (cfg.out.exists() or parts_folder(cfg.out).exists()):
         raise VtpError(
-            f"there are neither embeddings at {cfg.out} nor {parts_folder(cfg.out).name} beside them; name the --out "
-            "of a vtp extract, or no path to check this machine alone",
+            f"there is neither an embeddings file at {cfg.out} nor {parts_folder(cfg.out).name} beside it; give the "
+            "--out of vtp extract, or no path to check only this machine",
             code="output-missing",
         )
     return [*check_machine(cfg.out), *check_output(cfg.out)]
 
 
 def check_machine(out: Path) -> Iterator[Finding]:
-    """Both decoders on a video made here, and the space beside `out`."""
+    """Check both decoders on a test video, and the free space beside `out`."""
     frames = [np.full((96, 128, 3), 12 * number, np.uint8) for number in range(20)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "made.mp4"
@@ -59,10 +59,10 @@ def check_machine(out: Path) -> Iterator[Finding]:
                 with Decoder(decoder=name) as decoder:
                     (clip,) = decoder.clips(path)
                 wrong = np.abs(clip.frames.mean((1, 2, 3)) - 12 * np.arange(16)).max() > 6
-                found = "returns other frames than were written" if wrong else "decodes a test video correctly"
-                yield Finding(name, found, "install vtp again" if wrong else "")
+                found = "decodes a test video to wrong frames" if wrong else "decodes a test video correctly"
+                yield Finding(name, found, "reinstall vtp" if wrong else "")
             except VtpError as error:
-                yield Finding(name, str(error), "install vtp again")
+                yield Finding(name, str(error), "reinstall vtp")
     existing = next(place for place in out.absolute().parents if place.is_dir())
     space = os.statvfs(existing)
     free_bytes = space.f_bavail * space.f_frsize
@@ -71,18 +71,18 @@ def check_machine(out: Path) -> Iterator[Finding]:
 
 
 def check_output(out: Path) -> Iterator[Finding]:
-    """The embeddings file, its parts, and what the shards have done."""
+    """Check the embeddings file, its parts, and the progress of the shards."""
     if out.exists():
         try:
             data = dataset.read_embeddings(out, or_features=True)
             dataset.check_rows(data.features)
-            kind = "" if data.has_embeddings else ", features alone"
-            yield Finding(storage.name_of(out), f"whole: {data.num_clips} clips of {data.num_videos} videos{kind}")
+            kind = "" if data.has_embeddings else ", features only"
+            yield Finding(storage.name_of(out), f"undamaged: {data.num_clips} clips of {data.num_videos} videos{kind}")
         except VtpError as error:
             yield Finding(storage.name_of(out), *_split(error), is_damage=isinstance(error, CorruptError))
     folder = parts_folder(out)
     if not shards.settings_path(out).exists():
-        yield Finding(storage.name_of(folder), "no extraction was begun here")
+        yield Finding(storage.name_of(folder), "no extraction was started here")
         return
     try:
         cfg = shards.saved_config(out)
@@ -110,13 +110,15 @@ def check_output(out: Path) -> Iterator[Finding]:
         extraction.check_complete(cfg, entries, rows)
         yield Finding(storage.name_of(folder), state)
     except VtpError as error:
-        yield Finding(storage.name_of(folder), f"{state}, {len(entries) - len(outcomes)} are to come", _split(error)[1])
+        yield Finding(
+            storage.name_of(folder), f"{state}, {len(entries) - len(outcomes)} are still to do", _split(error)[1]
+        )
     leftovers = sorted(path.name for path in [*folder.glob(".*.tmp"), *folder.glob("*.damaged")])
     if leftovers:
         yield Finding(
             storage.name_of(folder),
-            f"{len(leftovers)} leftovers, such as {leftovers[0]}",
-            "delete what no process writes",
+            f"{len(leftovers)} temporary or damaged files, such as {leftovers[0]}",
+            "delete them when no process is writing here",
         )
 
 

@@ -1,4 +1,4 @@
-"""What lies where in a run directory: every file name in it, once."""
+"""The files of a run directory: every file name in it, once."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from pipeline.errors import UntrustedError, VtpError
 from pipeline.text_files import read_text
 
 if TYPE_CHECKING:
-    import pandas as pd  # which takes long to import
+    import pandas as pd  # takes long to import
 
 EVALUATION = "evaluation"  # folder of a run for the latest vtp evaluate
 CHANGED = "changed"  # the same, in changed scenes
 SEED_FOLDER = "seed-"
 POLICY_SUFFIXES = (".onnx", ".safetensors")
-EARLIER_SUFFIX = ".pt"  # of policies that earlier versions wrote
-SOURCES = ("sim", "embeddings", "video")  # which the settings of a training name
+EARLIER_SUFFIX = ".pt"  # of policies written by earlier versions
+SOURCES = ("sim", "embeddings", "video")  # values of `source` in the settings of a training
 
 
 class RunDirectory:
-    """The files of one run, or of the folder of several seeds; nothing is read or made before it is asked for."""
+    """The files of one run, or of the folder of several seeds; files are read only on request."""
 
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "config.yaml"
         self.best = path / "best.pt"  # the policy of the best validation
         self.last = path / "last.pt"  # the newest: policy, optimisers, replay, tally, random generators
-        self.previous = path / "previous.pt"  # the one before, for when the newest is damaged
-        self.metrics = path / "metrics.csv"  # a row an episode
-        self.validations = path / "validations.csv"  # a row a validation during training
-        self.validation = path / "validation.csv"  # a row a step of the validation that the summary is of
+        self.previous = path / "previous.pt"  # the one before, used if the newest is damaged
+        self.metrics = path / "metrics.csv"  # one row per episode
+        self.validations = path / "validations.csv"  # one row per validation during training
+        self.validation = path / "validation.csv"  # one row per step of the validation in the summary
         self.summary = path / "summary.json"
         self.finished = path / "finished.json"  # written last: training is complete
         self.lock = path / ".lock"  # while a process trains here
@@ -49,7 +49,7 @@ class RunDirectory:
         self.frame_index = self.frames / "frames.json"
         self.tensorboard = path / "tensorboard"
         self.experiments = path / "experiments"
-        self.frame_cache = path / "footage"  # of a run on video, for as long as it is not finished
+        self.frame_cache = path / "footage"  # of a run on video, until it is finished
         self.compare_page = path / "compare.html"
 
     def __fspath__(self) -> str:
@@ -60,17 +60,17 @@ class RunDirectory:
 
     @property
     def evaluation(self) -> RunDirectory:
-        """Where `vtp evaluate` leaves summary, steps and frames, under the same names."""
+        """The results of `vtp evaluate`: summary, steps and frames, under the same names."""
         return RunDirectory(self.path / EVALUATION)
 
     @property
     def changed(self) -> RunDirectory:
-        """The same for the evaluation in changed scenes."""
+        """The results of `vtp evaluate --scenes changed`."""
         return RunDirectory(self.path / CHANGED)
 
     @property
     def latest(self) -> RunDirectory:
-        """Where the latest validation lies: that of `vtp evaluate`, else that at the end of training."""
+        """The latest validation: by `vtp evaluate`, else at the end of training."""
         return self.evaluation if self.evaluation.summary.exists() else self
 
     def seed(self, seed: int) -> RunDirectory:
@@ -83,7 +83,7 @@ class RunDirectory:
 
     @property
     def source(self) -> str | None:
-        """The source that the settings name, empty if they name none; None if there are none that can be read."""
+        """The source in the settings, "" if they have none; None if no settings can be read."""
         try:
             return str(_yaml_mapping(self.config).get("source") or "")[:60]
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -91,7 +91,7 @@ class RunDirectory:
 
     @property
     def foreign_reason(self) -> str | None:
-        """Why the settings, or without those the rest, cannot be a run's; None if they can."""
+        """Why the folder cannot be a run, by its settings or else by its other files; None if it can."""
         if self.source is not None:
             wanted = f"not {', '.join(SOURCES)}"
             return (
@@ -105,11 +105,11 @@ class RunDirectory:
         with contextlib.suppress(OSError, ValueError, RecursionError):
             if "source" in _json_mapping(self.summary):
                 return None
-        return f"it has no {self.config.name}, and no checkpoint, {self.metrics.name} or {self.summary.name} of vtp"
+        return f"it has no {self.config.name} and no checkpoint, {self.metrics.name} or {self.summary.name} of vtp"
 
     @property
     def foreign(self) -> Path | None:
-        """A file that training would write over, if anything is here that no training left."""
+        """A file here that training would overwrite, if no training has written it."""
         is_run = self.source in SOURCES or any(self.checksums(path).exists() for path in (self.best, self.last))
         return None if is_run else next((path for path in self.written if os.path.lexists(path)), None)
 
@@ -118,7 +118,7 @@ class RunDirectory:
         return self.finished.exists()
 
     def policy_file(self, suffix: str) -> Path:
-        """Where an exported policy lies by default."""
+        """Where an exported policy is written by default."""
         return self.path / f"policy{suffix}"
 
     def checksums(self, checkpoint: Path) -> Path:
@@ -126,7 +126,7 @@ class RunDirectory:
 
     @property
     def read(self) -> list[Path]:
-        """The files that are read of a run and of its evaluations, whether they exist or not."""
+        """The files of a run and its evaluations that commands read, whether they exist or not."""
         return [
             file
             for place in (self, self.evaluation, self.changed)
@@ -135,7 +135,7 @@ class RunDirectory:
 
     @property
     def written(self) -> list[Path]:
-        """What training writes here or removes; folders as a whole."""
+        """The files and folders that training writes or removes here."""
         return [
             self.config, self.finished, *self._checkpoints, *self._tables, self.report,
             *map(self.policy_file, (*POLICY_SUFFIXES, EARLIER_SUFFIX)), self.tensorboard, self.frames,
@@ -152,14 +152,14 @@ class RunDirectory:
         return [self.summary, self.metrics, self.validations, self.validation, self.estimator]
 
     def forget(self) -> bool:
-        """Remove what an earlier run left here; whether there was anything."""
+        """Remove the files of an earlier run; returns whether there were any."""
         earlier = [path for path in self.written if path.exists() and path not in (self.config, self.frame_cache)]
         for path in earlier:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return bool(earlier)
 
     def read_summary(self) -> dict[str, Any]:
-        """The summary of the latest validation; if it is missing, VtpError with the command that makes it."""
+        """The summary of the latest validation; VtpError, with the command that makes it, if it is missing."""
         return self._read(self.latest.summary, _json_mapping, self.evaluate_command)
 
     def read_steps(self) -> pd.DataFrame:
@@ -167,11 +167,11 @@ class RunDirectory:
         return self._read(self.latest.validation, _steps_table, self.evaluate_command)
 
     def read_metrics(self) -> pd.DataFrame:
-        """A row per training episode, at least one."""
+        """One row per training episode, at least one."""
         return self._read(self.metrics, _table, self.train_command)
 
     def read_estimator(self) -> dict[str, Any] | None:
-        """The skill of the estimator that the customers' share rests on; None where training left no record of it."""
+        """The skill of the estimator behind the customers' share; None if training did not record it."""
         if not self.estimator.is_file():
             return None
         return self._read(self.estimator, _estimator, self.train_command)
@@ -182,12 +182,12 @@ class RunDirectory:
 
     @property
     def evaluate_command(self) -> str:
-        """What makes summary and steps."""
+        """The command that makes summary and steps."""
         return f"vtp evaluate {shlex.quote(str(self.path))}"
 
     @property
     def train_command(self) -> str:
-        """What makes metrics, settings and checkpoints."""
+        """The command that makes metrics, settings and checkpoints."""
         return f"vtp train --out {shlex.quote(str(self.path))}"
 
     @staticmethod
@@ -210,14 +210,13 @@ def check_run(path: Path) -> None:
     """VtpError unless it is the directory of a run, or the folder of several seeds."""
     run, train = RunDirectory(path), f"vtp train --out {shlex.quote(str(path))}"
     if not path.is_dir():
-        raise VtpError(f"{path} is no run directory; make one with: {train}", code="run-missing")
+        raise VtpError(f"{path} is not a run directory; make one with: {train}", code="run-missing")
     if path.name in (EVALUATION, CHANGED) and RunDirectory(path.parent).config.exists():
-        raise VtpError(f"{path} is an evaluation; name its run, {path.parent}", code="run-is-evaluation")
+        raise VtpError(f"{path} is an evaluation; give its run, {path.parent}", code="run-is-evaluation")
     parts = (run.config, run.summary, run.metrics, run.best, run.last)
     if not any(file.exists() for file in parts):
         raise VtpError(
-            f"{path} holds none of {', '.join(file.name for file in parts)}, so it is not a run; make one with: "
-            f"{train}",
+            f"{path} has none of {', '.join(file.name for file in parts)}, so it is not a run; make one with: {train}",
             code="run-empty",
         )
     if (reason := run.foreign_reason) is not None:
@@ -225,43 +224,42 @@ def check_run(path: Path) -> None:
 
 
 def check_new_run(path: Path, *, seeds: bool, overwrite: bool) -> None:
-    """VtpError if a training into `path`, of one seed or several, would neither begin nor go on."""
+    """VtpError if training in `path`, of one seed or several, could neither start nor resume."""
     run = RunDirectory(path)
     if (foreign := run.foreign) is not None:
         raise VtpError(
-            f"{path} is no run, but has {foreign.name}, which training would replace; choose another --out",
+            f"{path} is not a run, but has {foreign.name}, which training would replace; choose another --out",
             code="folder-is-no-run",
         )
     if seeds and run.metrics.exists():
         raise VtpError(f"{run} holds the run of one seed; choose another --out", code="run-of-one-seed")
     if not seeds and run.has_seeds:
-        raise VtpError(f"{run} holds several seeds; choose another --out, or go on with --seeds", code="run-has-seeds")
+        raise VtpError(f"{run} holds several seeds; choose another --out, or add --seeds", code="run-has-seeds")
     if not seeds and run.is_finished and not overwrite:
         raise finished_already(run)
 
 
 def one_of_several_seeds(run: RunDirectory) -> VtpError:
     first = min(run.path.glob(f"{SEED_FOLDER}*"))
-    return VtpError(f"{run} holds several seeds; name one of them, such as {first}", code="run-has-seeds")
+    return VtpError(f"{run} holds several seeds; give one of them, such as {first}", code="run-has-seeds")
 
 
 def finished_already(run: RunDirectory) -> VtpError:
-    return VtpError(f"{run} holds a run already; choose another --out, or add --overwrite", code="run-finished")
+    return VtpError(f"{run} already holds a run; choose another --out, or add --overwrite", code="run-finished")
 
 
 def check_policy(path: Path) -> None:
-    """VtpError unless it is a run directory or a file with the name of a policy; UntrustedError if that may be code."""
+    """VtpError unless it is a run or named like a policy file; UntrustedError if loading it could run code."""
     if path.is_dir():
         check_run(path)
     elif path.suffix == EARLIER_SUFFIX and path.is_file():
         raise UntrustedError(
-            f"refused to load {path}: a .pt file may be a program; vtp reads policies in ONNX and safetensors; export "
-            "the policy again",
+            f"refused to load {path}: loading a .pt file may run code; export the policy again, to ONNX or safetensors",
             code="policy-untrusted",
         )
     elif path.suffix not in POLICY_SUFFIXES or not path.is_file():
         raise VtpError(
-            f"{path} is neither a run directory nor a policy's file ({', '.join(POLICY_SUFFIXES)}); make one with: "
+            f"{path} is neither a run directory nor a policy file ({', '.join(POLICY_SUFFIXES)}); make one with: "
             "vtp policy export RUN",
             code="policy-missing",
         )
@@ -281,7 +279,7 @@ def _yaml_mapping(path: Path) -> dict[str, Any]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError("it holds no names with values")
+        raise ValueError("it holds no `name: value` entries")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Simulate: rendered demonstration videos with labels, a manifest, and the task's file where it is no built-in one."""
+"""Simulate: render demonstration videos with labels, a manifest and, unless it is built in, the task's file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_SCENARIO = "mixed"
 TASK_FILE = "task.yaml"
 ACTION_DIGITS = 4  # of logged actions
-POOL_CLIPS = 40  # about two seconds of rendering; for less, starting processes is not worth while
+POOL_CLIPS = 40  # about two seconds of rendering; for less, starting processes takes longer than it saves
 
 Progress = Callable[[int, int], None]
 
@@ -35,14 +35,14 @@ Progress = Callable[[int, int], None]
 def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
     """Write OUT/videos, OUT/labels and, last, OUT/manifest.csv, whose path is returned.
 
-    Video i has a random stream of its own, so it is the same however many are made. A task's file is copied to
-    OUT/task.yaml. VtpError where there is no task, scenario or renderer of that name, before anything is written.
+    Each video has its own random stream, so it does not depend on how many are made. A task's file is copied to
+    OUT/task.yaml. VtpError, before anything is written, if there is no task, scenario or renderer of that name.
     """
     task = simulated_task(cfg)
     task_text = None if cfg.task in BUILT_IN else Path(cfg.task).read_bytes()
     num_val = max(round(cfg.videos * cfg.val_fraction), 1) if cfg.val_fraction > 0 else 0
-    num_val = min(num_val, cfg.videos - 1)  # something is left to learn from
-    _say_what_has_no_effect(cfg, num_val)
+    num_val = min(num_val, cfg.videos - 1)  # at least one video is for training
+    _warn_of_settings_without_effect(cfg, num_val)
     names = ("config.yaml", "manifest.csv", TASK_FILE, "videos", "labels")
     keep_inputs(cfg, [cfg.out / name for name in names])
     is_ours = settings_of(*SimulateConfig.model_fields)(cfg.out / "config.yaml")
@@ -51,7 +51,7 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
         for folder in (cfg.out, cfg.out / "videos", cfg.out / "labels"):
             remove_leftovers(folder)
         save_config(cfg.out / "config.yaml", cfg)
-        (cfg.out / "manifest.csv").unlink(missing_ok=True)  # it lists what is complete
+        (cfg.out / "manifest.csv").unlink(missing_ok=True)  # it exists only when all videos are complete
         make_videos(cfg, task, progress or (lambda done, total: None))
         if task_text is not None:
             with atomic_path(cfg.out / TASK_FILE) as temporary:
@@ -72,7 +72,7 @@ def run(cfg: SimulateConfig, *, progress: Progress | None = None) -> Path:
 
 
 def simulated_task(cfg: SimulateConfig) -> Task:
-    """The task in the scenario that is simulated; VtpError where it cannot be simulated and drawn."""
+    """The task in the scenario to simulate; VtpError if it cannot be simulated or rendered."""
     task = load_task(cfg.task)
     scenarios = {} if task.simulator is None else task.simulator.scenarios
     task = task.in_scenario(
@@ -83,15 +83,15 @@ def simulated_task(cfg: SimulateConfig) -> Task:
     return task
 
 
-def _say_what_has_no_effect(cfg: SimulateConfig, num_val: int) -> None:
+def _warn_of_settings_without_effect(cfg: SimulateConfig, num_val: int) -> None:
     if num_val == 0 and cfg.val_fraction > 0 and "val_fraction" in cfg.model_fields_set:
-        logger.warning("--val-fraction %g: the only video is left for training", cfg.val_fraction)
+        logger.warning("--val-fraction %g has no effect: the only video is for training", cfg.val_fraction)
     if cfg.novel > 0 and planted(cfg.videos, cfg.steps, cfg.novel) == 0:
-        logger.warning("--novel %g: less than half of one in %d clips, so none is", cfg.novel, cfg.videos * cfg.steps)
+        logger.warning("--novel %g has no effect: it is less than half a clip of %d", cfg.novel, cfg.videos * cfg.steps)
 
 
 def make_videos(cfg: SimulateConfig, task: Task, progress: Progress) -> None:
-    """Make every video and its labels, on all processors where there is enough to do."""
+    """Make every video and its labels, on all processors if there are enough clips."""
     policy = logging_policy(cfg.logger, task)
     streams = np.random.SeedSequence(cfg.seed).spawn(cfg.videos)
     num_workers = min(processes.num_processors(), cfg.videos)
@@ -100,8 +100,8 @@ def make_videos(cfg: SimulateConfig, task: Task, progress: Progress) -> None:
             make_video(cfg, task, policy, index, stream)
             progress(index + 1, cfg.videos)
         return
-    spawn = multiprocessing.get_context("spawn")  # a fork beside torch's threads or a progress bar's can hang
-    with processes.starting_workers():  # an event has a process that clears up after it
+    spawn = multiprocessing.get_context("spawn")  # a fork with threads of torch or a progress bar running can hang
+    with processes.starting_workers():  # the event starts a helper process
         stop = spawn.Event()
     with ProcessPoolExecutor(num_workers, spawn, _start_worker, (stop,)) as pool:
         try:
@@ -131,11 +131,11 @@ def make_video(
     _write_csv(cfg.out / "labels" / f"{index:04d}.csv", labels)
 
 
-_stop: threading.Event | Event = threading.Event()  # in a worker, the parent sets it to have work dropped
+_stop: threading.Event | Event = threading.Event()  # in a worker: set by the parent to stop the work
 
 
 def _start_worker(stop: Event) -> None:
-    """Take `stop`, and end when the parent does, however it ends."""
+    """Keep `stop`, and end with the parent, however that ends."""
     global _stop
     _stop = stop
     processes.end_with_parent()
@@ -158,14 +158,14 @@ def demonstrate(
             **dict(zip(task.actions, actions.T, strict=True)),
             "attempts": logs.attempts[0],
             "errors": logs.errors[0],
-            "propensity": policy.propensity(context, actions),  # of the actions as they are logged
+            "propensity": policy.propensity(context, actions),  # of the rounded actions, which are logged
         }
     )
     return labels.drop(columns="context") if task.is_unnamed else labels
 
 
 def _rounded(actions: np.ndarray, policy: LoggingPolicy) -> np.ndarray:
-    """Actions [n, A] as they are logged. Where draws are cut, rounding moves none onto a bound or off it."""
+    """Actions [n, A] rounded for the logs. If draws are cut at bounds, rounding moves none onto or off a bound."""
     rounded = np.clip(actions.round(ACTION_DIGITS), policy.low, policy.high)
     if not policy.is_cut:
         return rounded
@@ -174,34 +174,36 @@ def _rounded(actions: np.ndarray, policy: LoggingPolicy) -> np.ndarray:
 
 
 def planted(videos: int, steps: int, share: float) -> int:
-    """How many clips of so many videos are novel."""
+    """How many clips of this many videos are novel."""
     return int(np.floor(videos * share * steps + 0.5))
 
 
 def plant(task: Task, labels: pd.DataFrame, index: int, share: float, rng: np.random.Generator) -> pd.DataFrame:
-    """The labels of video `index` with a column novel: a kind for `share` of all steps, "" for the ordinary ones.
+    """The labels of video `index` with a column novel: a kind for `share` of all steps, "" for ordinary ones.
 
-    Kinds take turns, through all videos, so that there are as many of each; which steps they fall on is random.
+    Kinds alternate through all videos, so each is equally frequent; the steps are random.
     """
     steps = len(labels)
     first, stop = (planted(count, steps, share) for count in (index, index + 1))
     chosen = rng.permutation(steps)[: stop - first]
     novel = np.full(steps, "", object)
     novel[chosen] = [synthetic.NOVEL_KINDS[number % len(synthetic.NOVEL_KINDS)] for number in range(first, stop)]
-    # Three times a slow stroke is an ordinary one, and so is a straight stroke backwards.
+    # A slow stroke three times as fast is ordinary, and so is a straight stroke reversed: both need a minimum.
     least = rng.uniform(0.5, 1, steps).round(4)
     changed = {
         name: labels[name].where(novel != kind, np.maximum(labels[name], np.minimum(least, task.actions[name].high)))
         for name, kind in (("speed", "fast"), ("care", "reversed"))
     }
-    # What comes of washing something that the simulator does not know is not known either.
+    # The simulator does not know the outcomes of novel work.
     outcomes = {name: labels[name].astype("Int64").mask(novel != "") for name in ("attempts", "errors")}
-    propensity = labels["propensity"].mask(np.isin(novel, ("fast", "reversed")))  # whose actions nobody drew
+    propensity = labels["propensity"].mask(
+        np.isin(novel, ("fast", "reversed"))
+    )  # their actions were not drawn by the policy
     return labels.assign(**changed, **outcomes, propensity=propensity, novel=novel)
 
 
 def film(renderer: str, labels: pd.DataFrame, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The episode's frames [144, 192, 3] uint8, 16 a step, in one scene."""
+    """The episode's frames [144, 192, 3] uint8, 16 per step, in one scene."""
     scene = synthetic.sample_scene(renderer, rng)
     novel = labels["novel"] if "novel" in labels else [""] * len(labels)
     for context, speed, care, kind in zip(labels["context"], labels["speed"], labels["care"], novel, strict=True):

@@ -1,7 +1,7 @@
 """Train a policy: SAC on stored embeddings, on video or on the simulator, under an economic reward.
 
-`run` is the loop: step, log, validate, keep. An interrupted run goes on from its newest checkpoint, bit for bit as if
-nothing had happened.
+`run` is the loop: step, log, validate, save. An interrupted run resumes from its newest checkpoint and equals an
+uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from pipeline.writer_lock import WriterLock, one_writer
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_S = 60.0  # at most that much work is done again after a kill
-PLACES = ("command", "embeddings", "novelty")  # of the provenance: they name files, which may be moved
+CHECKPOINT_S = 60.0  # at most this much work is repeated after a kill
+PLACES = ("command", "embeddings", "novelty")  # of the provenance: they name files, which may have been moved
 
-Progress = Callable[[int, int, dict[str, float] | str], None]  # an episode's row, or what is made ready before
+Progress = Callable[[int, int, dict[str, float] | str], None]  # an episode's row, or text on preparations
 
 
-def _nothing_is_told(done: int, total: int, news: dict[str, float] | str) -> None:
+def _no_progress(done: int, total: int, news: dict[str, float] | str) -> None:
     pass
 
 
 def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train, validate and write the run directory; returns its summary."""
-    tell = progress or _nothing_is_told
+    tell = progress or _no_progress
     tell(0, 1, "inputs")
     check(cfg)
     with one_writer(RunDirectory(cfg.out).lock, cfg.out) as lock:
@@ -56,17 +56,17 @@ def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
     source = open_source(cfg, env_rng, progress=tell)
     run_directory, metadata = RunDirectory(cfg.out), source.metadata
     checkpoint = begin(cfg, metadata)
-    if checkpoint and "trainer" not in checkpoint:  # it was stopped after its last write but one
+    if checkpoint and "trainer" not in checkpoint:  # all was written but the mark that the run is finished
         return finish(run_directory, checkpoint["episode"])
     trainer = Trainer(cfg, source, rng=rng, progress=tell)
     best_profit, since_best, spent_s = -np.inf, 0, 0.0
     if checkpoint:
         trainer.load_state_dict(checkpoint["trainer"], checkpoint["agent"], checkpoint["episode"])
         best_profit, since_best, spent_s = (checkpoint["run"][name] for name in ("best_profit", "since_best", "wall_s"))
-        begun = PolicyMetadata.from_state(checkpoint["meta"], str(run_directory.last))
-        where_it_is_now = {name: metadata.provenance[name] for name in PLACES if name in metadata.provenance}
-        metadata = dataclasses.replace(metadata, provenance=begun.provenance | where_it_is_now)
-        logger.info("going on after episode %d", trainer.episode)
+        before = PolicyMetadata.from_state(checkpoint["meta"], str(run_directory.last))
+        places_now = {name: metadata.provenance[name] for name in PLACES if name in metadata.provenance}
+        metadata = dataclasses.replace(metadata, provenance=before.provenance | places_now)
+        logger.info("resuming after episode %d", trainer.episode)
     record = Record(run_directory, source.model.task, checkpoint and checkpoint["record"])
     logger.info("outcome model: %s; validation: %s", source.model.description, source.validation)
 
@@ -116,19 +116,19 @@ def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
             if interrupted.is_set():
                 done = f"{trainer.episode} of {cfg.episodes} episodes"
                 raise TryAgainError(
-                    f"interrupted after {done}; run the same command again to go on", code="command-interrupted"
+                    f"interrupted after {done}; run the same command again to continue", code="command-interrupted"
                 )
     record.close()
 
     write_json(run_directory.estimator, {"estimator": trainer.revenue_split.skill()})
     if not trainer.is_learning:
         raise VtpError(
-            f"{cfg.episodes} episodes gave fewer steps than --warmup-steps {cfg.warmup_steps}: nothing was learned; "
+            f"{cfg.episodes} episodes have fewer steps than --warmup-steps {cfg.warmup_steps}, so nothing was learned; "
             "raise --episodes or lower --warmup-steps",
             code="nothing-learned",
         )
     if trainer.episode < cfg.episodes:
-        logger.info("no better validation in %d: stopped after episode %d", cfg.patience, trainer.episode)
+        logger.info("no improvement in %d validations: stopped after episode %d", cfg.patience, trainer.episode)
     if source.plan is not None and not source.plan.is_proven:
         _clone_logging_policy(trainer, source, cfg)
         save_checkpoint(run_directory.best, policy())
@@ -151,15 +151,15 @@ def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
 
 
 def _remove_evaluations(run: RunDirectory) -> None:
-    """Those of a run that was not finished yet: they were of another policy."""
+    """Remove evaluations made before training was finished: they are of another policy."""
     for folder in (run.evaluation.path, run.changed.path):
         if folder.exists():
-            logger.warning("%s is of the policy before training was finished; it is removed", folder)
+            logger.warning("%s is removed: it evaluates the policy before training was finished", folder)
             shutil.rmtree(folder)
 
 
 def finish(run: RunDirectory, episode: int) -> dict[str, Any]:
-    """Clear up after a training that has written all else, and mark the run finished; returns its summary."""
+    """Remove what only an unfinished run needs, and mark the run finished; returns its summary."""
     summary = run.read_summary()
     remove_previous(run)
     shutil.rmtree(run.frame_cache, ignore_errors=True)
@@ -177,10 +177,10 @@ def _clone_logging_policy(trainer: Trainer, source: Source, cfg: TrainConfig) ->
 
 
 def begin(cfg: TrainConfig, metadata: PolicyMetadata) -> dict[str, Any] | None:
-    """Make the run directory; returns the checkpoint that an unfinished run in it goes on from, None for a new one.
+    """Make the run directory; returns the checkpoint from which an unfinished run in it resumes, None for a new run.
 
-    The checkpoint of a run whose training is complete has no trainer. VtpError where the directory holds a finished run
-    or one of other settings or data, unless `overwrite`, which removes any.
+    The checkpoint of a completed training has no trainer. VtpError if the directory holds a finished run, or one with
+    other settings or data; `overwrite` removes it instead.
     """
     make_folder(cfg.out)
     run = RunDirectory(cfg.out)
@@ -198,20 +198,20 @@ def begin(cfg: TrainConfig, metadata: PolicyMetadata) -> dict[str, Any] | None:
             save_config(run.config, settings)
             return checkpoint
     if run.forget():
-        logger.warning("%s: the earlier run in it is replaced", run)
+        logger.warning("%s: replacing the earlier run in it", run)
     save_config(run.config, settings)
     return None
 
 
-def _refuse_other_data(run: RunDirectory, begun: PolicyMetadata, wanted: PolicyMetadata) -> None:
-    if begun.task != wanted.task:
+def _refuse_other_data(run: RunDirectory, started: PolicyMetadata, wanted: PolicyMetadata) -> None:
+    if started.task != wanted.task:
         raise VtpError(
-            f"{run} was started on task {begun.task}, now it is {wanted.task}, or its file has changed since; restore "
+            f"{run} was started on task {started.task}, now it is {wanted.task}, or its file has changed; restore "
             "it, choose another --out, or add --overwrite",
             code="run-other-data",
         )
     for name, what in (("content_sha256", "embeddings"), ("novelty_sha256", "novelty weights")):
-        ours, theirs = (str(getattr(metadata.clips, name, None) or "none")[:12] for metadata in (begun, wanted))
+        ours, theirs = (str(getattr(metadata.clips, name, None) or "none")[:12] for metadata in (started, wanted))
         if ours != theirs:
             raise VtpError(
                 f"{run} was started on {what} {ours}, which are now {theirs}; restore them, choose another --out, "

@@ -264,7 +264,7 @@ def logs_say(over, against=LIKE, **changes):
 
 
 def judged_by_logs(path, off_policy, **changes):
-    """Let the summary of a run be that of an evaluation on logs."""
+    """Make the summary of a run that of an evaluation on logs."""
     learned = dict(kappa=0.5, unsupported=0.3, fold_gain_usd_per_hour=1.9, fold_gain_lower_bound=0.4)
     edit_summary(
         path, judge="Estimated from your logs", validation="held-out logs", off_policy=off_policy, provenance=learned,

@@ -1,4 +1,4 @@
-"""Short trainings for tests: settings, tasks, and embeddings that show what is worked on."""
+"""Short trainings for tests: settings, tasks, and embeddings that show the context."""
 
 import json
 import textwrap
@@ -132,7 +132,7 @@ def write_embeddings(
     videos: int = 10,
     clip_s: float = 1.0,
 ) -> Path:
-    """Videos of so many clips; embeddings show the context, each in a dimension of its own, with a little noise.
+    """An embeddings file in which each context has its own dimension, with a little noise.
 
     Logged actions are uniform, logged outcomes the simulator's. The last fifth of the videos is of the second split.
     """
@@ -232,7 +232,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def _timeless(meta: dict) -> dict:
-    """The metadata without what says when and where a run was."""
+    """The metadata without the times and paths of the run."""
     described = json.loads(meta["described"])
     for name in ("created", "command"):
         del described["provenance"][name]
@@ -240,7 +240,7 @@ def _timeless(meta: dict) -> dict:
 
 
 def assert_equal(one, other, where: str = "checkpoint") -> None:
-    """All that two checkpoints hold, bit for bit, but for what says how long it took."""
+    """Assert that two checkpoints are equal bit for bit, except for run times."""
     assert type(one) is type(other), where
     if isinstance(one, dict):
         assert one.keys() == other.keys(), where

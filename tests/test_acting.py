@@ -1,4 +1,4 @@
-"""What `vtp act` says beside actions: profit that is expected, and how new clips are."""
+"""`vtp act`: expected profit, and how new clips are."""
 
 import json
 import logging
@@ -106,7 +106,7 @@ def test_profit_is_that_of_the_model_for_clips_in_groups(watering):
 
 
 def test_labels_of_a_new_file_are_its_clips_contexts_at_their_own_prices(dishes, tmp_path):
-    """Of other clips with the same labels, whatever they look like; a price of a clip's own counts."""
+    """Profit depends on the labels of clips, not on their look; a clip's own price is used."""
     expected = act(dishes)
     dear = changed(
         dishes, tmp_path / "dear.h5",
@@ -131,7 +131,7 @@ def test_clips_without_labels_have_the_profit_of_what_their_neighbours_show(dish
 
 
 def test_the_interval_takes_in_that_a_clip_may_be_of_another_context(dishes):
-    """Of two contexts that are as likely, it reaches over both; of one that is not one in forty, not over that."""
+    """It covers two equally likely contexts, but not one with a probability below 1 in 40."""
     training = dataset.read_embeddings(dishes / "embeddings.h5")
     data, model = replace(training, logs=None), runs.load_outcomes(runs.load_metadata(dishes / "logged"))
     actions = training.task.from_unit(np.random.default_rng(0).random((data.num_clips, 2)))
@@ -186,23 +186,23 @@ def test_a_single_context_needs_no_label(watering, tmp_path):
 # Novelty, and the training file
 
 
-def test_far_clips_are_new_and_said_to_be(dishes, tmp_path, caplog):
+def test_far_clips_are_novel_and_warned_of(dishes, tmp_path, caplog):
     assert act(dishes)["novelty"].mean() < 0.6
     assert not caplog.text
     table = act(dishes, embeddings=changed(dishes, tmp_path / "far.h5", embeddings=lambda data: data.embeddings + 1))
     assert table["novelty"].min() > 0.95
-    assert len(caplog.records) == 1 and "240 of 240 clips lie further" in caplog.text
+    assert len(caplog.records) == 1 and "240 of 240 clips are farther" in caplog.text
 
 
 @pytest.mark.parametrize("run", ["logged", "simulator"])
-def test_actions_are_given_where_the_training_file_is_gone_or_changed(dishes, tmp_path, caplog, run):
+def test_actions_are_given_if_the_training_file_is_gone_or_changed(dishes, tmp_path, caplog, run):
     """A line says why the rest is empty; actions stay."""
     shutil.copytree(dishes / run, tmp_path / run)
     data = dataset.read_embeddings(dishes / "embeddings.h5")
     write_run(tmp_path / run, data, tmp_path / "embeddings.h5", run)
     new = changed(dishes, tmp_path / "new.h5", embeddings=lambda data: data.embeddings[::-1])
     reference = act(dishes, run, new)
-    for reason in ("is not there", "restore that file"):
+    for reason in ("is missing; restore it", "restore that file"):
         caplog.clear()
         table = act(tmp_path, run, new)
         empty = ["novelty"] if run == "simulator" else FORESEEN

@@ -78,8 +78,8 @@ def test_a_script_needs_no_main_guard(tmp_path):
     ("call", "code", "words"),
     [
         (lambda: pipeline.extract("videos", clip_len=0), "setting-invalid", "clip_len 0: input should be greater"),
-        (lambda: pipeline.extract("videos", clip_length=8), "setting-unknown", "'clip_length' is no setting"),
-        (lambda: pipeline.extract("videos", progress=True), "setting-invalid", "progress True is no function"),
+        (lambda: pipeline.extract("videos", clip_length=8), "setting-unknown", "'clip_length' is not a setting"),
+        (lambda: pipeline.extract("videos", progress=True), "setting-invalid", "progress True is not a function"),
         (lambda: pipeline.train(), "setting-missing", "Give it as source"),
         (lambda: pipeline.train(source="sim", novelty="n.h5"), "setting-foreign", "source embeddings or source video"),
         (lambda: pipeline.train("none.h5"), "embeddings-missing", "none.h5"),
@@ -114,7 +114,7 @@ def test_a_data_set_says_what_it_holds(path):
     assert repr(data).startswith(f"Embeddings({data.num_clips} clips of {data.num_videos} videos, 128-D, task ")
 
 
-def test_a_table_has_a_row_a_clip(path):
+def test_a_table_has_one_row_per_clip(path):
     data = pipeline.read_dataset(path)
     table = data.to_pandas()
     assert len(table) == data.num_clips

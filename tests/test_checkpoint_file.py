@@ -119,7 +119,7 @@ def test_whole_files_that_are_none_of_its_own_are_not_taken_for_damage(tmp_path,
 
 
 @pytest.mark.parametrize("value", [[1], 7, torch.zeros(3), None])
-def test_what_is_no_dictionary_is_no_checkpoint(tmp_path, value):
+def test_a_checkpoint_must_be_a_dictionary(tmp_path, value):
     torch.save(value, tmp_path / "best.pt")
     with raises("checkpoint-corrupt", CorruptError):
         load_checkpoint(tmp_path / "best.pt")

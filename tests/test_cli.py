@@ -1,5 +1,7 @@
 import errno
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from small_runs import write_embeddings, write_novelty
 from typer.main import get_command
 
 from pipeline import cli, config
+from pipeline.cli import help_pages
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 
 TRAIN = {model.model_fields["source"].default: model for model in get_args(get_args(config.TrainConfig)[0])}
@@ -34,7 +37,7 @@ POSITIONAL = {"source": "extract", "embeddings": "logs", "out": "merge, doctor",
 
 @pytest.fixture
 def trained_with(monkeypatch, tmp_path):
-    """The configs that `vtp train` hands to the stage, in place of training; files that they name are there."""
+    """The configs that `vtp train` passes to the stage, which does not train; the files that they name exist."""
     from pipeline import train
 
     (tmp_path / "data").mkdir()
@@ -65,18 +68,32 @@ def assert_one_line(result, *words, code=2):
 # Start-up
 
 
-def test_help_loads_no_heavy_library():
-    code = """
+LIGHT = """
 import sys
 from pipeline import cli
-sys.argv = ["vtp", "--help"]
+sys.argv[0] = "vtp"
 try:
     cli.main()
 finally:
     heavy = {"torch", "h5py", "decord", "av", "numpy", "pandas", "sklearn", "matplotlib", "gymnasium", "PIL"}
     print("loaded:", sorted(heavy & set(sys.modules)))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+LOADING = """
+import sys
+from importlib.abc import MetaPathFinder
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            sys.exit("torch is imported")
+sys.meta_path.insert(0, Watch())
+from pipeline import cli
+sys.argv[0] = "vtp"
+cli.main()
+"""
+
+
+def test_help_loads_no_heavy_library():
+    result = subprocess.run([sys.executable, "-c", LIGHT, "--help"], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "loaded: []"
     for name in COMMANDS:
         assert f"  {name} " in result.stdout
@@ -93,10 +110,83 @@ def test_version(vtp):
     assert vtp("--version")[:2] == (0, f"vtp {__version__}\n")
 
 
-def test_no_command_shows_the_help(vtp):
+def test_no_command_shows_four_lines_for_a_newcomer(vtp):
     code, out, err = vtp()
-    assert code == 2
-    assert "Commands:" in out + err
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert len(lines) == 4 and max(map(len, lines)) <= 80
+    for words in ("vtp demo --quick", "vtp extract VIDEOS", "vtp train", "vtp COMMAND --help", "docs/"):
+        assert words in err
+
+
+def test_every_command_has_one_whole_line_in_the_help(vtp, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for group in ([], ["experiment"], ["policy"]):
+        code, out, _ = vtp(*group, "--help")
+        assert code == 0 and "..." not in out.partition("\n")[2], out
+        assert max(map(len, out.splitlines())) <= 80
+        commands = get_command(cli.app)
+        for name in group:
+            commands = commands.commands[name]
+        for name, command in commands.commands.items():
+            (line,) = (line for line in out.splitlines() if line.startswith(f"  {name} "))
+            assert line.endswith("."), line
+            assert " ".join(command.help.split()).startswith(line.removeprefix(f"  {name}").strip())
+
+
+def test_every_command_is_in_one_section_of_the_help():
+    listed = [name for names in help_pages.COMMANDS.values() for name in names]
+    assert sorted(listed) == sorted(get_command(cli.app).commands)
+
+
+def test_options_are_in_sections(vtp):
+    out = vtp("extract", "--help")[1]
+    places = [out.index(f"\n{section}:\n") for section in help_pages.SETTINGS]
+    assert places == sorted(places)
+    options = {
+        "SOURCE": 0,
+        "--task": 0,
+        "--fps": 1,
+        "--out": 2,
+        "--json": 2,
+        "--launcher": 3,
+        "--shard": 3,
+        "--config": 4,
+    }
+    for option, section in options.items():
+        assert [place < out.index(f"\n  {option} ") for place in places] == [k <= section for k in range(5)], option
+
+
+def test_a_section_names_only_settings_that_a_command_has():
+    named = {name for names in help_pages.SETTINGS.values() for name in names}
+    assert named <= {"config", "json", "help"} | {
+        name for model in vars(config).values() if hasattr(model, "model_fields") for name in model.model_fields
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("vtp tr", ["train"]),
+        ("vtp extract --clip", ["--clip-len", "--clip-stride"]),
+        ("vtp train --source ", ["sim", "embeddings", "video"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values_without_a_heavy_library(line, offered):
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    environment = os.environ | words | {"_VTP_COMPLETE": "complete_bash"}
+    result = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, env=environment)
+    assert result.stdout.splitlines() == [*offered, "loaded: []"], result.stderr
+
+
+def test_a_command_says_that_it_is_loading_before_it_does(tmp_path):
+    """A terminal shows something before torch is imported, which takes seconds."""
+    ours, terminal = pty.openpty()
+    command = [sys.executable, "-c", LOADING, "train", "--source", "sim", "--out", str(tmp_path / "run")]
+    subprocess.run(command, stderr=terminal)
+    os.close(terminal)
+    assert os.read(ours, 1000).decode().splitlines() == ["vtp train: loading", "torch is imported"]
+    os.close(ours)
 
 
 # Flags
@@ -125,7 +215,7 @@ def test_every_setting_has_a_flag_and_every_flag_a_setting(name, model):
 
 
 def help_of(name):
-    """The help text of each of a command's settings, as typer has it before the terminal breaks it into lines."""
+    """The help text of each setting of a command, before it is broken into lines."""
     return {parameter.name: parameter.help for parameter in get_command(cli.app).commands[name].params}
 
 
@@ -168,7 +258,7 @@ def test_a_switch_that_is_on_can_be_turned_off(vtp):
         ("centre", "[embeddings only; default: corpus]"),
         ("unfreeze_after", "[video only]"),
         ("encoder_layers", "[video only; default: layer4]"),
-        ("patience", "without a better one. [default: off]"),
+        ("patience", "without improvement. [default: off]"),
         ("overwrite", "[default: off]"),
     ],
 )
@@ -248,7 +338,7 @@ def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path, cfg):
         (["train", "--source", "sim", "--episodes", "0"], ["--episodes 0", "greater than or equal to 1"]),
         (["train", "--source", "sim", "--gamma", "1"], ["--gamma 1", "less than 1"]),
         (["train", "--source", "sim", "--lr", ""], ["--lr ''", "valid number"]),
-        (["train", "--source", "sim", "--seeds", "4-0"], ["--seeds 4-0", "does not rise from 4"]),
+        (["train", "--source", "sim", "--seeds", "4-0"], ["--seeds 4-0", "a range must rise"]),
         (["train", "--source", "sim", "--seeds", "1", "--seed", "2"], ["--seed 2 and --seeds 1 exclude each other"]),
         (["train", "--source", "sim", "--launcher", "local"], ["--launcher runs an array; add --seeds"]),
         (["train", "--source", "sim", "--seeds", "1", "--no-wait"], ["--no-wait needs --launcher slurm"]),
@@ -256,7 +346,7 @@ def test_a_saved_config_is_a_config_file(vtp, trained_with, tmp_path, cfg):
         (["extract", "x.mp4", "--launcher", "slurm"], ["--launcher runs an array; add --shards"]),
         (
             ["extract", "x.mp4", "--shards", "2", "--shard", "1", "--launcher", "slurm"],
-            ["--launcher runs all shards and --shard 1 one; drop either"],
+            ["--launcher runs all shards and --shard 1 only one"],
         ),
         (["extract", "x.mp4", "--shards", "2", "--slurm-gres", "gpu:1"], ["--slurm-gres needs --launcher slurm"]),
         (["train", "--source", "sim", "--seed", "1\n2"], [r"--seed '1\n2'", "valid integer"]),
@@ -276,7 +366,7 @@ def test_a_bad_value_is_named_with_its_rule(vtp, tmp_path, arguments, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("wat: 1\n", ["'wat' is no setting", "use one of source, out, episodes"]),
+        ("wat: 1\n", ["'wat' is not a setting", "use one of source, out, episodes"]),
         ("episodes: 0\n", ["--episodes 0", "greater than or equal to 1"]),
         ("episodes: [1, 2]\n", ["--episodes [1, 2]", "valid integer"]),
         ("- episodes\n", ["holds no settings", "name: value"]),
@@ -405,7 +495,7 @@ def test_experiments_work_for_bricklaying_too(vtp, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "mixed bricklaying" in page and "experiments/" not in page, "nothing is missing"
     code, out, _ = vtp("evaluate", "run", "--episodes", 2, "--steps", 2)
-    assert code == 0 and "rebate: No skill is known of the estimator" in out
+    assert code == 0 and "rebate: The skill of the estimator of the" in out
 
 
 def test_an_experiment_on_no_run_is_one_line(vtp):
@@ -438,7 +528,7 @@ def test_sigterm_ends_an_extraction_with_75(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=30)
     assert process.returncode == 75
-    assert "interrupted; run the same command again to go on" in message
+    assert "interrupted; run the same command again to continue" in message
     assert children and not any(Path(f"/proc/{child}").exists() for child in children)
     assert not out.exists()
 

@@ -263,7 +263,7 @@ def test_time_limits_have_slurms_formats(text, minutes):
 
 @pytest.mark.parametrize("text", ["0", "", "4h", "1:00", "-1", "1-1", "00:00:00"])
 def test_invalid_time_limits_are_refused(text):
-    with pytest.raises(ValueError, match="is no time limit such as 90"):
+    with pytest.raises(ValueError, match="must be a time limit such as 90"):
         slurm_minutes(text)
 
 
@@ -385,8 +385,8 @@ def test_no_wait_prints_the_command_that_merges(scheduler, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code
-    assert capsys.readouterr().out == f"when the array has ended: vtp merge '{out}'\n"
+    assert capsys.readouterr().out == f"when the array has finished: vtp merge '{out}'\n"
     monkeypatch.setattr(sys, "argv", ["vtp", "merge", str(out)])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == 75 and "0, 1 are not finished" in capsys.readouterr().err
+    assert stop.value.code == 75 and "seeds 0, 1 not finished" in capsys.readouterr().err

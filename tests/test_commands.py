@@ -42,7 +42,7 @@ CASES = {
         "novelty --embeddings {data} --out {novelty} --updates 1 --resolution 32",  # measures nothing again
         (
             r"wrote .*novelty\.h5: 10 of 10 clips scored, model corpus",
-            "labelled novelty found, AUROC",
+            "detection of labelled novelty, AUROC",
             "next: vtp experiment novelty --embeddings .* --novelty .*novelty.h5",
         ),
     ),
@@ -114,7 +114,7 @@ INPUTS = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Fill an input's path into a line for each {name}; an input is made when a line first names it."""
+    """Replace each {name} in a line by the path of that input, which is made on first use."""
     folder, made = tmp_path_factory.mktemp("inputs"), {}
 
     def made_of(line, **known):

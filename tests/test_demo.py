@@ -8,7 +8,7 @@ from pipeline.config import DemoConfig
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_in_small(tmp_path, monkeypatch):
+def test_the_whole_pipeline_on_a_small_scale(tmp_path, monkeypatch):
     sizes = {"videos": 4, "steps": 3, "logs_episodes": 64, "simulator_episodes": 32, "episodes": 2, "eval_steps": 2}
     monkeypatch.setattr(demo, "QUICK", demo.QUICK | sizes)
     stages = []

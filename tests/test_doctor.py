@@ -33,10 +33,10 @@ def test_this_machine_can_extract(tmp_path):
 
 @pytest.mark.slow
 def test_an_output_from_its_beginning_to_its_damage(cfg):
-    assert [finding.found for finding in findings(cfg)] == ["no extraction was begun here"]
+    assert [finding.found for finding in findings(cfg)] == ["no extraction was started here"]
     extract.run(cfg.model_copy(update={"shard": 1}))
     (state,) = findings(cfg)
-    assert state.found == "1 of 2 videos are done, 0 have failed, 1 are to come"
+    assert state.found == "1 of 2 videos are done, 0 have failed, 1 are still to do"
     assert state.fix.startswith("run: vtp extract --config") and state.fix.endswith("--shard 0")
     extract.run(cfg.model_copy(update={"shard": 0}))
     extract.merge(cfg)
@@ -55,7 +55,7 @@ def test_an_output_from_its_beginning_to_its_damage(cfg):
     assert doctor.run(DoctorConfig(out=cfg.out))[-4:] == [embeddings, damaged, missing, findings(cfg)[-1]]
 
 
-def test_what_is_old_or_gone_is_no_damage(cfg, tmp_path):
+def test_old_or_missing_files_are_not_damage(cfg, tmp_path):
     extract.run(cfg.model_copy(update={"shards": 1}))
     with h5py.File(cfg.out, "a") as file:
         file.attrs["schema_version"] = 1

@@ -49,7 +49,7 @@ def observer(folder, decoder):
 
 @pytest.mark.slow
 def test_validation_sees_what_extraction_saw(rendered):
-    """A clip that is filmed alone and one within a video give the same embedding, but for what the codec does."""
+    """A clip filmed alone and the same clip within a video have the same embedding up to codec noise."""
     rng = np.random.default_rng(np.random.SeedSequence(0).spawn(2)[0])
     labels = simulate.demonstrate(load_task("dishwashing").in_scenario("mixed"), 3, rng)
     frames = np.stack(list(simulate.film("dishes", labels, rng)))
@@ -204,7 +204,7 @@ def test_the_clips_of_a_video_are_one_episode_however_often_they_are_drawn():
 
 
 @pytest.mark.slow
-def test_changed_scenes_are_summed_up_beside_the_usual_ones(rendered):
+def test_changed_scenes_have_a_summary_of_their_own(rendered):
     usual = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=1))
     changed = evaluate.run(EvaluateConfig(run=rendered / "run", episodes=2, steps=1, scenes="changed"))
     assert json.loads((rendered / "run" / "evaluation" / "summary.json").read_text()) == usual
@@ -228,7 +228,7 @@ def on_states(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_embeddings(tmp_path_factory):
-    """Runs on embeddings of a task that is rendered and of one that is not."""
+    """Runs on embeddings of a task with a renderer and of one without."""
     folder = tmp_path_factory.mktemp("embeddings")
     for name in ("dishwashing", "pressing"):
         task = name if name == "dishwashing" else write_task(folder, name)

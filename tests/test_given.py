@@ -1,4 +1,4 @@
-"""What is wrong with what a command is given is said before torch is imported."""
+"""Wrong inputs of commands are reported before torch is imported."""
 
 import json
 import os
@@ -45,29 +45,29 @@ LINES = {  # what is wrong, and the text that names it
     "train --source embeddings --embeddings missing.h5 --out r --seeds 0-1": "missing.h5",
     "train --source embeddings --out r": "data/embeddings.h5",
     "train --source sim --init nowhere --out r": "nowhere",
-    "train --source sim --init empty --out r": "empty holds none of config.yaml",
+    "train --source sim --init empty --out r": "empty has none of config.yaml",
     "train --source sim --out r --buffer-size 10": "--buffer-size 10 is below --num-envs 32",
     "train --source sim --out r --buffer-size 100": "--buffer-size 100 is below --warmup-steps 600",
     "train --source sim --out r --task bare.yaml": "task bare has no simulator",
     "train --source sim --out r --scenario none": "'none' is unknown",
     "train --source sim --out text": "a file is in its place",
-    "train --source sim --out done": "done holds a run already",
+    "train --source sim --out done": "done already holds a run",
     "train --source sim --out done --seeds 0-1": "done holds the run of one seed",
-    "train --source sim --out demos": "demos is no run, but has config.yaml",
-    "train --source sim --out demos --overwrite": "demos is no run, but has config.yaml",
+    "train --source sim --out demos": "demos is not a run, but has config.yaml",
+    "train --source sim --out demos --overwrite": "demos is not a run, but has config.yaml",
     "evaluate nowhere": "nowhere",
-    "evaluate empty": "empty holds none of",
-    "evaluate done/evaluation": "name its run, done",
+    "evaluate empty": "empty has none of",
+    "evaluate done/evaluation": "give its run, done",
     "novelty --embeddings missing.h5": "missing.h5",
     "novelty --embeddings fifo --out n.h5": "fifo is not a regular file",
-    "novelty --embeddings embeddings.h5 --model nowhere --out n.h5": "--model nowhere is neither",
+    "novelty --embeddings embeddings.h5 --model nowhere --out n.h5": "--model nowhere must be auto, corpus, a folder",
     "novelty --embeddings embeddings.h5 --model empty --out n.h5": "no readable model_index.json",
     "novelty --embeddings embeddings.h5 --shards 3 --shard 3 --out n.h5": "shard (3) is not below shards (3)",
-    "demo --out done": "done holds something that no vtp demo left there",
+    "demo --out done": "done has files but no demo.yaml",
     "experiment frontier": "there is no run to write into",
     "experiment novelty --embeddings embeddings.h5 --out v": "no novelty at novelty.h5",
     "act nowhere": "nowhere",
-    "act text": "text is neither a run directory nor a policy's file",
+    "act text": "text is neither a run directory nor a policy file",
     "policy export nowhere --to onnx": "nowhere",
     "policy export done --to onnx --out p.txt": "p.txt must end in .onnx",
     "report nowhere": "nowhere",
@@ -81,10 +81,10 @@ LINES = {  # what is wrong, and the text that names it
     "experiment frontier --task bare.yaml --out f": "task bare has no simulator",
     "experiment value --embeddings missing.h5": "missing.h5",
     "merge missing.h5": "missing.h5",
-    "merge empty": "empty holds none of",
+    "merge empty": "empty has none of",
     "merge done": "done holds no seeds",
     "doctor nowhere": "nowhere",
-    "doctor empty": "empty is no regular file",
+    "doctor empty": "empty is not a regular file",
 }
 DAMAGED = {  # the same of files that are not what they should be: exit code 4
     "extract . --out e.h5 --weights text": "text is not a PyTorch file",
@@ -107,7 +107,7 @@ def python(script, *arguments, cwd, **options):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """Of every line: its exit code, what it says, and whether torch was imported."""
+    """For every line: its exit code, its message, and whether torch was imported."""
     folder = tmp_path_factory.mktemp("given")
     os.mkfifo(folder / "fifo")
     (folder / "text").write_text("a text")
@@ -132,7 +132,7 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("line", [*LINES, *DAMAGED])
-def test_what_is_wrong_is_said_without_torch(told, line):
+def test_wrong_input_is_reported_without_torch(told, line):
     code, text, with_torch = told[line]
     assert code == (2 if line in LINES else 4), text
     assert text.count("\n") == 1 and (LINES | DAMAGED)[line] in text

@@ -28,7 +28,7 @@ def metadata(source="sim", task=DISHES, **changes):
 @pytest.mark.parametrize("task", [PLATES, PARTS], ids=str)
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_a_policy_is_loaded_as_it_was_saved(tmp_path, source, task, name):
-    """Of a run that ended before any policy was chosen, the last one."""
+    """If a run ended before a best policy was chosen, the last one is loaded."""
     run, saved = RunDirectory(tmp_path), metadata(source, task)
     torch.manual_seed(3)
     agent = runs.agent_of(saved)

@@ -83,7 +83,7 @@ def test_a_closed_loop_has_its_number_and_the_logs_beside_it(tmp_path):
 
 def test_logs_that_hold_no_step_are_said_without_a_section(tmp_path):
     page = page_of(tmp_path, None)
-    assert "no held-out clip has logs of what was done and what came of it" in page.text
+    assert "no held-out clip has logs of actions and outcomes" in page.text
     assert "off-policy" not in page.attributes("id") and "would earn $" not in page.text.split("How it was judged")[0]
 
 

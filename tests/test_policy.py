@@ -76,7 +76,7 @@ def test_clips_are_named_and_actions_are_the_agents_own(trained):
 
 
 def test_clips_are_seen_as_they_were_in_training(trained, tmp_path):
-    """Where not from the mean of their video, as they are in the file."""
+    """Without --centre video, embeddings are observed unchanged."""
     data = dataset.read_embeddings(trained / "embeddings.h5")
     train.run(embeddings_config(tmp_path, trained / "embeddings.h5"))
     path = policy.export(PolicyExportConfig(run=tmp_path / "run", to="safetensors"))
@@ -275,7 +275,7 @@ def test_export_and_act(vtp, trained, tmp_path):
     code, out, _ = vtp("policy", "export", trained / "run", "--to", "onnx", "--out", "mine/grasp.onnx")
     assert (code, out) == (0, "wrote mine/grasp.onnx; next: vtp act mine/grasp.onnx --embeddings EMBEDDINGS\n")
     code, out, err = vtp("act", "mine/grasp.onnx", "--embeddings", trained / "embeddings.h5", "--out", "actions.csv")
-    assert (code, out, err) == (0, "wrote actions.csv: actions in 120 clips\n", "")
+    assert (code, out, err) == (0, "wrote actions.csv: actions for 120 clips\n", "")
     code, out, _ = vtp("act", "mine/grasp.onnx", "--embeddings", trained / "embeddings.h5")
     assert (code, out) == (0, (tmp_path / "actions.csv").read_text())
     assert out.startswith(",".join(COLUMNS) + "\nv0,0,0.0,1.0,0.")
@@ -291,7 +291,7 @@ def test_export_and_act(vtp, trained, tmp_path):
         (["policy", "export", "{}/run", "--to", "onnx", "--out", "policy.pt"], 2, "must end in .onnx"),
         (["policy", "export", "{}/run"], 2, "--to"),
         (["policy", "export", "{}/run", "--to", "tflite"], 2, "tflite"),
-        (["policy", "export", "{}/none", "--to", "onnx"], 2, "no run directory"),
+        (["policy", "export", "{}/none", "--to", "onnx"], 2, "not a run directory"),
         (["act", "{}/sim", "--embeddings", "{}/embeddings.h5"], 2, "simulator's state"),
         (["act", "{}/run", "--embeddings", "{}/none.h5"], 2, "vtp extract"),
         (["act", "{}/embeddings.h5", "--embeddings", "{}/embeddings.h5"], 2, "vtp policy export RUN"),

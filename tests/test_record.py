@@ -49,7 +49,7 @@ def test_metrics_on_a_full_disk_ask_to_try_again():
     assert "/dev/full" in str(caught.value)
 
 
-def test_a_resumed_record_has_what_was_there_at_the_checkpoint_and_goes_on(tmp_path):
+def test_a_resumed_record_continues_from_its_checkpoint(tmp_path):
     run = RunDirectory(tmp_path)
     record = Record(run, PARTS, None)
     record.episodes([row(PARTS, 1), row(PARTS, 2)])

@@ -39,7 +39,7 @@ def test_the_estimator_is_asked_before_it_is_told():
     assert poor == rich != 0
 
 
-def test_a_split_that_is_resumed_goes_on_as_if_it_had_never_stopped(tmp_path):
+def test_resumed_split_equals_uninterrupted_split(tmp_path):
     """Its state goes through a checkpoint, which holds tensors and plain values only."""
     rng = np.random.default_rng(0)
     episodes = rng.normal([100.0, 1.0], [10.0, 0.3], (130, 2))
@@ -104,7 +104,9 @@ def test_skill_in_words_says_whether_there_is_any_with_its_intervals():
     assert words.startswith(
         "The estimator of the customers’ share has no measurable skill, so this split is arbitrary. "
     )
-    assert "Asked before each of 1,200 episodes, it explains −1.2% of the gains’ variance beyond a constant" in words
+    assert (
+        "Predicting before each of 1,200 episodes, it explains −1.2% of the gains’ variance beyond a constant" in words
+    )
     assert "(95% interval −2.0% to −0.1%); its rank correlation with them is 0.30 (−0.10 to 0.70)." in words
     assert "share has skill." in skill_in_words(figures | {"r2_ci95": [0.01, 0.2]})
     assert "no better than a constant" in skill_in_words(figures | {"rank_correlation_ci95": [0.01, 0.7]})

@@ -27,7 +27,7 @@ def run(tmp_path):
 
 
 def all_files(run):
-    """Everything that lies in the directory of a finished run."""
+    """All files of a finished run."""
     return [
         run.config, run.best, run.last, run.previous, run.metrics, run.validations, run.validation, run.summary,
         run.estimator, run.report, run.frame_index, run.tensorboard / "events", run.experiments / "value.json",
@@ -51,7 +51,7 @@ def test_every_file_has_its_name_once(run):
     assert not run.path.exists(), "to name files makes none"
 
 
-def test_a_run_that_is_begun_anew_leaves_its_settings_and_what_is_not_its_own(run):
+def test_forgetting_a_run_keeps_its_settings_and_foreign_files(run):
     fill(run)
     (run.path / "notes.txt").write_text("mine")
     assert run.forget()
@@ -59,7 +59,7 @@ def test_a_run_that_is_begun_anew_leaves_its_settings_and_what_is_not_its_own(ru
     assert not run.forget(), "there is nothing left"
 
 
-def test_to_forget_where_nothing_was_is_no_error(run):
+def test_forgetting_an_empty_folder_is_no_error(run):
     assert not run.forget()
 
 
@@ -127,7 +127,7 @@ def test_what_is_a_run(run, files, code):
 
 @pytest.mark.parametrize("name", ["best.pt", "frames", "experiments", "report.html", "metrics.csv"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_training_replaces_nothing_that_no_training_left(run, name, overwrite):
+def test_training_replaces_only_files_of_training(run, name, overwrite):
     run.path.mkdir()
     (run.path / "notes.txt").write_text("mine")
     check_new_run(run.path, seeds=False, overwrite=overwrite)
@@ -209,7 +209,7 @@ def test_what_is_written_is_read(run, encoding):
     assert steps["speed"].tolist() == [0.5, 0.25]
 
 
-def test_the_estimators_skill_is_none_where_training_left_none(run):
+def test_the_estimators_skill_is_none_without_a_record(run):
     assert run.read_estimator() is None
     run.path.mkdir()
     run.estimator.write_text('{"estimator": {"r2": 0.5}}')

@@ -61,7 +61,7 @@ def test_seeds_are_ranges_and_numbers(text, expected):
 @pytest.mark.parametrize(
     "text", ["", "-", "4-0", "0-", "-3", "a", "1,,2", "0-1-2", "0-1000", f"{2**63}", "\N{ARABIC-INDIC DIGIT THREE}"]
 )
-def test_what_is_no_seed_is_refused(text):
+def test_text_that_is_not_a_seed_is_refused(text):
     with pytest.raises(ValueError):
         parse_seeds(text)
 
@@ -122,7 +122,7 @@ def test_what_differs_has_no_mean(changes):
 # The folder
 
 
-def test_a_folder_of_seeds_is_put_together(trained):
+def test_a_folder_of_seeds_is_assembled(trained):
     cfg = trained(20.0, 22.0, 24.0)
     result = seeds.merge(cfg.out)
     assert result == json.loads((cfg.out / "summary.json").read_text())
@@ -136,7 +136,7 @@ def test_a_folder_of_seeds_is_put_together(trained):
         assert f"such as {cfg.out}/seed-0" in str(caught.value)
 
 
-def test_changed_scenes_of_all_seeds_are_put_together_beside_the_usual_ones(trained):
+def test_changed_scenes_of_all_seeds_are_assembled_beside_the_usual_ones(trained):
     cfg = trained(20.0, 22.0)
     usual = seeds.merge(cfg.out)
     with raises("summary-corrupt", CorruptError):
@@ -149,11 +149,11 @@ def test_changed_scenes_of_all_seeds_are_put_together_beside_the_usual_ones(trai
     assert json.loads((cfg.out / "summary.json").read_text()) == usual
 
 
-def test_a_seed_that_is_not_finished_is_named_with_the_command(trained):
+def test_an_unfinished_seed_is_named_with_the_command(trained):
     cfg = trained(20.0, None, 24.0, None)
     with raises("seeds-unfinished", TryAgainError) as caught:
         seeds.merge(cfg.out)
-    assert "1, 3 are not finished" in str(caught.value) and "vtp train --source sim" in str(caught.value)
+    assert "seeds 1, 3 not finished" in str(caught.value) and "vtp train --source sim" in str(caught.value)
     assert not (cfg.out / "summary.json").exists()
     assert seeds.landed(cfg) == (204, 400), "two whole rows of each unfinished run count"
 

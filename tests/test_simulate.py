@@ -50,7 +50,7 @@ def test_labels_join_the_manifest_and_the_frames(demos):
 
 
 def test_extraction_reads_what_was_written(demos):
-    """The manifest and the labels pass the checks of the stage that takes them, and each video shows its labels."""
+    """The manifest and labels pass the checks of extraction, and each video shows its labels."""
     cfg, path, _ = demos
     entries = manifest.find_videos(str(path))
     assert [(entry.video_id, entry.split) for entry in entries] == [
@@ -90,7 +90,7 @@ def test_a_video_does_not_depend_on_how_many_are_made(demos, tmp_path):
 
 @pytest.fixture
 def in_processes(monkeypatch):
-    """Two processes, however little there is to do; what a test puts in `simulate` does not reach them."""
+    """Use two processes even for little work; monkeypatches of `simulate` do not reach them."""
     monkeypatch.setattr(simulate, "POOL_CLIPS", 0)
     monkeypatch.setattr(simulate.processes, "num_processors", lambda: 2)
     monkeypatch.setattr(simulate, "film", None)
@@ -299,8 +299,8 @@ def test_a_step_must_have_a_length(tmp_path):
         simulate.simulated_task(SimulateConfig(task=str(tmp_path / "t.yaml")))
 
 
-def test_what_has_no_effect_is_said(tmp_path, caplog, monkeypatch):
+def test_settings_without_effect_are_warned_of(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(simulate, "film", lambda *_: iter(np.zeros((16, 32, 32, 3), np.uint8)))
     simulate.run(SimulateConfig(out=tmp_path, videos=1, steps=1, val_fraction=0.5, novel=0.1))
-    assert "--val-fraction 0.5: the only video is left for training" in caplog.text
+    assert "--val-fraction 0.5 has no effect: the only video is for training" in caplog.text
     assert "--novel 0.1" in caplog.text

@@ -24,7 +24,7 @@ METRICS = training.metric_columns(load_task("dishwashing"))
 # What a run leaves
 
 
-def test_a_row_an_episode_and_every_number_finite(tmp_path):
+def test_one_row_per_episode_and_every_number_finite(tmp_path):
     train.run(sim_config(tmp_path))
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert list(metrics.columns) == list(METRICS)
@@ -133,7 +133,7 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
     assert (tmp_path / "run" / "best.pt").read_bytes() != before
 
 
-def test_a_run_that_cannot_learn_says_so(tmp_path):
+def test_a_run_that_cannot_learn_is_an_error(tmp_path):
     with raises("nothing-learned"):
         train.run(sim_config(tmp_path, warmup_steps=5000))
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -169,7 +169,7 @@ def test_no_embeddings_says_how_to_make_them(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_unlabelled_clips_are_worth_what_the_seeds_parameters_say(tmp_path):
+def test_unlabelled_clips_are_priced_by_the_built_in_parameters(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5", labelled=False)
     summary = train.run(embeddings_config(tmp_path, path))
     assert "the clips have no labels, so every one is treated as plate" in summary["outcome_model"]
@@ -225,7 +225,7 @@ def test_held_out_clips_are_never_played(tmp_path):
     assert how == "2 videos of the val split"
 
 
-def test_novelty_weights_are_used_where_they_are_asked_for(tmp_path, caplog):
+def test_novelty_weights_are_used_if_named(tmp_path, caplog):
     path, weights = write_embeddings(tmp_path / "embeddings.h5"), tmp_path / "novelty.h5"
     write_novelty(weights, np.full(120, 1.5), dataset.read_embeddings(path).content_sha256)
     with caplog.at_level("INFO"):
@@ -237,13 +237,15 @@ def test_novelty_weights_are_used_where_they_are_asked_for(tmp_path, caplog):
     assert load_metadata(tmp_path / "run").provenance["novelty"] == str(weights)
 
 
-def test_novelty_weights_that_only_lie_beside_the_embeddings_are_not_used(tmp_path, caplog):
+def test_novelty_weights_are_not_used_unless_named(tmp_path, caplog):
     path = write_embeddings(tmp_path / "embeddings.h5")
     write_novelty(tmp_path / "novelty.h5", np.full(120, 1.5), dataset.read_embeddings(path).content_sha256)
     with caplog.at_level("INFO"):
         train.run(embeddings_config(tmp_path, path))
     assert (pd.read_csv(tmp_path / "run" / "metrics.csv")["mean_novelty"] == 1).all()
-    assert f"every clip weighs 1 in replay: {tmp_path / 'novelty.h5'} is not used without --novelty" in caplog.text
+    assert (
+        f"every clip weighs 1 in replay; to use the weights in {tmp_path / 'novelty.h5'}, add --novelty" in caplog.text
+    )
     assert load_metadata(tmp_path / "run").provenance["novelty"] == "none: every clip weighs 1"
 
 

@@ -1,4 +1,4 @@
-"""Training is killed again and again, with SIGKILL: what goes on from there equals a run that nothing disturbed.
+"""Training is killed repeatedly with SIGKILL: the resumed run equals an uninterrupted one.
 
 VTP_CRASH=full kills thirty times at random and once at every single write.
 """

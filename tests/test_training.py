@@ -95,12 +95,12 @@ def test_kill_9_and_sigterm_at_random_moments(tmp_path):
         told = process.communicate(timeout=60)[1]
         assert process.returncode == (75 if number == signal.SIGTERM else -9), told
         if number == signal.SIGTERM:
-            assert "of 96 episodes; run the same command again to go on" in told
+            assert "of 96 episodes; run the same command again to continue" in told
     for name in ("killed", "whole"):
         process = start(tmp_path / name)
         told = process.communicate()[1]
         assert process.returncode == 0, told
-        assert ("going on after episode" in told) == (name == "killed")
+        assert ("resuming after episode" in told) == (name == "killed")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -130,14 +130,14 @@ def test_an_evaluation_of_an_unfinished_run_leaves_it_unfinished(begun, tmp_path
     assert not (begun.out / "summary.json").exists()
     summary = train.run(begun)
     assert summary == json.loads((begun.out / "summary.json").read_text()) != evaluated
-    assert "is of the policy before training was finished; it is removed" in caplog.text
+    assert "is removed: it evaluates the policy before training was finished" in caplog.text
     assert not (begun.out / "evaluation").exists()
     train.run(begun.model_copy(update={"out": tmp_path / "whole"}))
     assert_same_run(tmp_path / "whole", begun.out)
 
 
 @pytest.mark.parametrize("move", [shutil.copytree, shutil.move])
-def test_a_copied_or_renamed_run_goes_on(begun, tmp_path, move, kept):
+def test_a_copied_or_renamed_run_resumes(begun, tmp_path, move, kept):
     move(begun.out, tmp_path / "elsewhere")
     moved = begun.model_copy(update={"out": tmp_path / "elsewhere"})
     train.run(moved)
@@ -147,7 +147,7 @@ def test_a_copied_or_renamed_run_goes_on(begun, tmp_path, move, kept):
     assert_same_run(tmp_path / "whole", moved.out)
 
 
-def test_a_run_goes_on_when_its_embeddings_were_moved(tmp_path, monkeypatch):
+def test_a_run_resumes_when_its_embeddings_were_moved(tmp_path, monkeypatch):
     path = write_embeddings(tmp_path / "embeddings.h5")
     cfg = embeddings_config(tmp_path, path)
     monkeypatch.setattr(train, "CHECKPOINT_S", 0.0)
@@ -219,7 +219,7 @@ def test_an_evaluation_of_a_policy_that_training_has_replaced_meanwhile_is_not_k
 # Full disks
 
 
-def test_a_disk_that_fills_up_asks_to_try_again_and_the_run_goes_on(tmp_path, kept):
+def test_a_full_disk_asks_to_try_again_and_the_run_resumes(tmp_path, kept):
     """Files may be half as large as a checkpoint, then as large as they need to be."""
     cfg = sim_config(tmp_path, out=tmp_path / "whole")
     train.run(cfg)
@@ -281,7 +281,7 @@ def damage(path):
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(begun, tmp_path, caplog, kept):
     damage(begun.out / "last.pt")
     train.run(begun)
-    assert f"last.pt does not match last.pt.sha256: it is damaged; going on from {begun.out / 'previous.pt'}" in (
+    assert f"last.pt does not match last.pt.sha256: it is damaged; resuming from {begun.out / 'previous.pt'}" in (
         caplog.text
     )
     train.run(begun.model_copy(update={"out": tmp_path / "whole"}))
@@ -369,7 +369,7 @@ def test_checkpoints_of_the_first_version_are_refused(use, old_run, tmp_path):
     assert not out.exists()
 
 
-def test_a_run_of_the_first_version_is_not_gone_on_with(begun):
+def test_a_run_of_the_first_version_is_not_resumed(begun):
     make_old(begun.out / "last.pt")
     rows = (begun.out / "metrics.csv").read_bytes()
     with raises("checkpoint-version"):
@@ -457,7 +457,7 @@ def test_patience_ends_a_run_whose_validations_no_longer_rise(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_another_ones_policy(tmp_path):
+def test_a_run_starts_from_the_policy_of_another(tmp_path):
     train.run(sim_config(tmp_path))
     cfg = sim_config(tmp_path, out=tmp_path / "next", init=tmp_path / "run", lr=1e-12)
     train.run(cfg)
@@ -466,7 +466,7 @@ def test_a_run_begins_with_another_ones_policy(tmp_path):
     torch.testing.assert_close(first[name], then[name], rtol=0, atol=1e-6)
 
 
-def test_a_policy_of_another_source_is_no_beginning(tmp_path):
+def test_training_does_not_start_from_a_policy_of_another_source(tmp_path):
     train.run(sim_config(tmp_path))
     cfg = embeddings_config(tmp_path, write_embeddings(tmp_path / "embeddings.h5"), out=tmp_path / "next")
     with raises("run-other-source"):
@@ -474,14 +474,14 @@ def test_a_policy_of_another_source_is_no_beginning(tmp_path):
     assert not (tmp_path / "next").exists()
 
 
-def test_a_policy_that_sees_clips_from_another_mean_is_no_beginning(tmp_path):
+def test_training_does_not_start_from_a_policy_with_another_centre(tmp_path):
     cfg = embeddings_config(tmp_path, write_embeddings(tmp_path / "embeddings.h5"))
     train.run(cfg)
     with raises("run-other-centre"):
         train.run(cfg.model_copy(update={"init": tmp_path / "run", "out": tmp_path / "next", "centre": "video"}))
 
 
-def test_a_policy_of_another_projection_is_no_beginning(tmp_path):
+def test_training_does_not_start_from_a_policy_with_another_projector(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.h5")
     cfg = embeddings_config(tmp_path, path)
     train.run(cfg)

@@ -7,7 +7,7 @@ from pipeline.policy.training_clips import TrainingClips
 
 
 def line(*places):
-    """Clips on a line, whose deviation is their unit: distances are divided by √2 of it."""
+    """Clips on a line; distances are divided by √2 times their standard deviation."""
     return np.array(places, np.float32)[:, None]
 
 
@@ -36,7 +36,7 @@ def test_the_distance_is_that_of_the_fifth_neighbour():
 
 
 def test_clips_of_unseen_videos_have_a_uniform_novelty():
-    """Of videos of the same kind, over many draws of both: clips of a video hang together."""
+    """For videos of the same kind, over many draws of both; clips of a video are correlated."""
     rng = np.random.default_rng(0)
     novelty = []
     for _ in range(40):

@@ -166,7 +166,7 @@ def test_a_run_killed_before_and_after_equals_an_uninterrupted_one(config, tmp_p
     assert not (killed.out / "footage").exists(), "a finished run keeps no frames"
 
 
-def test_a_run_begins_with_another_ones_encoder(config, tmp_path):
+def test_a_run_starts_from_the_encoder_of_another(config, tmp_path):
     train.run(config(encoder_lr=1e-2))
     cfg = config(out=tmp_path / "next", init=tmp_path / "run", encoder_lr=1e-12)
     train.run(cfg)
@@ -180,7 +180,7 @@ def test_a_run_begins_with_another_ones_encoder(config, tmp_path):
 # What is kept of clips
 
 
-def test_arrays_are_whole_or_not_there(tmp_path):
+def test_arrays_are_written_atomically(tmp_path):
     def interrupted():
         yield np.zeros((2, 3), np.uint8)
         raise KeyboardInterrupt
@@ -192,7 +192,7 @@ def test_arrays_are_whole_or_not_there(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [[0, 1], [2, 3], [7, 8]])
 
 
-def test_clips_are_read_once_and_again_where_they_would_be_others(embeddings, tmp_path, monkeypatch):
+def test_clips_are_read_again_only_if_they_would_differ(embeddings, tmp_path, monkeypatch):
     data = dataset.read_embeddings(embeddings)
     read, told = [], []
     monkeypatch.setattr(

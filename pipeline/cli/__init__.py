@@ -1,4 +1,4 @@
-"""The command line, nothing else: flags from the config models, progress bars, one-line errors, exit codes."""
+"""The command line: flags from the config models, progress bars, one-line errors, exit codes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ import typer
 from pipeline import __version__
 from pipeline.cli import experiment_commands, stage_commands  # noqa: F401 (they register their commands)
 from pipeline.cli.command import app
+from pipeline.cli.help_pages import NEWCOMER
 from pipeline.cli.show import console
-from pipeline.errors import VtpError
+from pipeline.errors import EXIT_USAGE, VtpError
 from pipeline.files import full_disk_in_threads_is_quiet, out_of_space_is_try_again
 from pipeline.storage import with_urls
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         print(f"vtp {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(NEWCOMER, err=True)
+        raise typer.Exit(EXIT_USAGE)
 
 
 NO_MEMORY_TEXT = re.compile(r"failed to map segment|annot allocate memory|an't start new thread|can't allocate memory")
@@ -34,7 +40,7 @@ NO_MEMORY_TEXT = re.compile(r"failed to map segment|annot allocate memory|an't s
 
 @contextmanager
 def memory_limit_is_named() -> Iterator[None]:
-    """Turn a lack of memory under `ulimit -v`, in which libraries do not load either, into a VtpError that says so."""
+    """Turn a lack of memory under `ulimit -v`, also while libraries load, into a VtpError that names the limit."""
     try:
         yield
     except (MemoryError, ImportError, OSError, RuntimeError) as error:
@@ -56,9 +62,9 @@ def _names_urls(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Run the command line: a VtpError is one line and its exit code, anything else keeps its traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to say Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler stops a job so; treated as Ctrl-C
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("aiobotocore", "botocore", "gcsfs"):  # which tell of each credential that they find
+    for library in ("aiobotocore", "botocore", "gcsfs"):  # they log each credential that they find
         logging.getLogger(library).setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_names_urls)

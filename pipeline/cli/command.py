@@ -1,4 +1,4 @@
-"""Commands generated from config models, with values from flags and from a YAML file."""
+"""Generate commands from config models, with values from flags and from a YAML file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import yaml
 
 from pipeline import storage
 from pipeline.cli.given import check_given
+from pipeline.cli.help_pages import SectionedCommand, SectionedGroup
+from pipeline.cli.show import console
 from pipeline.config import Settings
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.kept_inputs import settings_from
@@ -20,19 +22,16 @@ from pipeline.text_files import read_text
 MAX_CONFIG_BYTES = 1 << 20
 
 app = typer.Typer(
-    help="Demonstration videos in, a validated policy and its dollars out.",
-    no_args_is_help=True,
-    add_completion=False,
+    help="Turn demonstration videos and their logs into a validated policy, valued in dollars.",
+    cls=SectionedGroup,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 experiment = typer.Typer(
-    help="Economic experiments: tables and figures, in RUN/experiments or --out.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+    help="Run an economic experiment: its tables and figures.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(experiment, name="experiment")
-policy = typer.Typer(help="A run's policy as a file.", no_args_is_help=True, rich_markup_mode=None)
+policy = typer.Typer(help="Write a run's policy as one file.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(policy, name="policy")
 
 
@@ -41,46 +40,56 @@ def command(
 ) -> Callable[..., Any]:
     """Register a function of one config (and `as_json`) as a command whose flags are the config's fields.
 
-    `model` is a config model or a discriminated union of such, `argument` names the field that is given by position,
-    `group` the app that the command belongs to. Values stay text here and are checked by the model, once.
+    model: a config model or a discriminated union of them; argument: the positional field; group: the app that the
+    command belongs to. Values stay text here; the model checks them.
     """
     settings: Settings[Any] = Settings(model, spell=_flag_of, elsewhere=" or in --config")
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
-            config_file, wants_json = values.pop("config"), values.pop("json", False)
+            context, config_file, wants_json = values.pop("context"), values.pop("config"), values.pop("json", False)
             if config_file is not None:
                 config_file = storage.path_of(config_file)
                 storage.fetch_many([config_file])
             flags = {key: value for key, value in values.items() if value not in (None, [])}
             in_file = {} if config_file is None else _from_file(config_file)
             cfg = settings.of(in_file | flags, argument=argument)
+            if console.is_terminal:  # in a log, an error stays the only line
+                console.print(f"{context.command_path}: loading")
             check_given(cfg)
             try:
                 with settings_from(None if config_file is None or _is_saved(config_file) else config_file):
                     body(cfg, as_json=wants_json) if as_json else body(cfg)
-            except KeyboardInterrupt as error:  # here, for typer would end with 130 and say nothing
+            except KeyboardInterrupt as error:  # here, because typer would exit with 130 and no message
                 raise TryAgainError(
-                    "interrupted; run the same command again to go on", code="command-interrupted"
+                    "interrupted; run the same command again to continue", code="command-interrupted"
                 ) from error
 
-        parameters = []
+        parameters = [_keyword("context", inspect.Parameter.empty, typer.Context)]
         for name in settings.names:
-            text, default = settings.help(name), None  # unset on the command line means unset: a config file may speak
+            text, default = settings.help(name), None  # no default here: a config file may set it
             if name == argument:
-                default = typer.Argument(None, help=text, show_default=False)
+                default = typer.Argument(None, metavar=name.upper(), help=text, show_default=False)
             else:
-                metavar = settings.metavar(name)
-                default = typer.Option(None, settings.spelling(name), metavar=metavar, help=text, show_default=False)
+                default = typer.Option(
+                    None,
+                    settings.spelling(name),
+                    metavar=settings.metavar(name),
+                    help=text,
+                    show_default=False,
+                    autocompletion=_completion(settings.choices(name)),
+                )
             annotation = {bool: bool, list[Path]: list[str]}.get(settings.annotation(name), str)
             parameters.append(_keyword(name, default, annotation | None))
-        config = typer.Option(None, "--config", metavar="PATH", help="YAML file of these settings; flags win over it.")
+        config = typer.Option(None, "--config", metavar="PATH", help="YAML file of these settings; flags override it.")
         parameters.append(_keyword("config", config, Path | None))
         if as_json:
             parameters.append(_keyword("json", typer.Option(False, "--json", help="Print the result as JSON."), bool))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__doc__ = settings.doc
-        group.command(body.__name__.rstrip("_"))(command)  # two groups may have a command of one name
+        group.command(body.__name__.rstrip("_"), cls=SectionedCommand)(
+            command
+        )  # two groups may have commands of the same name
         return body
 
     return register
@@ -90,12 +99,21 @@ def _flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _completion(choices: list[str]) -> Callable[[str], list[str]]:
+    """Complete a value from the words that the setting accepts."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether vtp itself left the settings there, beside an output: the same command may write them again."""
+    """Whether vtp wrote the settings, beside an output: the same command may then overwrite them."""
     text = read_text(path, max_bytes=MAX_CONFIG_BYTES)
     return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
 
@@ -112,5 +130,5 @@ def _from_file(path: Path) -> dict[str, Any]:
             f"--config {path} cannot be read: {reason}; give a YAML file in UTF-8", code="config-unreadable"
         ) from error
     if not (isinstance(values, dict) and all(isinstance(name, str) for name in values)):
-        raise VtpError(f"--config {path} holds no settings; write one `name: value` a line", code="config-empty")
+        raise VtpError(f"--config {path} holds no settings; write one `name: value` per line", code="config-empty")
     return values

@@ -13,7 +13,9 @@ def frontier(cfg: FrontierConfig, *, as_json: bool) -> None:
     from pipeline.training import seeds
 
     seeds.one_run(cfg.run)
-    print_result(frontier.run(cfg), as_json)
+    with progress("frontier"):
+        result = frontier.run(cfg)
+    print_result(result, as_json)
 
 
 @command(ElasticityConfig, argument="run", as_json=True, group=experiment)
@@ -33,7 +35,9 @@ def spread(cfg: SpreadConfig, *, as_json: bool) -> None:
     from pipeline.training import seeds
 
     seeds.one_run(cfg.run)
-    print_result(spread.run(cfg), as_json)
+    with progress("spread"):
+        result = spread.run(cfg)
+    print_result(result, as_json)
 
 
 @command(ValueConfig, as_json=True, group=experiment)

@@ -1,4 +1,4 @@
-"""What a command is given, checked before its stage is imported: a misspelt path shows at once, not after torch."""
+"""Check a command's inputs before its stage is imported: a misspelt path is reported at once, not after torch loads."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from pipeline.config import (
 from pipeline.errors import VtpError
 
 TRAININGS = (SimTrainConfig, EmbeddingsTrainConfig, VideoTrainConfig)
-WRITE_A_FILE = (  # at --out; other commands make a folder
+WRITE_A_FILE = (  # at --out; other commands write a folder
     ExtractConfig, NoveltyConfig, PolicyExportConfig, ActConfig, ParquetExportConfig, D3rlpyExportConfig,
 )  # fmt: skip
 IN_PLACE = (MergeConfig, DoctorConfig)  # whose `out` is what an earlier command wrote
 
 
 def check_given(cfg: Config) -> None:
-    """VtpError if what the settings name is not there, is of another kind, or would be written over."""
+    """VtpError if an input is missing or of another kind, or if the output would overwrite an input."""
     for name, check in _CHECKS.items():
         if (value := getattr(cfg, name, None)) is not None:
             check(value)
@@ -59,7 +59,7 @@ def check_given(cfg: Config) -> None:
 
 
 def _run(path: Path) -> None:
-    from pipeline.run_directory import check_run  # these imports are what --help does without
+    from pipeline.run_directory import check_run  # imported here to keep --help fast
 
     check_run(path)
 
@@ -140,7 +140,7 @@ def _model(name: str) -> None:
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/"))
     if name not in ("auto", "corpus") and not Path(name).is_dir() and (Path(name).exists() or not is_hub_id):
         raise VtpError(
-            f"--model {name} is neither auto, corpus, a folder nor an id of the hub such as owner/name; correct it",
+            f"--model {name} must be auto, corpus, a folder or a hub id such as owner/name",
             code="model-missing",
         )
     if name not in ("auto", "corpus") and Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
@@ -157,7 +157,7 @@ def _seeds(out: Path) -> None:
     run = RunDirectory(out)
     if run.metrics.exists() and not run.has_seeds:
         raise VtpError(
-            f"{out} holds no seeds to assemble; name the --out of a vtp train --seeds, or an embeddings file's path",
+            f"{out} holds no seeds to assemble; give the --out of vtp train --seeds, or an embeddings file",
             code="run-of-one-seed",
         )
 

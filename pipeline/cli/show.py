@@ -1,8 +1,10 @@
-"""What a command shows: its progress, and its result in a table, in words or as JSON."""
+"""Show progress, and a command's result as a table, as text or as JSON."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,8 +14,17 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
 
 from pipeline import storage
 from pipeline.errors import EXIT_PARTIAL
@@ -23,11 +34,15 @@ console = Console(stderr=True)
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[..., None]]:
-    """A progress bar fed with (done, total, text or figures of an episode); none where the output is no terminal."""
+    """Show a progress bar, updated by (done, total, text or an episode's figures), if stderr is a terminal.
+
+    One line of any width: done of total, rate, time left, and as much of the text as fits.
+    """
+    text_column = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
-        console=console, disable=not console.is_terminal,
+        TextColumn("{task.description}"), BarColumn(bar_width=10), MofNCompleteColumn(), RateColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False, table_column=text_column),
+        console=console, disable=not console.is_terminal, expand=True,
     )  # fmt: skip
     with bar:
         task = bar.add_task(label, total=None, text="")
@@ -38,18 +53,36 @@ def progress(label: str) -> Iterator[Callable[..., None]]:
         yield advance
 
 
+class RateColumn(ProgressColumn):
+    """Steps per second, per minute if there are fewer than one a second, or per hour."""
+
+    def render(self, task: Task) -> Text:
+        return Text(rate(task.finished_speed or task.speed))
+
+
+def rate(per_second: float | None) -> str:
+    if not per_second:
+        return ""
+    unit, seconds = next(((u, s) for u, s in (("s", 1), ("min", 60)) if per_second * s >= 1), ("h", 3600))
+    count = per_second * seconds
+    return f"{count:,.0f}/{unit}" if count >= 10 else f"{count:.1f}/{unit}"
+
+
+def say(text: str) -> None:
+    """Print sentences, with lines broken between words at the width of the terminal."""
+    width = shutil.get_terminal_size().columns
+    print(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False))
+
+
 def usd(value: float) -> str:
-    """Dollars and cents; a loss has its sign before the dollar."""
+    """Dollars and cents; a minus sign goes before the dollar sign."""
     return f"{'-' if round(value, 2) < 0 else ''}${abs(value):.2f}"
 
 
 def training_text(row: dict[str, float] | str) -> str:
     if isinstance(row, str):
         return row
-    return (
-        f"profit {usd(row['profit'])}/h  error {row['err_rate']:.1%}  parity {row['wage_parity']:.2f}  "
-        f"lambda {row['lambda_dual']:.4f}  alpha {row['alpha']:.3f}"
-    )
+    return f"profit {usd(row['profit'])}/h  error {row['err_rate']:.1%}"
 
 
 def interval(bounds: list[float] | None, *, digits: int = 2) -> str:
@@ -69,18 +102,18 @@ def title_of(summary: dict[str, Any]) -> str:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Who judged and the verdict first, then what stands behind it."""
+    """Print the judge and the verdict, then the figures behind them."""
     from pipeline.report import verdict
     from pipeline.runs.judgement import is_by_logs, judge_of
     from pipeline.training.revenue_split import skill_in_words
 
     by_logs = is_by_logs(summary)
-    print(f"{judge_of(summary)}. {verdict.title(summary)}")
+    say(f"{judge_of(summary)}. {verdict.title(summary)}")
     for line in verdict.text(summary):
-        print(line)
+        say(line)
     if summary.get("off_policy"):
         _print_policies(summary)
-    title = f"{title_of(summary)}{': what the outcome model expects, which nobody measured' if by_logs else ''}"
+    title = f"{title_of(summary)}{': expected by the outcome model, not measured' if by_logs else ''}"
     table = Table(title=escape(title), title_justify="left")
     for column in ("", "policy", "oracle", "blind"):
         table.add_column(column, justify="left" if not column else "right")
@@ -98,26 +131,26 @@ def print_summary(summary: dict[str, Any]) -> None:
         table.add_row(escape(name), *(_listed_actions(row[key]) for key in ("actions", "oracle_actions")), "")
     Console().print(table)
     if left_out := len(summary["contexts"]) - len(contexts):
-        print(f"{left_out} more contexts, each a smaller share of the work, are in the run's summary and report")
+        say(f"{left_out} more contexts, each a smaller share of the work, are in the run's summary and report")
     if reason := _why_no_ratio(summary):
-        print(reason)
+        say(reason)
     if not by_logs:
-        print(
+        say(
             f"error {summary['err_mean']:.1%}   wage parity {summary['wage_parity']:.2f}   the spread would be "
             f"{usd(summary['spread'])}/h (rebate {usd(summary['rebate'])}, captured {usd(summary['captured'])})"
         )
-    print(_costs(summary["costs_usd_per_hour"]))
+    say(_costs(summary["costs_usd_per_hour"]))
     if summary["estimator"] and not by_logs:
-        print(f"rebate: {skill_in_words(summary['estimator'])}")
-    print(f"outcome model: {summary['outcome_model']}")
+        say(f"rebate: {skill_in_words(summary['estimator'])}")
+    say(f"outcome model: {summary['outcome_model']}")
 
 
 def _print_policies(summary: dict[str, Any]) -> None:
-    """What the logs say of this policy and of others made from them."""
+    """Print the logs' verdict on this policy and on others made from the same logs."""
     from pipeline.runs.judgement import read_comparison
 
     found = summary["off_policy"]
-    table = Table(title="what the logs say: change over the logging policy, $/h, doubly robust", title_justify="left")
+    table = Table(title="by the logs: change over the logging policy, $/h, doubly robust", title_justify="left")
     table.add_column("policy")
     table.add_column("verdict")
     table.add_column("change", justify="right")
@@ -126,7 +159,7 @@ def _print_policies(summary: dict[str, Any]) -> None:
         if one is not None:
             table.add_row(escape(name), one.verdict, "" if one.change is None else _estimate(one.change))
     Console().print(table)
-    print(
+    say(
         f"{found['effective_steps']:.1f} effective steps, overlap {found['overlap']:.0%}, largest weight "
         f"{found['largest_weight']:.1%}, propensities {found['propensities']}"
     )
@@ -142,14 +175,10 @@ def _listed_actions(actions: dict[str, float]) -> str:
 
 
 def _why_no_ratio(summary: dict[str, Any]) -> str:
-    """Which ratios there are not, since what they are to is not positive."""
+    """Say which ratios are undefined, because their denominator is not positive."""
     names = {"oracle": "the oracle, which sees everything,", "blind": "the best blind policy"}
     earn_nothing = [names[who] for who in names if summary[f"{who}_ratio"] is None]
-    return (
-        f"no ratio to {' and to '.join(earn_nothing)}: no more than $0.00/h would be earned there"
-        if earn_nothing
-        else ""
-    )
+    return f"no ratio to {' and to '.join(earn_nothing)}: it would earn $0.00/h or less" if earn_nothing else ""
 
 
 def _costs(costs: dict[str, float]) -> str:
@@ -163,7 +192,7 @@ COMPARED = (("profit_mean", "profit"), ("profit_difference", "profit_difference"
 
 
 def figure(row: dict[str, Any], name: str, bounds_of: str) -> str:
-    """The named figure, and the interval of `bounds_of` where there is one."""
+    """The named figure, with the interval of `bounds_of` if there is one."""
     bounds = [row[f"{bounds_of}_low"], row[f"{bounds_of}_high"]]
     return "" if row[name] is None else f"{row[name]:.2f}{interval(None if None in bounds else bounds)}"
 
@@ -173,7 +202,7 @@ def print_json(value: Any) -> None:
 
 
 def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
-    """Several seeds: a row each, their mean and interquartile mean."""
+    """Print a row per random seed, their mean and their interquartile mean."""
     if as_json:
         print_json(summary)
         return
@@ -185,7 +214,7 @@ def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
         _print_verdicts(summary)
     seeds = len(summary["seeds"])
     title = f"{title_of(summary)}, {seeds} seed{'s' if seeds != 1 else ''}"
-    title += ": what the outcome model expects, which nobody measured" if by_logs else ""
+    title += ": expected by the outcome model, not measured" if by_logs else ""
     table = Table(title=escape(title), title_justify="left")
     for column in ("seed", "profit $/h", "of the oracle", "error"):
         table.add_column(column, justify="left" if column == "seed" else "right")
@@ -205,24 +234,24 @@ def print_seeds(summary: dict[str, Any], as_json: bool) -> None:
         )
     Console().print(table)
     if any(row["oracle_ratio"] is None for row in (summary, *summary["by_seed"])):
-        print("no ratio to the oracle where it would earn no more than $0.00/h")
+        say("no ratio to the oracle if it would earn $0.00/h or less")
 
 
 def _print_verdicts(summary: dict[str, Any]) -> None:
-    """Which seeds' policies the logs can tell from the logging policy, and how."""
+    """Print, by verdict against the logging policy, the random seeds that got it."""
     from pipeline.runs.judgement import BEYOND
 
     verdicts: dict[str, list[str]] = {}
     for row in summary["by_seed"]:
         verdicts.setdefault(str(row.get("verdict") or "not identified"), []).append(str(row["seed"]))
     for verdict, seeds in verdicts.items():
-        print(
+        say(
             f"{BEYOND.get(verdict, verdict)} the logging policy: seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
         )
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
-    """An experiment's key numbers, as JSON or as YAML's lighter form of the same."""
+    """Print an experiment's key numbers, as JSON or as YAML."""
     if as_json:
         print_json(result)
     else:
@@ -230,9 +259,9 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
 
 
 def print_detection(result: dict[str, Any]) -> None:
-    """How well each kind of labelled novelty is found, by the score, its channels and the baseline."""
+    """Print how well the score, its channels and the baseline detect each kind of labelled novelty."""
     found = result["detection"]
-    table = Table(title="labelled novelty found, AUROC", title_justify="left")
+    table = Table(title="detection of labelled novelty, AUROC", title_justify="left")
     for column in ("kind", "clips", *found):
         table.add_column(column, justify="left" if column == "kind" else "right")
     for kind, row in found["score"].items():
@@ -240,7 +269,7 @@ def print_detection(result: dict[str, Any]) -> None:
         others = [f"{found[name][kind]['auroc']:.2f}" for name in found if name != "score"]
         table.add_row(kind, str(row["clips"]), first, *others)
     Console().print(table)
-    print(
+    say(
         f"mean {result['auroc_mean']:.3f}, nearest neighbours {result['auroc_knn_mean']:.3f}; rank correlation with "
         f"motion {result['rho_motion']:.2f}, with texture {result['rho_texture']:.2f}"
     )
@@ -257,12 +286,16 @@ def print_extracted(result: Any, as_json: bool) -> None:
         print(f"next: vtp train --source embeddings --embeddings {path}")
 
 
-def list_failures(result: Any) -> None:
-    """A table of what failed, and exit code 3."""
-    if result.failures:
-        table = Table("video", "reason", "remedy", title=f"{len(result.failures)} videos failed", title_justify="left")
+def list_failures(result: Any, *, logged: bool) -> None:
+    """List the videos that failed, unless each was `logged` when it failed; exit with code 3 if there are any."""
+    if not (count := len(result.failures)):
+        return
+    if not logged:
+        table = Table("video", "reason", "remedy")
         for row in result.failures:
             table.add_row(*(escape(row[name]) for name in ("video_id", "reason", "fix")))
         console.print(table)
-        console.print(f"each is in {storage.name_of(result.failures_path)}", markup=False)
-        raise typer.Exit(EXIT_PARTIAL)
+    failed = f"{count} video{'s' if count > 1 else ''} failed"
+    path = storage.name_of(result.failures_path)
+    console.print(f"{failed}; reasons and remedies are in {path}", markup=False, soft_wrap=True)
+    raise typer.Exit(EXIT_PARTIAL)

@@ -1,4 +1,4 @@
-"""What `vtp logs` shows to people: tables, pictures of letters, and sentences."""
+"""What `vtp logs` prints: tables, text pictures and sentences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli.show import CONTEXTS_SHOWN, DASH, decimals, interval, usd
+from pipeline.cli.show import CONTEXTS_SHOWN, DASH, decimals, interval, say, usd
 
 if TYPE_CHECKING:
     from pipeline.survey import Holdings, Learnable, LogSurvey
@@ -18,15 +18,15 @@ ALL = "all"
 
 
 def print_survey(survey: LogSurvey) -> None:
-    """What the logs hold, what can be learned from them, what to log next, and what to beware of."""
+    """Print what the logs hold, what can be learned from them, what to log next, and warnings."""
     from pipeline.survey import plain_words, text_pictures
 
     shown = sorted(survey.contexts, key=lambda name: -survey.contexts[name].share)[:CONTEXTS_SHOWN]
     console = Console()
     console.print(_held(survey, shown))
-    print(plain_words.logged_in_words(survey))
+    say(plain_words.logged_in_words(survey))
     if left_out := len(survey.contexts) - len(shown):
-        print(f"{left_out} more contexts, each a smaller share of the work, are in --json")
+        say(f"{left_out} more contexts, each a smaller share of the work, are in --json")
     print()
     blocks = []
     for name in shown:
@@ -37,25 +37,25 @@ def print_survey(survey: LogSurvey) -> None:
     print(text_pictures.KEY)
     print()
     if survey.learned is None:
-        print(f"nothing can be learned: {survey.cannot_learn}")
+        say(f"nothing can be learned: {survey.cannot_learn}")
     else:
         console.print(_learned(survey.learned.contexts, shown))
         gain = survey.learned
-        print(
+        say(
             f"the best actions by the logs are expected to earn {usd(gain.gain_usd_per_hour)}/h"
             f"{interval(gain.gain_ci95)} more than the logged ones"
         )
         for sentence in plain_words.doubt_in_words(survey.learned) + plain_words.fit_in_words(survey.learned):
-            print(sentence)
+            say(sentence)
         print(f"\n{plain_words.LOG_NEXT}")
         for one in survey.next:
-            print(f"  {plain_words.suggestion_in_words(one, usd)}")
+            say(f"  {plain_words.suggestion_in_words(one, usd)}")
         if not survey.next:
-            print(f"  {plain_words.NOTHING_TO_LOG}")
+            say(f"  {plain_words.NOTHING_TO_LOG}")
     if survey.remarks:
-        print("\nTo beware of")
+        print("\nWarnings")
         for remark in survey.remarks:
-            print(f"  {remark.text}")
+            say(f"  {remark.text}")
 
 
 def _held(survey: LogSurvey, shown: list[str]) -> Table:
@@ -81,7 +81,7 @@ def _counts(one: Holdings) -> tuple[str, ...]:
 def _learned(contexts: dict[str, Learnable], shown: list[str]) -> Table:
     from pipeline.survey import plain_words
 
-    table = Table(title="What can be learned, with the middle 95% of the ensemble", title_justify="left")
+    table = Table(title="What can be learned, with 95% intervals of the ensemble", title_justify="left")
     for column in ("", "best by the logs", "earns $/h", "logged actions $/h", "gain $/h", "steps like it"):
         table.add_column(column, justify="left" if column in ("", "best by the logs") else "right")
     for name in shown:

@@ -1,4 +1,4 @@
-"""The commands of the stages, and of what shows and launches them; each imports its stage when it is called."""
+"""The commands, except for experiments; each imports its stage only when it is called."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from pipeline.cli.show import (
     print_seeds,
     print_summary,
     progress,
+    say,
 )
 from pipeline.config import (
     ActConfig,
@@ -55,7 +56,7 @@ def demo(cfg: DemoConfig, *, as_json: bool) -> None:
         def stage(label: str) -> Callable[..., None]:
             bars.close()
             console.print(label)
-            return bars.enter_context(progress(label))
+            return bars.enter_context(progress(label.partition(":")[0]))
 
         summary = demo.run(cfg, stage=stage)
     if as_json:
@@ -78,23 +79,23 @@ def simulate(cfg: SimulateConfig) -> None:
 def extract(cfg: ExtractConfig, *, as_json: bool) -> None:
     import pipeline.extract as extraction
 
-    is_one_shard = cfg.launcher is None and cfg.devices is None
+    is_one_process = cfg.launcher is None and cfg.devices is None
     result: extraction.ExtractResult | None
     with progress("extract") as advance:
-        if is_one_shard:
+        if is_one_process:
             result = extraction.run(cfg, progress=advance)
         else:
             from pipeline.cluster import launch
 
             result = launch.extract(cfg, progress=advance)
     if result is None:
-        print(f"when the array has ended: vtp merge {shlex.quote(storage.name_of(cfg.out))}")
+        print(f"when the array has finished: vtp merge {shlex.quote(storage.name_of(cfg.out))}")
         return
     print_extracted(result, as_json)
-    if cfg.shards > 1 and is_one_shard and not as_json:
+    if cfg.shards > 1 and is_one_process and not as_json:
         out = storage.name_of(cfg.out)
-        print(f"{result.num_videos} videos of this shard are done; when all shards are: vtp merge {out}")
-    list_failures(result)
+        print(f"{result.num_videos} videos of this shard are done; when all shards are done: vtp merge {out}")
+    list_failures(result, logged=is_one_process)
 
 
 @command(MergeConfig, argument="out", as_json=True)
@@ -102,20 +103,24 @@ def merge(cfg: MergeConfig, *, as_json: bool) -> None:
     if cfg.out.is_dir():
         from pipeline.training import seeds
 
-        print_seeds(seeds.merge(cfg.out), as_json)
+        with progress("merge"):
+            summary = seeds.merge(cfg.out)
+        print_seeds(summary, as_json)
         return
     import pipeline.extract as extraction
 
-    result = extraction.merge(cfg)
+    with progress("merge"):
+        result = extraction.merge(cfg)
     print_extracted(result, as_json)
-    list_failures(result)
+    list_failures(result, logged=False)
 
 
 @command(DoctorConfig, argument="out", as_json=True)
 def doctor(cfg: DoctorConfig, *, as_json: bool) -> None:
     from pipeline import doctor
 
-    findings = doctor.run(cfg)
+    with progress("doctor"):
+        findings = doctor.run(cfg)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -182,7 +187,7 @@ def train(cfg: TrainConfig, *, as_json: bool) -> None:
         with progress("train") as advance:
             summary = launch.train(cfg, progress=advance)
         if summary is None:
-            print(f"when the array has ended: vtp merge {shlex.quote(str(cfg.out))}")
+            print(f"when the array has finished: vtp merge {shlex.quote(str(cfg.out))}")
         else:
             print_seeds(summary, as_json)
         return
@@ -219,7 +224,8 @@ def evaluate(cfg: EvaluateConfig, *, as_json: bool) -> None:
 def export(cfg: PolicyExportConfig) -> None:
     from pipeline import policy
 
-    path = policy.export(cfg)
+    with progress("export"):
+        path = policy.export(cfg)
     print(f"wrote {path}; next: vtp act {shlex.quote(str(path))} --embeddings EMBEDDINGS")
 
 
@@ -227,13 +233,14 @@ def export(cfg: PolicyExportConfig) -> None:
 def act(cfg: ActConfig, *, as_json: bool) -> None:
     from pipeline import policy
 
-    table = policy.act(cfg)
+    with progress("act"):
+        table = policy.act(cfg)
     if as_json:
         print_json(table.astype(object).where(table.notna(), None).to_dict("records"))
     elif cfg.out is None:
         print(table.to_csv(index=False), end="")
     else:
-        print(f"wrote {cfg.out}: actions in {len(table)} clips")
+        print(f"wrote {cfg.out}: actions for {len(table)} clips")
 
 
 @command(ReportConfig, argument="run")
@@ -243,8 +250,11 @@ def report(cfg: ReportConfig) -> None:
     from pipeline.training import seeds
 
     runs = seeds.runs_in(cfg.run)
-    for run in runs:
-        print(report.run(ReportConfig(run=run)))
+    with progress("report") as advance:
+        for done, run in enumerate(runs, 1):
+            page = report.run(ReportConfig(run=run))
+            advance(done, len(runs))
+            print(page)
     if len(runs) > 1:
         compare.run(CompareConfig(runs=runs, out=cfg.run))
         print(cfg.run / "compare.html")
@@ -259,7 +269,7 @@ def compare(cfg: CompareConfig, *, as_json: bool) -> None:
         print_json(rows)
         return
     for line in compare.judges_say(rows):
-        print(line)
+        say(line)
     table = Table()
     for column in (
         "run", "over the logging policy", "profit $/h", "difference from the first run", "of the oracle", "error"

@@ -1,11 +1,11 @@
-"""What all settings share. One that is the URL of a file becomes its place in the cache, and is saved as the URL."""
+"""The base of all settings. A URL becomes the path of its local copy, and is saved as the URL."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_serializer, model_validator
 from pydantic.functional_serializers import SerializerFunctionWrapHandler
 from pydantic_core.core_schema import SerializationInfo
 
@@ -14,12 +14,21 @@ from pipeline import storage
 MAX_SEED = 2**63 - 1
 
 Shard = NonNegativeInt | Literal["auto"] | None
+NewPrices = Annotated[
+    str | None,
+    Field(
+        description="Task file or name whose prices, wage, costs and error target replace the recorded ones; "
+        "by default none."
+    ),
+]
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
+    )  # built on first use: --help needs none
     in_storage: ClassVar[frozenset[str]] = frozenset({"embeddings", "task"})  # settings that may be URLs
-    writes_beside: ClassVar[bool] = False  # beside `embeddings`, where `out` names no output
+    writes_beside: ClassVar[bool] = False  # beside `embeddings`, if `out` is not given
 
     @model_validator(mode="before")
     @classmethod
@@ -33,7 +42,7 @@ class Config(BaseModel):
                 continue
             if name not in cls.in_storage and storage.url_of(place) is not None:
                 known = " and ".join(sorted(cls.in_storage & cls.model_fields.keys()))
-                rule = f"only {known} may be there" if known else "nothing that this command takes may be there"
+                rule = f"only {known} may be there" if known else "no input of this command may be there"
                 raise ValueError(
                     f"{name} {storage.name_of(place)} is in object storage, and {rule}; name a file or folder of this "
                     "machine"
@@ -59,7 +68,7 @@ class Config(BaseModel):
         return {name: storage.name_of(value) if _is_place(value) else value for name, value in values.items()}
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Jobs on other machines may have their cache elsewhere."""
+        """Keep URLs, not paths: another machine may have its local copies elsewhere."""
         urls = {name: (storage.name_of(value), type(value)) for name, value in vars(self).items() if _is_place(value)}
         return super().__getstate__() | {"urls": urls}
 

@@ -1,4 +1,4 @@
-"""From an embeddings file to the files of other libraries: one model a format, with the settings that it has."""
+"""Export of an embeddings file to other libraries' formats: one model per format."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.config.base import Config
 
 
 class _ExportSettings(Config):
-    """Write the embeddings of a data set, and what its labels log, in the format of other libraries."""
+    """Write embeddings and logs in the format of another library."""
 
     writes_beside: ClassVar[bool] = True
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file.")
     out: Path | None = Field(
-        None, description="File or folder to write; by default beside the embeddings, and named after them."
+        None, description="File or folder to write; by default beside the embeddings and named after them."
     )
     split: Literal["train", "val", "test"] | None = Field(
         None, description="Write only the videos of this split; by default all."
@@ -36,16 +36,18 @@ class NpyExportConfig(_ExportSettings):
 
     to: Literal["npy"] = Field(
         "npy",
-        description="npy: arrays per video, named as video_features does; parquet: one table, a row per clip; lerobot: "
-        "LeRobot data set v3.0; minari: Minari data set; d3rlpy: d3rlpy's replay buffer.",
+        description="Format. npy: arrays per video, named as video_features names them; parquet: one table, a row per "
+        "clip; lerobot: LeRobot data set v3.0; minari: Minari data set; d3rlpy: d3rlpy replay buffer.",
     )
 
 
 class ParquetExportConfig(_PricedExportSettings):
-    """Write a table with a row per clip."""
+    """Write one table with a row per clip."""
 
     to: Literal["parquet"] = Field("parquet", description=NpyExportConfig.model_fields["to"].description)
-    novelty: Path | None = Field(None, description="Novelty file whose scores and weights to add; by default none.")
+    novelty: Path | None = Field(
+        None, description="Novelty file whose scores and weights are added as columns; by default none."
+    )
 
 
 class LerobotExportConfig(_PricedExportSettings):
@@ -61,7 +63,7 @@ class MinariExportConfig(_PricedExportSettings):
 
 
 class D3rlpyExportConfig(_PricedExportSettings):
-    """Write a replay buffer of d3rlpy."""
+    """Write a d3rlpy replay buffer."""
 
     to: Literal["d3rlpy"] = Field("d3rlpy", description=NpyExportConfig.model_fields["to"].description)
 

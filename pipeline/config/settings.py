@@ -1,8 +1,9 @@
-"""The settings of a stage by name: help texts, checked values and one-line errors of a config model, or of several."""
+"""The settings of a stage: help texts, checked values and one-line errors of one config model or of several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -16,15 +17,15 @@ C = TypeVar("C", bound=Config)
 
 
 class Settings(Generic[C]):
-    """The settings of one model, or of models told apart by a field that each has a value of its own for."""
+    """The settings of one model, or of several models, told apart by a field with a different value in each."""
 
     def __init__(self, model: Any, *, spell: Callable[[str], str] = str, elsewhere: str = ""):
         """model: a config model, or models as `Annotated[A | B, Field(discriminator="kind")]`.
 
-        spell: how a setting is written where it is given; elsewhere: words for where it may be given besides.
+        spell: turns a name into how users write it; elsewhere: where else it may be given, in words for errors.
         """
         self._spell, self._elsewhere = spell, elsewhere
-        self._adapter: TypeAdapter[C] = TypeAdapter(model)
+        self._model = model
         self.tag: str | None = None
         self.models: dict[str, type[Config]] = {"": model}
         if not isinstance(model, type):
@@ -32,35 +33,49 @@ class Settings(Generic[C]):
             self.tag = info.discriminator
             self.models = {one.model_fields[self.tag].default: one for one in get_args(union)}
 
+    @cached_property
+    def _adapter(self) -> TypeAdapter[C]:
+        return TypeAdapter(self._model)
+
     @property
     def doc(self) -> str | None:
-        """The docstring of the model, or of the first model that all of the union descend from."""
+        """The docstring of the model, or of the first model that all in the union inherit from."""
         first, *others = self.models.values()
         return next(kind.__doc__ for kind in first.__mro__ if all(issubclass(other, kind) for other in others))
 
     @property
     def names(self) -> list[str]:
-        """All settings, each once: those of the first model, then those that the next one adds."""
+        """All settings, each once: those of the first model, then those that each further model adds."""
         return list(dict.fromkeys(name for model in self.models.values() for name in model.model_fields))
 
     def having(self, name: str) -> dict[str, FieldInfo]:
-        """The setting in every model that has it."""
+        """The setting's field in every model that has it, by tag."""
         return {tag: model.model_fields[name] for tag, model in self.models.items() if name in model.model_fields}
 
     def annotation(self, name: str) -> Any:
         return next(iter(self.having(name).values())).annotation
 
     def metavar(self, name: str) -> str | None:
-        """INTEGER, PATH, a|b ...: the values that a flag takes; None for a switch."""
-        annotations = [field.annotation for field in self.having(name).values()]
-        if bool in annotations:
+        """The values that a flag takes, such as INTEGER, PATH or a|b; None for a switch."""
+        kinds = self._kinds(name)
+        if bool in kinds:
             return None
-        kinds = [kind for annotation in annotations for kind in (annotation, *get_args(annotation))]  # of X | None, X
-        kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
         names = {int: "INTEGER", float: "FLOAT", Path: "PATH"}
-        if choices := [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
-            return "|".join(dict.fromkeys([*(names[kind] for kind in kinds if kind in names), *choices]))
-        return next((names[kind] for kind in kinds if kind in names), "TEXT")
+        plain = [names[kind] for kind in kinds if kind in names]
+        if choices := self.choices(name):
+            return "|".join(dict.fromkeys([*plain, *choices]))
+        return plain[0] if plain else "TEXT"
+
+    def choices(self, name: str) -> list[str]:
+        """The words that the setting accepts, if it accepts only some or a number besides; else none."""
+        words = [word for kind in self._kinds(name) if get_origin(kind) is Literal for word in get_args(kind)]
+        return list(dict.fromkeys(words))
+
+    def _kinds(self, name: str) -> list[Any]:
+        """The types of the setting in all models; of X | None, both."""
+        annotations = [field.annotation for field in self.having(name).values()]
+        kinds = [kind for annotation in annotations for kind in (annotation, *get_args(annotation))]
+        return [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
 
     def spelling(self, name: str) -> str:
         """The flag, and for a switch that is on by default the one that turns it off."""
@@ -68,7 +83,7 @@ class Settings(Generic[C]):
         return f"{self._spell(name)}/{self._spell('no_' + name)}" if is_on else self._spell(name)
 
     def help(self, name: str) -> str:
-        """What the setting does, then its default in brackets; per tag where that differs."""
+        """What the setting does, then its default in brackets; per tag if they differ."""
         fields = self.having(name)
         texts = _by_value(fields, lambda field: field.description)
         text = " ".join(str(value) if len(texts) == 1 else f"{', '.join(tags)}: {value}" for value, tags in texts)
@@ -92,7 +107,7 @@ class Settings(Generic[C]):
     def of(self, values: dict[str, Any], *, argument: str | None = None) -> C:
         """The config of these values; VtpError in one line if one of them breaks a rule.
 
-        argument: the setting that is given by position.
+        argument: the positional setting.
         """
         try:
             return self._adapter.validate_python(values)
@@ -107,7 +122,7 @@ class Settings(Generic[C]):
             tag, place = str(place[0]), place[1:]
         name = str(place[0]) if place else self.tag if kind.startswith("union_tag") else None
         message = first["msg"].removeprefix("Value error, ")
-        if name is None:  # a rule on several settings names them itself
+        if name is None:  # the message of a rule on several settings names them
             return VtpError(message, code="settings-conflict")
         spelling = name.upper() if name == argument else self._spell(name)
         if kind in ("missing", "union_tag_not_found"):
@@ -128,14 +143,14 @@ class Settings(Generic[C]):
         )
 
     def _foreign(self, name: str, tag: str) -> VtpError:
-        """A setting that the model of this tag does not have, if any has it."""
+        """The error for a setting that the model of this tag lacks; names the tags that have it."""
         if having := list(self.having(name)):
             assert self.tag is not None
             owners = " or ".join(f"{self._spell(self.tag)} {owner}" for owner in having)
             return VtpError(f"{self._spell(name)} needs {owners}, not {tag}; leave it out", code="setting-foreign")
         names = self.models[tag].model_fields
         return VtpError(
-            f"{name!r} is no setting of this command; use one of {', '.join(names)}", code="setting-unknown"
+            f"{name!r} is not a setting of this command; use one of {', '.join(names)}", code="setting-unknown"
         )
 
 
@@ -144,7 +159,7 @@ def _shown(default: Any) -> str:
 
 
 def _by_value(fields: dict[str, FieldInfo], value: Callable[[FieldInfo], Any]) -> list[tuple[Any, list[str]]]:
-    """Each value of the fields with the tags of those that have it, in order."""
+    """Each distinct value of the fields with the tags that have it, in order."""
     groups: dict[Any, list[str]] = {}
     for tag, field in fields.items():
         groups.setdefault(value(field), []).append(tag)

@@ -1,4 +1,4 @@
-"""From videos to embeddings and their novelty."""
+"""Settings of simulation, extraction and novelty."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BACKBONES = ("r3d_18", "timesformer_b", "efficientnet_lite0")
 
 
 def known_backbone(name: str) -> str:
-    """The name, if it says an encoder; whether a model of transformers is there is seen later."""
+    """The name, if it is a known encoder or hf:...; whether that model exists is checked later."""
     if name not in BACKBONES and name.removeprefix("hf:") in (name, ""):
         raise ValueError(f"Input should be {', '.join(BACKBONES)} or hf:ID_OR_FOLDER")
     return name
@@ -34,22 +34,26 @@ class SimulateConfig(Config):
     """Render demonstration videos with labels and a manifest."""
 
     out: Path = Field(Path("data/demos"), description="Folder for videos, labels and manifest.csv.")
-    videos: int = Field(12, ge=1, le=100_000, description="Number of videos, one episode each.")
+    videos: int = Field(12, ge=1, le=100_000, description="Number of videos; each is one episode.")
     steps: int = Field(60, ge=1, le=60, description="Simulator steps per video; each is one clip of 16 frames.")
     task: str = Field(
-        "dishwashing", description="What the demonstrator does: dishwashing, bricklaying, or a task's YAML file."
+        "dishwashing", description="Task that is demonstrated: dishwashing, bricklaying, or a task's YAML file."
     )
     scenario: str | None = Field(
-        None, description="Scenario of the task; by default mixed, or the task's first if it has no mixed."
+        None, description="Scenario of the task; by default mixed, or the task's first if none is called mixed."
     )
     logger: Literal["uniform", "human", "expert"] = Field(
         "uniform",
-        description="How the logged actions are chosen, each within its range. uniform: evenly; human: normally around "
-        "0.55 of the first action's range and 0.60 of every other (standard deviation 0.18 of it); expert: normally "
-        "around each context's best action (0.15).",
+        description="Distribution of the logged actions. uniform over each range; human: normal, mean 0.55 of the "
+        "first action's range and 0.60 of every other, standard deviation 0.18 of it; expert: normal around each "
+        "context's best action, standard deviation 0.15. Values outside the range are cut to it.",
     )
-    val_fraction: float = Field(0.2, ge=0, lt=1, description="Share of the videos marked val in the manifest.")
-    novel: float = Field(0.0, ge=0, le=1, description="Share of the clips that show planted novelty, of six kinds.")
+    val_fraction: float = Field(
+        0.2, ge=0, lt=1, description="Share of the videos that the manifest marks as val (held out)."
+    )
+    novel: float = Field(
+        0.0, ge=0, le=1, description="Share of the clips that show a planted novelty, one of six kinds."
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed; the same seed gives the same bytes.")
 
 
@@ -58,8 +62,8 @@ class ExtractConfig(Config):
 
     in_storage: ClassVar[frozenset[str]] = frozenset({"source", "out", "task"})
     source: str = Field(
-        description="Folder, glob, one video, a manifest (.csv, .jsonl, .parquet), a LeRobot data set's folder, or "
-        "robomimic's or Minari's HDF5 files with images; also a URL in object storage, such as "
+        description="Videos: a folder, a glob, one video, a manifest (.csv, .jsonl, .parquet), a LeRobot folder, or "
+        "HDF5 files of robomimic or Minari with images; also a URL in object storage, such as "
         "s3://bucket/demos/manifest.csv."
     )
     out: Path = Field(
@@ -68,11 +72,11 @@ class ExtractConfig(Config):
     task: str | None = Field(
         None,
         description="Task of all videos: dishwashing, bricklaying, bin-picking, or a task's YAML file; by default the "
-        "one in the manifest's column.",
+        "task column of the manifest.",
     )
     bare: bool = Field(
         False,
-        description="Ignore a folder's manifest or LeRobot's meta: take its videos without labels, splits and ids.",
+        description="Ignore a folder's manifest or LeRobot metadata; read its videos without labels, splits and ids.",
     )
     camera: str | None = Field(
         None,
@@ -80,46 +84,52 @@ class ExtractConfig(Config):
         "agentview_image; by default all.",
     )
     clip_len: int = Field(16, ge=1, le=256, description="Frames per clip.")
-    clip_stride: int = Field(16, ge=1, le=4096, description="Sampled frames from one clip's start to the next.")
-    fps: float = Field(15.0, gt=0, le=240, description="Frames per second, sampled by presentation time.")
-    tail: Literal["drop", "pad"] = Field("drop", description="What to do with a last clip that is too short.")
+    clip_stride: int = Field(
+        16, ge=1, le=4096, description="Sampled frames from the start of one clip to the start of the next."
+    )
+    fps: float = Field(15.0, gt=0, le=240, description="Frames sampled per second, by presentation time.")
+    tail: Literal["drop", "pad"] = Field(
+        "drop", description="Last clip of a video, if too short: drop it, or pad it with its last frame."
+    )
     backbone: Annotated[str, AfterValidator(known_backbone)] = Field(
         "r3d_18",
         description="Encoder: r3d_18, timesformer_b, efficientnet_lite0, or hf:ID_OR_FOLDER for a video or image model "
-        "of transformers, such as V-JEPA 2 or DINOv2, from the hub or a folder.",
+        "of the transformers library, such as V-JEPA 2 or DINOv2, from the hub or a folder.",
     )
     weights: str | None = Field(
         None,
-        description="kinetics400, imagenet (of efficientnet_lite0), the backbone's own file or folder, random:SEED, or "
-        "auto; by default the trained ones. hf: brings its own.",
+        description="Weights of the encoder: kinetics400, imagenet (efficientnet_lite0 only), a file or folder, "
+        "random:SEED, or auto (trained weights, else random ones); by default the trained ones. hf: models have their "
+        "own.",
     )
     projector: str = Field(
         "pca",
-        description="Features to 128-D embeddings. pca, learned: fitted to these clips, so comparable with no other "
-        "extraction, and best with hundreds of clips; random:SEED; an embeddings file: its projector, for embeddings "
-        "that are comparable with it; none: features alone.",
+        description="Map from features to 128-D embeddings. pca, learned: fitted to these clips, so not comparable "
+        "with another extraction, and best with hundreds of clips; random:SEED; an embeddings file: its projector, so "
+        "that both are comparable; none: features only.",
     )
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
-        "auto", description="auto: what the processor is fastest in: int8 (of r3d_18 only), bf16, or fp32."
+        "auto",
+        description="Arithmetic of the encoder; auto: the fastest on this processor of int8 (r3d_18 only), bf16, fp32.",
     )
     batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
     decoder: Literal["auto", "decord", "pyav"] = Field(
-        "auto", description="auto: decord, or PyAV for what decord gets wrong, cannot open or complains about."
+        "auto", description="Video decoder; auto: decord, and PyAV for files that decord fails on or decodes wrongly."
     )
     verify: bool = Field(
         True,
-        description="Have auto read HEVC, VP8 and VP9 with PyAV's strictest decoders: more damage inside pictures is "
-        "found. It costs no time.",
+        description="With --decoder auto, read HEVC, VP8 and VP9 with PyAV's strictest decoders, which find more "
+        "damage inside pictures and take no longer.",
     )
-    timeout_s: float = Field(300.0, gt=0, description="Deadline for decoding one video, in seconds.")
+    timeout_s: float = Field(300.0, gt=0, description="Time limit for decoding one video, in seconds.")
     retries: int = Field(
-        1, ge=0, le=10, description="More tries for a video that could not be read or whose decoder died or hung."
+        1, ge=0, le=10, description="Further attempts for a video that cannot be read or whose decoder crashed or hung."
     )
-    max_failures: int | None = Field(None, ge=0, description="Stop when more videos than this have failed.")
+    max_failures: int | None = Field(None, ge=0, description="Stop when more than this number of videos have failed.")
     shards: int = Field(1, ge=1, le=100_000, description="Number of processes that the videos are split among.")
     shard: Shard = Field(
         None,
-        description="Which of the shards this process is, from 0; auto: the index of the array job (Slurm, "
+        description="Number of the shard that this process works on, from 0; auto: the index of the array job (Slurm, "
         "Kubernetes, AWS Batch).",
     )
     launcher: Launcher = None
@@ -138,40 +148,41 @@ class ExtractConfig(Config):
     ] = None
 
     @model_validator(mode="after")
-    def _a_camera_is_of_episodes(self) -> ExtractConfig:
+    def _camera_needs_episodes(self) -> ExtractConfig:
         if self.bare and self.camera is not None:
+            raise ValueError(f"--bare ignores the episodes that --camera {self.camera} selects from; drop either")
+        return self
+
+    @model_validator(mode="after")
+    def _hf_models_have_their_weights(self) -> ExtractConfig:
+        if self.backbone.startswith("hf:") and self.weights is not None:
             raise ValueError(
-                f"--bare takes videos without episodes and --camera {self.camera} one of them; drop either"
+                f"--weights {self.weights} has no effect with --backbone {self.backbone}, which has its own; leave it "
+                "out"
             )
         return self
 
     @model_validator(mode="after")
-    def _a_model_brings_its_weights(self) -> ExtractConfig:
-        if self.backbone.startswith("hf:") and self.weights is not None:
-            raise ValueError(f"--weights {self.weights} is not for --backbone {self.backbone}, which brings its own")
-        return self
-
-    @model_validator(mode="after")
-    def _shard_is_one_of_them(self) -> ExtractConfig:
+    def _shard_is_below_shards(self) -> ExtractConfig:
         check_shard(self)
         return self
 
     @model_validator(mode="after")
-    def _an_array_has_shards(self) -> ExtractConfig:
+    def _launcher_needs_shards(self) -> ExtractConfig:
         if self.launcher and self.shards == 1:
             raise ValueError("--launcher runs an array; add --shards, the number of its tasks")
         if self.launcher and self.shard is not None:
-            raise ValueError(f"--launcher runs all shards and --shard {self.shard} one; drop either")
+            raise ValueError(f"--launcher runs all shards and --shard {self.shard} only one; drop either")
         if self.devices and self.shard is not None:
-            raise ValueError(f"--devices shares all videos and --shard {self.shard} has some; drop either")
+            raise ValueError(f"--devices works on all videos and --shard {self.shard} on some; drop either")
         if self.devices and self.launcher == "slurm":
-            raise ValueError("--devices is of this machine; Slurm gives a task its GPU: --slurm-gres gpu:1")
+            raise ValueError("--devices selects GPUs of this machine; with Slurm, request them: --slurm-gres gpu:1")
         check_launcher(self)
         return self
 
 
 class MergeConfig(Config):
-    """Assemble the shards of an extraction, or the seeds of a training."""
+    """Assemble an extraction's shards, or a training's seeds."""
 
     in_storage: ClassVar[frozenset[str]] = frozenset({"out"})
     out: Path = Field(
@@ -187,33 +198,45 @@ class DoctorConfig(Config):
 
 
 class NoveltyConfig(Config):
-    """Score how unusual each clip is compared with a reference corpus, by the noise gap of a video diffusion model."""
+    """Score how unusual each clip is, compared with a reference.
+
+    The score is the noise gap of a video diffusion model.
+    """
 
     in_storage: ClassVar[frozenset[str]] = frozenset({"embeddings", "reference"})
     writes_beside: ClassVar[bool] = True
-    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, beside its videos.")
+    embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file; its videos must still be there.")
     out: Path | None = Field(None, description="File to write; by default novelty.h5 beside the embeddings.")
     model: str = Field(
-        "auto", description="auto, corpus, or Stable Video Diffusion from a folder in diffusers format or the hub."
+        "auto",
+        description="Diffusion model: corpus (trained on the reference), Stable Video Diffusion from a folder in "
+        "diffusers format or the hub, or auto: the latter if there is a GPU and it can be downloaded, else corpus.",
     )
     reference: Path | None = Field(
         None,
-        description="What is ordinary: a manifest of some of these videos, or another embeddings file; by default all.",
+        description="Reference of what is ordinary: a manifest of some of these videos, or another embeddings file; by "
+        "default all these videos.",
     )
     resolution: int | None = Field(
-        None, ge=32, le=1024, multiple_of=16, description="Height of the model's frames; by default 64, of svd 320."
+        None,
+        ge=32,
+        le=1024,
+        multiple_of=16,
+        description="Height of the model's frames in pixels; by default 64, with Stable Video Diffusion 320.",
     )
-    draws: int = Field(1, ge=1, le=64, description="Antithetic pairs of noise at each of five levels.")
-    updates: int = Field(200, ge=1, le=100_000, description="Updates of the corpus model, for each of its two halves.")
+    draws: int = Field(1, ge=1, le=64, description="Antithetic pairs of noise at each of five noise levels.")
+    updates: int = Field(
+        200, ge=1, le=100_000, description="Training updates of each of the corpus model's two halves."
+    )
     batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
-    allow_slow: bool = Field(False, description="Let Stable Video Diffusion run without a GPU: half an hour per clip.")
+    allow_slow: bool = Field(False, description="Allow Stable Video Diffusion without a GPU (half an hour per clip).")
     shards: int = Field(1, ge=1, le=100_000, description="Number of processes that the videos are split among.")
     shard: Shard = Field(
-        None, description="Which of the shards this process is, from 0; auto: the index of the array job."
+        None, description="Number of the shard that this process works on, from 0; auto: the index of the array job."
     )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the noise and of the corpus model.")
 
     @model_validator(mode="after")
-    def _shard_is_one_of_them(self) -> NoveltyConfig:
+    def _shard_is_below_shards(self) -> NoveltyConfig:
         check_shard(self)
         return self

@@ -1,8 +1,8 @@
-"""Validation of a policy, with the oracle and the blind optimum beside it.
+"""Validation of a policy, compared with the oracle and the blind optimum.
 
-The policy sees what it was trained to see: the simulator's state, stored clips held out from training, or fresh
-rendered clips that pass through the codec, the same encoder and the same projector. Profit is expected profit given
-what is worked on and the action; sampled outcomes are recorded beside it.
+The policy observes what it was trained on: the simulator's state, stored clips held out from training, or newly
+rendered clips that pass through the codec and the same encoder and projector. Profit is the expected profit given the
+context and the action; sampled outcomes are recorded too.
 """
 
 from pipeline.callable_stage import make_callable

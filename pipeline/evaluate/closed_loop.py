@@ -18,7 +18,7 @@ from pipeline.rl.rollouts import StepRecorder
 from pipeline.rl.sac import Agent
 from pipeline.runs import RunDirectory
 
-PIXEL_STREAM = 0x7069786C  # keeps validation scenes apart from the demonstrations of any seed
+PIXEL_STREAM = 0x7069786C  # makes validation scenes differ from the demonstrations of every random seed
 THUMBNAILS_PER_CONTEXT = 2
 
 Progress = Callable[[int, int], None]
@@ -36,11 +36,11 @@ def from_pixels(
     changed: bool = False,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Steps of the policy in rendered scenes of its own; the model's rows are contexts.
+    """Steps of the policy in new rendered scenes; the model's rows are contexts.
 
-    see: raw clips, E of [T, H, W, 3] → what the policy observes, [E, 128]. A clip shows the present context, worked on
-    in the way of the policy's last action; in `changed` scenes light, background and size of the work are such as no
-    demonstration has. Thumbnails of each context go to the frames of `out`.
+    see: raw clips, E of [T, H, W, 3] → the policy's observations [E, 128]. A clip shows the current context, worked on
+    with the policy's last action; in `changed` scenes light, background and size differ from all demonstrations.
+    Thumbnails of each context are written to the frames of `out`.
     """
     task, renderer = model.task, synthetic.renderer_of(model.task)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([PIXEL_STREAM, seed]).spawn(episodes + 1)]
@@ -66,7 +66,7 @@ def from_pixels(
 
 
 class _Gallery:
-    """The first clips of each context from different episodes, as looping thumbnails with what the policy did."""
+    """The first clips of each context from different episodes, as looping thumbnails with the policy's actions."""
 
     def __init__(self, out: RunDirectory, model: SimulatedOutcomes):
         self._out, self._task = out, model.task
@@ -101,7 +101,7 @@ class _Gallery:
 
 
 class PixelObserver:
-    """Raw clips to observations [E, 128] along a video's own path: H.264, decord, and `embed`, the encoder's part."""
+    """Raw clips to observations [E, 128] by the path of a video: H.264, decord, and `embed` for the encoder."""
 
     def __init__(self, embed: Callable[[np.ndarray], np.ndarray], decoder: video.Decoder):
         self._embed, self._decoder = embed, decoder

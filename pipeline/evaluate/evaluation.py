@@ -1,4 +1,4 @@
-"""The stage: a run's policy validated in closed loop, in the simulator or on held-out clips, and its summary."""
+"""The evaluate stage: validate a run's policy in closed loop, in the simulator or on held-out clips."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ Validation = Literal["simulator", "closed loop from pixels", "held-out logs", "h
 
 
 def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Validate the run's best policy; returns its summary, and writes that with steps and frames to RUN/evaluation.
+    """Validate the run's best policy; write summary, steps and frames to RUN/evaluation; returns the summary.
 
-    In changed scenes they go to RUN/changed. What was there is replaced when all of it is complete.
+    With changed scenes the folder is RUN/changed. Earlier results are replaced when the new ones are complete.
     """
     run_directory = RunDirectory(cfg.run)
     out = run_directory.changed if cfg.scenes == "changed" else run_directory.evaluation
@@ -60,14 +60,14 @@ def run(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, A
             lock.check()
             if _finished_at(run_directory) != was_finished:
                 raise TryAgainError(
-                    f"{cfg.run} was trained on while its policy was validated; run the same command again",
+                    f"{cfg.run} was trained further during this validation; run the same command again",
                     code="run-changed",
                 )
     return summary
 
 
 def _finished_at(run: RunDirectory) -> int | None:
-    """When training was finished, in ns; None if it is not."""
+    """The time when training was finished, in ns; None if it is not."""
     try:
         return run.finished.stat().st_mtime_ns
     except FileNotFoundError:
@@ -107,12 +107,12 @@ def _run(
 
 
 def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validation:
-    """How the policy is validated; VtpError where that cannot be, or where a setting would have no effect."""
+    """The kind of validation; VtpError if it is impossible, or if a setting would have no effect."""
     chosen: Validation
     if metadata.source == "sim":
         if cfg.validation != "auto":
             raise VtpError(
-                f"{cfg.run} was trained on the simulator's state, by which it is validated; "
+                f"{cfg.run} was trained on the simulator's state and can only be validated on that; "
                 f"leave out --validation {cfg.validation}",
                 code="validation-impossible",
             )
@@ -128,24 +128,23 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
         chosen = "held-out clips"
     if cfg.scenes == "changed" and chosen != "closed loop from pixels":
         raise VtpError(
-            "--scenes changed needs a validation from pixels, which this run's is not; leave it out",
+            "--scenes changed needs validation from pixels, which this run does not use; leave it out",
             code="setting-without-effect",
         )
     if chosen in ("held-out clips", "held-out logs"):
         for name in ("episodes", "steps"):
             if name in cfg.model_fields_set and getattr(cfg, name) is not None:
                 raise VtpError(
-                    f"--{name} {getattr(cfg, name)} has no effect on held-out clips, which are played whole; "
-                    "leave it out",
+                    f"--{name} {getattr(cfg, name)} has no effect on held-out clips, which are all used; leave it out",
                     code="setting-without-effect",
                 )
     return chosen
 
 
 def _is_rendered(task: Task) -> bool:
-    """Whether the task can be simulated step by step, and drawn; the log says why not."""
+    """Whether the task can be simulated and rendered; logs the reason if not."""
     if task.step_s is None:
-        logger.info("no validation from pixels: task %s leaves the length of a step to the clips", task.name)
+        logger.info("no validation from pixels: task %s has no step_s", task.name)
         return False
     try:
         synthetic.renderer_of(task)
@@ -156,10 +155,10 @@ def _is_rendered(task: Task) -> bool:
 
 
 class _HeldOut:
-    """The clips that a policy's training held out, the outcome model of them all, and the policy's steps on them.
+    """The clips that training held out, an outcome model of all clips, and the policy's steps on the held-out ones.
 
-    By --validation clips outcomes are simulated, by logs they are learned from the training clips' logs, and else they
-    are those that the policy was trained on.
+    With --validation clips outcomes are simulated, with logs they are learned from the training clips' logs, else the
+    outcome model is the one that the policy was trained with.
     """
 
     def __init__(self, cfg: EvaluateConfig, agent: Agent, metadata: PolicyMetadata, task: Task):
@@ -184,7 +183,7 @@ def _needs_held_out(validation: Validation, metadata: PolicyMetadata) -> bool:
 
 
 def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
-    """Embeddings [n, 128] of clips `rows` [n], in rising order, by the encoder that a run on video has trained."""
+    """Embeddings [n, 128] of clips `rows` [n], in rising order, by the fine-tuned encoder of a run on video."""
     assert isinstance(agent.encoder, encoders.ClipEncoder)
     size = encoders.resized(agent.encoder.frame_size)
     clips = rereading.read_clips(data, range(data.num_videos), frame_size=size, wanted=rows)
@@ -192,9 +191,9 @@ def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray
 
 
 def _settings(cfg: EvaluateConfig, validation: Validation) -> dict[str, Any]:
-    """What the validation depends on, and the command that repeats it; stored clips have their own steps and episodes.
+    """The settings of the validation, and the command that repeats it; stored clips determine steps and episodes.
 
-    The command names every flag, so that it repeats this validation whatever the defaults become.
+    The command names every setting, so that it does not depend on future defaults.
     """
     settings: dict[str, Any] = {"seed": cfg.seed}
     if validation not in ("held-out clips", "held-out logs"):
@@ -209,13 +208,13 @@ def _settings(cfg: EvaluateConfig, validation: Validation) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _observer(agent: Agent, metadata: PolicyMetadata) -> Iterator[PixelObserver]:
-    """What the policy was trained to see through, its encoder checked by hash, behind a decoder."""
+    """A decoder with the encoder and projector of the policy's training; VtpError if the weights differ."""
     clips, projector = metadata.of_clips()
     encoding = clips.encoding
     if (encoding.clip_len, encoding.fps) != (synthetic.CLIP_LEN, synthetic.FPS):
         raise VtpError(
-            f"the policy was trained on clips of {encoding.clip_len} frames at {encoding.fps:g} fps, rendered ones "
-            f"have {synthetic.CLIP_LEN} at {synthetic.FPS}; extract with --clip-len {synthetic.CLIP_LEN} "
+            f"the policy was trained on clips of {encoding.clip_len} frames at {encoding.fps:g} fps, but rendered "
+            f"ones have {synthetic.CLIP_LEN} at {synthetic.FPS}; extract with --clip-len {synthetic.CLIP_LEN} "
             f"--fps {synthetic.FPS}",
             code="clips-not-renderable",
         )

@@ -1,9 +1,8 @@
-"""A run's policy as one file, and what it does, and is expected to earn, in the clips of an embeddings file.
+"""A run's policy as one file; its actions and expected profit for the clips of an embeddings file.
 
-The policy is the deterministic map that validation judged: observations → encoder → averaged actor → tanh of the mean,
-as actions in the task's units. Each file carries a card in its format's own metadata: what the policy observes, which
-encoder and projector that was made with, the run that it comes from, what it was learned from and how it was validated.
-Each format says what it trusts a file with.
+The policy is the deterministic map that was validated: observations → encoder → averaged actor → tanh of the mean, as
+actions in the task's units. Each file has a card in its format's metadata: the policy's observations, their encoder
+and projector, its run, its training data and its validation. The format modules say what a file may contain.
 """
 
 from pipeline.policy.acting import act

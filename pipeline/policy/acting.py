@@ -1,4 +1,4 @@
-"""What a policy does in the clips of an embeddings file, what that is expected to bring, and how new the clips are."""
+"""A policy's actions for the clips of an embeddings file, their expected profit, and how new the clips are."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pipeline.policy.training_clips import TrainingClips
 
 logger = logging.getLogger(__name__)
 
-FAR = 0.95  # novelty of one in twenty clips of videos like those that were trained on
+FAR = 0.95  # novelty that one in twenty clips exceeds in videos like those of the training
 
 
 def act(cfg: ActConfig) -> pd.DataFrame:
     """The policy's action for each clip: video_id, clip (from 0 in its video), start_s, end_s, the task's actions.
 
-    Then profit_usd_per_hour, which is expected of the action, with its 95% interval from profit_low to profit_high; and
-    novelty, the share of clips of videos that the policy had not seen which lie nearer to its training clips. They are
-    NaN where they cannot be known, and a line in the log says why.
+    Then profit_usd_per_hour, the action's expected profit, with its 95% interval from profit_low to profit_high; and
+    novelty, the share of the clips of unseen videos that are nearer to the training clips. They are NaN if unknown, and
+    the reason is logged.
     """
     policy = load(cfg.policy)
     if cfg.out is not None:
@@ -60,7 +60,7 @@ def act(cfg: ActConfig) -> pd.DataFrame:
 def foreseen(
     policy: Policy, data: dataset.Embeddings, observations: np.ndarray, actions: np.ndarray
 ) -> tuple[ClipProfit, np.ndarray]:
-    """The profit expected of actions [N, A] on the clips, and the clips' novelty [N]; NaN where they are not known."""
+    """The expected profit of actions [N, A] on the clips, and the clips' novelty [N]; NaN if unknown."""
     card, num_clips = policy.card, data.num_clips
     profit, novelty = unknown_profit(num_clips), np.full(num_clips, np.nan)
     if card.outcomes == "simulator":
@@ -75,7 +75,7 @@ def foreseen(
         warn_of_far_clips(novelty)
         if card.outcomes == "logged":
             with left_empty("profit is"):
-                logger.info("learning again, from the logs of the training clips, what actions bring")
+                logger.info("fitting the outcome model again to the logs of the training clips")
                 model = runs.outcomes_trained_on(training, card.outcomes, card.task)
                 assert isinstance(model, LearnedOutcomes)
                 profit = learned_profit(model, training, data, actions, lambda kind: clips.shares(nearest, kind[rows]))
@@ -84,7 +84,7 @@ def foreseen(
 
 @contextmanager
 def left_empty(what: str) -> Iterator[None]:
-    """A VtpError costs some columns, and no more."""
+    """Log a VtpError in the block as the reason for empty columns, and continue."""
     try:
         yield
     except VtpError as error:
@@ -92,7 +92,7 @@ def left_empty(what: str) -> Iterator[None]:
 
 
 def training_data(policy: Policy, data: dataset.Embeddings) -> dataset.Embeddings:
-    """The embeddings that the policy was trained on: `data` itself if it is these, else from the file."""
+    """The embeddings that the policy was trained on: `data` if it is the same, else read from their file."""
     card = policy.card
     assert card.encoding is not None
     content_sha256 = str(card.provenance.get("embeddings_sha256"))
@@ -101,7 +101,7 @@ def training_data(policy: Policy, data: dataset.Embeddings) -> dataset.Embedding
     path = policy.embeddings
     if path is None or not storage.fetch(path).is_file():
         raise VtpError(
-            f"{path or 'the embeddings file'}, which the policy was trained on, is not there; put it back to fill them",
+            f"{path or 'the embeddings file'}, which the policy was trained on, is missing; restore it to fill them",
             code="embeddings-missing",
         )
     return runs.load_embeddings(
@@ -112,12 +112,12 @@ def training_data(policy: Policy, data: dataset.Embeddings) -> dataset.Embedding
 
 
 def warn_of_far_clips(novelty: np.ndarray) -> None:
-    """A warning where most clips are unlike what was trained on."""
+    """Log a warning if most clips are unlike the training clips."""
     if (far := int((novelty > FAR).sum())) > len(novelty) / 2:
         logger.warning(
-            "%d of %d clips lie further from the training clips than %.0f%% of the clips of unseen videos do: the "
-            "policy has not learned what to do on them; check that they are filmed like the training clips, and if "
-            "they show new work, log some and train on them too",
+            "%d of %d clips are farther from the training clips than %.0f%% of the clips of unseen videos are: the "
+            "policy has not learned such clips; check that they are filmed like the training clips, and if they show "
+            "new work, log some and train on them too",
             far,
             len(novelty),
             100 * FAR,

@@ -1,4 +1,4 @@
-"""What a policy is, what must be known to use it, and how a file says that it is whole."""
+"""A policy as a network, its card (what is needed to use it), and the checksum of its file."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from pipeline.runs import Encoding, OutcomesKind, PolicyMetadata
 from pipeline.tasks import Task
 
 OBSERVATION_SIZES = {"embeddings": encoders.EMBEDDING_DIM, "sim": SimEnv.OBSERVATION_SIZE}
-CARD = "vtp"  # its key in each format's metadata
-UNSEALED = "-" * 64  # stands for the file's sha256 while that is computed
+CARD = "vtp"  # key of the card in each format's metadata
+UNSEALED = "-" * 64  # placeholder of the file's sha256 while that is computed
 
 Act = Callable[[np.ndarray], np.ndarray]  # observations [B, n] float32 → actions [B, A] float32 in the task's units
 
 
 class Card(BaseModel):
-    """What must be known to use a policy."""
+    """What is needed to use a policy."""
 
     card_version: Literal[3]
     vtp_version: str
     source: Literal["embeddings", "sim"]
     observation_size: int
-    task: Task  # whose actions the policy chooses, in their order and units
+    task: Task  # the policy's actions have its order and units
     seed: int
     outcome_model: str  # such as: learned from 1,920 logged steps of 96 videos
-    outcomes: OutcomesKind = "simulator"  # of a card that does not say
-    validation: str = ""  # how it was validated last, and what it earned there; empty where that is not known
-    centre: list[float] | None  # the training clips' mean, where each embedding is observed from its video's mean
-    encoding: Encoding | None  # None of a policy on the simulator's state
+    outcomes: OutcomesKind = "simulator"  # in cards without this field
+    validation: str = ""  # latest validation and its profit; empty if unknown
+    centre: list[float] | None  # mean of the training clips, with --centre video
+    encoding: Encoding | None  # None for a policy on the simulator's state
     projector_sha256: str | None
     provenance: dict[str, str | int | float]
-    sha256: str = UNSEALED  # of the file, where the format has no checksums of its own
+    sha256: str = UNSEALED  # of the file
 
 
 class Network(nn.Module):
@@ -57,12 +57,12 @@ class Network(nn.Module):
         super().__init__()
         self.encoder, self.actor = agent.encoder, agent.average_actor
         self.register_buffer("low", agent.action_low)
-        self.register_buffer("high", agent.action_high, persistent=False)  # of a safetensors file, its card's task
+        self.register_buffer("high", agent.action_high, persistent=False)  # files have it in the card's task
         self.register_buffer("span", agent.action_high - agent.action_low)
 
     def forward(self, observations: Tensor) -> Tensor:
         mean, _ = self.actor(self.encoder(observations))
-        return (self.low + to_unit(mean) * self.span).clamp(self.low, self.high)  # rounding may pass the upper bound
+        return (self.low + to_unit(mean) * self.span).clamp(self.low, self.high)  # rounding may exceed the upper bound
 
 
 def act_of(network: nn.Module) -> Act:
@@ -74,10 +74,11 @@ def act_of(network: nn.Module) -> Act:
 
 
 def card_of(metadata: PolicyMetadata, validation: str = "") -> Card:
-    """The card of a checkpoint with those metadata."""
+    """The card of a policy with these metadata."""
     if metadata.source == "video":
         raise VtpError(
-            f"a policy of --source video cannot be used alone; of {' or '.join(OBSERVATION_SIZES)} it can",
+            "a policy trained with --source video cannot be used without its run; train with --source "
+            f"{' or '.join(OBSERVATION_SIZES)}",
             code="policy-on-video",
         )
     clips = metadata.clips
@@ -93,24 +94,24 @@ def card_of(metadata: PolicyMetadata, validation: str = "") -> Card:
 
 
 def seal(content: bytes) -> bytes:
-    """The file with its sha256, taken while UNSEALED stands in the place of it."""
+    """The file with its sha256, computed with UNSEALED in its place."""
     assert content.count(UNSEALED.encode()) == 1
     return content.replace(UNSEALED.encode(), hashlib.sha256(content).hexdigest().encode())
 
 
 def open_card(path: Path, text: str, sealed: bytes | None = None) -> Card:
-    """The card of a file, whose bytes must agree with the card's sha256 where they are `sealed`."""
+    """The card of a file; its bytes, if given as `sealed`, must match the card's sha256."""
     try:
         card = Card.model_validate_json(text)
     except ValidationError as error:
         raise CorruptError(
-            f"{path} has no card that this vtp reads; export the policy again", code="policy-corrupt"
+            f"{path} has no card that this version of vtp reads; export the policy again", code="policy-corrupt"
         ) from error
     if sealed is not None:
         unsealed = sealed.replace(card.sha256.encode(), UNSEALED.encode(), 1)
         if hashlib.sha256(unsealed).hexdigest() != card.sha256:
             raise CorruptError(
-                f"{path} does not match its own sha256: it is damaged; export the policy again", code="policy-corrupt"
+                f"{path} does not match its sha256: it is damaged; export the policy again", code="policy-corrupt"
             )
     return card
 

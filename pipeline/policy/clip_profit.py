@@ -1,4 +1,4 @@
-"""What a policy's actions are expected to bring on the clips of an embeddings file, where that can be known."""
+"""The expected profit of a policy's actions on the clips of an embeddings file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-UNLABELLED, FOREIGN = -1, -2  # no label; one that nothing is known of
+UNLABELLED, FOREIGN = -1, -2  # no label; a label that the outcome model does not know
 BLOCK_ROWS = 4096
 
-SharesOf = Callable[[np.ndarray], Shares]  # groups [N] of the training file's clips, −1 unknown → shares of the others
+SharesOf = Callable[[np.ndarray], Shares]  # groups [N] of the training clips, −1 if unknown → shares for others
 
 
 class ClipProfit(NamedTuple):
-    """Expected profit in $/h on each clip, [N], with its 95% interval; NaN where it is not known."""
+    """Expected profit in $/h on each clip, [N], with its 95% interval; NaN if unknown."""
 
     expected: np.ndarray
     low: np.ndarray
@@ -35,11 +35,11 @@ def unknown_profit(num_clips: int) -> ClipProfit:
 
 
 def simulated_profit(task: Task, data: Embeddings, actions: np.ndarray) -> ClipProfit:
-    """By the task's simulator, which knows a clip by its labelled context alone; without an interval."""
+    """By the task's simulator, given the labelled context of each clip; without an interval."""
     context = labelled_contexts(data, task)
     if missing := int((context < 0).sum()):
         logger.info(
-            "%d of %d clips have no label with a context of the simulator: their profit is left empty",
+            "%d of %d clips have no label with a context of the simulator; their profit is left empty",
             missing,
             data.num_clips,
         )
@@ -54,10 +54,10 @@ def simulated_profit(task: Task, data: Embeddings, actions: np.ndarray) -> ClipP
 def learned_profit(
     model: LearnedOutcomes, training: Embeddings, data: Embeddings, actions: np.ndarray, shares_of: SharesOf
 ) -> ClipProfit:
-    """By what was learned from the logs of the training clips, whose data set may be the very one that is acted on.
+    """By the outcome model learned from the logs of the training clips; `data` may be the same data set.
 
-    A clip without a label may be of any group that training clips were: its profit is the mean over these, weighted by
-    the shares of the nearest training clips, and its interval that of the mixture.
+    A clip without a label may be in any group of the training clips: its profit is the mean over groups, weighted by
+    their shares among the nearest training clips, and its interval is that of the mixture.
     """
     share = _group_shares(model, training, data, shares_of)
     profit = unknown_profit(data.num_clips)
@@ -75,12 +75,12 @@ def learned_profit(
 def _profit_of_members(
     model: LearnedOutcomes, data: Embeddings, rows: np.ndarray, actions: np.ndarray, share: np.ndarray
 ) -> np.ndarray:
-    """Profit [M, G, n] of actions [n, A] on clips `rows` [n], were they of each group; 0 where the share [n, G] is."""
+    """Profit [M, G, n] of actions [n, A] on clips `rows` [n] if they were in each group; 0 if the share [n, G] is 0."""
     clip, group = np.nonzero(share)
     members = np.zeros((model.num_members, share.shape[1], len(rows)))
     if len(clip) == 0:
         return members
-    several = len(model.task.contexts) > 1  # then these are the groups
+    several = len(model.task.contexts) > 1  # contexts are the groups
     of_pair = rows[clip]
     price, damage = (None if own is None else own[of_pair] for own in _own_prices(data))
     pairs = model.on_clips(
@@ -92,19 +92,19 @@ def _profit_of_members(
 
 
 def _group_shares(model: LearnedOutcomes, training: Embeddings, data: Embeddings, shares_of: SharesOf) -> np.ndarray:
-    """The probability [N, G] of each group for each clip: of one where it is known, 0 of all where nothing is."""
+    """The probability [N, G] of each group for each clip: 1 for a known group, all 0 if nothing is known."""
     task = model.task
-    if len(task.contexts) > 1:  # the groups
+    if len(task.contexts) > 1:  # contexts are the groups
         of_training, group = (_with_logs(labelled_contexts(one, task), model) for one in (training, data))
         logged = model.steps.rows
-        if (of_training[logged] == UNLABELLED).all():  # then all were taken for one context
+        if (of_training[logged] == UNLABELLED).all():  # then all were treated as one context
             group = np.where(group == UNLABELLED, model.context[logged[0]], group)
     else:
         of_training = model.group
         group = of_training if data is training else np.minimum(labelled_contexts(data, task), UNLABELLED)
     if foreign := int((group == FOREIGN).sum()):
         logger.info(
-            "%d of %d clips have a context that no logged step of the training clips has: their profit is left empty",
+            "%d of %d clips have a context that no logged step of the training clips has; their profit is left empty",
             foreign,
             data.num_clips,
         )
@@ -117,9 +117,9 @@ def _group_shares(model: LearnedOutcomes, training: Embeddings, data: Embeddings
         share[guessed, : found.share.shape[1]] = found.share[guessed]
         if len(task.contexts) > 1:
             logger.info(
-                "%d of %d clips have no label: their profit is a mean over contexts, weighted by those of the nearest "
-                "training clips, and the interval takes that in; on held-out videos the likeliest context is the "
-                "labelled one for %.0f%% of the clips",
+                "%d of %d clips have no label: their profit and interval are for a mixture of contexts, weighted as in "
+                "the nearest training clips; on held-out videos the most likely context is right for %.0f%% of the "
+                "clips",
                 guessed.sum(),
                 data.num_clips,
                 100 * found.accuracy,
@@ -128,9 +128,9 @@ def _group_shares(model: LearnedOutcomes, training: Embeddings, data: Embeddings
 
 
 def labelled_contexts(data: Embeddings, task: Task) -> np.ndarray:
-    """The context of each clip as its number in the task, [N]; UNLABELLED, or FOREIGN where it is none of these.
+    """The context of each clip as its index in the task, [N]; UNLABELLED without a label, FOREIGN for another context.
 
-    In a data set whose task has a single context it is known without a label.
+    If the data set's task has a single context, it is known without labels.
     """
     if len(task.contexts) == 1 and data.task is not None and data.task.context_names == task.context_names:
         return np.zeros(data.num_clips, np.int64)
@@ -140,7 +140,7 @@ def labelled_contexts(data: Embeddings, task: Task) -> np.ndarray:
 
 
 def _with_logs(context: np.ndarray, model: LearnedOutcomes) -> np.ndarray:
-    """The contexts [N], FOREIGN where no logged step has them."""
+    """The contexts [N], with FOREIGN for those that no logged step has."""
     is_logged = np.isin(context, model.context[model.steps.rows])
     return np.where((context >= 0) & ~is_logged, FOREIGN, context)
 

@@ -1,4 +1,4 @@
-"""A policy that was loaded from a run or a file: embeddings in, actions out."""
+"""A policy loaded from a run or a file: it maps embeddings to actions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.policy.card import Act, Card
 
 BLOCK_ROWS = 8192
 
-# What embeddings must have in common with those that a policy was trained on, and how they are made so.
+# Properties that embeddings must share with those that a policy was trained on, with the remedy for each.
 REMEDIES = {
     "backbone": "extract them with --backbone {trained}",
-    "weights_sha256": "extract them with {backbone}, whose files have that sha256",
+    "weights_sha256": "extract them with {backbone} and files with that sha256",
     "transform": "extract them with the version of vtp that the policy was trained with",
     "clip_len": "extract them with --clip-len {trained}",
     "fps": "extract them with --fps {trained}",
@@ -31,8 +31,8 @@ REMEDIES = {
 class Policy:
     """A deterministic policy with its card.
 
-    network: observations as the card describes them → actions. embeddings: where the file lay that the policy was
-    trained on, None where that is not known. name: of the run or file, for errors.
+    network: observations, as the card describes them, → actions. embeddings: path of the file that the policy was
+    trained on; None if unknown. name: of the run or file, for errors.
     """
 
     card: Card
@@ -41,7 +41,7 @@ class Policy:
     name: str = "the policy"
 
     def at(self, path: Path, embeddings: str | Path | None) -> Policy:
-        """The same, as it was loaded from `path`."""
+        """The same policy, named after the `path` that it was loaded from."""
         return replace(self, name=str(path), embeddings=None if embeddings is None else storage.path_of(embeddings))
 
     def __repr__(self) -> str:
@@ -57,24 +57,24 @@ class Policy:
     ) -> np.ndarray:
         """Actions [N, A] float64 in the task's order and units, for the clips of a data set or for embeddings [N, n].
 
-        A data set is checked to come from the policy's own encoder and projector; numbers alone are taken as such. Of a
-        policy on the simulator's state, n is the size of that state. video: the video [N] that each row is of, which a
-        policy that sees clips from the mean of their video needs to know. VtpError where the input does not fit.
+        A data set is checked to come from the policy's encoder and projector; a plain array is not. For a policy on the
+        simulator's state, n is the size of the state. video: the video [N] of each row, needed by a policy trained with
+        --centre video. VtpError if the input does not fit.
         """
         if isinstance(embeddings, dataset.Embeddings):
             return self.act_on(self.observed(embeddings))
         try:
-            rows = np.require(embeddings, np.float32, ["C", "W"])  # torch takes no others without a word
+            rows = np.require(embeddings, np.float32, ["C", "W"])  # torch warns about others
         except (TypeError, ValueError) as error:
             raise VtpError(
-                f"a {type(embeddings).__name__} without numbers is no embeddings; give an array, or the data set that "
-                "pipeline.read_dataset reads",
+                f"a {type(embeddings).__name__} without numbers cannot be embeddings; give an array, or a data set "
+                "from pipeline.read_dataset",
                 code="observations-shape",
             ) from error
         if rows.ndim != 2 or rows.shape[1] != self.card.observation_size:
             raise VtpError(
-                f"embeddings have shape {rows.shape}, and {self.name} takes [N, {self.card.observation_size}]; "
-                "give a row a clip",
+                f"embeddings have shape {rows.shape}, but {self.name} takes [N, {self.card.observation_size}]; "
+                "give one row per clip",
                 code="observations-shape",
             )
         if not np.isfinite(rows).all():
@@ -86,13 +86,14 @@ class Policy:
     def _centred(self, rows: np.ndarray, video: Sequence[object] | np.ndarray | None) -> np.ndarray:
         if video is None:
             raise VtpError(
-                f"{self.name} sees each clip from the mean of its video; name the video of each row: video=",
+                f"{self.name} subtracts the mean of each video; give the video of each row: video=",
                 code="observations-without-video",
             )
         names = np.asarray(video)
         if names.shape != (len(rows),) or pd.isna(names).any():
             raise VtpError(
-                f"video names {pd.notna(names).sum()} rows, not {len(rows)}; name each", code="observations-shape"
+                f"video has values for {pd.notna(names).sum()} rows, not {len(rows)}; give one per row",
+                code="observations-shape",
             )
         codes, _ = pd.factorize(names)
         order = np.argsort(codes, kind="stable")
@@ -102,7 +103,7 @@ class Policy:
         return centred
 
     def observed(self, data: dataset.Embeddings) -> np.ndarray:
-        """What the policy observes of a data set's clips, [N, 128]; VtpError where they come from another encoder."""
+        """The policy's observations of a data set's clips, [N, 128]; VtpError if they come from another encoder."""
         if self.card.encoding is None:
             raise VtpError(
                 f"{self.name} observes the simulator's state, not embeddings; train one that does: "
@@ -115,17 +116,16 @@ class Policy:
         return runs.observed(data, self.card.centre)
 
     def act_on(self, observations: np.ndarray) -> np.ndarray:
-        """Actions [N, A] within their bounds; CorruptError where the network gives something else."""
+        """Actions [N, A] within their bounds; CorruptError if the network returns something else."""
         task = self.card.task
         starts = range(0, len(observations), BLOCK_ROWS)
         blocks = [self.network(observations[start : start + BLOCK_ROWS]) for start in starts]
         actions = np.concatenate(blocks) if blocks else np.empty((0, task.num_actions))
-        slack = 1e-6 * (task.high - task.low)  # files of earlier versions may pass a bound by rounding
+        slack = 1e-6 * (task.high - task.low)  # files of earlier versions may exceed a bound by rounding
         fits = actions.shape == (len(observations), task.num_actions)
         if not (fits and ((actions >= task.low - slack) & (actions <= task.high + slack)).all()):
             raise CorruptError(
-                f"{self.name} gives something other than {', '.join(task.actions)} within their bounds; "
-                "export it again",
+                f"{self.name} does not return {', '.join(task.actions)} within their bounds; export it again",
                 code="policy-corrupt",
             )
         return np.clip(actions, task.low, task.high)
@@ -157,5 +157,5 @@ class Policy:
 
 
 def _flags(encoding: runs.Encoding) -> str:
-    """What of the command line names the encoder's weights."""
+    """The option that selects the encoder's weights."""
     return f"--backbone {encoding.backbone}" if is_hf(encoding.backbone) else f"--weights {encoding.weights}"

@@ -1,4 +1,4 @@
-"""A policy in ONNX: a graph of numerical operators, which ONNX Runtime computes.
+"""A policy in ONNX: a graph of numerical operators, run by ONNX Runtime.
 
 A graph that reads other files, calls functions or branches is refused.
 """
@@ -20,14 +20,14 @@ from pipeline.policy.loaded_policy import Policy
 
 
 def write(network: Network, card: Card) -> bytes:
-    onnx, _ = _import("onnx"), _import("onnxscript")  # the second is what torch's exporter is built on
+    onnx, _ = _import("onnx"), _import("onnxscript")  # torch's exporter needs the second
     for name in ("onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # no notes of each pass of its optimiser
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log every optimiser pass
     program = torch.onnx.export(
         network, (torch.zeros(2, card.observation_size),), dynamo=True, verbose=False,
         input_names=["observations"], output_names=["actions"], dynamic_shapes=({0: torch.export.Dim("clips")},),
     )  # fmt: skip
-    assert program is not None  # as it is where dynamo is asked for
+    assert program is not None  # never None with dynamo
     model = program.model_proto
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
@@ -70,13 +70,13 @@ def read(path: Path, content: bytes) -> Policy:
 
 
 def _runtime_errors() -> list[type[Exception]]:
-    """What ONNX Runtime raises, a class a status code: they have no base of their own."""
+    """The exceptions of ONNX Runtime, one class per status code, which have no common base class."""
     named = vars(_import("onnxruntime.capi.onnxruntime_pybind11_state")).values()
     return [kind for kind in named if isinstance(kind, type) and issubclass(kind, Exception)]
 
 
 def _import(name: str) -> ModuleType:
-    """A library of the extra `export`."""
+    """Import a library of the extra `export`."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""From a run to a policy's file, and from either to the policy."""
+"""Export a run's policy to a file, and load a policy from a run or a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = {name: f".{name}" for name in FORMATS}
 
 
 def export(cfg: PolicyExportConfig) -> Path:
-    """Write the run's best policy in that format; returns the file."""
+    """Write the run's best policy to a file; returns its path."""
     path = cfg.out or runs.RunDirectory(cfg.run).policy_file(SUFFIXES[cfg.to])
     agent, metadata = runs.load_policy(cfg.run)
     trained_on = [] if metadata.clips is None else [storage.path_of(metadata.clips.embeddings)]
@@ -31,7 +31,7 @@ def export(cfg: PolicyExportConfig) -> Path:
 
 
 def load(path: Path) -> Policy:
-    """The policy of a run directory or of an exported file; CorruptError where it is damaged or not to be trusted."""
+    """The policy of a run directory or an exported file; CorruptError if it is damaged, or could run code."""
     check_policy(path)
     if path.is_dir():
         agent, metadata = runs.load_policy(path)
@@ -44,9 +44,9 @@ def load(path: Path) -> Policy:
 
 
 def validation_of(run: runs.RunDirectory) -> str:
-    """How a run was validated last and what its policy would earn there; empty before that.
+    """A run's latest validation and the policy's profit there, as text; empty before the first.
 
-    Where logs judge, it is their verdict, with the change over the logging policy only if they can tell.
+    If logs are the judge, their verdict, and the change over the logging policy if it is identified.
     """
     if not run.latest.summary.exists():
         return ""

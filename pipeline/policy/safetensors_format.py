@@ -1,4 +1,4 @@
-"""A policy in safetensors: numbers and text, nothing that runs; the network is vtp's own."""
+"""A policy in safetensors: numbers and text without code; the network is vtp's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clips that a policy was trained on: how far others lie from them, and what the nearest of them show."""
+"""The clips that a policy was trained on: distances of other clips to them, and what the nearest of them show."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import torch
 from pipeline import encoders
 from pipeline.errors import VtpError
 
-NOVELTY_NEIGHBOUR = 5  # the one whose distance is a clip's: the very nearest may be a stray
-# What another clip shows is told by so many nearest clips; so much of each share is that of all clips instead; and
-# shares are raised to a power, because voters that are far away make them too even. Held-out videos choose.
+NOVELTY_NEIGHBOUR = 5  # the distance of a clip is to its 5th nearest: the nearest may be an outlier
+# The kind of another clip is voted on by its nearest training clips; the shares are mixed with those of all clips and
+# raised to a power, because distant voters make them too even. Held-out videos choose the values.
 VOTERS, GUESSES, POWERS = (1, 5, 20), (0.01, 0.03, 0.1, 0.3, 1.0), (1.0, 1.5, 2.0, 3.0)
-MOST_HELD_OUT = 5000  # clips by which distances are judged: more would not tell 0.95 from 0.96
+MOST_HELD_OUT = 5000  # clips in the reference distribution of distances: enough to tell 0.95 from 0.96
 AT_ONCE = 1 << 22  # distances
 
 
 class Nearest(NamedTuple):
-    """The nearest training clips of n others, nearest first: distances and numbers, [n, K]."""
+    """The nearest training clips of n others, nearest first: distances and indices, [n, K]."""
 
     distance: np.ndarray
     clip: np.ndarray
 
 
 class Shares(NamedTuple):
-    """What n clips show: shares [n, G] of G kinds, and how often the largest is right on held-out videos."""
+    """Probabilities [n, G] of G kinds for n clips, and how often the most likely is right on held-out videos."""
 
     share: np.ndarray
     accuracy: float
@@ -37,17 +37,17 @@ class Shares(NamedTuple):
 class TrainingClips:
     """Training clips [N, 128] as the policy observes them, of videos [N].
 
-    Distances are between what the policy's networks are given: each dimension over √(its variance + the mean variance).
-    They are judged by those from each video's clips to the clips of all other videos, which is what a video that was
-    held out would have shown.
+    Distances are between the inputs of the policy's networks: each dimension over √(its variance + the mean variance).
+    They are compared with the distances from each video's clips to the clips of all other videos, as if that video had
+    been held out.
     """
 
     def __init__(self, observations: np.ndarray, video: np.ndarray):
         counts = np.unique(video, return_counts=True)[1]
         if len(counts) < 2:
             raise VtpError(
-                "the policy was trained on a single video, which does not say how much videos differ; train on two "
-                "at least",
+                "the policy was trained on a single video, so differences between videos are unknown; train on at "
+                "least two",
                 code="novelty-one-video",
             )
         self._normalizer = encoders.Normalizer(observations.shape[1]).fit(observations).double()
@@ -57,7 +57,7 @@ class TrainingClips:
         self._held_out = np.arange(0, len(video), every)
 
     def novelty(self, nearest: Nearest) -> np.ndarray:
-        """How new clips are, [n] in [0, 1]: the share of held-out videos' clips that lie nearer to the others."""
+        """How new clips are, [n] in [0, 1]: the share of held-out videos' clips that are nearer to the others."""
         usual = np.sort(self._reach(self._nearest_of_held_out))
         return np.searchsorted(usual, self._reach(nearest), side="left") / len(usual)
 
@@ -66,9 +66,9 @@ class TrainingClips:
         return nearest.distance[:, :NOVELTY_NEIGHBOUR][:, -1]
 
     def shares(self, nearest: Nearest, kind: np.ndarray) -> Shares:
-        """What clips show by what the nearest training clips do.
+        """Probabilities of the kinds of clips, by the kinds of the nearest training clips.
 
-        kind: [N] of the training clips, 0 to G − 1; −1 where it is unknown.
+        kind: [N] of the training clips, 0 to G − 1; −1 if unknown.
         """
         usual = np.bincount(kind[kind >= 0]) / (kind >= 0).sum()
         judged = kind[self._held_out] >= 0
@@ -90,11 +90,11 @@ class TrainingClips:
         return self._nearest(self._clips[self._held_out], self._video[self._held_out])
 
     def nearest(self, observations: np.ndarray) -> Nearest:
-        """The training clips that are nearest to clips [n, 128] as the policy observes them."""
+        """The training clips nearest to clips [n, 128], as the policy observes them."""
         return self._nearest(self._normalized(observations), np.full(len(observations), -1))
 
     def _nearest(self, clips: torch.Tensor, without: np.ndarray) -> Nearest:
-        """without: [n] video that is left out for each clip."""
+        """without: [n] the video to leave out for each clip."""
         size, of_clip = max(1, AT_ONCE // len(self._clips)), torch.from_numpy(self._video)
         found = []
         for start in range(0, len(clips), size):
@@ -110,7 +110,7 @@ class TrainingClips:
 
 
 def _votes(kind: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Shares [n, G] of the kinds [n, K] that have a say; the usual ones [G] where all are unknown."""
+    """Shares [n, G] of the known kinds among [n, K] voters; the usual shares [G] if all are unknown."""
     counts = (kind[:, :, None] == np.arange(len(usual))).sum(1)
     total = counts.sum(1, keepdims=True)
     return np.where(total > 0, counts / np.maximum(total, 1), usual)

@@ -1,4 +1,4 @@
-"""Run directories: what lies in them, policies read from them, the figures of their evaluations."""
+"""Run directories: their files, their policies, and the figures of their evaluations."""
 
 from pipeline.run_directory import RunDirectory
 from pipeline.runs.checkpoint_file import load_checkpoint, save_checkpoint

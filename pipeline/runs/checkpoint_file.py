@@ -1,4 +1,4 @@
-"""Checkpoints as files: tensors and plain values, written whole, with checksums, read without running code."""
+"""Checkpoint files: tensors and plain values, written atomically with checksums, read without running code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from pipeline.errors import CorruptError, UntrustedError, VtpError
 from pipeline.files import atomic_path, file_sha256, write_text
 
-CODE = r"Unsupported global"  # a name to be called, if no bit of the file has changed
+CODE = r"Unsupported global"  # the file names a function to call, if it is undamaged
 UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
     AssertionError, OSError, struct.error,
@@ -26,31 +26,34 @@ RECORD = re.compile(r"/(data\.pkl|version|byteorder|data/\d+)$")  # records of t
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically. Beside the file lie the sha256 of it and of the one before it, so
-    that a kill between the two writes leaves a checkpoint that still matches."""
+    """Write tensors and plain values atomically.
+
+    The checksum file has the sha256 of this checkpoint and of the previous one, so that after a kill between the two
+    writes the checkpoint still matches.
+    """
     checksums = path.with_name(path.name + ".sha256")
     with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:  # torch's own writer does not say that a disk is full
+        with open(temporary, "wb") as file:  # torch's own writer does not report a full disk
             torch.save(state, file)
         known = [file_sha256(temporary)] + ([file_sha256(path)] if path.is_file() else [])
         write_text(checksums, "\n".join(known) + "\n")
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether the file is whole but nothing that vtp writes: a bare pickle, a program, or a zip of other things."""
+    """Whether the file is undamaged but not a checkpoint: a bare pickle, a TorchScript program, or another zip."""
     with open(path, "rb") as file:
-        try:  # of any protocol, as torch's files before 1.6 are
+        try:  # a pickle of any protocol, such as torch's files before 1.6
             if sum(1 for _ in pickletools.genops(file)) > 1:
                 return True
         except UNREADABLE:
             pass
     names = _names_of_whole_zip(path)
-    is_torchs = any(RECORD.search(name) for name in names) and not any(PROGRAM.search(name) for name in names)
-    return bool(names) and not is_torchs
+    is_checkpoint = any(RECORD.search(name) for name in names) and not any(PROGRAM.search(name) for name in names)
+    return bool(names) and not is_checkpoint
 
 
 def _names_of_whole_zip(path: Path) -> list[str]:
-    """The records of a zip whose checksums are right; none of anything else."""
+    """The records of an undamaged zip; none for anything else."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist() if archive.testzip() is None else []
@@ -61,10 +64,10 @@ def _names_of_whole_zip(path: Path) -> list[str]:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without running code from it.
 
-    CorruptError where it is damaged, UntrustedError where it holds more than data.
+    CorruptError if it is damaged, UntrustedError if it has more than data.
     """
     if not path.is_file():
-        raise VtpError(f"no checkpoint at {path}; train first, or name the run's directory", code="checkpoint-missing")
+        raise VtpError(f"no checkpoint at {path}; train first, or give the run's directory", code="checkpoint-missing")
     checksums = path.with_name(path.name + ".sha256")
     is_damaged = checksums.is_file() and file_sha256(path).encode() not in checksums.read_bytes().split()
     error: Exception | None = None
@@ -76,7 +79,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         error = caught
     if is_foreign or (re.search(CODE, str(error)) and _names_of_whole_zip(path)):
         raise UntrustedError(
-            f"{path} holds more than tensors and plain values; it was not run; delete it, or train again",
+            f"refused to load {path}: it has more than tensors and plain values; delete it, or train again",
             code="checkpoint-untrusted",
         ) from error
     if is_damaged:
@@ -87,6 +90,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if error is not None or not isinstance(checkpoint, dict):
         reason = type(checkpoint if error is None else error).__name__
         raise CorruptError(
-            f"{path} is no checkpoint ({reason}); train again, or restore a copy", code="checkpoint-corrupt"
+            f"{path} is not a checkpoint ({reason}); train again, or restore a copy", code="checkpoint-corrupt"
         ) from error
     return checkpoint

@@ -1,4 +1,4 @@
-"""Who says what a policy is worth, and the verdict of logs as a summary keeps it, read tolerantly."""
+"""The judge of a policy's worth, and the logs' verdict as stored in a summary, read tolerantly."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 LOGS, SIMULATED, CLOSED_LOOP = "Estimated from your logs", "Simulated", "Closed loop, simulated"
-JUDGES = {  # by the validation
+JUDGES = {  # by kind of validation
     "simulator": SIMULATED,
     "held-out clips": SIMULATED,
     "held-out logs": LOGS,
     "closed loop from pixels": CLOSED_LOOP,
 }
-BEYOND = {  # a verdict, said of a policy and another
+BEYOND = {  # a verdict in words that end before the name of the other policy
     "better": "better than",
     "worse": "worse than",
     "not distinguishable": "not distinguishable from",
@@ -24,7 +24,7 @@ KNOWN = ("better", "worse")  # verdicts that a headline may give in dollars
 
 @dataclass(frozen=True)
 class Comparison:
-    """A policy against another, by the logs. change: $/h and its 95% interval, None where it is not identified."""
+    """A policy compared with another by the logs. change: $/h with its 95% interval; None if not identified."""
 
     verdict: str
     change: tuple[float, float, float] | None = None
@@ -43,13 +43,13 @@ class Comparison:
 
 NONE_LOGGED = Comparison(
     "not identified",
-    reason="no held-out clip has logs of what was done and what came of it",
-    advice="hold out videos that are logged",
+    reason="no held-out clip has logs of actions and outcomes",
+    advice="hold out videos that have logs",
 )
 
 
 def judge_of(summary: dict[str, Any]) -> str:
-    """The judge that a summary names; of an earlier version, that of its validation. Empty if neither is known."""
+    """The judge in a summary, or, from earlier versions, that of its validation; empty if neither is known."""
     return str(summary.get("judge") or JUDGES.get(str(summary.get("validation")), ""))
 
 
@@ -58,13 +58,13 @@ def is_by_logs(summary: dict[str, Any]) -> bool:
 
 
 def over_logging_policy(summary: dict[str, Any]) -> Comparison | None:
-    """What logs say of the policy against the one that made them; None where they were not asked."""
+    """The logs' verdict on the policy against the logging policy; None if there is none."""
     found = read_comparison(summary.get("off_policy"))
     return NONE_LOGGED if found is None and is_by_logs(summary) else found
 
 
 def read_comparison(value: Any) -> Comparison | None:
-    """A comparison as a summary keeps it; None where it is none."""
+    """A comparison stored in a summary; None if `value` is something else."""
     if not isinstance(value, dict) or value.get("verdict") not in BEYOND:
         return None
     change = read_estimate(value.get("change_usd_per_hour"))

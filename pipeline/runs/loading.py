@@ -1,4 +1,4 @@
-"""Policies built, loaded from runs, and held against the data that they are to see."""
+"""Build policies, load them from runs, and check that they match their data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.tasks import Task
 def build_agent(source: str, task: Task, clip_encoder: encoders.ClipEncoder | None = None, **options: Any) -> Agent:
     """An untrained agent for that source and the task's actions; options are those of `Agent`.
 
-    clip_encoder: of a policy on video.
+    clip_encoder: for a policy on video.
     """
     low, high = task.low, task.high
     if source == "embeddings":
@@ -32,13 +32,13 @@ def build_agent(source: str, task: Task, clip_encoder: encoders.ClipEncoder | No
 
 
 def agent_of(metadata: PolicyMetadata, **options: Any) -> Agent:
-    """An untrained agent like the one that the metadata are of."""
+    """An untrained agent of the kind that the metadata describe."""
     encoder = clip_encoder_of(metadata) if metadata.source == "video" else None
     return build_agent(metadata.source, metadata.task, encoder, **options)
 
 
 def clip_encoder_of(metadata: PolicyMetadata) -> encoders.ClipEncoder:
-    """The encoder of a policy on video as it was before training, its weights checked by hash."""
+    """The encoder of a policy on video before training; its weights are checked by hash."""
     clips, projector = metadata.of_clips()
     assert clips.encoder_layers is not None and clips.frame_size is not None
     encoder = encoders.ClipEncoder(
@@ -49,7 +49,7 @@ def clip_encoder_of(metadata: PolicyMetadata) -> encoders.ClipEncoder:
 
 
 def check_weights(sha256: str, clips: ClipInputs) -> None:
-    """VtpError where weights that were loaded are not those that a policy was trained with."""
+    """VtpError if loaded weights are not those that a policy was trained with."""
     if sha256 != clips.encoding.weights_sha256:
         raise VtpError(
             f"weights {clips.encoding.weights} have sha256 {sha256[:12]}, but the policy was trained with "
@@ -59,14 +59,15 @@ def check_weights(sha256: str, clips: ClipInputs) -> None:
 
 
 def load_policy(run: Path) -> tuple[Agent, PolicyMetadata]:
-    """A run's best policy, or its last where a run ended before any was chosen, and its metadata."""
+    """A run's best policy, or its last if none was chosen yet, and its metadata."""
     path, checkpoint, metadata = _load(run)
     agent = agent_of(metadata)
     try:
         agent.load_state_dict(checkpoint["agent"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CorruptError(
-            f"{path} is no checkpoint of this version ({type(error).__name__}); train again", code="checkpoint-corrupt"
+            f"{path} is not a checkpoint of this version ({type(error).__name__}); train again",
+            code="checkpoint-corrupt",
         ) from error
     return agent, metadata
 
@@ -78,7 +79,7 @@ def load_metadata(run: Path) -> PolicyMetadata:
 
 def _load(run: Path) -> tuple[Path, dict[str, Any], PolicyMetadata]:
     if not run.is_dir():
-        raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing")
+        raise VtpError(f"{run} is not a run directory; give the --out of vtp train", code="run-missing")
     files = RunDirectory(run)
     path = files.best if files.best.is_file() else files.last
     if not path.is_file() and files.has_seeds:
@@ -88,16 +89,16 @@ def _load(run: Path) -> tuple[Path, dict[str, Any], PolicyMetadata]:
 
 
 def check_same_inputs(trained: PolicyMetadata, wanted: PolicyMetadata, run: Path) -> None:
-    """VtpError where a policy of `run` does not see, or choose, what is wanted of it."""
+    """VtpError if a policy of `run` has other inputs or actions than wanted."""
     if trained.source != wanted.source:
         raise VtpError(
-            f"{run} was trained on {trained.source}, not on {wanted.source}; name another run", code="run-other-source"
+            f"{run} was trained on {trained.source}, not on {wanted.source}; give another run", code="run-other-source"
         )
     bounds = [(task.action_names, task.low.tolist(), task.high.tolist()) for task in (trained.task, wanted.task)]
     if bounds[0] != bounds[1]:
         raise VtpError(
             f"{run} chooses {', '.join(trained.task.actions)} of task {trained.task.name}, but task {wanted.task.name} "
-            f"has {', '.join(wanted.task.actions)}, or other bounds; name another run",
+            f"has {', '.join(wanted.task.actions)}, or other bounds; give another run",
             code="run-other-actions",
         )
     if trained.source == "sim":
@@ -120,19 +121,18 @@ def check_same_inputs(trained: PolicyMetadata, wanted: PolicyMetadata, run: Path
     if (other := ours.encoding.difference(theirs.encoding)) is not None:
         raise VtpError(
             f"{run} was trained on embeddings of {other} {getattr(ours.encoding, other)}, "
-            f"these are of {getattr(theirs.encoding, other)}; extract with the same settings",
+            f"but these are of {getattr(theirs.encoding, other)}; extract with the same settings",
             code="run-other-encoding",
         )
     if our_projector.sha256 != their_projector.sha256:
         raise VtpError(
-            f"{run} was trained on embeddings of another projection; extract with --projector "
-            f"{ours.embeddings}, whose projector it reads",
+            f"{run} was trained on embeddings of another projector; extract with --projector {ours.embeddings}",
             code="run-other-projector",
         )
 
 
 def load_embeddings(clips: ClipInputs) -> dataset.Embeddings:
-    """The embeddings that a policy was trained on; VtpError where the file has changed since."""
+    """The embeddings that a policy was trained on; VtpError if the file has changed since."""
     path = storage.path_of(clips.embeddings)
     data = dataset.read_embeddings(path)
     if data.content_sha256 != clips.content_sha256:
@@ -145,9 +145,9 @@ def load_embeddings(clips: ClipInputs) -> dataset.Embeddings:
 
 
 def load_outcomes(metadata: PolicyMetadata) -> LearnedOutcomes | SimulatedOutcomes:
-    """The outcome model that a policy was trained on; its rows are clips, or contexts of the simulator.
+    """The outcome model that a policy was trained with; its rows are clips, or contexts of the simulator.
 
-    Where it was learned, it is learned again from the logs of the same clips, which gives the same model.
+    A learned model is fitted again to the logs of the same clips, which gives the same model.
     """
     if metadata.source == "sim":
         return SimulatedOutcomes(metadata.task)
@@ -159,15 +159,15 @@ def load_outcomes(metadata: PolicyMetadata) -> LearnedOutcomes | SimulatedOutcom
 def outcomes_trained_on(
     data: dataset.Embeddings, kind: OutcomesKind, task: Task
 ) -> LearnedOutcomes | SimulatedOutcomes:
-    """The outcome model of a policy that was trained on those clips; its rows are all clips of the file."""
+    """The outcome model of a policy trained on these clips; its rows are all clips of the file."""
     return outcomes_of(data, kind=kind, rows=dataset.train_rows(data)).with_task(task)
 
 
 def observed(data: dataset.Embeddings, centre: list[float] | None, scratch: Path | None = None) -> np.ndarray:
-    """What a policy observes of an embeddings file: [N, 128].
+    """The observations [N, 128] of a policy in an embeddings file.
 
-    centre: [128], the mean embedding of its training clips, where it sees each clip from the mean of its video; that is
-    the mean of all clips there, also of those held out. scratch: folder in which very many are kept on the disk.
+    centre: [128] mean embedding of its training clips, if the policy was trained with --centre video; then the mean of
+    each video, held-out clips included, is subtracted. scratch: folder in which very many are kept on the disk.
     """
     if centre is None:
         return data.embeddings

@@ -1,4 +1,4 @@
-"""What must be known of a trained policy beside its weights: what it observes, chooses and was trained on."""
+"""The metadata of a trained policy: its observations, actions and training data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Encoding(_Plain):
         return cls(**{name: data.attrs[name] for name in cls.model_fields})
 
     def difference(self, other: Encoding) -> str | None:
-        """The first field by which embeddings of the two cannot be compared; None where they can."""
+        """The first field whose difference makes embeddings incomparable; None if they are comparable."""
         fields = ("weights_sha256", "transform", "clip_len", "fps")
         if not same_backbone(self.backbone, other.backbone):
             return "backbone"
@@ -50,10 +50,10 @@ class Encoding(_Plain):
 
 
 class ClipInputs(_Plain):
-    """What a policy on clips was trained on, and how it sees them.
+    """The clips that a policy was trained on, and how it observes them.
 
-    centre: [128] the training clips' mean embedding, where each is seen from the mean of its video. frame_size and
-    encoder_layers are those of a policy on video.
+    centre: [128] mean embedding of the training clips, with --centre video. frame_size, encoder_layers: only of a
+    policy on video.
     """
 
     embeddings: str  # the file's path
@@ -66,7 +66,7 @@ class ClipInputs(_Plain):
 
 
 class _Described(_Plain):
-    """What a checkpoint holds of its metadata as text."""
+    """The part of a checkpoint's metadata that is stored as text."""
 
     version: Literal[2]
     source: SourceKind
@@ -75,15 +75,15 @@ class _Described(_Plain):
     outcome_model: str
     is_labelled: bool
     provenance: dict[str, str | int | float]
-    outcomes: OutcomesKind = "simulator"  # of a checkpoint that does not say
+    outcomes: OutcomesKind = "simulator"  # in checkpoints without this field
     clips: ClipInputs | None = None
 
 
 @dataclass(frozen=True)
 class PolicyMetadata:
-    """The metadata of a checkpoint. clips and projector: of a policy on embeddings or video.
+    """The metadata of a checkpoint. clips, projector: only of a policy on embeddings or video.
 
-    outcomes: whether what actions bring was learned from the training clips' logs, or simulated.
+    outcomes: whether outcomes were learned from the training clips' logs, or simulated.
     """
 
     source: SourceKind
@@ -97,7 +97,7 @@ class PolicyMetadata:
     projector: Projector | None = None
 
     def to_state(self) -> dict[str, Any]:
-        """Plain values and tensors, as checkpoints hold them."""
+        """Plain values and tensors, as stored in checkpoints."""
         described = _Described(
             version=METADATA_VERSION, source=self.source, task=self.task, seed=self.seed,
             outcome_model=self.outcome_model, is_labelled=self.is_labelled, provenance=self.provenance,
@@ -116,11 +116,11 @@ class PolicyMetadata:
 
     @classmethod
     def from_state(cls, state: Any, where: str) -> PolicyMetadata:
-        """The reverse; VtpError where another version wrote it, CorruptError where it is no metadata."""
+        """The reverse of `to_state`; VtpError if another version wrote it, CorruptError if it is not metadata."""
         version = state.get("version", 1) if isinstance(state, dict) else None
         if version != METADATA_VERSION:
             raise VtpError(
-                f"{where} was written by another version of vtp (its metadata are of version {version}, this vtp reads "
+                f"{where} was written by another version of vtp (its metadata have version {version}, this vtp reads "
                 f"{METADATA_VERSION}); train again",
                 code="checkpoint-version",
             )
@@ -133,7 +133,7 @@ class PolicyMetadata:
                 projector = _projector(state["projector"], described.clips.encoding.projector)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(
-                f"{where} is no checkpoint of this version ({type(error).__name__}); train again",
+                f"{where} is not a checkpoint of this version ({type(error).__name__}); train again",
                 code="checkpoint-corrupt",
             ) from error
         fields = {name: getattr(described, name) for name in _Described.model_fields if name != "version"}
@@ -141,17 +141,17 @@ class PolicyMetadata:
 
     @property
     def caution(self) -> Caution:
-        """How far training kept to what the logs tell."""
+        """The caution of training on logs."""
         return Caution(*(float(self.provenance.get(name, 0.0)) for name in Caution._fields))
 
     def of_clips(self) -> tuple[ClipInputs, Projector]:
-        """Of a policy on embeddings or video: what it was trained on, and the projector that it sees through."""
+        """The clips and the projector of a policy on embeddings or video."""
         assert self.clips is not None and self.projector is not None
         return self.clips, self.projector
 
 
 def _projector(state: dict[str, Any], name: str) -> Projector:
-    """The projector of a checkpoint; ValueError or TypeError where its arrays do not fit each other."""
+    """The projector of a checkpoint; ValueError or TypeError if the shapes of its arrays do not match."""
     mean, components = np.asarray(state["mean"], float), np.asarray(state["components"], float)
     norm = None if state["norm"] is None else np.asarray(state["norm"], float)
     if mean.ndim != 1 or components.shape != (EMBEDDING_DIM, len(mean)):

@@ -1,4 +1,4 @@
-"""What held-out logs say of a policy: its change over the logging policy, and of others beside it."""
+"""Off-policy evaluation on held-out logs, of a policy and of others for comparison."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from pipeline.outcomes.model import Outcomes
 from pipeline.outcomes.off_policy import Change, Estimate, OffPolicyEstimate, Targets, estimate_off_policy
 from pipeline.rl.rollouts import actions_of
 
-LARGEST_ADVANTAGE = 3.0  # standard deviations, beyond which an advantage weighs no more
+LARGEST_ADVANTAGE = 3.0  # in standard deviations; larger advantages are clipped
 
 
 def on_logs(model: LearnedOutcomes, data: Embeddings, steps: pd.DataFrame) -> dict[str, Any] | None:
-    """Off-policy evaluation on the logged ones of the clips that a policy's steps are on; None where none is logged.
+    """Off-policy evaluation on those clips of a policy's steps that have logs; None if none has.
 
-    model: learned from the logs of other clips, which tell how the logging policy acts. steps: of the policy, with
-    columns `row` and the actions.
+    model: learned from the logs of other clips. steps: the policy's, with columns `row` and the actions.
     """
     steps = steps.drop_duplicates("row").set_index("row", drop=False)
     logged = logged_steps(data, model.task, model.context, np.sort(steps["row"].to_numpy()))
@@ -58,7 +57,7 @@ def _profit(model: LearnedOutcomes, rows: np.ndarray, actions: np.ndarray) -> np
 
 
 def _beside(model: LearnedOutcomes, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Other policies' actions [n, A] on rows [n], all made of the logs that the model has learned from."""
+    """Actions [n, A] on rows [n] of other policies, made from the logs that the model has learned from."""
     cautious, bold = greedy(model, rows, (model.caution, NO_CAUTION))
     return {
         "clone of the logging policy": clone_of_logs(model, rows),
@@ -77,7 +76,7 @@ def clone_of_logs(model: LearnedOutcomes, rows: np.ndarray) -> np.ndarray:
 def advantage_weighted(model: LearnedOutcomes, rows: np.ndarray) -> np.ndarray:
     """The mean logged action [n, A] in the group of each row, weighted by e^advantage (Peng et al. 2019).
 
-    The advantage is what the step brought beyond the group's mean, in standard deviations of it.
+    The advantage is the step's profit minus the group's mean, in standard deviations of the group.
     """
     logged = model.steps
     brought = step_worth(model, logged.rows, Outcomes(logged.attempts, logged.errors)).profit
@@ -119,7 +118,7 @@ def _described(found: OffPolicyEstimate, logged: LoggedSteps) -> dict[str, Any]:
 
 
 def _change(change: Change) -> dict[str, Any]:
-    """Without dollars where they are not identified."""
+    """A change as stored in the summary; without dollars if they are not identified."""
     is_known = change.verdict != "not identified"
     return {
         "verdict": change.verdict,
@@ -130,5 +129,5 @@ def _change(change: Change) -> dict[str, Any]:
 
 
 def _interval(found: Estimate) -> list[float | None]:
-    """The value and its 95% interval's bounds, in $/h; None for a bound that a single video leaves open."""
+    """The value and the bounds of its 95% interval, in $/h; None for an infinite bound (a single video)."""
     return [x if np.isfinite(x) else None for x in (found.value, found.low, found.high)]

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, and the files that keep them."""
+"""The figures of an evaluation and their files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pipeline.runs.metadata import PolicyMetadata
 from pipeline.stats import interval95, linearised, ratio_interval95
 from pipeline.text_files import read_text
 
-PLAYED_IN_A_CHAIN = ("simulator", "closed loop from pixels")  # validations whose contexts come by chance
+PLAYED_IN_A_CHAIN = ("simulator", "closed loop from pixels")  # validations in which contexts follow at random
 ContextMix = Literal["stationary", "as met"]
-CUSTOMER_EPISODES = 100  # the last ones of training, whose mean share of the spread is the customer's
+CUSTOMER_EPISODES = 100  # last episodes of training, over which the customer's share is averaged
 
 
 def summarise(
     model: OutcomeModel, steps: pd.DataFrame, *, s_cust: float, context_mix: ContextMix = "as met"
 ) -> dict[str, Any]:
-    """The figures of evaluation steps. Oracle and blind act on the very rows that the policy met.
+    """The figures of evaluation steps; oracle and blind are computed for the same rows.
 
-    s_cust: the customer's share of the spread, in [0, 1]. context_mix: how often each context counts. The stationary
-    mix is that of the simulator's chain, in which contexts are equally frequent; few steps meet another one by chance.
-    Contexts that were not met have no weight and are named. Ratios are None where what they are to is not positive.
+    s_cust: the customer's share of the spread, in [0, 1]. context_mix: the weights of contexts. "stationary" weighs
+    them equally, as the simulator does in the long run; with few steps their observed frequencies differ by chance.
+    Contexts that were not met have no weight and are named. A ratio is None if its denominator is not positive.
     """
     task, rows = model.task, steps["row"].to_numpy()
     actions = actions_of(steps, task)
@@ -42,7 +42,7 @@ def summarise(
     weights = _equal_weights(strata)
     profits, oracle_profits = (
         linearised(values, weights, strata, episode) for values in (found.profit, best.profit)
-    )  # of each episode
+    )  # per episode
     profit, oracle_profit, blind_profit, mp = (
         float(weights @ values) for values in (found.profit, best.profit, constant.profit, found.mp)
     )
@@ -91,7 +91,7 @@ def summarise(
 
 
 def _equal_weights(strata: np.ndarray) -> np.ndarray:
-    """Weights [n] that sum to 1, the same for each stratum as a whole and for the samples within it."""
+    """Weights [n] that sum to 1, equal for all strata and, within a stratum, for its samples."""
     _, index, counts = np.unique(strata, return_inverse=True, return_counts=True)
     return np.asarray(1 / (len(counts) * counts[index]))
 
@@ -109,11 +109,10 @@ def write_summary(
     off_policy: dict[str, Any] | None = None,
     out: RunDirectory | None = None,
 ) -> dict[str, Any]:
-    """Write `validation.csv` and `summary.json` into the run, or another folder `out`; returns the summary.
+    """Write `validation.csv` and `summary.json` to the run, or to another folder `out`; returns the summary.
 
-    evaluation: settings of this validation. off_policy: what held-out logs say, as `evaluate.on_logs` gives it.
-    `wall_s` of the summary is that of all the run's stages so far; training is the first, and a stage that is repeated
-    counts once.
+    evaluation: settings of this validation. off_policy: the result of `on_logs`. The summary's wall_s is the time of
+    all the run's stages so far, starting with training; a repeated stage counts once.
     """
     out = out or run
     names = np.array(model.task.context_names)
@@ -144,7 +143,7 @@ def write_summary(
 
 
 def _stages_so_far(path: Path) -> dict[str, float]:
-    """Seconds of the stages that an earlier summary knows; none where it cannot be read: it is replaced anyway."""
+    """Seconds of the stages in an earlier summary; none if it cannot be read, because it is replaced anyway."""
     try:
         stages = json.loads(read_text(path))["stages_wall_s"]
         return {str(name): float(seconds) for name, seconds in stages.items()}
@@ -153,7 +152,7 @@ def _stages_so_far(path: Path) -> dict[str, float]:
 
 
 def _customer_share(run: RunDirectory) -> float:
-    """The customer's mean share of the spread at the end of training; 0 with no record of it."""
+    """The customer's mean share of the spread at the end of training; 0 if it was not recorded."""
     if not run.metrics.is_file():
         return 0.0
     shares = pd.read_csv(run.metrics, usecols=["s_cust"])["s_cust"].tail(CUSTOMER_EPISODES)

@@ -1,4 +1,4 @@
-"""The parts of a training run: what it learns from, its state step by step, its record, checkpoints, and seeds."""
+"""The parts of a training run: its source, the loop's state, its record, checkpoints and random seeds."""
 
 from pipeline.training.checkpoints import newest, save, slim
 from pipeline.training.record import LOSSES, Record, metric_columns

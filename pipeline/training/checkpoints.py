@@ -1,4 +1,4 @@
-"""Checkpoints of a run: two generations of all that it needs to go on, and the best policy."""
+"""Checkpoints of a run: its full state in two generations, and the best policy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.runs import RunDirectory, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
-HELD = {"agent", "meta", "episode"}  # by every checkpoint
+KEYS = {"agent", "meta", "episode"}  # of every checkpoint
 
 
 def save(run: RunDirectory, state: dict[str, Any]) -> None:
-    """Write the newest checkpoint; the one that was becomes the previous. A kill at any moment leaves one whole."""
-    # Checksums first: a checkpoint without a checksum is read, and one with a wrong one is not.
+    """Write the newest checkpoint and keep the one before. A kill at any moment leaves one undamaged."""
+    # Checksums first: a checkpoint without a checksum is read, but one with a wrong checksum is not.
     moves = ((run.checksums(run.last), run.checksums(run.previous)), (run.last, run.previous))
     for newest_file, previous_file in moves:
         with contextlib.suppress(FileNotFoundError):
@@ -26,9 +26,9 @@ def save(run: RunDirectory, state: dict[str, Any]) -> None:
 
 
 def newest(run: RunDirectory) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run, None before the first; logs a warning when it falls back to previous.pt.
+    """The newest undamaged checkpoint of a run, None before the first; logs a warning if it is previous.pt.
 
-    CorruptError where none is whole, UntrustedError where one would run code.
+    CorruptError if all are damaged, UntrustedError if loading one could run code.
     """
     damaged: CorruptError | None = None
     for path in (run.last, run.previous):
@@ -36,7 +36,7 @@ def newest(run: RunDirectory) -> dict[str, Any] | None:
             continue
         try:
             checkpoint = load_checkpoint(path)
-            if lacking := HELD - checkpoint.keys():
+            if lacking := KEYS - checkpoint.keys():
                 raise CorruptError(f"{path} lacks {', '.join(sorted(lacking))}; train again", code="checkpoint-corrupt")
         except UntrustedError:
             raise
@@ -44,18 +44,18 @@ def newest(run: RunDirectory) -> dict[str, Any] | None:
             damaged = damaged or error
             continue
         if damaged:
-            logger.warning("%s; going on from %s", str(damaged).split(";")[0], path)
+            logger.warning("%s; resuming from %s", str(damaged).split(";")[0], path)
         return checkpoint
     if damaged:
         raise CorruptError(
-            f"{str(damaged).split(';')[0]}, and no other checkpoint is whole; add --overwrite",
+            f"{str(damaged).split(';')[0]}, and there is no undamaged checkpoint; add --overwrite",
             code="checkpoint-corrupt",
         )
     return None
 
 
 def slim(run: RunDirectory, state: dict[str, Any]) -> None:
-    """Leave of a finished run's newest checkpoint the policy alone."""
+    """Reduce a finished run's newest checkpoint to the policy."""
     save_checkpoint(run.last, state)
     remove_previous(run)
 

@@ -13,8 +13,8 @@ UPDATES, BATCH_SIZE, LEARNING_RATE = 1500, 256, 1e-3
 def clone(agent: Agent, latents: torch.Tensor, actions: torch.Tensor, *, noise: float, seed: int) -> None:
     """Train the agent's deterministic policy to choose the logged actions [n, A] on encoded observations [n, Z].
 
-    By squared error in the unit box, so it learns the mean action. noise: deviation of Gaussian noise on the latents,
-    so that what is learned of a clip holds of those like it.
+    By squared error in the unit box, so it learns the mean action. noise: standard deviation of Gaussian noise added to
+    the latents, so that it generalises to similar clips.
     """
     generator = torch.Generator().manual_seed(seed)
     unit = (actions - agent.action_low) / (agent.action_high - agent.action_low)

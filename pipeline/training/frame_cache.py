@@ -1,4 +1,4 @@
-"""The clips of a run on video, kept in files of its run directory and mapped into memory."""
+"""The clips of a run on video, stored in its run directory and memory-mapped."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Progress = Callable[[int, int, str], None]
 
 
 class FrameCache:
-    """N clips that training plays or is validated on, found by their rows in the embeddings file.
+    """N clips for training and validation, indexed by their rows in the embeddings file.
 
-    `prepare` leaves three arrays in `folder`: `frames` [N, T, S, S, 3] uint8, decoded once; `inputs` of the encoder's
-    first learning layer, where that is not the frames themselves; and `embeddings` [N, 128] float32 by the encoder as
-    it was before training. Their names say by hash what they were made of, so those that fit are used again. Only the
+    `prepare` writes three arrays to `folder`: `frames` [N, T, S, S, 3] uint8, decoded once; `inputs` of the first
+    encoder layer that is fine-tuned, unless they are the frames; and `embeddings` [N, 128] float32, by the encoder
+    before training. Their names contain a hash of what they were made from, so matching ones are reused. Only the
     embeddings are held in memory.
     """
 
     def __init__(self, folder: Path, data: dataset.Embeddings, rows: np.ndarray, *, frame_size: int):
-        self.is_frozen = True  # while the encoder is as it was before training
+        self.is_frozen = True  # until the encoder is fine-tuned
         self._folder, self._data, self._rows, self._frame_size = folder, data, np.sort(rows), frame_size
         self._index = np.full(data.num_clips, -1)
         self._index[self._rows] = np.arange(len(rows))
 
     def prepare(self, encoder: ClipEncoder, progress: Progress) -> None:
-        """Make the arrays that are not there yet, and remove those of anything else."""
+        """Make the arrays that are missing, and remove arrays made from something else."""
         data = self._data
         made_of = [data.content_sha256, str(data.attrs["decoder"]), self._frame_size, self._rows.tolist()]
         frames = self._kept("frames", made_of, self._read, progress)
@@ -57,12 +57,12 @@ class FrameCache:
                 path.unlink()
 
     def look_up(self, rows: np.ndarray) -> torch.Tensor:
-        """What the agent observes of clips `rows` [B]: embeddings [B, 128] while the encoder is frozen, then inputs."""
+        """Observations of clips `rows` [B]: embeddings [B, 128] while the encoder is frozen, else inputs."""
         index = self._index[rows]
         return self._table[index] if self.is_frozen else torch.from_numpy(np.asarray(self._inputs[index]))
 
     def embeddings(self, encoder: ClipEncoder, rows: np.ndarray) -> np.ndarray:
-        """Embeddings [n, 128] of clips `rows` [n] by the encoder as it is now."""
+        """Embeddings [n, 128] of clips `rows` [n], by the current encoder."""
         if self.is_frozen:
             return self._table[self._index[rows]].numpy()
         return np.concatenate(list(_batches(encoder.embed, self._inputs, self._index[rows])))
@@ -77,7 +77,7 @@ class FrameCache:
     def _kept(
         self, name: str, made_of: list, make: Callable[[], Iterable[np.ndarray]], progress: Progress
     ) -> np.memmap:
-        """The array of that name, which `make` gives in blocks of clips; as it lies there where it was made of this."""
+        """The array of that name, reused if it was made from `made_of`, else made by `make` in blocks of clips."""
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
         path = self._folder / f"{name}-{key[:16]}.npy"
         if not path.is_file():
@@ -89,7 +89,7 @@ class FrameCache:
 
 
 def write_array(path: Path, length: int, blocks: Iterable[np.ndarray]) -> None:
-    """Write blocks [B, ...] one after the other as one .npy of that length, whole or not at all."""
+    """Write blocks [B, ...] in sequence as one .npy of that length, atomically."""
     blocks = iter(blocks)
     first = next(blocks)
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
@@ -111,7 +111,7 @@ def _counted(blocks: Iterable[np.ndarray], tell: Callable[[int], None]) -> Itera
 def _batches(
     function: Callable[[torch.Tensor], torch.Tensor], clips: np.ndarray, index: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """The function of clips [N, ...], or of those of `index`, a few at a time."""
+    """Apply the function to clips [N, ...], or to those in `index`, in batches."""
     index = np.arange(len(clips)) if index is None else index
     for start in range(0, len(index), BATCH_CLIPS):
         yield function(torch.from_numpy(np.asarray(clips[index[start : start + BATCH_CLIPS]]))).numpy()

@@ -1,4 +1,4 @@
-"""Training on outcomes learned from logs: how cautiously, with which real transitions, and whether to deploy it."""
+"""Training on outcomes learned from logs: its caution, the logged transitions, and whether to deploy the policy."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CLONE, LEARNED = "clone of the logging policy", "learned policy"
 
 @dataclass(frozen=True)
 class LogsPlan:
-    """What folds of the logs say of learning from them.
+    """How to learn from the logs, chosen by cross-validation on them.
 
-    model: with the caution that rewards have. candidates: the cautions compared, the best by its lower bound first.
-    is_proven: whether the policy that such outcomes make beat the logging policy on folds, by a lower bound.
-    transitions: the logged steps as replay holds them; None with rewards that look back.
+    model: the outcome model, with the caution used in rewards. candidates: the cautions compared, sorted by the lower
+    bound of their gain, best first. is_proven: whether a policy learned so beats the logging policy on held-out folds,
+    by that lower bound. transitions: the logged steps for replay; None with --reward-window episode.
     """
 
     model: LearnedOutcomes
@@ -39,7 +39,7 @@ class LogsPlan:
         return LEARNED if self.is_proven else CLONE
 
     def described(self) -> dict[str, str | int | float]:
-        """For a policy's provenance, without a gain that too few videos leave open."""
+        """For a policy's provenance; a gain is left out if too few videos leave it undetermined."""
         best = self._chosen
         gains = {"fold_gain_usd_per_hour": best.gain, "fold_gain_lower_bound": best.proven}
         return {
@@ -61,10 +61,10 @@ def plan_on_logs(
     offset: np.ndarray,
     progress: Callable[[int, int], None],
 ) -> LogsPlan:
-    """Compare cautions on folds of the logs, and say whether what is learned beats the logging policy there.
+    """Compare cautions by cross-validation on the logs, and tell whether a learned policy beats the logging policy.
 
-    offset: [V + 1] where each video's clips begin. The candidate that is taken is the first by its lower bound of those
-    that are proven, or else the first.
+    offset: [V + 1], the first clip of each video. Of the candidates, sorted by lower bound, the first proven one is
+    taken, else the first.
     """
     if model.steps.num_steps > ENOUGH_STEPS:
         logger.info(
@@ -75,36 +75,36 @@ def plan_on_logs(
     candidates = choose_caution(model, np.random.default_rng(cfg.seed), progress, given)
     chosen = next((one for one in candidates if one.proven > 0), candidates[0])
     for text in model.contradicted:
-        logger.warning("the logs contradict what the task declares, that %s; it is imposed all the same", text)
+        logger.warning("the logs contradict the task file, which declares that %s; the declaration is used", text)
     if model.attempts_head.dispersion > 0:
         logger.info(
             "attempts vary more than Poisson counts: negative binomial, dispersion %.3g", model.attempts_head.dispersion
         )
     caution = chosen.caution
     logger.info(
-        "caution%s: kappa %g, %g wages where nothing like an action was logged; on folds of the logs the policy gains "
-        "$%+.2f/h over the logging policy, at least $%+.2f/h",
-        "" if given is None else " as given", caution.kappa, caution.unsupported, chosen.gain, chosen.proven,
+        "caution%s: --kappa %g --unsupported %g; in cross-validation on the logs the policy gains $%+.2f/h over the "
+        "logging policy, lower bound $%+.2f/h",
+        "" if given is None else " (given)", caution.kappa, caution.unsupported, chosen.gain, chosen.proven,
     )  # fmt: skip
     is_proven = chosen.proven > 0
     if reason := model.steps.tells_nothing():
         logger.warning("%s", reason)
     if not is_proven:
         logger.warning(
-            "nothing that was learned beats the logging policy on folds of the logs by its lower bound: the policy "
-            "that is deployed clones the logging policy"
+            "no learned policy beats the logging policy by its lower bound in cross-validation on the logs: a clone of "
+            "the logging policy is deployed"
         )
     cautious = model.with_caution(caution)
     transitions = None
     if cfg.reward_window == "step":
         transitions = _transitions(cautious, offset)
     else:
-        logger.info("logged transitions stay out of replay: --reward-window %s looks back", cfg.reward_window)
+        logger.info("logged transitions are not used in replay, because --reward-window is %s", cfg.reward_window)
     return LogsPlan(cautious, candidates, is_proven, transitions)
 
 
 def _transitions(model: LearnedOutcomes, offset: np.ndarray) -> Batch:
-    """The logged steps, with the reward of their own outcomes at the beginning of training, when λ is 0."""
+    """The logged steps, with rewards from their logged outcomes at λ = 0, its value when training starts."""
     steps, task = model.steps, model.task
     found = step_worth(model, steps.rows, Outcomes(steps.attempts, steps.errors))
     rewards = econ.lagrangian_reward(

@@ -1,4 +1,4 @@
-"""What a training run writes down as it goes: a row an episode, a row a validation, and TensorBoard's curves."""
+"""The record of a training run: one row per episode, one per validation, and TensorBoard curves."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ AFTER_ACTIONS = (
     "s_plat", "rebate", "captured_spread",
 )  # fmt: skip
 LOSSES = ("critic_loss", "actor_loss", "alpha", "consistency_loss", "contrastive_loss", "q_mean", "mean_weight")
-ALIASES = {  # what Stable-Baselines3 calls it in TensorBoard, where that differs, so that runs of both share a chart
+ALIASES = {  # the names that Stable-Baselines3 uses in TensorBoard, so that runs of both share a chart
     "episode_reward": "rollout/ep_rew_mean", "episode_steps": "rollout/ep_len_mean", "alpha": "train/ent_coef",
 }  # fmt: skip
 
 
 def metric_columns(task: Task) -> tuple[str, ...]:
-    """The columns of `metrics.csv`, among them the mean of each action."""
+    """The columns of `metrics.csv`, including the mean of each action."""
     return (*BEFORE_ACTIONS, *(f"mean_{name}" for name in task.action_names), *AFTER_ACTIONS)
 
 
 class Record:
-    """`metrics.csv`, `validations.csv` and TensorBoard of a run, whole up to its newest checkpoint."""
+    """`metrics.csv`, `validations.csv` and TensorBoard of a run, complete up to its newest checkpoint."""
 
     def __init__(self, run: RunDirectory, task: Task, state: Mapping[str, int] | None):
-        """state: what `sync` returned when the checkpoint was taken that the run goes on from; None for a new run.
+        """state: from the checkpoint that the run resumes from, as `sync` returned it; None for a new run.
 
-        CorruptError where the files do not reach that far.
+        CorruptError if the files are shorter than that.
         """
         state = state or {"metrics": 0, "validations": 0, "episode": 0}
         self._columns = metric_columns(task)
@@ -53,7 +53,7 @@ class Record:
 
     @out_of_space_is_try_again()
     def episodes(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the rows of episodes that end together; TensorBoard gets one point for them, their mean."""
+        """Write the rows of episodes that end together; TensorBoard gets their mean as one point."""
         for row in rows:
             self._metrics.write(row)
         episode = rows[-1]["episode"]
@@ -69,7 +69,7 @@ class Record:
         self._board.add_scalar("validation/profit_sampled", profit, episode)
 
     def sync(self, episode: int) -> dict[str, int]:
-        """Bring all rows so far to the disk; returns where they end, for `__init__`."""
+        """Flush all rows to the disk; returns the state for `__init__`."""
         return {"metrics": self._metrics.sync(), "validations": self._validations.sync(), "episode": episode}
 
     @out_of_space_is_try_again()
@@ -79,16 +79,16 @@ class Record:
 
 
 class MetricsCsv:
-    """`metrics.csv`, one row an episode, flushed a row at a time so that a killed run keeps what it had."""
+    """A CSV file, flushed after every row so that a killed run keeps its rows."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], *, resume_at: int = 0):
-        """resume_at: bytes of an earlier file to keep, as `sync` returned them; CorruptError where it has fewer."""
+        """resume_at: bytes of an earlier file to keep, as `sync` returned; CorruptError if it has fewer."""
         make_folder(path.parent)
         self._path = path
         size = path.stat().st_size if path.exists() else 0
         if size < resume_at:
             raise CorruptError(
-                f"{path} has {size} bytes, and {resume_at} were written; restore it, or add --overwrite",
+                f"{path} has {size} bytes, but {resume_at} were written; restore it, or add --overwrite",
                 code="metrics-short",
             )
         self._file = open(path, "r+" if resume_at else "w", newline="", encoding="utf-8")  # noqa: SIM115
@@ -106,7 +106,7 @@ class MetricsCsv:
             self._file.flush()
 
     def sync(self) -> int:
-        """Bring the rows so far to the disk; returns the file's size in bytes."""
+        """Flush the rows to the disk; returns the file's size in bytes."""
         with out_of_space_is_try_again(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())

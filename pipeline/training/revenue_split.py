@@ -14,17 +14,17 @@ from pipeline.stats import bootstrap_weights, interval95, percentiles95
 from pipeline.tasks import Task, Worth
 
 TRAILING_EPISODES = 100
-BLOCKS = 20  # neighbouring episodes share a policy, so intervals are over blocks of them
-EPISODES_A_BLOCK = 10  # at least
+BLOCKS = 20  # neighbouring episodes share a policy, so intervals are over blocks of episodes
+EPISODES_PER_BLOCK = 10  # minimum
 BOOTSTRAPS = 2000
 
 
 class RevenueSplit:
     """Prices finished episodes and splits their spread.
 
-    The gain in marginal product is measured against the last 100 episodes. The customer's part of it is what an online
-    linear model makes of the standardised novelty of the clips played (the seed's estimator). It is asked before it is
-    shown the episode's gain, so that `estimator_skill` can tell what its answers are worth.
+    The gain in marginal product is measured against the last 100 episodes. The customer's part of it is predicted by an
+    online linear model from the standardised novelty of the clips played (the seed's estimator). It predicts before it
+    learns from the episode's gain, so that `estimator_skill` can measure its skill.
     """
 
     def __init__(self, task: Task):
@@ -36,7 +36,7 @@ class RevenueSplit:
         self._gains: list[float] = []
 
     def close(self, hours: float, earned: Worth, mean_novelty: float) -> dict[str, float]:
-        """The economic columns of `metrics.csv` for an episode, whose worth is scalars."""
+        """The economic columns of `metrics.csv` for an episode; `earned` has scalars."""
         _, mp, err_rate, implied_wage, profit = map(float, earned)
         human_wage = self._task.human_wage_usd
         human_mp = float(econ.human_marginal_product(human_wage, self._task.price_usd.mean()))
@@ -62,7 +62,7 @@ class RevenueSplit:
         return predicted
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen so far and what both estimators have learned, as arrays and plain values."""
+        """The gains so far and both fitted estimators, as arrays and plain values."""
         return {
             "trailing": self._trailing, "predicted": self._predicted, "gains": self._gains,
             "scaler": _learned(self._scaler), "estimator": _learned(self._estimator),
@@ -74,23 +74,23 @@ class RevenueSplit:
             vars(estimator).update({name: value[()] if value.ndim == 0 else value for name, value in learned.items()})
 
     def skill(self) -> dict[str, Any]:
-        """How well the customer's part was predicted so far."""
+        """The skill of the predictions so far."""
         return estimator_skill(np.array(self._predicted), np.array(self._gains))
 
 
 def _learned(estimator: BaseEstimator) -> dict[str, Any]:
-    """What a scikit-learn estimator was fitted to, as arrays: the attributes whose names end in an underscore."""
+    """The fitted attributes of a scikit-learn estimator, whose names end in an underscore, as arrays."""
     fitted = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
     return {name: np.asarray(value) for name, value in fitted.items()}
 
 
 def estimator_skill(predicted: np.ndarray, gains: np.ndarray) -> dict[str, Any]:
-    """Skill of predictions [T] made before their gains [T] were known, against the best constant in hindsight.
+    """Skill of predictions [T] made before their gains [T] were known, compared with the gains' mean.
 
     R² is 1 − (squared error) / (squared error of the gains' mean), its interval a bootstrap over blocks of episodes.
     The rank correlation is Spearman's within blocks, its interval Student's over them. None with too few episodes.
     """
-    blocks = min(BLOCKS, len(gains) // EPISODES_A_BLOCK)
+    blocks = min(BLOCKS, len(gains) // EPISODES_PER_BLOCK)
     if blocks < 2:
         return {
             "episodes": len(gains), "r2": None, "r2_ci95": None, "rank_correlation": None,
@@ -112,14 +112,13 @@ def estimator_skill(predicted: np.ndarray, gains: np.ndarray) -> dict[str, Any]:
 
 
 def skill_in_words(skill: dict[str, Any]) -> str:
-    """What the rebate rests on, said beside every price that the estimator makes: its skill, in words and figures.
+    """The estimator's skill as text, shown with every price that it determines.
 
     skill: as `estimator_skill` returns it.
     """
     if skill["r2"] is None or skill["rank_correlation"] is None:
         return (
-            f"No skill is known of the estimator of the customers’ share: {skill['episodes']} episodes are too few to "
-            "tell."
+            f"The skill of the estimator of the customers’ share is unknown: {skill['episodes']} episodes are too few."
         )
     (r2_low, r2_high), (rank_low, rank_high) = skill["r2_ci95"], skill["rank_correlation_ci95"]
     if r2_low > 0:
@@ -129,15 +128,15 @@ def skill_in_words(skill: dict[str, Any]) -> str:
     else:
         verdict = "has no measurable skill, so this split is arbitrary"
     return (
-        f"The estimator of the customers’ share {verdict}. Asked before each of {skill['episodes']:,} episodes, it "
-        f"explains {100 * skill['r2']:.1f}% of the gains’ variance beyond a constant (95% interval "
+        f"The estimator of the customers’ share {verdict}. Predicting before each of {skill['episodes']:,} episodes, "
+        f"it explains {100 * skill['r2']:.1f}% of the gains’ variance beyond a constant (95% interval "
         f"{100 * r2_low:.1f}% to {100 * r2_high:.1f}%); its rank correlation with them is "
         f"{skill['rank_correlation']:.2f} ({rank_low:.2f} to {rank_high:.2f})."
     ).replace("-", "−")
 
 
 def _rank_correlation(predicted: np.ndarray, gains: np.ndarray) -> float:
-    """Spearman's; 0 where either does not vary."""
+    """Spearman's; 0 if either does not vary."""
     if np.ptp(predicted) == 0 or np.ptp(gains) == 0:
         return 0.0
     import scipy.stats  # takes half a second

@@ -1,4 +1,4 @@
-"""Several seeds of one training: a run each in RUN/seed-K, and in RUN/summary.json what they come to together."""
+"""Several random seeds of one training: one run per seed in RUN/seed-K, and their means in RUN/summary.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.stats import bootstrap95, interquartile_mean
 from pipeline.text_files import read_text
 from pipeline.writer_lock import one_writer
 
-SAME = (  # or the seeds cannot be averaged
+SAME = (  # keys that must be equal to average seeds
     "source", "task", "scenario", "task_definition", "actions", "costs_usd_per_hour", "human_wage", "validation",
     "outcome_model",
 )  # fmt: skip
@@ -36,7 +36,7 @@ BY_SEED = ("profit_mean", "oracle_ratio", "err_mean", "wage_parity", "spread", "
 def prepare(cfg: TrainConfig) -> list[TrainConfig]:
     """Check and save the settings of several seeds; returns those of the runs that are not finished yet.
 
-    A finished run is kept, so that the same command goes on and one with more seeds adds to what is there.
+    Finished runs are kept, so the same command resumes, and one with more seeds adds runs.
     """
     run = RunDirectory(cfg.out)
     check_new_run(cfg.out, seeds=True, overwrite=cfg.overwrite)
@@ -65,7 +65,7 @@ def run_of(run: Path, seed: int) -> Path:
 
 
 def _refuse_other_settings(cfg: TrainConfig) -> None:
-    """VtpError where the seed is finished with other settings than these."""
+    """VtpError if the seed's run was finished with other settings."""
     run = RunDirectory(cfg.out)
     if not run.is_finished:
         return
@@ -83,22 +83,22 @@ def read_config(run: Path) -> TrainConfig:
     try:
         return train_config(**yaml.safe_load(read_text(path)))
     except FileNotFoundError as error:
-        raise VtpError(f"{run} is no run directory; name the --out of a vtp train", code="run-missing") from error
+        raise VtpError(f"{run} is not a run directory; give the --out of vtp train", code="run-missing") from error
     except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise CorruptError(
-            f"{path} holds no settings of this version of vtp train; train again", code="run-settings-corrupt"
+            f"{path} has no settings that this version of vtp train reads; train again", code="run-settings-corrupt"
         ) from error
 
 
 def runs_in(run: Path) -> list[Path]:
-    """The runs of a folder of several seeds, in the order of their seeds; of one run, itself."""
+    """The runs in a folder of several seeds, in the order of the seeds; for a single run, itself."""
     if RunDirectory(run).metrics.exists() or not RunDirectory(run).has_seeds:
         return [run]
     return [run_of(run, seed) for seed in parse_seeds(read_config(run).seeds or "")]
 
 
 def one_run(run: Path | None) -> None:
-    """VtpError where a run is a folder of several seeds, for those who need a single one."""
+    """VtpError if a run is a folder of several seeds."""
     if run is not None and runs_in(run) != [run]:
         raise one_of_several_seeds(RunDirectory(run))
 
@@ -117,26 +117,24 @@ def _episodes_done(metrics: Path) -> int:
             file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
             rows = file.read().split(b"\n")
         return int(rows[-2].partition(b",")[0])
-    except (OSError, IndexError, ValueError):  # not begun, or only the head is there
+    except (OSError, IndexError, ValueError):  # not started, or only the header is there
         return 0
 
 
 def merge(run: Path, *, changed: bool = False) -> dict[str, Any]:
-    """Write RUN/summary.json from the summaries of its seeds, and return it; of changed scenes, RUN/changed/.
+    """Write RUN/summary.json from the summaries of its seeds, and return it; for changed scenes in RUN/changed.
 
     It has the keys of a single run's: means over seeds, and intervals by bootstrap over seeds, beside the interquartile
-    mean and each seed's own figures. TryAgainError where a seed is not finished.
+    mean and each seed's own figures. TryAgainError if a seed is not finished.
     """
     cfg = read_config(run)
     if cfg.seeds is None:
-        raise VtpError(
-            f"{run} holds the run of one seed; name the --out of a vtp train --seeds", code="run-of-one-seed"
-        )
+        raise VtpError(f"{run} holds the run of one seed; give the --out of vtp train --seeds", code="run-of-one-seed")
     seeds = parse_seeds(cfg.seeds)
     if missing := [str(seed) for seed in seeds if not RunDirectory(run).seed(seed).is_finished]:
         raise TryAgainError(
-            f"of the seeds of {run}, {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not finished; "
-            f"wait, or go on with: {training.command_line(cfg)}",
+            f"{run}: seed{'s' if len(missing) > 1 else ''} {', '.join(missing)} not finished; "
+            f"wait, or continue with: {training.command_line(cfg)}",
             code="seeds-unfinished",
         )
     summary = average([_read_summary(run_of(run, seed), changed=changed) for seed in seeds], seeds)
@@ -153,7 +151,7 @@ def _read_summary(run: Path, *, changed: bool) -> dict[str, Any]:
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (OSError, ValueError, TypeError) as error:
         command = f"vtp evaluate {run}{' --scenes changed' if changed else ''}"
-        raise CorruptError(f"{path} is no summary ({error}); run: {command}", code="summary-corrupt") from error
+        raise CorruptError(f"{path} is not a summary ({error}); run: {command}", code="summary-corrupt") from error
     return summary
 
 
@@ -206,19 +204,19 @@ def average(summaries: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
 
 
 def _verdict(summary: dict[str, Any]) -> str | None:
-    """What the logs say of a seed's policy against the one that made them; None where they were not asked."""
+    """The logs' verdict on a seed's policy against the logging policy; None without logs."""
     found = over_logging_policy(summary)
     return None if found is None else found.verdict
 
 
 def _average_contexts(contexts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Each context's figures, the mean over the seeds that met it."""
+    """Each context's figures: means over the seeds that met it."""
     names = dict.fromkeys(name for one in contexts for name in one)
     return {name: _mean_of_trees([one[name] for one in contexts if name in one]) for name in names}
 
 
 def _mean_of_trees(trees: Sequence[Any]) -> Any:
-    """The mean of numbers that lie at the same places of nested mappings."""
+    """The means of the numbers at the same places of nested mappings."""
     if isinstance(trees[0], dict):
         return {key: _mean_of_trees([tree[key] for tree in trees]) for key in trees[0]}
     return float(np.mean(trees))

@@ -1,4 +1,4 @@
-"""What a policy is trained on: the simulator's state, stored embeddings of demonstration videos, or their frames."""
+"""The sources that policies are trained on: the simulator's state, stored embeddings, or video frames."""
 
 from __future__ import annotations
 
@@ -36,40 +36,45 @@ from pipeline.training.from_logs import LogsPlan, plan_on_logs
 
 logger = logging.getLogger(__name__)
 
-FILES = ("out", "embeddings", "novelty", "task")  # settings that name files, which count by what is in them
-VALIDATION_DRAWS = 12_000  # sampled steps a validation, as many as 200 episodes
+FILES = (
+    "out",
+    "embeddings",
+    "novelty",
+    "task",
+)  # settings that name files: their contents are compared, not their paths
+VALIDATION_DRAWS = 12_000  # sampled steps per validation, as many as 200 episodes
 
 Progress = Callable[[int, int, str], None]
-Judge = Callable[[Agent, OutcomeModel, int, np.random.Generator], pd.DataFrame]  # with draws a step → steps
+Judge = Callable[[Agent, OutcomeModel, int, np.random.Generator], pd.DataFrame]  # int: draws per step; returns steps
 
 
 class Source(NamedTuple):
-    """What a policy is trained on and validated with; observations are rows of `table` or `clips`, or else states."""
+    """The data of training and validation; observations are rows of `table` or `clips`, or else states."""
 
     env: VectorEnv
     model: OutcomeModel
-    judge: Judge  # plays what training holds out
+    judge: Judge  # the policy's steps on held-out data
     draws: int  # of each action's outcome in a validation
     validation: str
     metadata: PolicyMetadata
     held_out: str
-    table: torch.Tensor | None = None  # [N, 128] embeddings as they are observed
-    train_rows: np.ndarray | None = None  # [n] rows of the table that training may see
+    table: torch.Tensor | None = None  # [N, 128] embeddings as observed
+    train_rows: np.ndarray | None = None  # [n] rows of the table for training
     novelty: np.ndarray | None = None  # [N] weights
-    clips: FrameCache | None = None  # of a run on video
-    initial: Agent | None = None  # the trained policy to begin with
-    plan: LogsPlan | None = None  # where outcomes are learned from logs
+    clips: FrameCache | None = None  # for --source video
+    initial: Agent | None = None  # the policy that training starts from
+    plan: LogsPlan | None = None  # if outcomes are learned from logs
     evaluate_on_logs: Callable[[Agent], dict[str, Any] | None] = lambda agent: None
 
     def look_up(self, observations: np.ndarray) -> torch.Tensor:
-        """Observations as the agent sees them: states [B, 4] as they are, rows [B] as embeddings [B, 128] or clips."""
+        """The agent's input: states [B, 4] unchanged, rows [B] as embeddings [B, 128] or clips."""
         if self.clips is not None:
             return self.clips.look_up(observations)
         found = torch.from_numpy(observations)
         return found if self.table is None else self.table[found]
 
     def latents(self, agent: Agent, rows: np.ndarray) -> torch.Tensor:
-        """What the agent's encoder makes of clips [n]: [n, Z]."""
+        """Clips [n] encoded by the agent's encoder, [n, Z]."""
         if self.clips is not None:
             assert isinstance(agent.encoder, encoders.ClipEncoder)
             return torch.from_numpy(self.clips.embeddings(agent.encoder, rows))
@@ -77,12 +82,12 @@ class Source(NamedTuple):
             return agent.encoder(self.look_up(rows))
 
     def validate(self, agent: Agent, rng: np.random.Generator) -> pd.DataFrame:
-        """Steps of a policy on what training holds out."""
+        """The policy's steps on held-out data."""
         return self.judge(agent, self.model, self.draws, rng)
 
 
 def check(cfg: TrainConfig) -> None:
-    """VtpError where a run with these settings could not begin."""
+    """VtpError if a run with these settings could not start."""
     if not isinstance(cfg, SimTrainConfig) and not storage.fetch(cfg.embeddings).is_file():
         raise VtpError(
             f"no embeddings at {cfg.embeddings}; make them with `vtp extract VIDEOS --out {cfg.embeddings}`, "
@@ -101,11 +106,10 @@ def open_source(
     model: OutcomeModel | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> Source:
-    """The env of that source, and how a policy on it is validated with sampled outcomes.
+    """Open the source: its environments, outcome model and validation.
 
-    model: what actions bring, where it is not the source's own. progress: told of what takes long.
-
-    VtpError where the policy that `init` names was trained on what looks different.
+    model: an outcome model to use instead of the source's own. progress: told of slow steps. VtpError if the policy of
+    `init` was trained on other inputs.
     """
     source = (
         _simulator(cfg, model, rng) if isinstance(cfg, SimTrainConfig) else _stored_clips(cfg, model, rng, progress)
@@ -155,21 +159,23 @@ def _stored_clips(
     data = dataset.read_embeddings(cfg.embeddings, scratch=cfg.out)
     if isinstance(cfg, VideoTrainConfig) and data.attrs["backbone"] != "r3d_18":
         raise VtpError(
-            f"--source video trains R3D-18 on, and {cfg.embeddings} is of {data.attrs['backbone']}; "
+            f"--source video fine-tunes R3D-18, but {cfg.embeddings} was made with {data.attrs['backbone']}; "
             "extract with --backbone r3d_18, or use --source embeddings",
             code="backbone-not-trainable",
         )
     videos, held_out, how = dataset.split_rows(data)
     train_rows = dataset.rows_in(videos)
     novelty = None if cfg.novelty is None else dataset.read_novelty_weights(cfg.novelty, data.content_sha256)
-    _say_what_clips_weigh(cfg)
+    _log_clip_weights(cfg)
     plan = None
     if model is None:
         progress(0, 1, "outcomes")
         model = outcomes_of(data, cfg.task, cfg.outcomes, train_rows)
-        _say_where_outcomes_come_from(data, model)
+        _log_outcome_model(data, model)
         if isinstance(model, LearnedOutcomes):
-            plan = plan_on_logs(cfg, model, data.offset, lambda done, total: progress(done, total, "folds of the logs"))
+            plan = plan_on_logs(
+                cfg, model, data.offset, lambda done, total: progress(done, total, "cross-validation on the logs")
+            )
             model = plan.model
     env = EmbeddingEnv(model, cfg.num_envs, videos=videos, reward_window=cfg.reward_window, rng=rng)
     clips = table = centre = None
@@ -236,46 +242,46 @@ def _stored_clips(
     )  # fmt: skip
 
 
-def _say_what_clips_weigh(cfg: EmbeddingsTrainConfig | VideoTrainConfig) -> None:
+def _log_clip_weights(cfg: EmbeddingsTrainConfig | VideoTrainConfig) -> None:
     beside = cfg.embeddings.with_name("novelty.h5")
     if cfg.novelty is not None:
         logger.info("replay is weighted by novelty: %s", cfg.novelty)
     elif beside.is_file():
-        logger.info("every clip weighs 1 in replay: %s is not used without --novelty", beside)
+        logger.info("every clip weighs 1 in replay; to use the weights in %s, add --novelty", beside)
 
 
-def _say_where_outcomes_come_from(data: dataset.Embeddings, model: OutcomeModel) -> None:
-    logger.info("what actions bring: %s", model.description)
+def _log_outcome_model(data: dataset.Embeddings, model: OutcomeModel) -> None:
+    logger.info("outcome model: %s", model.description)
     is_logged = data.logs is not None and np.isfinite([data.logs.attempts, data.logs.errors]).any()
     if is_logged and not isinstance(model, LearnedOutcomes):
-        logger.warning("logged attempts and errors are not used: what actions bring is simulated")
+        logger.warning("logged attempts and errors are not used: outcomes are simulated")
 
 
 def _check_contexts_vary(cfg: EmbeddingsTrainConfig, data: dataset.Embeddings, model: OutcomeModel) -> None:
-    """VtpError where each video shows one context of several, so that its mean would take the context away."""
+    """VtpError if each video shows only one of several contexts: subtracting its mean would remove the context."""
     shown = [set(contexts.tolist()) for contexts in np.split(model.context, data.offset[1:-1])]
     if len(set().union(*shown)) > 1 and all(len(contexts) <= 1 for contexts in shown):
         raise VtpError(
-            f"every video of {cfg.embeddings} shows one context alone, which --centre video would take away with the "
-            "mean of the video; use --centre corpus",
+            f"every video of {cfg.embeddings} shows only one context, which --centre video would remove with the mean "
+            "of the video; use --centre corpus",
             code="centre-hides-contexts",
         )
 
 
 def refuse_other_settings(run: RunDirectory, settings: TrainConfig, *, except_for: Sequence[str] = FILES) -> None:
-    """VtpError where a run was started with other settings, but for those of these names."""
-    begun, wanted = run.read_settings(), settings.model_dump(mode="json")
+    """VtpError if a run was started with other settings; those in `except_for` may differ."""
+    started, wanted = run.read_settings(), settings.model_dump(mode="json")
     for name in wanted:
-        if name not in except_for and begun.get(name) != wanted[name]:
+        if name not in except_for and started.get(name) != wanted[name]:
             raise VtpError(
-                f"{run} was started with {name}={begun.get(name)}, now {name}={wanted[name]}; choose another --out, "
+                f"{run} was started with {name}={started.get(name)}, now {name}={wanted[name]}; choose another --out, "
                 "or add --overwrite",
                 code="run-other-settings",
             )
 
 
 def command_line(cfg: TrainConfig) -> str:
-    """The command that trains with these settings: its flags are those that differ from the defaults."""
+    """The command that trains with these settings; it names those that differ from the defaults."""
     defaults = train_config(source=cfg.source, reward_window=cfg.reward_window).model_dump()  # gamma's depends on both
     defaults["reward_window"] = "step"
     words = ["vtp", "train", "--source", cfg.source]

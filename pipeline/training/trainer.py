@@ -1,4 +1,4 @@
-"""The training loop's state, one step of all environments at a time: act, step, insert, update."""
+"""The state of the training loop, which advances all environments by one step: act, step, insert, update."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.training.sources import Source
 
 
 class Trainer:
-    """A run in progress. What `state_dict` holds decides, bit for bit on one machine, how it goes on."""
+    """A run in progress. From the same `state_dict` it continues identically, bit for bit, on one machine."""
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class Trainer:
         progress: Callable[[int, int, str], None] = lambda done, total, text: None,
         num_steps: int | None = None,
     ):
-        """progress: told of what is prepared before training, if that takes long.
+        """progress: told of slow preparations before training.
 
-        num_steps: steps of all environments until the end of annealing, where episodes do not say it.
+        num_steps: steps of each environment until annealing ends; by default annealing follows the episodes.
         """
         self.cfg, self.source = cfg, source
         self._task = source.model.task
@@ -51,7 +51,7 @@ class Trainer:
             self._remember(source.plan.transitions)
         self.revenue_split = RevenueSplit(self._task)
         self._sums = EpisodeSums(cfg.num_envs, self._task.action_names)
-        self._losses: dict[str, list[float]] = defaultdict(list)  # of the updates since the last episode ended
+        self._losses: dict[str, list[float]] = defaultdict(list)  # of updates since the last episode ended
         self._mean_losses = dict.fromkeys(LOSSES, 0.0)
         self.episode, self._updates_due = 0, 0.0
         self._unfreeze_if_due()
@@ -61,12 +61,12 @@ class Trainer:
         return self._buffer.size >= self.cfg.warmup_steps
 
     def step(self) -> list[dict[str, float]]:
-        """One step of all environments and the updates that are due by then; the rows of the episodes that ended."""
+        """Do one step of all environments and the updates due; returns the rows of episodes that ended."""
         cfg, env, observations = self.cfg, self.source.env, self._observations
         actions = self._act(observations)
         next_observations, rewards, truncated = env.step(actions)
         novelty = np.ones(cfg.num_envs) if self.source.novelty is None else self.source.novelty[observations]
-        masks = np.ones(cfg.num_envs)  # a time limit is no end: the critic bootstraps through it
+        masks = np.ones(cfg.num_envs)  # a time limit is not terminal: the critic bootstraps through it
         self.steps += 1
         self._buffer.add(Batch(observations, actions, rewards, masks, next_observations), novelty)
         self.agent.observe_rewards(rewards)
@@ -77,7 +77,7 @@ class Trainer:
         return rows
 
     def _remember(self, logged: Batch) -> None:
-        """Put logged transitions into replay, the last ones where there are more than it holds."""
+        """Put logged transitions into replay; if there are too many, the last ones."""
         logged = Batch(*(column[-self.cfg.buffer_size :] for column in logged))
         novelty = self.source.novelty
         weights = np.ones(len(logged.rewards)) if novelty is None else novelty[logged.observations]
@@ -89,12 +89,12 @@ class Trainer:
         if not self.is_learning and self.cfg.init is None:
             return self._random_actions(num_envs)
         actions = self.agent.act(self.source.look_up(observations), generator=self._generator)
-        at_random = self._rng.random(num_envs) < self.cfg.random_actions  # keeps the critic informed all over
+        at_random = self._rng.random(num_envs) < self.cfg.random_actions  # keeps the critic trained on the whole range
         actions[at_random] = self._random_actions(int(at_random.sum()))
         return actions
 
     def _random_actions(self, count: int) -> np.ndarray:
-        """Uniform over the stretched range and cut: one in twelve lies at each bound, where the best often is."""
+        """Uniform over a stretched range, then clipped: one in twelve is at each bound, where the optimum often is."""
         unit = STRETCH * (self._rng.random((count, self._task.num_actions), np.float32) - 0.5) + 0.5
         return self._task.from_unit(unit.clip(0, 1)).astype(np.float32)
 
@@ -103,7 +103,7 @@ class Trainer:
         if self.is_learning:
             self._updates_due += cfg.updates_per_episode * cfg.num_envs / EPISODE_STEPS
         progress = self.episode / cfg.episodes if self._num_steps is None else self.steps / self._num_steps
-        if cfg.init is not None:  # a policy that was trained already does not begin at high entropy again
+        if cfg.init is not None:  # a trained policy does not start at high entropy again
             progress = 0.5 + 0.5 * progress
         self.agent.anneal(progress, final_entropy=cfg.final_entropy)
         while self._updates_due >= 1:
@@ -127,7 +127,7 @@ class Trainer:
         )
 
     def _close(self, truncated: np.ndarray) -> list[dict[str, float]]:
-        """The rows of the episodes that ended, as many as were asked for; λ and the error target move on."""
+        """The rows of episodes that ended, up to `cfg.episodes`; updates λ and the error target."""
         work = self.source.env.workplace
         earned = work.worth()
         self._mean_losses |= {name: float(np.mean(self._losses[name])) for name in LOSSES if self._losses[name]}
@@ -160,12 +160,12 @@ class Trainer:
         return rows
 
     def _unfreeze_if_due(self) -> None:
-        """From here on the agent observes clips, so that its losses reach the layers of the encoder that learn."""
+        """Once fine-tuning starts, the agent observes clips, so that its losses reach the encoder layers that learn."""
         if self.source.clips is not None and isinstance(self.cfg, VideoTrainConfig):
             self.source.clips.is_frozen = self.episode < self.cfg.frozen_episodes
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only, for checkpoints are read without running code."""
+        """Tensors and plain values only, because checkpoints are read without running code."""
         arrays = {
             "env": self.source.env.state_dict(),
             "workplace": self.source.env.workplace.state_dict(),
@@ -205,7 +205,7 @@ class Trainer:
 
 
 class EpisodeSums:
-    """Sums over the current episode of each of N environments."""
+    """Sums over the current episode in each of N environments."""
 
     def __init__(self, num_envs: int, action_names: tuple[str, ...]):
         self._names = action_names
@@ -225,7 +225,7 @@ class EpisodeSums:
 
 
 def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, str], None]) -> Agent:
-    """An agent to begin with: untrained, or the best policy of another run."""
+    """The initial agent: untrained, or the best policy of another run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         agent = runs.agent_of(
@@ -234,7 +234,7 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
         )  # fmt: skip
     if source.initial is not None:
         agent.load_state_dict(source.initial.state_dict())
-        agent.forget_rewards()  # they are scaled by what they are in this world
+        agent.forget_rewards()  # their scale is that of the other run
     encoder = agent.encoder
     if source.clips is not None:
         assert isinstance(encoder, encoders.ClipEncoder)
@@ -249,7 +249,7 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
 
 
 def _pack(tree: Any) -> Any:
-    """Arrays as tensors and numpy's scalars as plain ones; `_unpack` turns the tensors back."""
+    """Turn arrays into tensors and numpy scalars into plain ones; `_unpack` turns tensors back."""
     if isinstance(tree, dict):
         return {key: _pack(value) for key, value in tree.items()}
     if isinstance(tree, list):
