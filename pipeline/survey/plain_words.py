@@ -40,7 +40,7 @@ def doubt_in_words(learned: Learned) -> list[str]:
     """That the gain of the best actions may be none, if the ensemble says so."""
     low, high = learned.gain_ci95
     return (
-        ["the interval contains 0, so these logs do not show that the best actions earn more"] if low <= 0 <= high else []
+        ["the interval contains 0: these logs do not show that the best actions earn more"] if low <= 0 <= high else []
     )
 
 
