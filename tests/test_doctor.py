@@ -41,7 +41,7 @@ def test_an_output_from_its_beginning_to_its_damage(cfg):
     extract.run(cfg.model_copy(update={"shard": 0}))
     extract.merge(cfg)
     whole, state = findings(cfg)
-    assert (whole.found, state.fix) == ("whole: 2 clips of 2 videos", "")
+    assert (whole.found, state.fix) == ("undamaged: 2 clips of 2 videos", "")
 
     cfg.out.write_bytes(cfg.out.read_bytes()[:-100])
     folder = shards.parts_folder(cfg.out)
