@@ -108,6 +108,8 @@ def test_skill_in_words_says_whether_there_is_any_with_its_intervals():
         "Predicting before each of 1,200 episodes, it explains −1.2% of the gains’ variance beyond a constant" in words
     )
     assert "(95% interval −2.0% to −0.1%); its rank correlation with them is 0.30 (−0.10 to 0.70)." in words
+    nearly_zero = skill_in_words(figures | {"r2": -0.0004, "rank_correlation": -0.004})
+    assert "explains 0.0% of" in nearly_zero and "with them is 0.00 (" in nearly_zero
     assert "share has skill." in skill_in_words(figures | {"r2_ci95": [0.01, 0.2]})
     assert "no better than a constant" in skill_in_words(figures | {"rank_correlation_ci95": [0.01, 0.7]})
     assert "7 episodes are too few" in skill_in_words(estimator_skill(np.zeros(7), np.ones(7)))

@@ -193,5 +193,5 @@ class DemoConfig(Config):
     """Run every stage on rendered demonstrations, up to the report."""
 
     out: Path = Field(Path("runs/demo"), description="Run directory, also for its videos and embeddings.")
-    quick: bool = Field(False, description="Run a smaller version (under three minutes).")
+    quick: bool = Field(False, description="Run a smaller version (about 75 s on two cores).")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")

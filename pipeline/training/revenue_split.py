@@ -127,11 +127,13 @@ def skill_in_words(skill: dict[str, Any]) -> str:
         verdict = "ranks episodes better than chance, but is no better than a constant"
     else:
         verdict = "has no measurable skill, so this split is arbitrary"
+    r2, r2_low, r2_high = (round(value, 3) + 0.0 for value in (skill["r2"], r2_low, r2_high))  # + 0.0: not minus zero
+    rank, rank_low, rank_high = (round(value, 2) + 0.0 for value in (skill["rank_correlation"], rank_low, rank_high))
     return (
         f"The estimator of the customers’ share {verdict}. Predicting before each of {skill['episodes']:,} episodes, "
-        f"it explains {100 * skill['r2']:.1f}% of the gains’ variance beyond a constant (95% interval "
+        f"it explains {100 * r2:.1f}% of the gains’ variance beyond a constant (95% interval "
         f"{100 * r2_low:.1f}% to {100 * r2_high:.1f}%); its rank correlation with them is "
-        f"{skill['rank_correlation']:.2f} ({rank_low:.2f} to {rank_high:.2f})."
+        f"{rank:.2f} ({rank_low:.2f} to {rank_high:.2f})."
     ).replace("-", "−")
 
 
