@@ -29,7 +29,9 @@ def sim_config(folder: Path, **settings) -> SimTrainConfig:
 
 
 def embeddings_config(folder: Path, path: Path, **settings) -> EmbeddingsTrainConfig:
-    return EmbeddingsTrainConfig(**{"embeddings": path, "out": folder / "run", **SMALL, **settings})
+    """On simulated outcomes by default: a caution is chosen on folds of the logs, which takes seconds."""
+    defaults = {"embeddings": path, "out": folder / "run", "outcomes": "simulator", **SMALL}
+    return EmbeddingsTrainConfig(**{**defaults, **settings})
 
 
 # Tasks that are unlike the built-in ones
