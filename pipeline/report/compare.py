@@ -84,7 +84,7 @@ def read_row(path: Path) -> dict[str, Any]:
     lacking = [key for key in ("source", "task", "scenario", "validation", "episodes") if key not in summary]
     if lacking or not isinstance(summary["episodes"], int):
         raise VtpError(
-            f"{run.latest.summary} is no summary of a run: it has no {'number of ' if not lacking else ''}"
+            f"{run.latest.summary} is not a summary of a run: it has no {'number of ' if not lacking else ''}"
             f"{(lacking or ['episodes'])[0]}; "
             f"make it with: vtp evaluate {shlex.quote(str(path))}",
             code="summary-bad",

@@ -70,14 +70,14 @@ def capitalised(text: str) -> str:
 
 
 def finite(value: Any) -> float | None:
-    """`value` as a float, None where it is no finite number."""
+    """`value` as a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def finite_values(value: Any) -> dict[str, float | None]:
-    """A mapping's numbers by name; none where it is no mapping."""
+    """The numbers of a mapping by name, None for what is not finite; empty if `value` is not a mapping."""
     return {str(name): finite(x) for name, x in value.items()} if isinstance(value, dict) else {}
 
 
