@@ -1,4 +1,4 @@
-"""What the logs say: every estimate, how far the logs can tell, and other policies for comparison."""
+"""The section on off-policy evaluation: all estimates, the support by the logs, and other policies."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class OffPolicySection:
 
 
 def off_policy_section(summary: dict[str, Any], config: dict[str, Any]) -> OffPolicySection | None:
-    """The section; None where no logs were asked. config: the settings of training."""
+    """The section; None without off-policy evaluation. config: the settings of training."""
     found, over = summary.get("off_policy"), over_logging_policy(summary)
     if not isinstance(found, dict) or over is None:
         return None
