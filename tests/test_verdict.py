@@ -18,7 +18,7 @@ def by_logs(over, **changes):
         (BETTER, "The policy would earn $2.35 an hour more than the logging policy"),
         (WORSE, "The policy would earn $1.20 an hour less than the logging policy"),
         (LIKE, "The policy is not distinguishable from the logging policy"),
-        (UNKNOWN, "The logs cannot tell what the policy would bring: not identified"),
+        (UNKNOWN, "The logs cannot tell what the policy would earn: not identified"),
     ],
 )
 def test_the_title_is_the_verdict_of_the_logs(over, title):

@@ -58,7 +58,7 @@ class LoggedSteps(NamedTuple):
         """VtpError if these steps are too few to learn outcomes from."""
         if self.num_videos < 2:
             raise VtpError(
-                f"number of logged videos ({self.num_videos}) is below 2, and steps of one video depend on each other; "
+                f"the number of logged videos ({self.num_videos}) is below 2, and steps of one video depend on each other; "
                 "log more videos, or use --outcomes simulator if the task has one",
                 code="logs-too-few-videos",
             )

@@ -34,7 +34,7 @@ def title(summary: dict[str, Any]) -> str:
         return f"{NOTHING_BEATS}, so the deployed policy acts as it does on average"
     assert over is not None
     if over.verdict == "not identified":
-        return "The logs cannot tell what the policy would bring: not identified"
+        return "The logs cannot tell what the policy would earn: not identified"
     if over.change is None or not over.is_known:
         return f"The policy is {over.beyond(LOGGING_POLICY)}"
     more = "more" if over.verdict == "better" else "less"
