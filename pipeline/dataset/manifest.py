@@ -66,7 +66,8 @@ def find_lerobot(source: str, camera: str | None = None) -> LeRobot | None:
     if camera is not None and (not is_one or listed is not None):
         why = f"{listed} replaces its meta folder" if listed is not None else f"source {source!r} is not one"
         raise VtpError(
-            f"--camera {camera} is for LeRobot data sets, but {why}; leave it out", code="camera-without-lerobot"
+            f"--camera {camera} is for LeRobot, robomimic and Minari data sets, but {why}; leave it out",
+            code="camera-without-lerobot",
         )
     if listed is not None:
         logger.warning("%s is a LeRobot data set, but its %s is used instead of its meta folder", folder, listed.name)
