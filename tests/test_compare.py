@@ -64,7 +64,7 @@ def test_runs_of_different_judges_are_said_and_not_subtracted(tmp_path, vtp):
     assert said in " ".join(out.split())
     page = (tmp_path / "compare.html").read_text()
     assert said in page and "better, +$2.35 [$1.10, $3.60]" in page and ">not identified<" in page
-    assert "what the outcome model learned from the logs expects" in page
+    assert "expectations of the outcome model learned from the logs" in page
     table = pd.read_csv(tmp_path / "compare.csv")
     assert table.judge.tolist() == ["Simulated", *["Estimated from your logs"] * 2]
     assert table.profit_difference.isna().all() and table.change.fillna(0).tolist() == [0, 2.35, 0]

@@ -117,5 +117,5 @@ def test_embeddings_that_are_gone_are_said_to_be_missing(run_on_logs, tmp_path):
     path = run_on_logs()
     (tmp_path / "e.h5").unlink()
     page = report(path)
-    assert "What the logs hold cannot be shown: embeddings " in page.text
+    assert "The contents of the logs cannot be shown: embeddings " in page.text
     assert f"vtp logs {tmp_path / 'e.h5'}" in page.text

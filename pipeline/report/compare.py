@@ -66,13 +66,13 @@ def judges_say(rows: list[dict[str, Any]]) -> list[str]:
         by_judge = "; ".join(f"{judge}: {listed(runs)}" for judge, runs in runs_of.items())
         says = [
             f"The runs have different judges: {by_judge}. "
-            "Figures of a simulator and of logs cannot be subtracted, so there is no difference from the first run "
-            "where its judge is another."
+            "Figures of a simulator and of logs cannot be subtracted, so a run with another judge than the first has "
+            "no difference from it."
         ]
     if LOGS in runs_of:
         says.append(
-            "Where logs judge, the verdict is the change over the logging policy; profit, spread and shares of the "
-            "optimum are what the outcome model learned from the logs expects, which nobody measured or paid."
+            "If logs are the judge, the verdict is the change over the logging policy; profit, spread and shares of "
+            "the optimum are expectations of the outcome model learned from the logs, not measured or paid."
         )
     return says
 

@@ -25,9 +25,9 @@ def profit_in_words(costs: dict[str, float] | None) -> str:
     if costs is None:
         return f"{profit} and less the costs of the hour."
     if not costs:
-        return f"{profit}; the task counts no cost of the hour."
+        return f"{profit}; the task has no hourly costs."
     items = listed([f"{item} ({usd(cost)} an hour)" for item, cost in costs.items()])
-    return f"{profit} and less {items}; no other cost is counted."
+    return f"{profit} and less {items}; no other cost is included."
 
 
 def economics_answer(summary: dict[str, Any], numbers: dict[str, float | None]) -> str:
@@ -87,7 +87,7 @@ def economics_rows(summary: dict[str, Any], numbers: dict[str, float | None], es
         (
             "Spread",
             f"{usd(numbers['spread'])} an hour",
-            "Implied wage less human wage, of the trained policy in validation. It would be paid out only where wage "
+            "Implied wage less human wage, of the trained policy in validation. It would be paid out only if wage "
             f"parity is above 1 by more than {margin}.",
         ),
         (
@@ -101,7 +101,7 @@ def economics_rows(summary: dict[str, Any], numbers: dict[str, float | None], es
 
 def _less_costs(costs: dict[str, float] | None) -> str:
     if costs:
-        return f"Implied wage less costs of {usd(sum(costs.values()))} an hour. No other cost is counted."
+        return f"Implied wage less costs of {usd(sum(costs.values()))} an hour. No other cost is included."
     if costs is not None:
-        return "Implied wage; the task counts no cost of the hour."
+        return "Implied wage; the task has no hourly costs."
     return "Implied wage less costs, which this summary does not itemise."

@@ -150,7 +150,7 @@ def _judge_says(result: dict[str, Any]) -> str:
     if not _is_learned(result):
         return "Outcomes are the simulator’s; nobody paid this money."
     judged_by = f" Policies were judged by {result['judged_by']}." if "judged_by" in result else ""
-    return f"Outcomes were {str(result['judge']).rstrip('.')}.{judged_by} All money is what would have been."
+    return f"Outcomes were {str(result['judge']).rstrip('.')}.{judged_by} All money is hypothetical."
 
 
 def _between(bounds: list[float] | None, show: Callable[[float], str]) -> str:
@@ -199,7 +199,7 @@ def _elasticity_says(result: dict[str, Any], summary: dict[str, Any]) -> tuple[s
         more.append(_today_says(result))
     elif "profit" in result and summary.get("context_mix") == "stationary":
         more.append(
-            f"Contexts weigh here as often as validation met them: at today’s prices the policy would earn "
+            f"Contexts are weighted here by how often validation met them: at today’s prices the policy would earn "
             f"{usd(result['profit']['policy']['value'])} an hour; in the headline each context counts equally."
         )
     return answer, " ".join(more)
@@ -259,8 +259,8 @@ def _spread_says(result: dict[str, Any], summary: dict[str, Any]) -> tuple[str, 
     validated = summary.get("spread")
     if isinstance(validated, (int, float)):
         more += (
-            f"The spread of {usd(float(validated))} an hour in the table of money is another one: of the trained "
-            "policy in validation, not of training, which explores. "
+            f"The spread of {usd(float(validated))} an hour in the table of money differs: it is of the trained policy "
+            "in validation, not of training, which explores. "
         )
     cost = result["customer_cost_usd"]
     return answer, (
@@ -333,9 +333,9 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
         for row in result["periods"]
     ]
     return Table(
-        "Training by periods: average output in good units an hour, its gain on the period before and on the mean of "
-        "the last three; rates in $ an hour; and dollars of the whole period. The customer’s surplus is what the good "
-        "units would have cost in flawless human hands, less what would have been paid for them. Nobody paid it.",
+        "Training by periods: average output in good units an hour, its gain over the period before and over the mean "
+        "of the last three; rates in $ an hour; and dollars of the whole period. The customer’s surplus is what the "
+        "good units would have cost in flawless human hands, less what would have been paid for them. Nobody paid it.",
         [("To episode", "number first")] + [(label, "number") for label, _, _ in columns],
         rows,
         csv_download("spread-periods.csv", pd.DataFrame(result["periods"])),

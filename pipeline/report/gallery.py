@@ -255,8 +255,8 @@ def _detection(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
         records += [{"kind": kind, "score": name, **found[name][kind]} for name in others]
     named = {"knn": "nearest neighbours", "gap": "noise gap"}
     return Table(
-        "Labelled novelty found, by kind: area under the ROC curve with its 95% interval, 0.5 is chance. Beside the "
-        "score its channels, and nearest neighbours in embedding space.",
+        "Detection of labelled novelty by kind: area under the ROC curve with its 95% interval; 0.5 is chance. Beside "
+        "the score are its channels, and nearest neighbours in embedding space.",
         [("Kind", "text"), ("Clips", "number"), ("Score", "number")]
         + [(named.get(name, name), "number") for name in others],
         rows,

@@ -228,7 +228,7 @@ def tiles_of_logs(summary: dict[str, Any]) -> list[Tile]:
         note = f"Worth of the logged steps with actions like the policy’s; {number_tick(FEWEST_EFFECTIVE)} are needed."
         tiles.append(Tile(number(effective, 1), "effective steps", f"{note} The largest weighs {percent(largest)}."))
     if overlap is not None:
-        note = f"Share of hours where logs have actions like the policy’s; {percent(LEAST_OVERLAP, 0)} are needed."
+        note = f"Share of hours in which logs have actions like the policy’s; {percent(LEAST_OVERLAP, 0)} are needed."
         tiles.append(Tile(percent(overlap, 0), "overlap with the logs", note))
     return tiles
 

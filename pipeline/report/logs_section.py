@@ -60,7 +60,7 @@ def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missin
         )
     except (VtpError, OSError) as error:
         return Missing(
-            f"What the logs hold cannot be shown: {error}.", f"vtp logs {shlex.quote(str(clips.embeddings))}"
+            f"The contents of the logs cannot be shown: {error}.", f"vtp logs {shlex.quote(str(clips.embeddings))}"
         )
 
 
@@ -184,9 +184,8 @@ def _table(found: LogSurvey, axes: dict[str, ActionAxis]) -> Table:
         rows.append([Cell(title_of(name, found.contexts), name), *_cells(held, learned, axes)])
         records.append(_record(name, held, learned))
     return Table(
-        "What was logged of each context and what it earned; the best action by the logs, what it is expected to earn "
-        "and to gain over the logged actions, with the middle 95% of the ensemble; and how many logged steps are like "
-        "it.",
+        "The logs of each context and their profit; the best action by the logs, its expected profit and gain over the "
+        "logged actions, with 95% intervals of the ensemble; and the number of logged steps with a similar action.",
         [("Context", "text"), *((head, "number") for head in heads)],
         rows,
         figures.csv_download("logs.csv", pd.DataFrame(records)),
