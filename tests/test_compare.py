@@ -48,7 +48,7 @@ def test_runs_of_different_worlds_are_compared_with_a_warning_and_names_are_esca
     runs = [build_run(tmp_path / "a"), build_run(tmp_path / "<b>", scenario="seed")]
     compare.run(CompareConfig(runs=runs, out=tmp_path))
     page = (tmp_path / "compare.html").read_text()
-    assert "not validated alike: compare with care" in page
+    assert "validated differently: compare with care" in page
     assert "<b>" not in page and "&lt;b&gt;" in page
 
 
