@@ -163,9 +163,9 @@ def extract_videos(
         failed = left_out | {row.video_id for row in ledger.failures}
         if cfg.max_failures is not None and len(failed) > cfg.max_failures:
             raise PartialError(
-                f"{len(failed)} videos failed, more than --max-failures {cfg.max_failures}; they are listed in "
-                f"{ledger.path} (wrong labels: in the log): mend them or raise --max-failures, and run the same "
-                "command again",
+                f"{len(failed)} videos failed, more than --max-failures {cfg.max_failures}; the reasons are in "
+                f"{ledger.path}, for wrong labels in the log: correct them or raise --max-failures, and run the "
+                "same command again",
                 code="too-many-failures",
             )
 
@@ -347,8 +347,8 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
         )  # fmt: skip
     if other_lengths:
         logger.warning(
-            "%d videos have a different number of frames than of values, such as %s; clips after the last value have "
-            "no labels", len(other_lengths), other_lengths[0],
+            "the logs of %d videos, such as %s, do not have one value per frame; clips after the last value have no "
+            "labels", len(other_lengths), other_lengths[0],
         )  # fmt: skip
     rows = [asdict(row) for row in failures]
     failures_path = write_failures(cfg.out, rows)

@@ -104,7 +104,7 @@ def make_folder(path: Path) -> None:
             if error.errno in OUT_OF_SPACE:
                 raise
             raise VtpError(
-                f"{path} cannot be made: {error.strerror}; name another folder", code="folder-unwritable"
+                f"{path} cannot be created: {error.strerror}; name another folder", code="folder-unwritable"
             ) from error
 
 
@@ -124,7 +124,7 @@ def check_file_place(path: Path) -> None:
     if path.is_dir():
         raise VtpError(f"{path} is a folder; name a file in it", code="output-is-folder")
     if path.exists() and not path.is_file():
-        raise VtpError(f"{path} is a device or a pipe and stays as it is; name a file", code="output-is-no-file")
+        raise VtpError(f"{path} is a device or a pipe, not a file; name a file", code="output-is-no-file")
     check_folder_place(path.parent)
 
 

@@ -116,7 +116,7 @@ def _named_in(cfg: Config) -> Iterator[Path]:
         if name in OUTPUTS or any(
             get_origin(kind) is Literal for kind in (field.annotation, *get_args(field.annotation))
         ):
-            continue  # a choice is no file, even if a file has the same name
+            continue  # a choice is not a file, even if a file has the same name
         for path in (Path(value) for value in values if isinstance(value, str | Path) and os.path.exists(value)):
             yield path
             if name in MODELS and path.is_dir():

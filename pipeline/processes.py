@@ -54,7 +54,7 @@ class ProcessIdentity(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ProcessIdentity | None:
-        """The reverse of `str`; None if the text is no identity."""
+        """The reverse of `str`; None if the text is something else."""
         machine, _, rest = text.partition("-")
         pid, _, started = rest.partition("-")
         return cls(machine, int(pid), int(started)) if pid.isdecimal() and started.isdecimal() else None

@@ -87,7 +87,9 @@ def _warn_of_settings_without_effect(cfg: SimulateConfig, num_val: int) -> None:
     if num_val == 0 and cfg.val_fraction > 0 and "val_fraction" in cfg.model_fields_set:
         logger.warning("--val-fraction %g has no effect: the only video is for training", cfg.val_fraction)
     if cfg.novel > 0 and planted(cfg.videos, cfg.steps, cfg.novel) == 0:
-        logger.warning("--novel %g has no effect: it is less than half a clip of %d", cfg.novel, cfg.videos * cfg.steps)
+        logger.warning(
+            "--novel %g has no effect: of %d clips it is less than half a clip", cfg.novel, cfg.videos * cfg.steps
+        )
 
 
 def make_videos(cfg: SimulateConfig, task: Task, progress: Progress) -> None:

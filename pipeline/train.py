@@ -154,7 +154,7 @@ def _remove_evaluations(run: RunDirectory) -> None:
     """Remove evaluations made before training was finished: they are of another policy."""
     for folder in (run.evaluation.path, run.changed.path):
         if folder.exists():
-            logger.warning("%s is removed: it evaluates the policy before training was finished", folder)
+            logger.warning("removing %s: it evaluates an earlier policy, made before training was finished", folder)
             shutil.rmtree(folder)
 
 

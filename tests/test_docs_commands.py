@@ -120,8 +120,8 @@ def test_flags_exist(page):
     known = {"--help", "--version"}
     groups = [get_command(app)]
     for group in groups:
-        for one in group.commands.values():
-            groups += [one] if hasattr(one, "commands") else []
+        for one in (group, *group.commands.values()):
+            groups += [one] if hasattr(one, "commands") and one not in groups else []
             known |= {flag for parameter in one.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     named = {re.split(r"[\s=/]", code)[0] for code in re.findall(r"`(--[^`]+)`", prose(current(page)))}
     assert named - known == set()

@@ -151,7 +151,7 @@ def test_a_runs_page_says_that_money_is_estimated(run):
     found = read_experiments(RunDirectory(run), {"source": "embeddings"}, labelled=True)
     assert [shown.name for shown in found.shown] == ["frontier", "elasticity", "spread"]
     for shown in found.shown:
-        assert "learned from 240 logged steps" in shown.says and "what would have been" in shown.says
+        assert "learned from 240 logged steps" in shown.says and "All money is hypothetical" in shown.says
     assert "according to the logs" in found.shown[0].answer and "95% interval" in found.shown[0].says
     assert "best actions according to the logs" in found.shown[1].says
     assert "would have gone to customers" in found.shown[2].answer

@@ -445,7 +445,7 @@ def test_labels_join_by_step(config, videos, encoder, caplog):
     assert np.isnan(data.logs.novel).all()
     assert data.videos.split == ["train", "train", "val"]
     assert "no task is named: labels are read for task dishwashing" in caplog.text
-    assert "no labels have care" in caplog.text
+    assert "labels have no values of care" in caplog.text
     assert "2 of 3 videos have no labels" in caplog.text
     assert data.attrs["projector_fit"] == "train"
     np.testing.assert_allclose(data.projector_mean, data.features[:5].mean(axis=0), rtol=1e-5)

@@ -63,7 +63,7 @@ def test_one_action_is_a_histogram_and_three_are_three_maps(name, charts):
 
 def test_logs_that_teach_nothing_are_shown_all_the_same():
     section = section_of(simulated_data(DISHES, videos=1))
-    assert section.says[0].startswith("Nothing can be learned from them: 1 logged videos")
+    assert section.says[0].startswith("Nothing can be learned from them: the number of logged videos (1) is below 2")
     assert len(section.charts) == len(section.table.rows)
     assert {len(row) for row in section.table.rows} == {len(section.table.heads)}
 
@@ -117,5 +117,5 @@ def test_embeddings_that_are_gone_are_said_to_be_missing(run_on_logs, tmp_path):
     path = run_on_logs()
     (tmp_path / "e.h5").unlink()
     page = report(path)
-    assert "What the logs hold cannot be shown: embeddings " in page.text
+    assert "The contents of the logs cannot be shown: embeddings " in page.text
     assert f"vtp logs {tmp_path / 'e.h5'}" in page.text

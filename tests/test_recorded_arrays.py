@@ -212,7 +212,7 @@ def test_a_folder_of_files(run, tmp_path, caplog):
     (tmp_path / "demos/notes.h5").write_text("no HDF5")
     _, data = run(tmp_path / "demos")
     assert data.videos.id == [f"{stem}/{demo}/agentview_image" for stem in "ab" for demo in DEMOS]
-    assert "files of neither robomimic nor Minari are left out: notes.h5" in caplog.text
+    assert "files that are not from robomimic or Minari are left out: notes.h5" in caplog.text
 
 
 def test_an_unreadable_file_of_a_folder_is_an_error(tmp_path):
@@ -346,7 +346,7 @@ def test_clips_of_a_named_video_after_its_last_step_have_no_labels(run, tmp_path
     assert result.failures == []
     attempts = np.split(data.logs.attempts, data.offset[1:-1])
     assert np.isfinite(attempts[0]).tolist() == [True] * 3 + [False] * 2
-    assert "such as demo_0/video (40 frames, 24 values); clips after the last value have no labels" in caplog.text
+    assert "such as demo_0/video (40 frames, 24 values), do not have one value per frame" in caplog.text
 
 
 def test_named_videos_beside_images_and_those_of_a_folder_are_left_out_with_a_warning(run, tmp_path, caplog):
@@ -420,7 +420,7 @@ def broken(path, how):
         ("text rate", "no_frame_rate", "fast"),
         ("no rate of minari", "no_frame_rate", "update_metadata"),
         ("cut off", "damaged", "HDF5"),
-        ("other layout", "not_video", "neither robomimic"),
+        ("other layout", "not_video", "not an HDF5 file of robomimic"),
         ("link", "links_out", "demo_2/obs/agentview_image"),
         ("virtual", "links_out", "demo_2/obs/agentview_image"),
         ("external", "links_out", "demo_2/obs/agentview_image"),

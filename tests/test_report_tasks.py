@@ -78,8 +78,8 @@ def test_one_action_of_one_unnamed_kind_of_work(pages):
         "Pressure Mean action of each episode, from 2 to 40.",
         "− energy −$0.50 an hour Cost of energy",
         "− robot −$6.00 an hour Cost of robot",
-        "Implied wage less costs of $7.75 an hour. No other cost is counted.",
-        "less energy ($0.50 an hour), robot ($6.00 an hour) and paper ($1.25 an hour); no other cost is counted.",
+        "Implied wage less costs of $7.75 an hour. No other cost is included.",
+        "less energy ($0.50 an hour), robot ($6.00 an hour) and paper ($1.25 an hour); no other cost is included.",
         "price × (attempts − errors) − damage × errors",
         "Nothing: every part of this page had its data.",
     ):
@@ -108,7 +108,7 @@ def test_three_actions_and_forty_contexts(pages):
         "Optimal air litres",
         "Of 3 actions, these are the task’s first two, belt speed and tilt; each chart’s data have all.",
         "Tilt Mean action of each episode, from −30 to 30.",
-        "Implied wage; the task counts no cost of the hour.",
+        "Implied wage; the task has no hourly costs.",
         "What the policy did and would earn in 40 contexts",
         "Nothing: every part of this page had its data.",
     ):

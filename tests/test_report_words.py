@@ -50,7 +50,7 @@ def test_worth_is_said_in_the_number_that_it_has(worth, total, text):
     [
         (1.05, 1.0, 1.1, "A would raise profit by 1.05% (95% interval 1.00% to 1.10%)."),
         (-0.12, -0.13, -0.1, "A would lower profit by 0.12% (95% interval 0.10% to 0.13%)."),
-        (-0.05, -0.2, 0.1, "A would change profit by −0.05% (95% interval −0.20% to 0.10%, which holds zero)."),
+        (-0.05, -0.2, 0.1, "A would change profit by −0.05% (95% interval −0.20% to 0.10%, which contains zero)."),
         (0.5, None, None, "A would raise profit by 0.50%."),
         (None, None, None, "How profit responds to a is not defined: profit is not positive."),
     ],
@@ -65,7 +65,7 @@ def test_prices_stand_in_the_table_only_where_they_are_not_the_values():
     paid_its_value = table.assign(price=table["value"].clip(lower=0))
     found = _valued(result, paid_its_value)
     assert [head for head, _ in found.heads][2:] == ["Value $/h", "Lost if left out $/h"]
-    assert "Each would be paid its value, and nothing where that is below nothing." in found.caption
+    assert "Each would be paid its value, or nothing if the value is negative." in found.caption
     assert {len(row) for row in found.rows} == {len(found.heads)}
 
 

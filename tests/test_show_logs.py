@@ -66,7 +66,7 @@ def test_the_largest_contexts_are_shown(vtp, written, monkeypatch):
 def test_one_video_is_shown_and_the_reason_that_nothing_is_learned(vtp, written):
     code, out, err = vtp("logs", written(simulated_data(DISHES, videos=1)))
     assert code == 0, err
-    assert "nothing can be learned: number of logged videos (1) is below 2" in " ".join(out.split())
+    assert "nothing can be learned: the number of logged videos (1) is below 2" in " ".join(out.split())
     assert "What to log next" not in out and "speed" in out
 
 
@@ -86,10 +86,13 @@ def test_what_is_refused_is_one_line(vtp, written, tmp_path):
     bare = dataclasses.replace(data, logs=None)
     no_errors = dataclasses.replace(data, logs=dataclasses.replace(data.logs, errors=np.full(data.num_clips, np.nan)))
     for given, text in (
-        ((written(bare, "bare.h5"),), "has no logs: the clips have no labels; say in the labels"),
+        (
+            (written(bare, "bare.h5"),),
+            "has no logs: the clips have no labels; give the actions and their outcomes in the labels",
+        ),
         (
             (written(no_errors, "few.h5"),),
-            "the labels have no errors; say in the labels what was done",
+            "the labels have no errors; give the actions and their outcomes",
         ),
         ((tmp_path / "absent.h5",), "no embeddings at"),
         ((), "embeddings is missing"),

@@ -130,7 +130,7 @@ def test_an_evaluation_of_an_unfinished_run_leaves_it_unfinished(begun, tmp_path
     assert not (begun.out / "summary.json").exists()
     summary = train.run(begun)
     assert summary == json.loads((begun.out / "summary.json").read_text()) != evaluated
-    assert "is removed: it evaluates the policy before training was finished" in caplog.text
+    assert "it evaluates an earlier policy, made before training was finished" in caplog.text
     assert not (begun.out / "evaluation").exists()
     train.run(begun.model_copy(update={"out": tmp_path / "whole"}))
     assert_same_run(tmp_path / "whole", begun.out)

@@ -18,7 +18,7 @@ def by_logs(over, **changes):
         (BETTER, "The policy would earn $2.35 an hour more than the logging policy"),
         (WORSE, "The policy would earn $1.20 an hour less than the logging policy"),
         (LIKE, "The policy is not distinguishable from the logging policy"),
-        (UNKNOWN, "The logs cannot tell what the policy would bring: not identified"),
+        (UNKNOWN, "The logs cannot tell what the policy would earn: not identified"),
     ],
 )
 def test_the_title_is_the_verdict_of_the_logs(over, title):
@@ -35,8 +35,8 @@ def test_where_logs_cannot_tell_there_are_no_dollars(over, against):
 def test_the_verdicts_have_interval_reason_and_advice():
     assert verdict.text(by_logs(BETTER)) == [
         "The policy is better than the logging policy, +$2.35 an hour (95% interval +$1.10 to +$3.60).",
-        "It is not distinguishable from blind (the best constant action): the 95% interval of the change holds zero. "
-        "Next: hold out about 12 times as many videos.",
+        "It is not distinguishable from blind (the best constant action): the 95% interval of the change contains "
+        "zero. Next: hold out about 12 times as many videos.",
         "Judged on 480 logged steps of 24 videos held out from training.",
     ]
     off_policy = logs_say(UNKNOWN, UNKNOWN, same_videos=True)
@@ -69,8 +69,8 @@ def test_a_simulators_number_has_the_logs_beside_it():
     assert verdict.title(summary) == "The policy would lose $2.00 an hour"
     assert verdict.text(summary) == [
         "The logs say: better than the logging policy, +$2.35 an hour (95% interval +$1.10 to +$3.60); not "
-        "distinguishable from blind (the best constant action): the 95% interval of the change holds zero. Next: hold "
-        "out about 12 times as many videos."
+        "distinguishable from blind (the best constant action): the 95% interval of the change contains zero. Next: "
+        "hold out about 12 times as many videos."
     ]
     assert verdict.text(summary | {"off_policy": None}) == []
 

@@ -87,9 +87,8 @@ def command(
             parameters.append(_keyword("json", typer.Option(False, "--json", help="Print the result as JSON."), bool))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__doc__ = settings.doc
-        group.command(body.__name__.rstrip("_"), cls=SectionedCommand)(
-            command
-        )  # two groups may have commands of the same name
+        name = body.__name__.rstrip("_")  # two groups may have commands of the same name
+        group.command(name, cls=SectionedCommand)(command)
         return body
 
     return register

@@ -34,7 +34,7 @@ class LogsConfig(Config):
 class FrontierConfig(Config):
     """Find the actions that meet the service level.
 
-    By formula and by simulation; a run's policy is placed among them.
+    By formula and by simulation; the figure shows a run's policy among them.
     """
 
     run: Path | None = Field(
@@ -120,7 +120,7 @@ class SpreadConfig(Config):
 class ValueConfig(Config):
     """Value each demonstration in profit on held-out videos.
 
-    Its Shapley value, and the price that follows from it.
+    By its Shapley value, with the price that follows from it.
     """
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")
@@ -152,9 +152,9 @@ class ValueConfig(Config):
 
 
 class NoveltyExperimentConfig(Config):
-    """Test whether novelty helps, as a weight and as a selection.
+    """Test whether novelty helps to learn policies.
 
-    As a weight in learning, and to select which demonstrations to keep.
+    As a weight of clips in learning, and to select which demonstrations to keep.
     """
 
     embeddings: Path = Field(Path("data/embeddings.h5"), description="Embeddings file, with labels.")

@@ -278,10 +278,11 @@ class ActConfig(Config):
     """Write the policy's action for each clip as CSV.
 
     Columns beside the actions: profit_usd_per_hour, the expected profit, with its 95% interval from profit_low to
-    profit_high. It is estimated from the logs that the policy learned from or, for clips with labels, by the simulator,
-    then without an interval. novelty: share, in [0, 1], of the clips of unseen videos that are nearer to the training
-    clips. Novelty, and profit from logs, need the embeddings file that the policy was trained on; if it is gone or
-    changed, they are empty and a warning is logged.
+    profit_high; novelty, the share, in [0, 1], of the clips of unseen videos that are nearer to the training clips.
+
+    A policy trained on logs has its profit estimated from them. A policy trained on simulated outcomes has its profit
+    simulated, only for clips with labels and without an interval. Novelty, and profit from logs, need the embeddings
+    file that the policy was trained on; if it is missing or changed, they are empty and a warning is logged.
     """
 
     policy: Path = Field(description="Run directory, or a file written by vtp policy export.")

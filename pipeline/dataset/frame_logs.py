@@ -73,7 +73,7 @@ class FrameLogs:
         return logs_of(columns, task, self.where)
 
     def _sorted_steps(self) -> dict[str, list[str]]:
-        """The steps' texts in order of step, like clips; texts that are no numbers are left to the check of labels."""
+        """The steps' texts in order of step, like clips; other texts are rejected by the check of labels."""
         numbers = np.array([number_of(text) for text in self.steps.get("step", [])])
         order = np.argsort(numbers, kind="stable")
         return {name: [texts[row] for row in order] for name, texts in self.steps.items()}

@@ -371,7 +371,7 @@ class StoredRows:
 def open_checked(path: Path, remedy: str, *, version: int) -> Iterator[Checked]:
     """Open for reading; HDF5's own errors become a CorruptError that names the file."""
     if path.exists() and not path.is_file():
-        raise VtpError(f"{path} is no regular file; name an HDF5 file", code="file-not-regular")
+        raise VtpError(f"{path} is not a regular file; name an HDF5 file", code="file-not-regular")
     try:
         with h5py.File(path, "r") as file:
             yield Checked(file, path, remedy, version)

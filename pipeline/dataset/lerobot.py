@@ -80,7 +80,7 @@ class LeRobot:
         self.fps = float(fps)
         self.features: dict[str, dict[str, Any]] = self.setting("features", dict)
         if wrong := [name for name, feature in self.features.items() if not hasattr(feature, "get")]:
-            raise self.broken(f"{wrong[0]} is no object", "features")
+            raise self.broken(f"{wrong[0]} is not an object", "features")
         self.cameras = self._cameras(camera)
         self.episodes = _episodes_v3(self) if self.version == "v3.0" else _episodes_v2(self)
         if not self.episodes:
@@ -90,7 +90,9 @@ class LeRobot:
             twice = next(number for number in numbers if numbers.count(number) > 1)
             raise self.broken(f"episode_index {twice} occurs twice")
         if (stated := self.info.get("total_episodes", len(numbers))) != len(numbers):
-            logger.warning("%s states %s episodes, but its meta lists %d", folder, stated, len(numbers))
+            logger.warning(
+                "%s: meta/info.json states %s episodes, but meta/episodes lists %d", folder, stated, len(numbers)
+            )
 
     def setting(self, name: str, kind: Any) -> Any:
         """A value of meta/info.json; CorruptError if it is missing or of another type."""
@@ -152,7 +154,7 @@ class LeRobot:
         """
         stated = self.info.get("splits") or {}
         if not isinstance(stated, dict):
-            raise self.broken(f"{stated!r} is no object", "splits")
+            raise self.broken(f"{stated!r} is not an object", "splits")
         if len(stated) < 2:
             return {}
         split_of: dict[int, str] = {}
@@ -224,7 +226,7 @@ def _episodes_v2(dataset: LeRobot) -> list[Episode]:
     for row in read_lines(dataset.folder / "meta/episodes.jsonl"):
         number, length, tasks = row.get("episode_index"), row.get("length"), row.get("tasks", [])
         if not (_is_count(number) and _is_count(length) and isinstance(tasks, list)):
-            raise _damaged(dataset.folder / "meta/episodes.jsonl", f"{row!r} is no episode")
+            raise _damaged(dataset.folder / "meta/episodes.jsonl", f"{row!r} is not an episode")
         place = {"episode_chunk": number // chunks_size, "episode_index": number}
         spans = {
             camera: (dataset.file("video_path", video_key=camera, **place), WHOLE, None) for camera in dataset.cameras
@@ -358,7 +360,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except (ValueError, OSError, RecursionError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
     if not all(isinstance(row, dict) for row in rows):
-        raise _damaged(path, "it has lines that are no objects")
+        raise _damaged(path, "it has lines that are not objects")
     return rows
 
 

@@ -180,7 +180,7 @@ def _read_columns(path: Path, names: Sequence[str]) -> pa.Table:
 def _whole_numbers(table: pa.Table, path: Path, name: str) -> np.ndarray:
     if table[name].null_count or not pa.types.is_integer(table[name].type):
         raise CorruptError(
-            f"{path}: column {name!r} has other values than whole numbers; fetch the data set again",
+            f"{path}: column {name!r} has values that are not whole numbers; fetch the data set again",
             code="lerobot-damaged",
         )
     return table[name].to_numpy()

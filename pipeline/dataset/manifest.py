@@ -64,12 +64,13 @@ def find_lerobot(source: str, camera: str | None = None) -> LeRobot | None:
         raise CorruptError(f"{error}; {remedy}", code=error.code) from error
     listed = next((path for path in _manifests(folder) if is_one), None)
     if camera is not None and (not is_one or listed is not None):
-        why = f"{listed} replaces its meta" if listed is not None else f"source {source!r} is none"
+        why = f"{listed} replaces its meta folder" if listed is not None else f"source {source!r} is not one"
         raise VtpError(
-            f"--camera {camera} is for LeRobot data sets, but {why}; leave it out", code="camera-without-lerobot"
+            f"--camera {camera} is for LeRobot, robomimic and Minari data sets, but {why}; leave it out",
+            code="camera-without-lerobot",
         )
     if listed is not None:
-        logger.warning("%s is a LeRobot data set, but its %s is used instead of its meta", folder, listed.name)
+        logger.warning("%s is a LeRobot data set, but its %s is used instead of its meta folder", folder, listed.name)
         return None
     return LeRobot(folder, camera) if is_one else None
 
@@ -97,7 +98,7 @@ def _plain_videos(source: str, *, bare: bool) -> list[Segment]:
         return _of_folder(path, bare=bare)
     if bare:
         raise VtpError(
-            f"--bare ignores the manifest of a folder, but source {source!r} is no folder; leave out --bare",
+            f"--bare ignores the manifest of a folder, but source {source!r} is not a folder; leave out --bare",
             code="bare-without-folder",
         )
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
@@ -282,7 +283,7 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} is no JSON object; write one object per line")
+            raise ValueError(f"line {number} is not a JSON object; write one object per line")
         rows.append(_present(row.items()))
     return rows
 
@@ -386,7 +387,7 @@ def _fragment(row: dict[str, str]) -> str:
 
 
 def _as_written(seconds: str) -> str:
-    """The same text for 5 and 5.0; text that is no number stays."""
+    """The same text for 5 and 5.0; other text stays."""
     try:
         return str(float(seconds)).removesuffix(".0")
     except ValueError:
@@ -423,7 +424,7 @@ def _under_root(name: str, root: Path, where: str) -> Path:
             f"{where}: {name!r} is a URL or has a protocol prefix; give the path of a file", code="manifest-url"
         )
     if "\0" in name:
-        raise VtpError(f"{where}: {name!r} is no file name; give the path of a file", code="manifest-path")
+        raise VtpError(f"{where}: {name!r} is not a file name; give the path of a file", code="manifest-path")
     resolved = _resolved(path)
     if not resolved.is_relative_to(root.resolve()):
         raise VtpError(

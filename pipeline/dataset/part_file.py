@@ -35,5 +35,5 @@ def read_part(path: Path) -> Part:
         try:
             settings = json.loads(str(checked.file.attrs["settings"]))
         except ValueError as error:
-            raise CorruptError(f"{path}: its settings are no JSON; {remedy}", code="file-damaged") from error
+            raise CorruptError(f"{path}: its settings are not JSON; {remedy}", code="file-damaged") from error
         return Part(clips_in(checked), videos_in(checked, _VIDEO_FIELDS), settings)

@@ -46,12 +46,12 @@ def find_recordings(source: str, camera: str | None = None) -> list[Recordings]:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         paths = minari or [file for file in files if _is_recorded(file)]
         if paths and (others := [file.name for file in files if file not in paths]):
-            logger.warning("%s: files of neither robomimic nor Minari are left out: %s", path, ", ".join(others))
+            logger.warning("%s: files that are not from robomimic or Minari are left out: %s", path, ", ".join(others))
         stems = [file.stem for file in paths]
         if twice := [file.name for file in paths if stems.count(file.stem) > 1]:
             raise VtpError(
-                f"{path}: {' and '.join(twice)} would have the same ids, which begin with the name before the dot; "
-                "rename one of them",
+                f"{path}: the videos of {' and '.join(twice)} would have the same ids, which start with the file's "
+                "name without its suffix; rename one of them",
                 code="repeated-id",
             )
     else:
@@ -94,7 +94,7 @@ class Recordings:
             ]
             if len(self.cameras) != 1:
                 raise VtpError(
-                    f"--camera {camera}: {path} has no such camera, or several; use one of {', '.join(known)}",
+                    f"--camera {camera}: {path} has none or several of that name; use one of {', '.join(known)}",
                     code="camera-unknown",
                 )
 
@@ -118,7 +118,7 @@ class Recordings:
                     text = episode.decode("utf-8", "replace") if isinstance(episode, bytes) else str(episode)
                     if split_of.setdefault(text, MASKS[name]) != MASKS[name]:
                         raise VtpError(
-                            f"{self.path}: mask/{name} has {text}, which another mask has too; correct the masks",
+                            f"{self.path}: mask/{name} has {text}, which is in another mask too; correct the masks",
                             code="split-of-copies",
                         )
         return split_of
@@ -192,7 +192,7 @@ class Recordings:
                     if len(counts := num_frames[array.episode]) > 1:
                         raise CorruptError(
                             f"the cameras of {array.episode} have {' and '.join(map(str, sorted(counts)))} frames; "
-                            "mend the file, or name one with --camera",
+                            "correct the file, or choose one with --camera",
                             code="arrays-damaged",
                         )
                     values = {label: _column(group, place, array.num_frames) for label, place in places.items()}
@@ -258,16 +258,18 @@ def _column(group: h5py.Group, place: tuple[str, int], num_frames: int) -> np.nd
     name, index = place
     dataset = dict(own_datasets(group)).get(name)
     if dataset is None or dataset.ndim not in (1, 2) or dataset.dtype.kind not in "fiub":
-        raise CorruptError(f"{group.name} has no numbers per step called {name}; mend the file", code="arrays-damaged")
+        raise CorruptError(
+            f"{group.name} has no numbers per step called {name}; correct the file", code="arrays-damaged"
+        )
     if index >= (size := int(np.prod(dataset.shape[1:]))):
         raise CorruptError(
-            f"{group.name} has {size} values of {name} per step, fewer than other episodes; mend the file",
+            f"{group.name} has {size} values of {name} per step, fewer than other episodes; correct the file",
             code="arrays-damaged",
         )
     steps = dataset[:] if dataset.ndim == 1 else dataset[:, index]
     if len(steps) not in (num_frames - 1, num_frames):
         raise CorruptError(
-            f"{group.name} has {num_frames} frames and {len(steps)} steps of {name}; mend the file",
+            f"{group.name} has {num_frames} frames and {len(steps)} steps of {name}; correct the file",
             code="arrays-damaged",
         )
     return np.asarray(steps, np.float64)

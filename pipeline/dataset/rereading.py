@@ -88,7 +88,7 @@ def _stacked(batch: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarra
 
 def check_unchanged(path: Path, sha256: str) -> None:
     if path.exists() and not path.is_file():
-        raise VtpError(f"{path} is no regular file; put the video back, or extract again", code="video-unreadable")
+        raise VtpError(f"{path} is not a regular file; put the video back, or extract again", code="video-unreadable")
     try:
         found = file_sha256(path)
     except OSError as error:

@@ -24,7 +24,7 @@ def split_rows(data: Embeddings) -> tuple[np.ndarray, np.ndarray, str]:
     ranges = ranges[splits != "test"]
     if len(ranges) == 0:
         raise VtpError(
-            "all videos are in the test split and none is left to train on; mark some as train in the manifest",
+            "all videos are in the test split, so none is left to train on; mark some as train in the manifest",
             code="split-nothing-to-train-on",
         )
     held = np.maximum(ranges[:, 1] - np.maximum((ranges[:, 1] - ranges[:, 0]) // 5, 1), ranges[:, 0])

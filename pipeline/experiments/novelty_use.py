@@ -71,7 +71,7 @@ def run(cfg: NoveltyExperimentConfig, *, progress: Progress = lambda done, total
     videos, held_rows, how = dataset.split_rows(data)
     if len(videos) < 4:
         raise VtpError(
-            f"{len(videos)} demonstrations are too few to keep a share of; give at least 4", code="videos-too-few"
+            f"{len(videos)} demonstrations are too few to select a share from; give at least 4", code="videos-too-few"
         )
     from_logs = learns_from_logs(data, cfg.task, cfg.outcomes, draws_given="draws" in cfg.model_fields_set)
     by_source = _by_logs if from_logs else _by_simulation

@@ -47,7 +47,7 @@ def run(cfg: SpreadConfig) -> dict[str, Any]:
     numbers = metrics[list(COLUMNS)].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     known = numbers.dropna()
     if known.empty:
-        raise VtpError(f"{files.metrics} has no episode with all of its numbers; {remedy}", code="metrics-all-gaps")
+        raise VtpError(f"every episode in {files.metrics} lacks a number; {remedy}", code="metrics-all-gaps")
     table = accumulate(known)
     result = (
         key_numbers(table)

@@ -194,7 +194,9 @@ def as_video_error(error: VtpError) -> VideoError:
 
 def warn_of_unlogged(logs: Sequence[Logs], task: Task) -> None:
     if missing := unlogged(logs, task):
-        logger.warning("no labels have %s, which learning an outcome model from logs needs", ", ".join(missing))
+        logger.warning(
+            "labels have no values of %s, without which no outcome model can be learned from logs", ", ".join(missing)
+        )
 
 
 def read_all_labels(entries: Sequence[Segment], task: Task | None) -> tuple[dict[str, Logs], dict[str, VideoError]]:

@@ -252,8 +252,8 @@ def saved_config(out: Path) -> ExtractConfig:
         return ExtractConfig(**yaml.safe_load(read_text(path)) | {"out": out})
     except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise CorruptError(
-            f"{path} is no settings file of this vtp version ({str(error).splitlines()[0]}); run the same vtp extract "
-            "again",
+            f"{path} is not a settings file of this vtp version ({str(error).splitlines()[0]}); run the same vtp "
+            "extract again",
             code="config-damaged",
         ) from error
 

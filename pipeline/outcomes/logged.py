@@ -58,8 +58,8 @@ class LoggedSteps(NamedTuple):
         """VtpError if these steps are too few to learn outcomes from."""
         if self.num_videos < 2:
             raise VtpError(
-                f"number of logged videos ({self.num_videos}) is below 2, and steps of one video depend on each other; "
-                "log more videos, or use --outcomes simulator if the task has one",
+                f"the number of logged videos ({self.num_videos}) is below 2, and steps of one video depend on each "
+                "other; log more videos, or use --outcomes simulator if the task has one",
                 code="logs-too-few-videos",
             )
         if not (self.attempts > 0).any():

@@ -88,7 +88,8 @@ class PricedRows(OutcomeModel):
     def with_task(self, task: Task) -> Self:
         if task.context_names != self._task.context_names:
             raise VtpError(
-                f"task {task} has other contexts than {self._task}; name one with the same", code="task-other-contexts"
+                f"task {task} has other contexts than {self._task}; name a task with the same contexts",
+                code="task-other-contexts",
             )
         return self._priced(task, self._own_price, self._own_damage)
 

@@ -14,7 +14,7 @@ from pipeline.report.templates import render
 
 
 def run(cfg: ReportConfig) -> Path:
-    """Write RUN/report.html from what RUN holds, and return its path; what is missing is said on the page."""
+    """Write RUN/report.html from the files of RUN and return its path; the page names missing parts."""
     files_of_run = read_run(cfg.run)
     given = [files_of_run.config.get(name) for name in ("embeddings", "novelty")]
     keep_inputs(cfg, [files_of_run.run.report], reads=[*files_of_run.run.read, *(Path(str(p)) for p in given if p)])

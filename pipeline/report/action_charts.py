@@ -1,4 +1,4 @@
-"""Every action of validation, a chart a context: two actions as dots in their plane, one as how often it was chosen."""
+"""Charts of all validation actions, one per context: a scatter plot of two actions, or a histogram of one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.report.figures import Chart
 from pipeline.report.summary_figures import SHOWN, ActionAxis, ContextFigures, largest
 from pipeline.report.words import count
 
-ACTIONS_SHOWN = 400  # dots a chart; the download has more
+ACTIONS_SHOWN = 400  # dots per chart; the download has more
 
 
 @dataclass(frozen=True)
 class ActionCharts:
-    """The charts, how to read them, whether they are dots in a plane, and how far they lie from the optimum."""
+    """The charts, how to read them, whether they are scatter plots, and their distance from the optimum in words."""
 
     charts: list[Chart]
     says: str
@@ -26,7 +26,7 @@ class ActionCharts:
 
 
 def action_charts(validation: pd.DataFrame, contexts: list[ContextFigures], axes: list[ActionAxis]) -> ActionCharts:
-    """A chart of every action for each of the largest contexts; none where the table lacks an action."""
+    """A chart of all actions for each of the largest contexts; none if the table lacks an action."""
     names = [axis.name for axis in axes]
     if not axes or not {"context", *names} <= set(validation.columns):
         return ActionCharts([], "", False, "")
@@ -41,7 +41,7 @@ def action_charts(validation: pd.DataFrame, contexts: list[ContextFigures], axes
 
 
 def _answer(num_actions: int, contexts: list[ContextFigures], axes: list[ActionAxis]) -> str:
-    """How many actions there are, and which context's mean action lies farthest from the optimum."""
+    """The number of actions, and the context whose mean action is farthest from the optimum."""
     says = f"{count(num_actions, 'action')} in {count(len(contexts), 'context')}."
     off = [
         (abs(float(axis.at(policy)) - float(axis.at(optimum))), context, axis, policy, optimum)

@@ -1,4 +1,4 @@
-"""Runs beside each other: one table with intervals, as CSV and as a page."""
+"""Compare runs in one table with intervals, as CSV and as a page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INTERVALS = {"profit": "profit_ci95", "oracle_ratio": "oracle_ratio_ci95"}
 
 
 def run(cfg: CompareConfig) -> list[dict[str, Any]]:
-    """Write OUT/compare.csv and OUT/compare.html; returns a row a run, in the order given."""
+    """Write OUT/compare.csv and OUT/compare.html; returns one row per run, in the order given."""
     page = RunDirectory(cfg.out).compare_page
     keep_inputs(
         cfg, [page, page.with_suffix(".csv")], reads=[file for run in cfg.runs for file in RunDirectory(run).read]
@@ -56,7 +56,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def judges_say(rows: list[dict[str, Any]]) -> list[str]:
-    """Who judged the runs, whether their judges differ, and whose dollars are an expectation."""
+    """Sentences on the judges of the runs, whether they differ, and which profits are expectations."""
     runs_of: dict[str, list[str]] = {}
     for row in rows:
         runs_of.setdefault(row["judge"] or "Judge not known", []).append(row["run"])
@@ -66,25 +66,25 @@ def judges_say(rows: list[dict[str, Any]]) -> list[str]:
         by_judge = "; ".join(f"{judge}: {listed(runs)}" for judge, runs in runs_of.items())
         says = [
             f"The runs have different judges: {by_judge}. "
-            "Figures of a simulator and of logs cannot be subtracted, so there is no difference from the first run "
-            "where its judge is another."
+            "Figures of a simulator and of logs cannot be subtracted, so a run with another judge than the first has "
+            "no difference from it."
         ]
     if LOGS in runs_of:
         says.append(
-            "Where logs judge, the verdict is the change over the logging policy; profit, spread and shares of the "
-            "optimum are what the outcome model learned from the logs expects, which nobody measured or paid."
+            "If logs are the judge, the verdict is the change over the logging policy; profit, spread and shares of "
+            "the optimum are expectations of the outcome model learned from the logs, not measured or paid."
         )
     return says
 
 
 def read_row(path: Path) -> dict[str, Any]:
-    """A run's figures from its summary; None where it has none."""
+    """A run's figures from its summary; None for missing ones."""
     run = RunDirectory(path)
     summary = run.read_summary()
     lacking = [key for key in ("source", "task", "scenario", "validation", "episodes") if key not in summary]
     if lacking or not isinstance(summary["episodes"], int):
         raise VtpError(
-            f"{run.latest.summary} is no summary of a run: it has no {'number of ' if not lacking else ''}"
+            f"{run.latest.summary} is not a summary of a run: it has no {'number of ' if not lacking else ''}"
             f"{(lacking or ['episodes'])[0]}; "
             f"make it with: vtp evaluate {shlex.quote(str(path))}",
             code="summary-bad",
@@ -103,7 +103,7 @@ def read_row(path: Path) -> dict[str, Any]:
 
 
 def _over_logging_policy(summary: dict[str, Any]) -> dict[str, Any]:
-    """The logs' verdict and change over the logging policy; None where logs were not asked, or cannot tell."""
+    """The logs' verdict and change over the logging policy; None without logs, or if not identified."""
     found = over_logging_policy(summary)
     change = None if found is None else found.change
     value, low, high = (None, None, None) if change is None else map(finite, change)
@@ -115,7 +115,7 @@ def _over_logging_policy(summary: dict[str, Any]) -> dict[str, Any]:
 def difference(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float | None]:
     """Difference from the first run's profit in $/h, its interval as if the runs were independent.
 
-    None where the judges differ.
+    None if the judges differ.
     """
     names = ("profit_difference", "profit_difference_low", "profit_difference_high")
     if row is first or row["judge"] != first["judge"] or row["profit_mean"] is None or first["profit_mean"] is None:

@@ -1,4 +1,4 @@
-"""What the policy did and would earn in each context: cards with pictures for the largest, a table of all."""
+"""The policy's actions and profit in each context: cards with pictures of the largest, and a table of all."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pipeline.report.summary_figures import SHOWN, ActionAxis, ContextFigures, l
 from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.words import count, listed, percent, usd
 
-LEAST_WIDTH = 1.0  # percent of a track, so that a bar of nothing is seen
-CENT = 0.005  # $/h: less is no difference
+LEAST_WIDTH = 1.0  # percent of a track, so that a bar of length 0 is visible
+CENT = 0.005  # $/h; smaller differences are ignored
 
 LoggedProfits = Mapping[str, float | None]  # by context, $/h: what its logged steps earned
 
 
 @dataclass(frozen=True)
 class Track:
-    """A value of the policy as a bar on a track, others as marks (style, place), all in percent of the track."""
+    """The policy's value as a bar on a track, other values as marks (style, position), all in percent of the track."""
 
     name: str
-    span: str  # the bounds in words, where actions differ in them
+    span: str  # the bounds as text, if actions have different ones
     start: float
     width: float | None
     marks: list[tuple[Style, float]]
@@ -37,7 +37,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Card:
-    """A context: pictures, what the policy did, what it would earn, and against whom it loses."""
+    """A context: pictures, the policy's actions and profit, and the policies that earn more."""
 
     name: str
     share: str
@@ -54,7 +54,7 @@ def read_cards(
     logged: LoggedProfits | None = None,
     with_dollars: bool = True,
 ) -> list[Card]:
-    """A card for each of the largest contexts; contexts that only pictures know come last."""
+    """A card for each of the largest contexts; contexts that only have pictures come last."""
     known = {context.name for context in contexts}
     others = sorted({frame.context for frame in frames} - known)
     shown = largest(contexts) + [_of_frames(name, others, frames) for name in others[:SHOWN]]
@@ -86,7 +86,7 @@ def read_cards(
 
 
 def _of_frames(name: str, names: list[str], frames: list[Frame]) -> ContextFigures:
-    """What pictures alone tell of a context: the means of their actions."""
+    """The figures of a context with pictures only: the means of their actions."""
     here = [frame for frame in frames if frame.context == name]
     policy = _means([frame.actions for frame in here])
     optimum = _means([frame.optimum_actions for frame in here])
@@ -112,7 +112,7 @@ def _pictures(context: ContextFigures, frames: list[Frame], axes: list[ActionAxi
 
 
 def _bar(at: np.ndarray, zero: np.ndarray) -> tuple[float, float]:
-    """Start and width of a bar between two places of a track."""
+    """Start and width of a bar between two positions on a track."""
     start, end = sorted((float(zero), float(at)))
     width = max(end - start, LEAST_WIDTH)
     return min(start, 100 - width), width
@@ -135,7 +135,7 @@ def _track(axis: ActionAxis, context: ContextFigures, *, spans: bool) -> Track:
 
 
 def _dollars(context: ContextFigures, logging: float | None) -> dict[Style, float]:
-    """What is known of who would earn what, $/h."""
+    """The known profits by policy, in $/h."""
     found: dict[Style, float | None] = {
         "policy": context.profit, "optimum": context.optimum_profit, "blind": context.blind_profit, "logging": logging,
     }  # fmt: skip
@@ -158,7 +158,7 @@ def _money(profit: float, dollars: dict[Style, float], span: tuple[float, float]
 
 
 def losses(context: ContextFigures, logging: float | None) -> list[tuple[str, float]]:
-    """To whom the policy loses in a context, and how much, in $/h."""
+    """The policies that earn more in a context, and how much more, in $/h."""
     if context.profit is None:
         return []
     others = (("blind", context.blind_profit), ("the logging policy", logging))
@@ -170,7 +170,7 @@ def losses(context: ContextFigures, logging: float | None) -> list[tuple[str, fl
 
 
 def where_it_loses(contexts: Sequence[ContextFigures], logged: LoggedProfits, *, with_dollars: bool = True) -> str:
-    """In which contexts the policy would earn less than blind, or than the logged steps did; as a sentence."""
+    """A sentence on the contexts in which the policy would earn less than blind or than the logged steps."""
     if len(contexts) < 2 or all(context.profit is None or context.blind_profit is None for context in contexts):
         return ""
     lost: dict[str, list[str]] = {}
@@ -194,7 +194,7 @@ def _share(value: float | None) -> str:
 
 
 def cards_say(cards: list[Card], contexts: list[ContextFigures], axes: list[ActionAxis]) -> str:
-    """What the bars on the cards are, and which contexts have no card."""
+    """A sentence on the bars of the cards and the contexts without a card."""
     says = []
     if cards and axes:
         over = f"from {axes[0].span}" if share_bounds(axes) else "each over the bounds beside its name"
@@ -213,7 +213,7 @@ def cards_say(cards: list[Card], contexts: list[ContextFigures], axes: list[Acti
 
 
 def lost_by_context(contexts: list[ContextFigures]) -> dict[str, float]:
-    """How far the policy lies below the optimum, by context: $/h, weighted by the share of the work."""
+    """The loss against the optimum by context, in $/h, weighted by the share of the work."""
     return {
         context.name: context.share * (context.optimum_profit - context.profit)
         for context in contexts
@@ -235,7 +235,7 @@ def where_most_is_lost(contexts: list[ContextFigures]) -> str:
 
 
 def context_table(contexts: list[ContextFigures], axes: list[ActionAxis], logged: LoggedProfits) -> Table:
-    """All contexts; two columns an action, the policy's and the optimum's."""
+    """All contexts, with two columns per action: the policy's and the optimum's."""
 
     def of_action(name: str, *, of_optimum: bool) -> Callable[[ContextFigures], float | None]:
         return lambda context: (context.optimum_actions if of_optimum else context.actions).get(name)

@@ -1,4 +1,4 @@
-"""Learning curves: what training wrote down, episode by episode."""
+"""Learning curves from the training metrics of each episode."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.report.figures import Chart, Reference, Series, Style
 from pipeline.report.summary_figures import ActionAxis, capitalised, share_bounds
 from pipeline.report.words import count, listed, number, number_tick, percent_tick, usd, usd_tick
 
-MEAN = "mean_"  # begins the column of an action's mean
-NO_ACTIONS = ("novelty", "weight")  # of clips, whose means are columns too
+MEAN = "mean_"  # prefix of the column of an action's mean
+NO_ACTIONS = ("novelty", "weight")  # these means are of clips, not of actions
 BAND = (0.1, 0.9)  # quantiles of the episodes in a window
 
 
@@ -22,8 +22,8 @@ BAND = (0.1, 0.9)  # quantiles of the episodes in a window
 class Curve:
     """A learning curve: columns of the metrics and the labels of their lines, the policy's first.
 
-    unit: of the vertical axis. A `noisy` column is drawn as its rolling mean within the band that holds four in five of
-    the same episodes; `behind` are further lines, `include` values that the axis holds.
+    unit: of the vertical axis. A `noisy` column is drawn as its rolling mean within a band that contains four in five
+    of the same episodes. behind: further lines. include: values that the axis must contain.
     """
 
     title: str
@@ -51,7 +51,7 @@ def learning_charts(
 ) -> tuple[list[Chart], list[str]]:
     """The charts of the curves that `metrics` has numbers for, and the titles of the others.
 
-    axes: the task's actions; where they are not known, the columns' names tell them.
+    axes: the task's actions; if unknown, they are taken from the names of the columns.
     """
     if metrics.empty:
         return [], []
@@ -67,7 +67,7 @@ def learning_charts(
 
 
 def learning_answer(metrics: pd.DataFrame, validations: pd.DataFrame) -> str:
-    """What training brought, in a sentence: profit at its two ends, and its best validation."""
+    """A sentence on the profit at the start and the end of training, and on its best validation."""
     profit = _column(metrics, "profit").dropna()
     if profit.empty:
         return ""
@@ -156,7 +156,7 @@ def _curves(
 
 
 def _action_curves(metrics: pd.DataFrame, axes: Sequence[ActionAxis]) -> list[Curve]:
-    """One curve of two actions that share their bounds; otherwise one an action, each on an axis of its own."""
+    """One curve if two actions have the same bounds; otherwise one per action, each on its own axis."""
     if not axes:
         names = [name.removeprefix(MEAN) for name in metrics.columns if name.startswith(MEAN)]
         return [

@@ -1,4 +1,4 @@
-"""What the work is worth, quantity by quantity, profit with its costs itemised."""
+"""A table of the economic figures of the work, with itemised costs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rows = list[tuple[str, str, str]]
 
 
 def costs_of(summary: dict[str, Any]) -> dict[str, float] | None:
-    """Costs of an hour by item, $; None where the summary does not itemise them."""
+    """Costs by item, in $/h; None if the summary does not itemise them."""
     costs = summary.get("costs_usd_per_hour")
     if not isinstance(costs, dict):
         return None
@@ -20,18 +20,18 @@ def costs_of(summary: dict[str, Any]) -> dict[str, float] | None:
 
 
 def profit_in_words(costs: dict[str, float] | None) -> str:
-    """What profit is made of, with every cost that is counted."""
+    """A sentence that defines profit, with every cost that is included."""
     profit = "Profit is the price of good units less the damage of errors"
     if costs is None:
         return f"{profit} and less the costs of the hour."
     if not costs:
-        return f"{profit}; the task counts no cost of the hour."
+        return f"{profit}; the task has no hourly costs."
     items = listed([f"{item} ({usd(cost)} an hour)" for item, cost in costs.items()])
-    return f"{profit} and less {items}; no other cost is counted."
+    return f"{profit} and less {items}; no other cost is included."
 
 
 def economics_answer(summary: dict[str, Any], numbers: dict[str, float | None]) -> str:
-    """The account of an hour in a sentence."""
+    """A sentence on the value, the costs and the profit per hour."""
     worth, profit, human, costs = (
         implied_wage(numbers),
         numbers["profit_mean"],
@@ -55,7 +55,7 @@ def implied_wage(numbers: dict[str, float | None]) -> float | None:
 
 
 def economics_rows(summary: dict[str, Any], numbers: dict[str, float | None], estimator: str) -> Rows:
-    """(quantity, value, meaning) rows; numbers: those of the summary. estimator: what the rebate rests on, in words."""
+    """(quantity, value, meaning) rows; numbers: of the summary. estimator: its skill as text."""
     costs = costs_of(summary)
     margin = percent(PARITY_MARGIN, 0)
     rebate_note = f" {estimator}" if estimator else ""
@@ -87,7 +87,7 @@ def economics_rows(summary: dict[str, Any], numbers: dict[str, float | None], es
         (
             "Spread",
             f"{usd(numbers['spread'])} an hour",
-            "Implied wage less human wage, of the trained policy in validation. It would be paid out only where wage "
+            "Implied wage less human wage, of the trained policy in validation. It would be paid out only if wage "
             f"parity is above 1 by more than {margin}.",
         ),
         (
@@ -101,7 +101,7 @@ def economics_rows(summary: dict[str, Any], numbers: dict[str, float | None], es
 
 def _less_costs(costs: dict[str, float] | None) -> str:
     if costs:
-        return f"Implied wage less costs of {usd(sum(costs.values()))} an hour. No other cost is counted."
+        return f"Implied wage less costs of {usd(sum(costs.values()))} an hour. No other cost is included."
     if costs is not None:
-        return "Implied wage; the task counts no cost of the hour."
+        return "Implied wage; the task has no hourly costs."
     return "Implied wage less costs, which this summary does not itemise."

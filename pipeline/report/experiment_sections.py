@@ -1,4 +1,4 @@
-"""The experiments of a run on its page: charts, what they say in sentences, and what each demonstration is paid."""
+"""The experiments of a run on its page: charts, their results in sentences, and the value of each demonstration."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ KINDS = {
 def read_experiments(
     run: RunDirectory, config: dict[str, Any], *, labelled: bool, summary: dict[str, Any] | None = None
 ) -> Experiments:
-    """What experiments left in a run, and training of its estimator; what lacks is said with the command for it.
+    """A run's experiments and the skill of its estimator; for missing ones, the commands that make them.
 
     labelled: whether the demonstrations have labels, without which they cannot be valued. summary: of the validation,
-    whose figures theirs are set beside.
+    for comparison.
     """
     missing: dict[str, Missing] = {}
     found: dict[str, Experiment] = {}
@@ -144,13 +144,13 @@ def _is_learned(result: dict[str, Any]) -> bool:
 
 
 def _judge_says(result: dict[str, Any]) -> str:
-    """Where outcomes come from; nothing of a result of an earlier version, which does not say."""
+    """The source of outcomes; empty for results of earlier versions, which do not state it."""
     if result.get("outcomes") is None:
         return ""
     if not _is_learned(result):
         return "Outcomes are the simulator’s; nobody paid this money."
     judged_by = f" Policies were judged by {result['judged_by']}." if "judged_by" in result else ""
-    return f"Outcomes were {str(result['judge']).rstrip('.')}.{judged_by} All money is what would have been."
+    return f"Outcomes were {str(result['judge']).rstrip('.')}.{judged_by} All money is hypothetical."
 
 
 def _between(bounds: list[float] | None, show: Callable[[float], str]) -> str:
@@ -199,14 +199,14 @@ def _elasticity_says(result: dict[str, Any], summary: dict[str, Any]) -> tuple[s
         more.append(_today_says(result))
     elif "profit" in result and summary.get("context_mix") == "stationary":
         more.append(
-            f"Contexts weigh here as often as validation met them: at today’s prices the policy would earn "
+            f"Contexts are weighted here by how often validation met them: at today’s prices the policy would earn "
             f"{usd(result['profit']['policy']['value'])} an hour; in the headline each context counts equally."
         )
     return answer, " ".join(more)
 
 
 def _responds(cause: str, quantity: str, found: dict[str, float | None]) -> str:
-    """An elasticity as a sentence: a direction where its interval has one."""
+    """An elasticity as a sentence, with a direction if its interval excludes zero."""
     value, low, high = (found[key] for key in ("value", "low", "high"))
     if value is None:
         return f"How {quantity} responds to {cause[0].lower()}{cause[1:]} is not defined: {quantity} is not positive."
@@ -215,7 +215,7 @@ def _responds(cause: str, quantity: str, found: dict[str, float | None]) -> str:
     if low < 0 < high:
         return (
             f"{cause} would change {quantity} by {number(value)}% (95% interval {number(low)}% to {number(high)}%, "
-            "which holds zero)."
+            "which contains zero)."
         )
     near, far = sorted((abs(low), abs(high)))
     verb = "raise" if value >= 0 else "lower"
@@ -259,8 +259,8 @@ def _spread_says(result: dict[str, Any], summary: dict[str, Any]) -> tuple[str, 
     validated = summary.get("spread")
     if isinstance(validated, (int, float)):
         more += (
-            f"The spread of {usd(float(validated))} an hour in the table of money is another one: of the trained "
-            "policy in validation, not of training, which explores. "
+            f"The spread of {usd(float(validated))} an hour in the table of money differs: it is of the trained policy "
+            "in validation, not of training, which explores. "
         )
     cost = result["customer_cost_usd"]
     return answer, (
@@ -287,7 +287,7 @@ def _value_says(result: dict[str, Any], _: dict[str, Any]) -> tuple[str, str]:
 
 
 def worth_in_words(worth: int, total: int) -> str:
-    """How many demonstrations are surely worth more than nothing."""
+    """A sentence on the number of demonstrations that are certainly worth more than nothing."""
     if total == 1:
         return (
             "The one demonstration is worth more than nothing (95% interval above zero)."
@@ -333,9 +333,9 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
         for row in result["periods"]
     ]
     return Table(
-        "Training by periods: average output in good units an hour, its gain on the period before and on the mean of "
-        "the last three; rates in $ an hour; and dollars of the whole period. The customer’s surplus is what the good "
-        "units would have cost in flawless human hands, less what would have been paid for them. Nobody paid it.",
+        "Training by periods: average output in good units an hour, its gain over the period before and over the mean "
+        "of the last three; rates in $ an hour; and dollars of the whole period. The customer’s surplus is what the "
+        "good units would have cost in flawless human hands, less what would have been paid for them. Nobody paid it.",
         [("To episode", "number first")] + [(label, "number") for label, _, _ in columns],
         rows,
         csv_download("spread-periods.csv", pd.DataFrame(result["periods"])),
@@ -343,7 +343,7 @@ def _periods(result: dict[str, Any], _: pd.DataFrame) -> Table:
 
 
 def _valued(_: dict[str, Any], table: pd.DataFrame) -> Table:
-    """A row a demonstration; prices only if some are not the value, or nothing where the value is below nothing."""
+    """One row per demonstration; prices only if some differ from the value, or from 0 if the value is negative."""
     is_priced = bool(((table["price"] - table["value"].clip(lower=0)).abs() >= SAME).any())
     intervals = [("value", "low", "high"), *([("price", "price_low", "price_high")] if is_priced else [])]
     rows = []
@@ -353,7 +353,7 @@ def _valued(_: dict[str, Any], table: pd.DataFrame) -> Table:
             cells.append(cell(f"{usd(row[middle])} [{usd(row[low])}, {usd(row[high])}]", row[middle]))
         rows.append([*cells, cell(usd(row["leave_one_out"]), row["leave_one_out"])])
     labels = ("Clips", "Value $/h", *(["Price $/h"] if is_priced else []), "Lost if left out $/h")
-    prices = "" if is_priced else " Each would be paid its value, and nothing where that is below nothing."
+    prices = "" if is_priced else " Each would be paid its value, or nothing if the value is negative."
     first = f" The {VALUED} most valuable; the file has all." if len(table) > VALUED else ""
     return Table(
         f"Dollars per hour of robot work, with 95% intervals.{prices}{first}",
@@ -367,7 +367,7 @@ TABLES = {"spread": _periods, "value": _valued}
 
 
 def _estimator(run: RunDirectory, missing: dict[str, Missing], config: dict[str, Any]) -> str:
-    """What the customers' share of the spread rests on, in words."""
+    """The skill of the estimator of the customers' share, as text."""
     try:
         skill = run.read_estimator()
         if skill is not None:

@@ -1,7 +1,7 @@
 """Chart geometry: numbers in, SVG paths and positions out.
 
-A chart is drawn in a square of 1000 units that the page stretches to the width it has. Text stands beside it, placed
-by percentages, so it keeps its size on a phone and on paper. y = 0 is the top, as in SVG.
+A chart is drawn in a square of 1000 units that the page stretches to its width. Text is placed beside it by
+percentages, so it keeps its size on a phone and on paper. y = 0 is the top, as in SVG.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COLUMNS = 500  # a longer line is thinned to the lowest and highest point of eac
 CSV_ROWS = 2000
 BINS = 20
 MARGIN = 0.05  # of an axis of actions, on either side
-LINEAR_BELOW = 0.1  # of a "symlog" axis, which holds zero and is logarithmic further out
+LINEAR_BELOW = 0.1  # of a "symlog" axis, which contains zero and is logarithmic further out
 
 Style = Literal["policy", "validation", "target", "optimum", "blind", "human", "second", "logging"]
 Scale = Literal["linear", "log", "symlog"]
@@ -45,20 +45,20 @@ class Axis:
     margin: float = 0.0  # of its length, free on either side
 
     def at(self, values: Any) -> np.ndarray:
-        """Where values lie: 0 at the low end, SIZE at the high one."""
+        """The position of values: 0 at the low end, SIZE at the high one."""
         low, high, at = (TRANSFORMS[self.scale](np.asarray(one, float)) for one in (self.low, self.high, values))
         return SIZE * (self.margin + (at - low) / (high - low)) / (1 + 2 * self.margin)
 
     def down(self, values: Any) -> np.ndarray:
-        """As `at`, from the top."""
+        """Like `at`, but measured from the top."""
         return SIZE - self.at(values)
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line, within a band from `low` to `high` where given; an empty label draws none. NaN is a gap.
+    """A line, with a band from `low` to `high` if given; an empty label is not drawn. NaN is a gap.
 
-    A series without y is a band alone.
+    A series without y is only a band.
     """
 
     label: str
@@ -100,7 +100,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Download:
-    """A CSV file in a data URI; `note` says so where it holds fewer rows than there are."""
+    """A CSV file in a data URI; `note` says if it has fewer rows than the table."""
 
     name: str
     uri: str
@@ -109,7 +109,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the page needs to draw a chart; `paths` are (style, SVG path) from back to front."""
+    """A chart as the page draws it; `paths` are (style, SVG path) from back to front."""
 
     title: str
     caption: str
@@ -139,7 +139,7 @@ class Bar:
 
 
 def thin(x: np.ndarray, y: np.ndarray, columns: int = COLUMNS) -> tuple[np.ndarray, np.ndarray]:
-    """At most two points a column, its lowest and highest, so that a long line keeps its outline."""
+    """At most two points per column, its lowest and highest, so that a long line keeps its outline."""
     if len(x) <= 2 * columns:
         return x, y
     keep = []
@@ -153,7 +153,7 @@ def thin(x: np.ndarray, y: np.ndarray, columns: int = COLUMNS) -> tuple[np.ndarr
 
 
 def line_path(x: np.ndarray, y: np.ndarray) -> str:
-    """SVG path through the finite points, broken at the others; a point alone is a dot (`h0` with round caps)."""
+    """SVG path through the finite points, broken at the others; a single point is a dot (`h0` with round caps)."""
     parts, pen_down = [], False
     for px, py in zip(x, y, strict=True):
         if not (np.isfinite(px) and np.isfinite(py)):
@@ -165,7 +165,7 @@ def line_path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def band_path(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    """SVG path around what lies between low and high, a closed shape for every stretch where both are finite."""
+    """SVG path around the area between low and high: a closed shape for every stretch with both finite."""
     known = np.isfinite(x) & np.isfinite(low) & np.isfinite(high)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(int)))
     parts = []
@@ -177,7 +177,7 @@ def band_path(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
 
 
 def dots_path(x: np.ndarray, y: np.ndarray) -> str:
-    """SVG path of one dot a finite point; points that fall together are drawn once."""
+    """SVG path with a dot per finite point; points at the same position are drawn once."""
     known = np.isfinite(x) & np.isfinite(y)
     points = {(round(px), round(py)) for px, py in zip(x[known], y[known], strict=True)}
     return "".join(f"M{px} {py}h0" for px, py in sorted(points))
@@ -204,7 +204,7 @@ def spread_apart(positions: Sequence[float], gap: float) -> list[float]:
 
 
 def csv_download(name: str, table: pd.DataFrame) -> Download:
-    """`table` as a data URI; of a long one, every k-th row."""
+    """`table` as a data URI; every k-th row if it is long."""
     step = -(-len(table) // CSV_ROWS) or 1
     text = table.iloc[::step].to_csv(index=False, float_format="%.6g")
     uri = "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode("utf-8")).decode("ascii")
@@ -214,7 +214,7 @@ def csv_download(name: str, table: pd.DataFrame) -> Download:
 def axis_around(
     label: str, values: Sequence[float], text: Callable[[float], str], *, nbins: int = 5, scale: Scale = "linear"
 ) -> Axis:
-    """An axis between round numbers that enclose the values, its ticks."""
+    """An axis from tick to tick, between round numbers that enclose the values."""
     low, high = min(values), max(values)
     if low == high:
         low, high = (0.0, 1.0) if low == 0 else (min(low, 0.0), max(high, 0.0))
@@ -226,7 +226,7 @@ def axis_around(
 
 
 def axis_from_to(label: str, low: float, high: float, *, integer: bool = False) -> Axis:
-    """An axis that ends where the values do, with round ticks between."""
+    """An axis that ends at the outermost values, with round ticks between."""
     if low == high:
         low, high = low - 1, high + 1
     ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)
@@ -250,7 +250,7 @@ def line_chart(
     notes: Sequence[Note] = (),
     behind: Sequence[tuple[str, str]] = (),
 ) -> Chart:
-    """Lines on an axis that holds every line, band and reference, and `include`. behind: paths under all others."""
+    """Lines on an axis that contains all lines, bands, references and `include`. behind: paths under all others."""
     values = [r.value for r in references] + list(include)
     for drawn in (part for s in series for part in (s.y, s.low, s.high) if part is not None):
         values.extend(drawn[np.isfinite(drawn)])
@@ -333,7 +333,7 @@ def histogram(
     bins: int = BINS,
     download: Download | None = None,
 ) -> Chart:
-    """The share of each group's values in each bin of the axis, and one value as a line."""
+    """The share of each group's values in each bin of the axis, with one value marked by a line."""
     edges = np.linspace(axis.low, axis.high, bins + 1)
     shares = [np.histogram(values, edges)[0] / max(len(values), 1) for _, values in groups]
     y = axis_around(y_label, [0.0, max(float(share.max()) for share in shares)], percent_tick, nbins=4)
@@ -359,7 +359,7 @@ def interval_chart(
     row_px: int,
     summary: str,
 ) -> Chart:
-    """Named rows from the top down, each a value as a dot on its interval: (name, value, low, high)."""
+    """Rows (name, value, low, high) from the top down, each a dot on its interval."""
     names, *numbers = zip(*rows, strict=True)
     value, low, high = (np.array(column, float) for column in numbers)
     x = axis_around(x_label, [0.0, *low, *high], x_text)
@@ -377,7 +377,7 @@ def interval_chart(
 def bars(
     rows: Sequence[tuple[str, float, Style, tuple[float, float] | None]], text: Callable[[float], str]
 ) -> list[Bar]:
-    """Bars on one axis that holds zero, each with its interval where it has one."""
+    """Bars on one axis that contains zero, each with its interval if it has one."""
     values = [0.0] + [bound for _, value, _, interval in rows for bound in (value, *(interval or ()))]
     bottom, top = min(values), max(values)
     unit = 100 / ((top - bottom) or 1.0)

@@ -28,15 +28,15 @@ from pipeline.report.figures import (
 from pipeline.report.summary_figures import ActionAxis
 from pipeline.report.words import count, number_tick, percent_tick
 
-MAX_PANELS = 9  # more contexts than these are in the table alone
-MARGIN = 0.03  # of an axis, so that points at its ends are seen whole
+MAX_PANELS = 9  # further contexts are only in the table
+MARGIN = 0.03  # of an axis, so that points at its ends are not cut off
 LINES = 4  # of equal output, and as many of equal error rate
-APART = 14.0  # percent of a chart that labels keep from each other where they can
-PLACES = (0.5, 0.3, 0.7, 0.15, 0.85)  # of a line, where its label may stand
+APART = 14.0  # distance between labels if there is room, in percent of a chart
+PLACES = (0.5, 0.3, 0.7, 0.15, 0.85)  # possible positions of a label on its line
 
 
 def frontier_charts(result: dict[str, Any], table: pd.DataFrame) -> list[Chart]:
-    """A chart a context, two where only one action varies; table: a row for each point and context."""
+    """One chart per context, or two if only one action varies. table: a row per point and context."""
     names = list(table["context"].unique())[:MAX_PANELS]
     axes = [ActionAxis(name, *result["actions"][name]) for name in result["axes"]]
     charts = []
@@ -108,7 +108,7 @@ def _counted(own: dict[str, Any]) -> str:
 
 
 def _cells(wanted: np.ndarray, x: Axis, y: Axis, xs: np.ndarray, ys: np.ndarray) -> str:
-    """A box around each run of wanted points [y, x] in a column, half a step to every side, within the bounds."""
+    """A box around each run of wanted points [y, x] in a column, with half a step on every side, within the bounds."""
     step = [(values[-1] - values[0]) / max(len(values) - 1, 1) / 2 for values in (xs, ys)]
     boxes = []
     for column, at in enumerate(xs):
@@ -122,7 +122,7 @@ def _cells(wanted: np.ndarray, x: Axis, y: Axis, xs: np.ndarray, ys: np.ndarray)
 def _contours(
     xs: np.ndarray, ys: np.ndarray, values: np.ndarray, levels: Sequence[float]
 ) -> Iterable[tuple[float, list[np.ndarray]]]:
-    """Each level with its lines [n, 2] where values [y, x] cross it; levels that are nowhere crossed are left out."""
+    """Each level with its lines [n, 2] where values [y, x] cross it; levels that are never crossed are left out."""
     if not len(levels):
         return []
     found = Figure().subplots().contour(xs, ys, values, levels=levels)
@@ -131,7 +131,7 @@ def _contours(
 
 
 def _free_place(line: tuple[np.ndarray, np.ndarray], taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The first place on the line, in percent, that keeps its distance from those taken, else the farthest."""
+    """The first position on the line, in percent, that is far enough from those taken, else the farthest."""
     places = []
     for part in PLACES:
         index = int(part * (len(line[0]) - 1))
@@ -144,7 +144,7 @@ def _free_place(line: tuple[np.ndarray, np.ndarray], taken: Sequence[tuple[float
 
 
 def _lines(name: str, rows: pd.DataFrame, own: dict[str, Any], action: ActionAxis) -> list[Chart]:
-    """Output, and error rate, over one action, by expectation and dashed as sampled; what meets the level shaded."""
+    """Output and error rate over one action, expected and (dashed) sampled; actions that meet the level are shaded."""
     axis = action.axis(MARGIN)
     x = rows[action.name].to_numpy(float)
     half = (x[1] - x[0]) / 2

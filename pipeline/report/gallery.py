@@ -32,10 +32,10 @@ from pipeline.report.tables import Cell, Table, cell
 from pipeline.report.words import count, number, number_tick
 
 SHOWN = 4  # clips at either end
-MAX_FRAMES = 32  # of a looping picture: the page stays small however long the clips are
+MAX_FRAMES = 32  # of a looping picture, which limits the size of the page
 SCORE_BINS = 30
 
-WHY_NOT = {  # by the code of the error that reading a clip again ended with
+WHY_NOT = {  # by the code of the error when a clip is read again
     "video-changed": "The video has changed since it was scored.",
     "video-unreadable": "The video can no longer be read.",
 }
@@ -43,7 +43,7 @@ WHY_NOT = {  # by the code of the error that reading a clip again ended with
 
 @dataclass(frozen=True)
 class Picture:
-    """A looping picture as a data URI, or why there is none."""
+    """A looping picture as a data URI, or the reason why there is none."""
 
     uri: str | None
     why_not: str = ""
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tile:
-    """A clip: its looping picture, or why there is none; score, kind and where it comes from."""
+    """A clip: its looping picture, or the reason why there is none; its score, kind and source."""
 
     uri: str | None
     score: str
@@ -62,7 +62,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The ends of the ranking, charts of all scores, and how well labelled novelty was found where there is any."""
+    """The most and least novel clips, charts of all scores, and the detection of labelled novelty if there is any."""
 
     answer: str
     says: str
@@ -74,7 +74,7 @@ class Gallery:
 
 
 def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
-    """The gallery of the run's embeddings, or why there is none; None for a run without embeddings."""
+    """The gallery of the run's embeddings, or why it is missing; None for a run without embeddings."""
     if config.get("source") not in ("embeddings", "video") or not config.get("embeddings"):
         return None
     embeddings_path = storage.path_of(str(config["embeddings"]))
@@ -132,7 +132,7 @@ def read_gallery(config: dict[str, Any]) -> Gallery | Missing | None:
 
 
 def _ranked(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Rows of the scored clips, the most novel first. Many share the lowest score: their mean deviation decides."""
+    """Rows of the scored clips, the most novel first. Ties, common at the lowest score, go by mean deviation."""
     channels = [values for name, values in columns.items() if name.startswith("channels/")]
     deviation = np.mean(channels or [columns["score"]], axis=0)
     scored = np.flatnonzero(np.isfinite(columns["score"]))
@@ -150,7 +150,7 @@ def _each_video_first(data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
 
 
 def _kinds(data: dataset.Embeddings) -> np.ndarray:
-    """The label of each clip [N]: a kind of novelty, novel, ordinary, or "" where nothing is known."""
+    """The label of each clip [N]: a kind of novelty, novel, ordinary, or "" if unknown."""
     if data.logs is None:
         return np.full(data.num_clips, "")
     novel = data.logs.novel
@@ -165,7 +165,7 @@ def _tile(data: dataset.Embeddings, columns: dict[str, np.ndarray], row: int, pi
 
 
 def _pictures(data: dataset.Embeddings, rows: np.ndarray) -> dict[int, Picture]:
-    """Each row's clip as a looping picture, or why there is none; every video is read once."""
+    """Each row's clip as a looping picture, or why it is missing; every video is read once."""
     rows = np.sort(rows)
     pictures: dict[int, Picture] = {}
     for video in np.unique(_video(data, rows)):
@@ -205,7 +205,7 @@ def _scores(
 
 
 def _histogram(score: np.ndarray, is_novel: np.ndarray) -> Chart:
-    """Scores of the clips [n]; of those labelled novel a histogram of their own, if there are any."""
+    """Histogram of the clips' scores [n], with a separate one of clips labelled novel, if there are any."""
     groups: list[tuple[Style, np.ndarray]] = [("policy", score[~is_novel])]
     caption = f"{count(len(score), 'clip')}."
     if is_novel.any():
@@ -220,7 +220,7 @@ def _histogram(score: np.ndarray, is_novel: np.ndarray) -> Chart:
 
 
 def _profile(z: np.ndarray, sigmas: list[float], ranked: np.ndarray) -> Chart:
-    """The noise gap at each noise level of the most novel tenth and of the rest: medians within quartiles."""
+    """The noise gap at each noise level of the most novel tenth and of the rest: medians and quartiles."""
     x, tenth = np.array(sigmas), max(1, len(ranked) // 10)
     groups: tuple[tuple[np.ndarray, str, Style], ...] = (
         (ranked[tenth:], "the rest", "policy"), (ranked[:tenth], "most novel", "optimum"),
@@ -255,8 +255,8 @@ def _detection(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
         records += [{"kind": kind, "score": name, **found[name][kind]} for name in others]
     named = {"knn": "nearest neighbours", "gap": "noise gap"}
     return Table(
-        "Labelled novelty found, by kind: area under the ROC curve with its 95% interval, 0.5 is chance. Beside the "
-        "score its channels, and nearest neighbours in embedding space.",
+        "Detection of labelled novelty by kind: area under the ROC curve with its 95% interval; 0.5 is chance. Beside "
+        "the score are its channels, and nearest neighbours in embedding space.",
         [("Kind", "text"), ("Clips", "number"), ("Score", "number")]
         + [(named.get(name, name), "number") for name in others],
         rows,

@@ -1,4 +1,4 @@
-"""The head of the page: what the policy would earn, against what, according to whom, and how sure that is."""
+"""The head of the page: the policy's profit, what it is compared with, who judged it, and its uncertainty."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Head:
     answers: list[tuple[str, list[str]]]
 
 
-MEASURED = {  # what an episode is called, and how it was measured
+MEASURED = {  # by kind of validation: the word for an episode, and the method
     "closed loop from pixels": ("episode", "in closed loop from pixels, in scenes that training never saw"),
     "held-out logs": ("video", "held out from training, on their logs"),
     "held-out clips": ("video", "held out from training, on their stored clips"),
@@ -59,7 +59,7 @@ def interval_of(summary: dict[str, Any], key: str) -> Interval | None:
 
 
 def headline(files: RunFiles, numbers: dict[str, float | None], logged: LoggedProfits, profit_says: str) -> Head:
-    """profit_says: what profit is made of. logged: what the logs earned, by context."""
+    """The head of the page. profit_says: the definition of profit. logged: profits of the logged steps by context."""
     summary = files.summary
     title, by_logs = verdict.title(summary), is_by_logs(summary)
     if by_logs:
@@ -98,7 +98,7 @@ def _interval_says(bounds: Interval | None) -> str:
 
 
 def _of_logs(title: str, summary: dict[str, Any], logged: LoggedProfits) -> Head:
-    """Where logs judge: the verdict, and no dollars where they cannot tell."""
+    """The head if logs are the judge: the verdict, without dollars if it is not identified."""
     compared, judged_on = verdict.of_logs(summary, with_advice=False), verdict.judged_on(summary)
     others = compared[1 : len(compared) - len(judged_on)]
     loses = where_it_loses(read_contexts(summary), logged, with_dollars=False)
@@ -166,7 +166,7 @@ Earner = tuple[str, float, Style, Interval | None]
 
 
 def earners(summary: dict[str, Any], numbers: dict[str, float | None]) -> list[Earner]:
-    """Whose profits the page begins with, in $/h; none where nothing is known of the policy's."""
+    """The profits at the top of the page, in $/h; none if the policy's is unknown."""
     logging = _logging_policy(summary)
     logged: list[Earner] = (
         [] if logging is None else [("Logging policy, as logged", logging[0], "logging", logging[1:])]
@@ -197,7 +197,7 @@ def bars(found: list[Earner]) -> list[Bar]:
 
 
 def _closed(interval: Interval | None) -> Interval | None:
-    """The interval where both its ends are known."""
+    """The interval if both its bounds are known."""
     return None if interval is None or any(finite(bound) is None for bound in interval) else interval
 
 
@@ -214,7 +214,7 @@ def bars_download(found: list[Earner]) -> Download:
 
 
 def tiles_of_logs(summary: dict[str, Any]) -> list[Tile]:
-    """What the logs say in four figures; dollars only if the logs can tell the policy from the one that made them."""
+    """The logs' verdict in four figures; dollars only if the logs distinguish the policy from the logging policy."""
     over, against = over_logging_policy(summary), verdict.against_constant(summary)
     is_known = over is not None and over.is_known
     tiles = [
@@ -228,7 +228,7 @@ def tiles_of_logs(summary: dict[str, Any]) -> list[Tile]:
         note = f"Worth of the logged steps with actions like the policy’s; {number_tick(FEWEST_EFFECTIVE)} are needed."
         tiles.append(Tile(number(effective, 1), "effective steps", f"{note} The largest weighs {percent(largest)}."))
     if overlap is not None:
-        note = f"Share of hours where logs have actions like the policy’s; {percent(LEAST_OVERLAP, 0)} are needed."
+        note = f"Share of hours in which logs have actions like the policy’s; {percent(LEAST_OVERLAP, 0)} are needed."
         tiles.append(Tile(percent(overlap, 0), "overlap with the logs", note))
     return tiles
 
@@ -238,7 +238,7 @@ def _verdict_tile(found: Comparison, other: str, over: Comparison | None, *, wit
         note = f"{capitalised(found.beyond(other))}: {verdict.change_in_words(found)}."
         return Tile(usd(found.change[0], signed=True), f"an hour against {other}", note)
     reason = found.reason if found is over or over is None or found.reason != over.reason else "for the same reason"
-    notes = {"not identified": reason, "not distinguishable": "the 95% interval of the change holds zero"}
+    notes = {"not identified": reason, "not distinguishable": "the 95% interval of the change contains zero"}
     note = notes.get(found.verdict, "the change is in the table of estimates below")
     return Tile(capitalised(found.verdict), f"against {other}", f"{capitalised(note).rstrip('.')}.")
 

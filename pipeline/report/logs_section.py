@@ -1,4 +1,4 @@
-"""The logs that a policy learned from, as a part of the page: what they hold, what they teach, what to log next."""
+"""The page's section on the logs that a policy learned from: their contents, the best actions, what to log next."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_MAPS = 6  # of a context
 
 @dataclass(frozen=True)
 class LogsSection:
-    """What the page says of the logs. logged_profit: of each context's steps as they came out, in $/h."""
+    """The section on logs. logged_profit: actual profit of the logged steps by context, in $/h."""
 
     answer: str
     says: list[str]
@@ -41,13 +41,13 @@ class LogsSection:
 
 
 def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missing | None:
-    """The section of a run whose outcomes were learned from logs; None of any other run."""
+    """The section, if outcomes were learned from logs; None for any other run."""
     if config.get("source") not in ("embeddings", "video"):
         return None
     try:
         metadata = load_metadata(run.path)
     except VtpError:
-        return None  # not known whether it was trained on logs
+        return None  # unknown whether it was trained on logs
     if metadata.outcomes != "logged":
         return None
     clips, _ = metadata.of_clips()
@@ -60,12 +60,12 @@ def read_logs(run: RunDirectory, config: dict[str, Any]) -> LogsSection | Missin
         )
     except (VtpError, OSError) as error:
         return Missing(
-            f"What the logs hold cannot be shown: {error}.", f"vtp logs {shlex.quote(str(clips.embeddings))}"
+            f"The contents of the logs cannot be shown: {error}.", f"vtp logs {shlex.quote(str(clips.embeddings))}"
         )
 
 
 def logs_section(found: LogSurvey) -> LogsSection:
-    """A survey as a part of the page."""
+    """A survey as a section of the page."""
     axes = {name: ActionAxis(name, *bounds) for name, bounds in found.actions.items()}
     shown = sorted(found.contexts, key=lambda name: -found.contexts[name].share)[:SHOWN]
     charts = [_chart(name, one, found, axes) for name in shown for one in found.contexts[name].coverage[:MOST_MAPS]]
@@ -143,7 +143,7 @@ def heat_map(
     summary: str,
     download: figures.Download,
 ) -> Chart:
-    """Counts [n, n] as shaded cells. best: actions, and frames: ranges of actions, of the first and the second axis."""
+    """Counts [n, n] as shaded cells. best: actions and frames: ranges of actions, on the first and the second axis."""
     x, y = (axes[name].axis(margin=0.0) for name in coverage.actions)
     counts = coverage.counts
     level = np.ceil(counts / max(counts.max(), 1) * SHADES).astype(int)
@@ -165,7 +165,7 @@ def heat_map(
 
 
 def _coverage_table(coverage: CoverageMap) -> pd.DataFrame:
-    """A row a cell: its bounds of each action, and its steps."""
+    """One row per cell: the bounds of each action, and the number of steps."""
     cells = np.argwhere(coverage.counts >= 0)
     columns: dict[str, np.ndarray] = {}
     for index, (name, edges) in enumerate(zip(coverage.actions, coverage.edges, strict=True)):
@@ -184,9 +184,8 @@ def _table(found: LogSurvey, axes: dict[str, ActionAxis]) -> Table:
         rows.append([Cell(title_of(name, found.contexts), name), *_cells(held, learned, axes)])
         records.append(_record(name, held, learned))
     return Table(
-        "What was logged of each context and what it earned; the best action by the logs, what it is expected to earn "
-        "and to gain over the logged actions, with the middle 95% of the ensemble; and how many logged steps are like "
-        "it.",
+        "The logs of each context and their profit; the best action by the logs, its expected profit and gain over the "
+        "logged actions, with 95% intervals of the ensemble; and the number of logged steps with a similar action.",
         [("Context", "text"), *((head, "number") for head in heads)],
         rows,
         figures.csv_download("logs.csv", pd.DataFrame(records)),

@@ -1,4 +1,4 @@
-"""What the logs say: every estimate, how far the logs can tell, and other policies for comparison."""
+"""The section on off-policy evaluation: all estimates, the support by the logs, and other policies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.runs.judgement import Comparison, over_logging_policy, read_compar
 ESTIMATES = (  # label, key of a summary's off_policy
     ("The logging policy: mean of what was logged", "logging_policy"),
     ("This policy, direct: the outcome model’s expectation", "direct"),
-    ("This policy, weighted: logged steps with like actions", "weighted"),
+    ("This policy, weighted: logged steps with similar actions", "weighted"),
     ("This policy, doubly robust: the model, corrected by those steps", "doubly_robust"),
 )
 SENSITIVITY = (
@@ -40,7 +40,7 @@ class OffPolicySection:
 
 
 def off_policy_section(summary: dict[str, Any], config: dict[str, Any]) -> OffPolicySection | None:
-    """The section; None where no logs were asked. config: the settings of training."""
+    """The section; None without off-policy evaluation. config: the settings of training."""
     found, over = summary.get("off_policy"), over_logging_policy(summary)
     if not isinstance(found, dict) or over is None:
         return None
@@ -98,7 +98,7 @@ def _policies(found: dict[str, Any], over: Comparison) -> Table:
     ]
     return Table(
         "Other policies learned from the same logs, each against the logging policy on the same held-out steps: change "
-        "in dollars an hour, doubly robust. “Better” and “worse” are said only where the 95% interval leaves out zero.",
+        "in dollars an hour, doubly robust. A policy is “better” or “worse” only if the 95% interval excludes zero.",
         [("Policy", "text"), ("Against the logging policy", "text"), *INTERVAL_HEADS[1:]],
         rows,
         csv_download("policies.csv", table),
@@ -125,17 +125,17 @@ def _support(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Effective steps",
             number(numbers.get("effective_steps"), 1),
-            f"As many equally weighted steps would tell as much (Kish); {number_tick(FEWEST_EFFECTIVE)} are needed.",
+            f"Equally weighted steps with as much information (Kish); {number_tick(FEWEST_EFFECTIVE)} are needed.",
         ),
         (
             "Largest weight",
             percent(numbers.get("largest_weight")),
-            f"Of a single step, of all; {percent(LARGEST_WEIGHT, 0)} at most.",
+            f"Of a single step, as a share of all weights; {percent(LARGEST_WEIGHT, 0)} at most.",
         ),
         (
             "Overlap",
             percent(numbers.get("overlap")),
-            f"Share of hours where logs have actions like the policy’s; {percent(LEAST_OVERLAP, 0)} are needed.",
+            f"Share of hours in which logs have actions like the policy’s; {percent(LEAST_OVERLAP, 0)} are needed.",
         ),
         (
             "Propensities",
@@ -163,7 +163,7 @@ def _caution(summary: dict[str, Any], config: dict[str, Any]) -> list[tuple[str,
     chosen = (
         "given as a setting"
         if given
-        else "chosen on folds of the logs, whole videos each, by a lower bound on the gain over the logging policy"
+        else "chosen by cross-validation on the logs, by a lower bound on the gain over the logging policy"
     )
     gain, least = (provenance.get(name) for name in ("fold_gain_usd_per_hour", "fold_gain_lower_bound"))
     return [
@@ -175,12 +175,12 @@ def _caution(summary: dict[str, Any], config: dict[str, Any]) -> list[tuple[str,
         (
             "Unsupported",
             number_tick(unsupported),
-            f"Human wages subtracted where nothing like the action was logged; {chosen}.",
+            f"Human wages subtracted if no similar action was logged; {chosen}.",
         ),
         (
-            "Gain on folds",
+            "Gain in cross-validation",
             f"{usd(gain, signed=True)} an hour",
-            f"Over the logging policy, at least {usd(least, signed=True)} an hour. What was learned is deployed only "
-            "if this bound is above zero; otherwise a clone of the logging policy is.",
+            f"Over the logging policy; its lower bound is {usd(least, signed=True)} an hour. The learned policy is "
+            "deployed only if this bound is above zero, otherwise a clone of the logging policy.",
         ),
     ]

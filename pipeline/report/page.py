@@ -44,7 +44,7 @@ EXPECTED = "Dollars here are what the outcome model learned from the logs expect
 CAUTIOUS = "It also chose the optimum and blind, as cautiously as the policy."
 NO_DEMONSTRATIONS = "There are none: the policy learned in the simulator."
 OF_EACH_PAGE = ("actions", "learning", "data-value")
-OF_EACH_SEED = (  # parts that the folder of several seeds has not, and each seed's has
+OF_EACH_SEED = (  # parts that each seed's run has, but not the folder of several seeds
     "metrics", "validation", "validations", "frames", "frontier", "elasticity", "spread", "value", "estimator",
 )  # fmt: skip
 
@@ -221,7 +221,7 @@ def build_page(files: RunFiles) -> Page:
 
 
 def _pictures_note(files: RunFiles, missing: dict[str, Missing], evaluate: str) -> str:
-    """What the pictures on the cards are, or why there are none; what cannot be had is not missing."""
+    """A sentence on the pictures of the cards, or why there are none; impossible ones are not listed as missing."""
     if "frames" not in missing:
         note = "Each picture is a clip from validation." if files.frames else ""
         left_out = files.frames_left_out
@@ -246,7 +246,7 @@ def _contexts_answer(contexts: list[ContextFigures], *, by_logs: bool) -> str:
     if len(contexts) == 1:
         return "There is one context."
     lost = "" if by_logs else where_most_is_lost(contexts)
-    return lost or (f"{count(len(contexts), 'context')}, one a row." if contexts else "")
+    return lost or (f"{count(len(contexts), 'context')}, one per row." if contexts else "")
 
 
 def _failures_answer(failures: list[Failure] | None) -> str:
@@ -268,14 +268,14 @@ def _provenance(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _times(summary: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of every stage, and of all together."""
+    """Seconds of every stage, and their sum."""
     stages = summary.get("stages_wall_s")
     times = {f"{stage}, seconds": time for stage, time in stages.items()} if isinstance(stages, dict) else {}
     return times | ({"all stages, seconds": summary["wall_s"]} if "wall_s" in summary else {})
 
 
 def _can_be_drawn(summary: dict[str, Any]) -> bool:
-    """Whether the task has a renderer; of a summary that does not say, it may."""
+    """Whether the task has a renderer; True if the summary does not state it."""
     task = summary.get("task_definition")
     return not isinstance(task, dict) or bool((task.get("simulator") or {}).get("renderer"))
 
@@ -300,7 +300,7 @@ def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _commands(files: RunFiles, evaluate: str) -> list[tuple[str, str]]:
-    """(what it does, command) in the order to run them."""
+    """(purpose, command) pairs, in the order to run them."""
     run, path = shlex.quote(str(files.run)), files.run.path
     made_by = _provenance(files.summary).get("command")
     commands = [("What made this run", str(made_by))] if made_by else []

@@ -25,13 +25,13 @@ from pipeline.text_files import read_text
 logger = logging.getLogger(__name__)
 
 FRAME_BYTES = 800_000  # of images before base64, so that the page stays small
-FAILURES = "failures.jsonl"  # beside the embeddings, where extraction writes them
+FAILURES = "failures.jsonl"  # beside the embeddings
 IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Something the page cannot show: why, as a sentence, and the command that makes it."""
+    """A missing part of the page: the reason as a sentence, and the command that makes it."""
 
     sentence: str
     command: str
@@ -39,7 +39,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture of what the policy saw, as a data URI, with its actions and the best ones."""
+    """A picture of a clip that the policy observed, as a data URI, with its actions and the best ones."""
 
     context: str
     uri: str
@@ -63,7 +63,7 @@ class RunFiles:
     run: RunDirectory
     config: dict[str, Any]
     summary: dict[str, Any]
-    changed: dict[str, Any]  # the summary of a validation in changed scenes; empty where there was none
+    changed: dict[str, Any]  # the summary of the validation in changed scenes; empty if there was none
     metrics: pd.DataFrame
     validation: pd.DataFrame
     validations: pd.DataFrame
@@ -74,7 +74,7 @@ class RunFiles:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read everything that the page can show of a run."""
+    """Read all files of a run that the page shows."""
     check_run(path)
     run = RunDirectory(path)
     missing: dict[str, Missing] = {}
@@ -162,7 +162,7 @@ def _numbers_csv(path: Path) -> pd.DataFrame:
 def _read_frames(path: Path, budget: int, contexts: list[str]) -> tuple[list[Frame], int]:
     """Frames in the order of the file, and how many were left out for size: every context's first comes first.
 
-    contexts: those whose frames are wanted; of every context where it is empty.
+    contexts: those whose frames are wanted; all if it is empty.
     """
     entries = json.loads(read_text(path))
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "file" in e for e in entries):
@@ -195,7 +195,7 @@ def _read_frames(path: Path, budget: int, contexts: list[str]) -> tuple[list[Fra
 
 
 def _read_failures(path: Path, missing: dict[str, Missing], embeddings: Path) -> list[Failure] | None:
-    """The failures beside the embeddings: [] where extraction recorded none, None where that is not known."""
+    """The failures beside the embeddings: [] if extraction recorded none, None if unknown."""
     extract = f"vtp extract VIDEOS --out {shlex.quote(storage.name_of(embeddings))}"
     try:
         entries = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]

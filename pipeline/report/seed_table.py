@@ -1,4 +1,4 @@
-"""The random seeds of one training beside each other."""
+"""A table of the random seeds of one training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.report.words import DASH, percent, usd
 
 
 def seeds_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The figures of each seed; none of a run of one."""
+    """The figures of each random seed; none for a run of one seed."""
     found = summary.get("by_seed")
     return [one for one in found if isinstance(one, dict) and "seed" in one] if isinstance(found, list) else []
 

@@ -13,7 +13,7 @@ from pipeline.report.figures import MARGIN, Axis
 from pipeline.report.words import number, number_tick
 from pipeline.tasks.task import UNNAMED
 
-SHOWN = 8  # contexts with a card and a chart of their own; tables have all
+SHOWN = 8  # contexts with their own card and chart; tables have all
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class ActionAxis:
         return Axis(self.label, self.low, self.high, ticks, margin=margin)
 
     def text(self, value: float | None) -> str:
-        """The value to about a hundredth of what the action can be."""
+        """The value as text, rounded to about a hundredth of the action's range."""
         return number(value, min(max(2 - math.floor(math.log10(self.high - self.low)), 0), 6))
 
     def at(self, value: float | np.ndarray) -> np.ndarray:
-        """Where values lie, in percent of the axis; those outside are at its ends."""
+        """The position of values in percent of the axis; values outside are at its ends."""
         return 100 * np.clip((np.asarray(value, float) - self.low) / (self.high - self.low), 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class ContextFigures:
-    """What a policy did and earned in a context, in $/h; None, or no action of that name, is not known."""
+    """A policy's actions and profits in a context, in $/h; unknown ones are None or absent."""
 
     name: str
     title: str
@@ -70,19 +70,19 @@ def capitalised(text: str) -> str:
 
 
 def finite(value: Any) -> float | None:
-    """`value` as a float, None where it is no finite number."""
+    """`value` as a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def finite_values(value: Any) -> dict[str, float | None]:
-    """A mapping's numbers by name; none where it is no mapping."""
+    """The numbers of a mapping by name, None for what is not finite; empty if `value` is not a mapping."""
     return {str(name): finite(x) for name, x in value.items()} if isinstance(value, dict) else {}
 
 
 def read_axes(summary: dict[str, Any]) -> list[ActionAxis]:
-    """The task's actions in its order; none where the summary does not name them all with their bounds."""
+    """The task's actions in its order; none if the summary lacks one of them or its bounds."""
     named = summary.get("actions")
     axes = []
     for name, bounds in named.items() if isinstance(named, dict) else ():
@@ -113,7 +113,7 @@ def read_contexts(summary: dict[str, Any]) -> list[ContextFigures]:
 
 
 def title_of(name: str, all_names: Sequence[str] | dict[str, Any]) -> str:
-    """The name of a context on the page; the only context of a task that names none is all work."""
+    """The name of a context on the page; the only context of a task without named contexts is called all work."""
     return "All work" if list(all_names) == [UNNAMED] else name
 
 

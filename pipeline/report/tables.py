@@ -26,5 +26,5 @@ class Table:
 
 
 def cell(text: str, value: float | None) -> Cell:
-    """A number's cell; what is not known sorts last."""
+    """The cell of a number; unknown numbers sort last."""
     return Cell(text, "" if value is None else float(value))

@@ -1,4 +1,4 @@
-"""Templates to pages, escaped, and strict about what they are given."""
+"""Render page templates: values are escaped, and an undefined one is an error."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The verdict on a policy in sentences, for the head of a page and the output of commands.
 
-Nobody has paid the dollars of a validation, so they are what would be earned. Where logs judge, they stand in a
-headline only if the logs can tell the policy from the one that made them.
+The dollars of a validation are not real money, so sentences say what the policy would earn. If logs are the judge, a
+headline has dollars only if they distinguish the policy from the logging policy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOTHING_BEATS = "Nothing learned beats the logging policy by its lower bound"
 
 
 def title(summary: dict[str, Any]) -> str:
-    """The headline: no dollars where logs judge and cannot tell."""
+    """The headline; without dollars if logs are the judge and the change is not identified."""
     over, is_clone = over_logging_policy(summary), summary.get("deployed") == CLONE
     profit = finite(summary.get("profit_mean"))
     if not is_by_logs(summary):
@@ -34,7 +34,7 @@ def title(summary: dict[str, Any]) -> str:
         return f"{NOTHING_BEATS}, so the deployed policy acts as it does on average"
     assert over is not None
     if over.verdict == "not identified":
-        return "The logs cannot tell what the policy would bring: not identified"
+        return "The logs cannot tell what the policy would earn: not identified"
     if over.change is None or not over.is_known:
         return f"The policy is {over.beyond(LOGGING_POLICY)}"
     more = "more" if over.verdict == "better" else "less"
@@ -42,7 +42,7 @@ def title(summary: dict[str, Any]) -> str:
 
 
 def of_logs(summary: dict[str, Any], *, with_advice: bool = True) -> list[str]:
-    """What the logs say, where they judge: the sentences below the headline. with_advice: and what to do next."""
+    """The sentences below the headline if logs are the judge. with_advice: add what to do next."""
     over, against = over_logging_policy(summary), against_constant(summary)
     assert over is not None
     lead = [f"The policy is {compared(over, LOGGING_POLICY, with_advice=with_advice)}."]
@@ -58,7 +58,7 @@ def of_logs(summary: dict[str, Any], *, with_advice: bool = True) -> list[str]:
 
 
 def beside(summary: dict[str, Any], *, with_advice: bool = True) -> list[str]:
-    """What the logs say, where a simulator judges; nothing where they were not asked."""
+    """The logs' verdict if a simulator is the judge; empty without logs."""
     over, against = over_logging_policy(summary), against_constant(summary)
     if over is None:
         return []
@@ -69,7 +69,7 @@ def beside(summary: dict[str, Any], *, with_advice: bool = True) -> list[str]:
 
 
 def without_logs(summary: dict[str, Any]) -> list[str]:
-    """What the demonstrations of `vtp demo` teach without their logs."""
+    """A sentence on the second policy of `vtp demo`, which is trained without logs."""
     found = summary.get("simulator_path")
     ratio = finite(found.get("oracle_ratio")) if isinstance(found, dict) else None
     if ratio is None:
@@ -90,7 +90,7 @@ def judged_on(summary: dict[str, Any]) -> list[str]:
 
 
 def mix(summary: dict[str, Any]) -> list[str]:
-    """How much contexts count, where not as often as they were met."""
+    """Sentences on the weights of contexts, if these are not the observed frequencies."""
     if summary.get("context_mix") != "stationary":
         return []
     contexts = summary.get("contexts")
@@ -117,14 +117,14 @@ def against_constant(summary: dict[str, Any]) -> Comparison | None:
 
 
 def compared(found: Comparison, other: str, *, with_dollars: bool = True, with_advice: bool = True) -> str:
-    """A comparison after "is": better than …, with its change; or why nothing can be said, and what to do next."""
+    """A comparison to follow "is": better than …, with its change; or the reason if unknown, and what to do next."""
     advice = f". Next: {found.advice}" if found.advice and with_advice else ""
     if found.verdict == "not identified":
         why = f": {found.reason}" if found.reason else ""
         return f"{found.beyond(other)}{why}{advice}"
     if found.is_known:
         return found.beyond(other) + (f", {change_in_words(found)}" if with_dollars else "")
-    return f"{found.beyond(other)}: the 95% interval of the change holds zero{advice}"
+    return f"{found.beyond(other)}: the 95% interval of the change contains zero{advice}"
 
 
 def change_in_words(found: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""What to do next: which contexts and clips to film or log, as the run's data say."""
+"""What to do next: the contexts and clips to film or log, according to the run's data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def what_next(
     experiments: Experiments,
     is_simulated: bool,
 ) -> list[str]:
-    """The steps, as sentences: what the logs ask for first. is_simulated: the policy learned in the simulator."""
+    """The steps as sentences, those about logs first. is_simulated: the policy learned in the simulator."""
     steps = _advice(summary)
     if logs is not None:
         steps += logs.log_next
@@ -48,7 +48,7 @@ def what_next(
 
 
 def _advice(summary: dict[str, Any]) -> list[str]:
-    """What would make the verdicts of the logs surer."""
+    """What to do so that the logs distinguish the policy from others."""
     over, against = over_logging_policy(summary), verdict.against_constant(summary)
     others: dict[str, list[str]] = {}
     for one, other in ((over, verdict.LOGGING_POLICY), (against, "blind")):
@@ -58,7 +58,7 @@ def _advice(summary: dict[str, Any]) -> list[str]:
 
 
 def _contexts(contexts: list[ContextFigures], logged: LoggedProfits, *, is_simulated: bool) -> list[str]:
-    """The context where most is lost, and those where the policy loses to blind or to the logs."""
+    """The context with the largest loss, and those in which blind or the logged steps earn more."""
     lost = lost_by_context(contexts)
     worst = max(lost, key=lost.__getitem__, default=None)
     steps = []

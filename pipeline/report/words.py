@@ -43,5 +43,5 @@ def percent_tick(value: float) -> str:
 
 
 def listed(parts: list[str]) -> str:
-    """Parts as a sentence has them: a, b and c."""
+    """Parts joined as in a sentence: a, b and c."""
     return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))

@@ -36,14 +36,18 @@ def place_of(name: str | Path) -> Path | None:
         return Path("/", key)
     parts = key.rstrip("/").split("/")
     if "::" in key or "\0" in key or {"", ".", ".."} & set(parts):
-        raise ValueError(f"{name} is no URL of one file or folder, such as s3://bucket/folder/manifest.csv; correct it")
+        raise ValueError(
+            f"{name} is not the URL of one file or folder, such as s3://bucket/folder/manifest.csv; correct it"
+        )
     return cache_folder().joinpath(scheme, *parts)
 
 
 def path_of(name: str | Path) -> Path:
-    """The cache path of a URL, or the path itself. VtpError if the URL cannot have one, or if it is no path."""
+    """The cache path of a URL, or the path itself. VtpError if the URL cannot have one, or if it is no text or path."""
     if not isinstance(name, str | os.PathLike):  # possible from Python
-        raise VtpError(f"a {type(name).__name__} is no path; give text or a pathlib.Path", code="path-invalid")
+        raise VtpError(
+            f"a value of type {type(name).__name__} is not a path; give text or a pathlib.Path", code="path-invalid"
+        )
     if ":/" not in str(name):
         return Path(name)
     try:

@@ -11,10 +11,10 @@ from scipy.stats import qmc
 
 from pipeline.tasks import Task
 
-BAR_CELLS, PAIR_CELLS = 20, 10  # of an action on its own, and of each action of a pair
-MOST_PAIRED = 4  # actions shown in pairs; of more, each is shown on its own
+BAR_CELLS, PAIR_CELLS = 20, 10  # of a single action, and of each action of a pair
+MOST_PAIRED = 4  # actions shown in pairs; if there are more, each is shown alone
 GRID_CELLS = {1: 20, 2: 10, 3: 6, 4: 4}  # of each action; for more actions, cells are scattered
-SCATTERED, SCATTERED_HALF_WIDTH = 8, 0.2  # 2 to this power; in the unit box
+SCATTERED, SCATTERED_HALF_WIDTH = 8, 0.2  # number of cells as a power of 2; in the unit box
 EDGE = 1e-9  # of the unit box: a value at an edge belongs to the cell above it, despite rounding
 
 

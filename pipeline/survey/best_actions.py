@@ -14,11 +14,11 @@ from pipeline.stats import percentiles95
 
 MOST_KINDS = 24  # rows of a context to find best actions for, if its rows differ
 MOST_STEPS = 5000  # logged steps of a context to average the logging policy's profit over
-ALIKE = 0.02  # of the box: actions that differ by less count as the same
+ALIKE = 0.02  # of the box: actions that differ by less are treated as equal
 
 
 class Best(NamedTuple):
-    """R rows of a context with their weights, which add up to 1, and the best action [R, A] on each of them."""
+    """R rows of a context with their weights, which sum to 1, and the best action [R, A] on each of them."""
 
     rows: np.ndarray
     weights: np.ndarray
@@ -31,7 +31,7 @@ class Learnable:
 
     best_actions: the best action of most of the context's clips, and their share; it differs between
     clips only if they have their own prices or look different. logging_: the expected profit of the logging policy, and
-    gain_ how much more the best action earns; None where nothing was logged. like_steps: logged steps with an
+    gain_: how much more the best action earns; None if nothing was logged. like_steps: logged steps with an
     action like the best one.
     """
 
@@ -61,7 +61,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Learned:
-    """What logs teach. gain_: of the best actions over the logging policy, in $/h of all logged work."""
+    """What the logs show. gain_: of the best actions over the logging policy, in $/h of all logged work."""
 
     members: int
     attempts: Fitted

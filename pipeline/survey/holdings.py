@@ -1,4 +1,4 @@
-"""What logs hold of a context: steps, attempts, errors, what they earned, and where their actions lie."""
+"""The logs of a context: steps, attempts, errors, profit, and the distribution of their actions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Logged:
 class Holdings:
     """What was logged of a context, or of all work.
 
-    clips: of the data set, logged or not; share: theirs of all clips. error_rate: of attempts, None without an attempt.
-    profit_usd_per_hour: of the logged steps, as they came out; None without a step. cells, cells_logged: of the box of
-    actions, and those of them with a step at least.
+    clips: all clips of the context, logged or not; share: their share of the data set. error_rate: per attempt, None
+    without an attempt. profit_usd_per_hour: actual profit of the logged steps, None without a step. cells: of the box
+    of actions; cells_logged: those with at least one step.
     """
 
     clips: int
@@ -46,7 +46,7 @@ class Holdings:
 
 
 def holdings(task: Task, steps: LoggedSteps, terms: Terms, *, clips: int, all_clips: int) -> Holdings:
-    """What these steps, priced by terms [n] each, amount to. clips: those that may have been logged."""
+    """Summarise steps [n] at their prices `terms` [n]. clips: number of clips that could have been logged."""
     attempts, errors = float(steps.attempts.sum()), float(steps.errors.sum())
     unit = task.to_unit(steps.actions)
     counts = cells_of(task.num_actions).counts(unit)

@@ -32,8 +32,8 @@ Progress = Callable[[int, int, str], None]
 class LogSurvey:
     """What is known of a data set's logs; its fields are the keys of `vtp logs --json`.
 
-    embeddings: where the data set lies. actions: bounds of each. steps_by_split: logged steps by the split of their
-    video. all: of all contexts together. learned: None where nothing can be learned, which cannot_learn says why.
+    embeddings: path of the data set. actions: bounds of each. steps_by_split: logged steps by the split of their
+    video. all: of all contexts together. learned: None if nothing can be learned, for the reason in cannot_learn.
     next: what to log next, the most valuable first.
     """
 
@@ -52,7 +52,7 @@ class LogSurvey:
 
 
 def run(cfg: LogsConfig, progress: Progress = lambda done, total, text: None) -> LogSurvey:
-    """Survey the logs of an embeddings file; VtpError where its labels are no logs."""
+    """Survey the logs of an embeddings file; VtpError if its labels are not logs."""
     progress(0, 1, f"reading {cfg.embeddings}")
     data = read_embeddings(cfg.embeddings)
     return survey(data, clip_contexts(data, cfg.task), cfg.embeddings, budget=cfg.steps, progress=progress)
@@ -68,16 +68,16 @@ def survey(
     budget: int = LogsConfig.model_fields["steps"].default,
     progress: Progress = lambda done, total, text: None,
 ) -> LogSurvey:
-    """Survey the logs of clips `rows` [n], default all. where: of the file. budget: steps that could be logged next.
-    caution: of choosing best actions; what to log next is asked for without any.
+    """Survey the logs of clips `rows` [n], default all.
 
-    VtpError with the code logs-missing where the labels lack what makes a log.
+    where: path of the file. budget: steps that could be logged next. caution: used to choose the best actions, but not
+    what to log next. VtpError (logs-missing) if the labels lack actions, attempts or errors.
     """
     task = clips.task
     if missing := what_logs_lack(data, task):
         columns = ", ".join((*task.actions, "attempts", "errors"))
         raise VtpError(
-            f"{where} has no logs: {missing}; say in the labels what was done and what came of it (columns {columns}, "
+            f"{where} has no logs: {missing}; give the actions and their outcomes in the labels (columns {columns}, "
             "see docs/manifests.md), and extract again",
             code="logs-missing",
         )
@@ -124,7 +124,7 @@ def survey(
 
 
 def _contexts(clips: ClipContexts, steps: LoggedSteps, rows: np.ndarray, terms: Terms) -> dict[str, Holdings]:
-    """What was logged of each context that the clips `rows` show, and under "" of all. terms: of every clip."""
+    """The logs of each context that the clips `rows` show, and under "" those of all. terms: of every clip."""
 
     def of(which: np.ndarray, num_clips: int) -> Holdings:
         some = steps.take(which)

@@ -1,13 +1,13 @@
-"""What to log next: the contexts and actions of which more steps are expected to improve the best action most.
+"""What to log next: the contexts and actions for which more steps are expected to improve the best action most.
 
-The value of n steps in a cell of the actions is what they are expected to add to the profit of the action that is best
-by what is known afterwards: the knowledge gradient (Frazier, Powell and Dayanik 2008, 'A knowledge-gradient policy for
+The value of n steps in a cell of the actions is the expected increase in profit of the best action, chosen with and
+without them: the knowledge gradient (Frazier, Powell and Dayanik 2008, 'A knowledge-gradient policy for
 sequential information collection'; with correlated beliefs, 2009, equations 9 to 11). Beliefs are the ensemble's: with
 its covariance Σ of profits in cells i and c, and the noise λ of one step, n steps in c move the profit of i by
 
     Σ_ic / √(Σ_cc + λ / n) · Z,    Z a standard normal number,
 
-so that doubt that all cells share, which changes no choice, counts for nothing. Only cells that could be best are
+so uncertainty that all cells share has no value, because it changes no choice. Only cells that could be best are
 suggested. The profit of steps while they are logged is shown beside their value, not subtracted from it.
 """
 
@@ -25,9 +25,9 @@ from pipeline.survey.best_actions import Best
 from pipeline.tasks import SECONDS_PER_HOUR
 
 SUGGESTIONS = 5
-LEAST_GAIN = 0.005  # $/h: less is not suggested
+LEAST_GAIN = 0.005  # $/h; steps that add less are not suggested
 COULD_BE_BEST = 0.1  # share of the ensemble that must expect more there than from the best action by the logs
-APART = 2.5  # widths that suggested cells of one context keep from each other
+APART = 2.5  # least distance of suggested cells of a context, in their widths
 KNOWN = 0.9  # of the ensemble's variance: steps are suggested until this much of it is resolved
 TENS = 10
 NORMAL = ndtri((np.arange(100) + 0.5) / 100)  # a standard normal number, in hundredths
@@ -38,8 +38,8 @@ TINY = 1e-12
 class Suggestion:
     """Steps to log in a context, with each action between two values.
 
-    gain_usd_per_hour: what they are expected to add to the profit of the best actions, in $/h of all work.
-    profit_usd_per_hour: what they are expected to earn meanwhile. logged_steps: in that cell so far.
+    gain_usd_per_hour: expected increase in the profit of the best actions, in $/h of all work. profit_usd_per_hour:
+    expected profit of the steps themselves. logged_steps: in that cell so far.
     """
 
     context: str
@@ -51,7 +51,7 @@ class Suggestion:
 
 
 def suggestions(model: LearnedOutcomes, bests: dict[str, Best], budget: int) -> list[Suggestion]:
-    """The most valuable cells first, those near a better one left out. budget: steps that could be logged in one."""
+    """The most valuable cells first, without those near a better one. budget: steps that could be logged per cell."""
     cells = cells_of(model.task.num_actions)
     found = []
     for name, best in bests.items():
@@ -68,8 +68,8 @@ def suggestions(model: LearnedOutcomes, bests: dict[str, Best], budget: int) -> 
 
 
 class Value(NamedTuple):
-    """Of each cell [C]: what steps there are expected to add to the context's profit in $/h, how many steps, and what
-    they are expected to earn meanwhile, in $/h."""
+    """Per cell [C]: the expected increase of the context's profit by steps there, in $/h; their number; and their own
+    expected profit, in $/h."""
 
     gain: np.ndarray
     steps: np.ndarray
@@ -77,7 +77,7 @@ class Value(NamedTuple):
 
 
 def value_of_logging(model: LearnedOutcomes, best: Best, cells: Cells, budget: int) -> Value:
-    """What it is worth to log up to `budget` steps in each cell; 0 in cells that can hardly be best."""
+    """The value of logging up to `budget` steps in each cell; 0 in cells that are unlikely to be best."""
     actions, rows = model.task.from_unit(cells.centres)[None], best.rows[:, None]
     profit = model.profit_of_members(rows, actions)  # [M, R, C]
     of_best = model.profit_of_members(best.rows, best.actions)[:, :, None]
@@ -105,10 +105,10 @@ def expected_maximum(mean: np.ndarray, slopes: np.ndarray) -> np.ndarray:
 
 
 def step_variance(expected: Outcomes, terms: Terms, *, dispersion: float) -> np.ndarray:
-    """The variance of one step's profit, in ($/h)², of expected attempts and errors of any shape.
+    """The variance of one step's profit, in ($/h)², from expected attempts and errors of any shape.
 
-    Attempts vary by mean + dispersion · mean², and of each the errors are binomial: a step of A attempts is worth
-    A · (price − (price + damage) · p) on average.
+    Attempts have variance mean + dispersion · mean², and errors are binomial given attempts: a step of A attempts is
+    worth A · (price − (price + damage) · p) on average.
     """
     attempts = expected.attempts
     p = np.clip(expected.errors / np.maximum(attempts, TINY), 0, 1)

@@ -37,7 +37,7 @@ NOTHING_TO_LOG = "no further steps are expected to improve the best actions by a
 
 
 def doubt_in_words(learned: Learned) -> list[str]:
-    """That the gain of the best actions may be none, if the ensemble says so."""
+    """A sentence if the interval of the best actions' gain contains 0, else none."""
     low, high = learned.gain_ci95
     return (
         ["the interval contains 0: these logs do not show that the best actions earn more"] if low <= 0 <= high else []
@@ -45,7 +45,7 @@ def doubt_in_words(learned: Learned) -> list[str]:
 
 
 def fit_in_words(learned: Learned) -> list[str]:
-    """How attempts and errors were fitted, a sentence each."""
+    """How attempts and errors were fitted, one sentence each."""
     return [_fitted("attempts", learned.attempts), _fitted("errors", learned.errors)]
 
 
@@ -57,7 +57,7 @@ def _fitted(name: str, one: Fitted) -> str:
 
 
 def logged_in_words(survey: LogSurvey) -> str:
-    """How many steps there are, of how many videos and splits, and whether propensities were logged."""
+    """The number of logged steps, of videos and of steps per split, and whether propensities were logged."""
     everything = survey.all
     splits = ", ".join(f"{count:,} {split}" for split, count in survey.steps_by_split.items())
     unlogged = everything.clips - everything.steps

@@ -1,4 +1,4 @@
-"""Weaknesses of logs to know before relying on them: a line each, with a code for scripts."""
+"""Weaknesses of logs to know before relying on them: one line each, with a code for scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_VARIATION = 1e-9  # of an action's range
 
 @dataclass(frozen=True)
 class Remark:
-    """Something about these contexts, or about all logs where none is named."""
+    """A weakness of the logs of these contexts, or of all logs if `contexts` is empty."""
 
     code: str
     contexts: list[str]
@@ -30,7 +30,7 @@ class Remark:
 def remarks(
     task: Task, everything: Holdings, contexts: dict[str, Holdings], learned: Learned | None, *, absent: list[str]
 ) -> list[Remark]:
-    """absent: contexts of the task that no clip shows."""
+    """All weaknesses that were found. absent: contexts of the task that no clip shows."""
     logged = {name: one for name, one in contexts.items() if one.steps}
     found = [
         *_of(absent, "no-clips", lambda names: f"no clip shows {names}, so nothing is known there"),
@@ -58,7 +58,7 @@ def _of(names: list[str], code: str, text: Callable[[str], str]) -> list[Remark]
 
 
 def _listed(names: list[str]) -> str:
-    """The first of many, and how many more there are."""
+    """The names as text; if there are many, the first ones and the number of others."""
     if names == [UNNAMED]:
         return "the work"
     shown = names[:NAMED]

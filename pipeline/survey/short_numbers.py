@@ -9,7 +9,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def short_number(value: float, digits: int = 3) -> str:
-    """`value` to so many significant digits, or to the next whole number: 0.00005, 12,345, −1.5, 3×10⁻⁸."""
+    """`value` rounded to significant digits, or to a whole number if it has more: 0.00005, 12,345, −1.5, 3×10⁻⁸."""
     if value == 0:
         return "0"
     exponent = math.floor(math.log10(abs(value)))

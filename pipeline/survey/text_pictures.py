@@ -1,4 +1,4 @@
-"""Pictures of letters: where logged actions lie, where the best one does, and where to log next."""
+"""Text pictures of the logged actions, the best action and what to log next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Range = Sequence[float]
 def pictures(
     title: str, maps: Sequence[CoverageMap], best: Mapping[str, float] | None, wanted: Sequence[Mapping[str, Range]]
 ) -> list[list[str]]:
-    """The lines of each map's picture. best: an action by name; wanted: ranges of actions by name, to log next."""
+    """Each map's picture as lines. best: an action by name; wanted: ranges of actions by name, to log next."""
     return [picture(title if number == 0 else "", one, best, wanted) for number, one in enumerate(maps)]
 
 
@@ -54,7 +54,7 @@ def _bar(title: str, coverage: CoverageMap, marks: np.ndarray) -> list[str]:
 
 
 def _levels(counts: np.ndarray, letters: str) -> np.ndarray:
-    """A letter for each count: the first for the least above nothing, the last for the most."""
+    """A letter for each count, the last of `letters` for the highest; NOTHING for 0."""
     level = np.ceil(counts / max(counts.max(), 1) * len(letters)).astype(int)
     return np.array([NOTHING, *letters])[level]
 
@@ -62,7 +62,7 @@ def _levels(counts: np.ndarray, letters: str) -> np.ndarray:
 def _marks(
     coverage: CoverageMap, best: Mapping[str, float] | None, wanted: Sequence[Mapping[str, Range]]
 ) -> np.ndarray:
-    """A letter for each cell: blank, to be logged next, or where the best action is."""
+    """A letter for each cell: blank, to be logged next, or containing the best action."""
     marks = np.full(coverage.counts.shape, " ")
     axes = dict(zip(coverage.actions, coverage.edges, strict=True))
     for ranges in wanted:
@@ -84,7 +84,7 @@ def cell_of(value: float, edges: np.ndarray) -> int:
 
 
 def _axis(name: str, edges: np.ndarray, width: int) -> str:
-    """The lower bound, the action's name, and the upper bound, over `width` letters."""
+    """The lower bound, the action's name and the upper bound, spread over `width` letters."""
     low, high = short_number(edges[0]), short_number(edges[-1])
     return f"{low}{_name(name):^{max(width - len(low) - len(high), 0)}}{high}"
 
@@ -95,7 +95,7 @@ def _name(name: str) -> str:
 
 
 def side_by_side(blocks: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Blocks of lines beside each other, as many as fit into `width` letters; a blank line between rows of them."""
+    """Blocks of lines beside each other, as many as fit into `width` letters, with a blank line between rows."""
     lines: list[str] = []
     row: list[Sequence[str]] = []
     for block in blocks:

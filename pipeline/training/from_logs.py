@@ -68,7 +68,7 @@ def plan_on_logs(
     """
     if model.steps.num_steps > ENOUGH_STEPS:
         logger.info(
-            "polynomials and priors are chosen on %d steps, drawn from all %d, and folds keep them",
+            "polynomials and priors are chosen on %d of %d steps, drawn at random, and used in all folds",
             ENOUGH_STEPS, model.steps.num_steps,
         )  # fmt: skip
     given = None if cfg.kappa is None or cfg.unsupported is None else Caution(cfg.kappa, cfg.unsupported)

@@ -36,12 +36,7 @@ from pipeline.training.from_logs import LogsPlan, plan_on_logs
 
 logger = logging.getLogger(__name__)
 
-FILES = (
-    "out",
-    "embeddings",
-    "novelty",
-    "task",
-)  # settings that name files: their contents are compared, not their paths
+FILES = ("out", "embeddings", "novelty", "task")  # settings that name files: contents are compared, not paths
 VALIDATION_DRAWS = 12_000  # sampled steps per validation, as many as 200 episodes
 
 Progress = Callable[[int, int, str], None]

@@ -218,7 +218,7 @@ def _episodes(file: h5py.File) -> tuple[str, dict[str, h5py.Group]]:
             if groups and all(isinstance(one, h5py.Group) for one in groups.values()):
                 return library, groups
     raise VideoError(
-        "not_video", "is an HDF5 file of neither robomimic (data/demo_0) nor Minari (episode_0)", "give one of these"
+        "not_video", "is not an HDF5 file of robomimic (data/demo_0) or Minari (episode_0)", "give one of these"
     )
 
 

@@ -68,7 +68,7 @@ def check_file(path: Path) -> int:
 
 
 def _declared_end(file: BinaryIO, head: bytes, size: int) -> int | None:
-    """The end that the container declares; None if it is no known container.
+    """The end that the container declares; None if the container is unknown.
 
     `size` if it declares none, or if FFmpeg ignores bytes after it.
     """
