@@ -720,7 +720,7 @@ def test_a_projector_fitted_on_few_clips_logs_a_warning(config, encoder, caplog)
     extract.run(cfg)
     num_zero = int((dataset.read_embeddings(cfg.out).projector_components == 0).all(axis=1).sum())
     assert num_zero == 124
-    assert "projector pca is fitted on 5 clips, fewer than 300, and 124 of 128 columns are zero" in caplog.text
+    assert "projector pca is fitted to 5 clips, fewer than 300, and 124 of 128 columns are zero" in caplog.text
     assert "none for features alone" in caplog.text
 
 
@@ -729,7 +729,7 @@ def test_few_clips_are_below_300(caplog):
     for num_clips, is_warned in ((299, True), (300, False)):
         caplog.clear()
         encoders.fit_projector("pca", features[:num_clips], np.array([num_clips]))
-        assert ("is fitted on 299 clips, fewer than 300;" in caplog.text) == is_warned
+        assert ("is fitted to 299 clips, fewer than 300;" in caplog.text) == is_warned
 
 
 def test_a_model_of_transformers(config, tmp_path, caplog):

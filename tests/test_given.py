@@ -63,7 +63,7 @@ LINES = {  # what is wrong, and the text that names it
     "novelty --embeddings embeddings.h5 --model nowhere --out n.h5": "--model nowhere must be auto, corpus, a folder",
     "novelty --embeddings embeddings.h5 --model empty --out n.h5": "no readable model_index.json",
     "novelty --embeddings embeddings.h5 --shards 3 --shard 3 --out n.h5": "shard (3) is not below shards (3)",
-    "demo --out done": "done has files but no demo.yaml",
+    "demo --out done": "done is not empty and not the folder of an earlier vtp demo",
     "experiment frontier": "there is no run to write into",
     "experiment novelty --embeddings embeddings.h5 --out v": "no novelty at novelty.h5",
     "act nowhere": "nowhere",

@@ -313,7 +313,7 @@ def test_names_that_are_neither_folder_nor_id(name, monkeypatch, tmp_path):
 
 
 def test_a_model_brings_its_weights():
-    with pytest.raises(ValueError, match="brings its own"):
+    with pytest.raises(ValueError, match="which has its own"):
         ExtractConfig(source="a.mp4", backbone="hf:org/model", weights="random:0")
     for name in ("hf:", "resnet"):
         with pytest.raises(ValueError, match="r3d_18, timesformer_b, efficientnet_lite0 or hf:ID_OR_FOLDER"):

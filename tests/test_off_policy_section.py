@@ -90,7 +90,7 @@ def test_logs_that_hold_no_step_are_said_without_a_section(tmp_path):
 
 def test_a_run_on_three_logged_videos_says_what_is_lacking(tmp_path):
     """One held-out video leaves intervals open, two to learn from leave none for a fold to prove anything on."""
-    summary = train.run(embeddings_config(tmp_path, write_embeddings(tmp_path / "e.h5", videos=3)))
+    summary = train.run(embeddings_config(tmp_path, write_embeddings(tmp_path / "e.h5", videos=3), outcomes="auto"))
     assert summary["judge"] == "Estimated from your logs" and summary["off_policy"]["verdict"] == "not identified"
     assert summary["off_policy"]["direct"][1:] == [None, None]
     page = report(tmp_path / "run")

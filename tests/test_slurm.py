@@ -150,7 +150,7 @@ def test_seeds_are_submitted_found_again_preempted_and_merged(tmp_path):
     assert launch.train(cfg.model_copy(update={"no_wait": True})) is None
     with raises("seeds-unfinished", TryAgainError) as caught:
         seeds.merge(cfg.out)
-    assert ", 3, 4 are" in str(caught.value)
+    assert "seeds 3, 4 not finished" in str(caught.value)
     with raises("array-differs"):
         launch.train(cfg.model_copy(update={"episodes": 97}))
     with raises("array-running", TryAgainError):
