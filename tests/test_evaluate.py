@@ -233,7 +233,7 @@ def on_embeddings(tmp_path_factory):
     for name in ("dishwashing", "pressing"):
         task = name if name == "dishwashing" else write_task(folder, name)
         path = write_embeddings(folder / f"{name}.h5", task=task)
-        train.run(embeddings_config(folder, path, out=folder / name, episodes=16))
+        train.run(embeddings_config(folder, path, out=folder / name, episodes=16, outcomes="auto"))
     return folder
 
 
@@ -278,7 +278,7 @@ def test_a_renderer_that_cannot_show_the_task_is_not_asked_to(tmp_path):
     task = write_task(tmp_path, "pressing")
     task.write_text(task.read_text() + "  renderer: dishes\n")
     path = write_embeddings(tmp_path / "embeddings.h5", task=task)
-    train.run(embeddings_config(tmp_path, path, episodes=16))
+    train.run(embeddings_config(tmp_path, path, episodes=16, outcomes="auto"))
     assert evaluate.run(EvaluateConfig(run=tmp_path / "run"))["validation"] == "held-out logs"
     with raises("renderer-actions"):
         evaluate.run(EvaluateConfig(run=tmp_path / "run", validation="pixels"))

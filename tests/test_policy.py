@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     """A run on embeddings and one on states, each with its policy in all formats, and the embeddings."""
     folder = tmp_path_factory.mktemp("policy")
     write_embeddings(folder / "embeddings.h5")
-    train.run(embeddings_config(folder, folder / "embeddings.h5", centre="video"))
+    train.run(embeddings_config(folder, folder / "embeddings.h5", centre="video", outcomes="auto"))
     train.run(sim_config(folder, out=folder / "sim"))
     for run in ("run", "sim"):
         for to in SUFFIXES:
