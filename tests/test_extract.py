@@ -700,7 +700,7 @@ def test_features_alone(config, encoder, tmp_path, caplog):
     with h5py.File(cfg.out) as file:
         assert "embeddings" not in file and "projector" not in file
     assert (data.features.shape, data.embeddings.shape, data.attrs["projector"]) == ((7, 512), (7, 0), "none")
-    assert "512-D features alone" in repr(data)
+    assert "512-D features only" in repr(data)
     assert data.to_torch()[3]["features"].tolist() == np.asarray(data.features)[3].tolist()
     for read in (dataset.read_embeddings, lambda path: dataset.read_rows(path, np.arange(2))):
         with raises("embeddings-none") as caught:
@@ -721,7 +721,7 @@ def test_a_projector_fitted_on_few_clips_logs_a_warning(config, encoder, caplog)
     num_zero = int((dataset.read_embeddings(cfg.out).projector_components == 0).all(axis=1).sum())
     assert num_zero == 124
     assert "projector pca is fitted to 5 clips, fewer than 300, and 124 of 128 columns are zero" in caplog.text
-    assert "none for features alone" in caplog.text
+    assert "none for features only" in caplog.text
 
 
 def test_few_clips_are_below_300(caplog):

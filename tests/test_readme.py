@@ -47,7 +47,9 @@ def test_the_file_tree_is_true():
 def test_make_runs_what_the_readme_says():
     """`make` is asked what it would do: all of it takes many minutes, and its parts are tested elsewhere."""
     would = {
-        target: subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        target: subprocess.run(
+            ["make", "--no-print-directory", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         for target in re.findall(r"^make (\w+)", TEXT, re.M)
     }
     assert would.keys() == {"demo", "test"}

@@ -59,7 +59,7 @@ class Embeddings:
     def __repr__(self) -> str:
         task = "no task" if self.task is None else f"task {self.task.name}"
         logged = 0 if self.logs is None else int(np.isfinite(self.logs.attempts).sum())
-        size = f"{EMBEDDING_DIM}-D" if self.has_embeddings else f"{self.features.shape[1]}-D features alone"
+        size = f"{EMBEDDING_DIM}-D" if self.has_embeddings else f"{self.features.shape[1]}-D features only"
         return (
             f"Embeddings({self.num_clips:,} clips of {self.num_videos:,} videos, {size}, {task}, "
             f"{logged:,} logged steps, {self.attrs.get('backbone', 'unknown backbone')})"
