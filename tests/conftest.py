@@ -15,6 +15,20 @@ settings.register_profile("vtp", deadline=None, derandomize=True, database=None)
 settings.load_profile("vtp")
 
 
+def pytest_configure(config):
+    """The tests of a GPU run by themselves; all others hold what the processor computes, and see no GPU."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no GPU; with one, run `pytest -m gpu`")
+
+
 def pytest_collection_modifyitems(items):
     """Files with the most slow tests first, so that no process is left with a long one at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

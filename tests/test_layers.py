@@ -11,7 +11,7 @@ LAYERS = (  # a room imports from rooms above its own line only
     {"errors", "callable_stage"},
     {"storage"},
     {"config", "processes", "stats", "econ", "text_files"},
-    {"hf_models"},
+    {"hf_models", "devices"},
     {"named_weights", "run_directory"},
     {"files", "tasks", "video", "encoders"},
     {"dataset", "synthetic", "writer_lock"},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, model_serializer, model_validator
 from pydantic.functional_serializers import SerializerFunctionWrapHandler
 from pydantic_core.core_schema import SerializationInfo
 
@@ -14,6 +15,20 @@ from pipeline import storage
 MAX_SEED = 2**63 - 1
 
 Shard = NonNegativeInt | Literal["auto"] | None
+
+
+def known_device(name: str) -> str:
+    """The name, if it is one of a device; whether there is such a GPU is checked when it is used."""
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name) is None:
+        raise ValueError("must be auto, cpu, cuda, or cuda:N for GPU number N")
+    return name
+
+
+Device = Annotated[
+    str,
+    AfterValidator(known_device),
+    Field(description="Where to compute: cpu, cuda, cuda:N for GPU number N, or auto: the first GPU, else cpu."),
+]
 NewPrices = Annotated[
     str | None,
     Field(
