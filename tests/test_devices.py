@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -55,6 +59,38 @@ def test_a_gpu_that_is_not_there_is_refused(gpus, count, name, message):
 def test_other_names_are_no_device(name):
     with pytest.raises(ValueError, match="must be auto, cpu, cuda, or cuda:N"):
         known_device(name)
+
+
+PAGES_TAKEN = """
+import resource, sys, threading
+import torch
+from pipeline import devices
+if sys.argv[1] == "choose":
+    devices.choose("cpu")
+def work(times):
+    for _ in range(times):
+        for size in (3_000_000, 9_000_000, 5_000_000):
+            torch.zeros(2, size, dtype=torch.uint8).add_(1).add(1)
+def in_thread(times):
+    thread = threading.Thread(target=work, args=(times,))
+    thread.start()
+    thread.join()
+in_thread(3)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+in_thread(10)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="other C libraries have no mallopt")
+@pytest.mark.parametrize(("what", "given", "keeps"), [("choose", {}, True), ("no", {}, False),
+                                                      ("choose", {"MALLOC_ARENA_MAX": "2"}, False)])  # fmt: skip
+def test_on_the_processor_freed_memory_is_kept(what, given, keeps):
+    """Ten rounds allocate and free 68 MB, 16,600 pages, each."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | given
+    command = [sys.executable, "-c", PAGES_TAKEN, what]
+    taken = int(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+    assert taken < 1_000 if keeps else taken > 20_000
 
 
 @pytest.mark.gpu

@@ -29,6 +29,7 @@ from pipeline.encoders import (
     random_projector,
     weights,
 )
+from pipeline.encoders.fast.int8 import to_bytes
 from pipeline.encoders.fast.winograd import FoldedConv, from_frames, to_frames, winograd_matrices
 from pipeline.encoders.r3d import preprocess
 from pipeline.errors import CorruptError, VtpError
@@ -400,6 +401,18 @@ def test_clips_of_any_length_have_fast_arithmetic():
         clips = np.random.default_rng(0).integers(0, 256, (1, clip_len, 128, 171, 3), dtype=np.uint8)
         a, b = exact.features(clips)[0], fast.features(clips)[0]
         assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+
+
+def test_bytes_are_255_steps_of_the_largest_value():
+    given = torch.tensor([-3.0, 0.0, 1.0, 1.49, 1.51, 2.5, 3.5, 255.0]).reshape(1, 2, 1, 2, 2)
+    for in_place in (False, True):
+        values = 2 * given
+        steps, scale = to_bytes(values, in_place=in_place)
+        assert scale == 2.0
+        assert (steps.dtype, steps.flatten().tolist()) == (torch.uint8, [0, 0, 1, 1, 2, 2, 4, 255])
+        assert in_place or torch.equal(values, 2 * given.relu())
+    nothing, _ = to_bytes(-given.abs())
+    assert nothing.flatten().tolist() == [0] * 8
 
 
 @pytest.mark.slow

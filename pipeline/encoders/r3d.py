@@ -22,7 +22,7 @@ from pipeline.named_weights import WAYS_OUT, seed_of
 
 FEATURE_DIM = 512
 ARITHMETIC = {  # bf16 on a CPU: plain convolutions before Winograd's
-    ("cpu", "fp32"): 1, ("cpu", "bf16"): 2, ("cpu", "int8"): 1, ("cuda", "fp32"): 101, ("cuda", "bf16"): 101,
+    ("cpu", "fp32"): 1, ("cpu", "bf16"): 2, ("cpu", "int8"): 2, ("cuda", "fp32"): 101, ("cuda", "bf16"): 101,
 }  # fmt: skip
 TRANSFORM = "torchvision R3D_18_Weights.KINETICS400_V1: resize 128x171 bilinear, crop 112"
 _PRESET = R3D_18_Weights.KINETICS400_V1.transforms()

@@ -1,8 +1,8 @@
 """R3D-18 in int8: every convolution multiplies bytes, four times as many per cycle as floats.
 
 Weights are rounded per output channel, activations per clip by its own largest value. Nothing is calibrated, no input
-is out of range, and a clip's features do not depend on the other clips. Convolutions return bf16, and the residual path
-stays in it, so that a block's rounding is not passed on to the next.
+is out of range, and a clip's features do not depend on the other clips. Convolutions return floats, and the residual
+path stays in them, so that a block's rounding is not passed on to the next.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torchvision.models.video import VideoResNet
 
 from pipeline.encoders.fast.winograd import fold
 
-_SHAPE = (16, 112, 112)  # size that the weights' layout is optimised for; other sizes work too
+ROUNDS = (
+    1.5 * 2**23
+)  # float32 has whole numbers only from 2^23 to 2^24, so adding this rounds to the nearest, even on ties
 
 
 class ByteConv:
@@ -31,24 +33,29 @@ class ByteConv:
         self._bias = bias.float()
         self._zero = torch.zeros(len(weight), dtype=torch.int32)
         self._stride, self._padding = list(stride), list(padding)
-        self._weight = torch.ops.onednn.qconv_prepack(
-            rounded.to(torch.int8), self._scale, 1.0, 0, self._stride, self._padding, [1] * 3, 1,
-            [1, weight.shape[1], *_SHAPE],
-        )  # fmt: skip
+        self._weight = rounded.to(torch.int8)
+        self._laid_out: dict[torch.Size, Tensor] = {}  # weights in the layout that is fastest for inputs of this shape
 
     def __call__(self, values: Tensor, scale: float) -> Tensor:
-        """values: [1, I, T, H, W] uint8 in units of `scale` → [1, O, T', H', W'] bf16."""
+        """values: [1, I, T, H, W] uint8 in units of `scale` → [1, O, T', H', W'] float32."""
+        if (weight := self._laid_out.get(values.shape)) is None:
+            weight = self._laid_out[values.shape] = torch.ops.onednn.qconv_prepack(
+                self._weight, self._scale, 1.0, 0, self._stride, self._padding, [1] * 3, 1, list(values.shape)
+            )
         return torch.ops.onednn.qconv3d_pointwise(
-            values, scale, 0, self._weight, self._scale, self._zero, self._bias, self._stride, self._padding, [1] * 3,
-            1, 1.0, 0, torch.bfloat16, "none", [], "",
+            values, scale, 0, weight, self._scale, self._zero, self._bias, self._stride, self._padding, [1] * 3,
+            1, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
 
 
-def to_bytes(values: Tensor) -> tuple[Tensor, float]:
-    """ReLU of values [1, C, T, H, W] in place, and the same in 255 steps of the scale that is returned."""
-    largest = float(values.permute(0, 2, 3, 4, 1).max())  # in memory order, because max copies other orders
-    scale = max(largest, 1e-30) / 255
-    return values.relu_().mul(1 / scale).round_().to(torch.int16).to(torch.uint8), scale  # a direct cast is slower
+def to_bytes(values: Tensor, *, in_place: bool = False) -> tuple[Tensor, float]:
+    """ReLU of values [1, C, T, H, W] float32 in place, and the same in 255 steps of the scale that is returned.
+
+    in_place: what is in `values` afterwards is of no use.
+    """
+    scale = max(values.relu_().amax().item(), 1e-30) / 255
+    steps = torch.mul(values, 1 / scale, out=values if in_place else None)
+    return steps.add_(ROUNDS).view(torch.int32).to(torch.uint8), scale  # the lowest byte
 
 
 class ByteR3D:
@@ -83,9 +90,9 @@ class ByteR3D:
         x = self._stem(self._bordered(clip), 1.0)
         for first, second, shortcut in self._blocks:
             inputs, scale = to_bytes(x)
-            inner = second(*to_bytes(first(inputs, scale)))
+            inner = second(*to_bytes(first(inputs, scale), in_place=True))
             x = inner.add_(x if shortcut is None else shortcut(inputs, scale))
-        return x.relu_().float().mean((2, 3, 4))
+        return x.relu_().mean((2, 3, 4))
 
     def _bordered(self, clip: Tensor) -> Tensor:
         """The clip [T, H, W, 3] in a border of the mean colour, [1, 3, T', H', W'] channels last."""
