@@ -102,9 +102,9 @@ def test_the_policy_sees_rendered_clips_from_the_mean_of_what_it_saw(rendered):
     centred = replace(metadata, clips=clips_seen.model_copy(update={"centre": [1.0] * 128}))
     rng = np.random.default_rng(0)
     clips = [synthetic.render_clip(synthetic.sample_scene("dishes", rng), "pan", 0.5, 0.5, rng)]
-    with evaluation._observer(agent, metadata) as see:
+    with evaluation._observer(agent, metadata, "cpu") as (see, _):
         as_it_is = see(clips)
-    with evaluation._observer(agent, centred) as see:
+    with evaluation._observer(agent, centred, "cpu") as (see, _):
         first, second = see(clips), see(clips)
     away = as_it_is - 1
     np.testing.assert_allclose(first, away * 0.25 / 1.25, atol=1e-4)

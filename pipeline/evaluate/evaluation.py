@@ -81,7 +81,7 @@ def _run(
     started = time.monotonic()
     task = metadata.task if cfg.task is None else repriced(metadata.task, cfg.task)
     model: OutcomeModel
-    off_policy = None
+    off_policy, device = None, None
     held_out = _HeldOut(cfg, agent, metadata, task) if _needs_held_out(validation, metadata) else None
     if held_out is not None and isinstance(held_out.model, LearnedOutcomes):
         off_policy = on_logs(held_out.model, held_out.data, held_out.steps)
@@ -94,14 +94,14 @@ def _run(
             rng, episodes = np.random.default_rng([PIXEL_STREAM, cfg.seed]), cfg.episodes or SIM_EPISODES
             steps = in_simulator(agent, model, episodes=episodes, steps=cfg.steps, rng=rng)
         else:
-            with _observer(agent, metadata) as see:
+            with _observer(agent, metadata, cfg.device) as (see, device):
                 steps = from_pixels(
                     agent, model, see, episodes=cfg.episodes or PIXEL_EPISODES, steps=cfg.steps, seed=cfg.seed,
                     out=out, changed=cfg.scenes == "changed", progress=progress,
                 )  # fmt: skip
     return write_summary(
         RunDirectory(cfg.run), model, steps, out=out, metadata=metadata, validation=validation,
-        evaluation=_settings(cfg, validation), stage="evaluate", wall_s=time.monotonic() - started,
+        evaluation=_settings(cfg, validation, device), stage="evaluate", wall_s=time.monotonic() - started,
         off_policy=off_policy,
     )  # fmt: skip
 
@@ -129,6 +129,12 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
     if cfg.scenes == "changed" and chosen != "closed loop from pixels":
         raise VtpError(
             "--scenes changed needs validation from pixels, which this run does not use; leave it out",
+            code="setting-without-effect",
+        )
+    if cfg.device.startswith("cuda") and (metadata.source == "video" or chosen != "closed loop from pixels"):
+        raise VtpError(
+            f"--device {cfg.device} has no effect: only validation from pixels of a policy on embeddings uses a GPU, "
+            "for its encoder; leave it out",
             code="setting-without-effect",
         )
     if chosen in ("held-out clips", "held-out logs"):
@@ -190,8 +196,10 @@ def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray
     return np.concatenate([agent.encoder.see(frames) for _, frames in clips])
 
 
-def _settings(cfg: EvaluateConfig, validation: Validation) -> dict[str, Any]:
+def _settings(cfg: EvaluateConfig, validation: Validation, device: str | None) -> dict[str, Any]:
     """The settings of the validation, and the command that repeats it; stored clips determine steps and episodes.
+
+    device: the name of the one that encoded clips, if any were encoded.
 
     The command names every setting, so that it does not depend on future defaults.
     """
@@ -203,12 +211,19 @@ def _settings(cfg: EvaluateConfig, validation: Validation) -> dict[str, Any]:
         if getattr(cfg, name) != EvaluateConfig.model_fields[name].default:
             settings[name] = getattr(cfg, name)
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    if cfg.device != "auto":
+        flags += ["--device", cfg.device]
+    if device is not None:
+        settings["device"] = device
     return settings | {"command": shlex.join(["vtp", "evaluate", str(cfg.run), *flags])}
 
 
 @contextlib.contextmanager
-def _observer(agent: Agent, metadata: PolicyMetadata) -> Iterator[PixelObserver]:
-    """A decoder with the encoder and projector of the policy's training; VtpError if the weights differ."""
+def _observer(agent: Agent, metadata: PolicyMetadata, device: str) -> Iterator[tuple[PixelObserver, str]]:
+    """A decoder with the encoder and projector of the policy's training, and the name of the encoder's device.
+
+    VtpError if the weights differ.
+    """
     clips, projector = metadata.of_clips()
     encoding = clips.encoding
     if (encoding.clip_len, encoding.fps) != (synthetic.CLIP_LEN, synthetic.FPS):
@@ -221,9 +236,9 @@ def _observer(agent: Agent, metadata: PolicyMetadata) -> Iterator[PixelObserver]
     if metadata.source == "video":
         assert isinstance(agent.encoder, encoders.ClipEncoder)
         with video.Decoder(frame_size=encoders.resized(agent.encoder.frame_size)) as decoder:
-            yield PixelObserver(agent.encoder.see, decoder)
+            yield PixelObserver(agent.encoder.see, decoder), "cpu"
         return
-    encoder = encoders.load_encoder(encoding.backbone, encoding.weights, encoding.precision)
+    encoder = encoders.load_encoder(encoding.backbone, encoding.weights, encoding.precision, device=device)
     check_weights(encoder.weights_sha256, clips)
     centre = None if clips.centre is None else encoders.RunningCentre(np.array(clips.centre))
 
@@ -232,4 +247,4 @@ def _observer(agent: Agent, metadata: PolicyMetadata) -> Iterator[PixelObserver]
         return embeddings if centre is None else centre(embeddings)
 
     with video.Decoder(frame_size=encoder.frame_size) as decoder:
-        yield PixelObserver(embed, decoder)
+        yield PixelObserver(embed, decoder), encoder.device
