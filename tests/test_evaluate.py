@@ -262,6 +262,15 @@ def test_held_out_clips_are_played_whole(on_embeddings, setting):
     assert f"--{setting} 5" in str(caught.value)
 
 
+def test_a_gpu_is_refused_where_no_clip_is_encoded_on_it(on_embeddings, on_states):
+    for run, validation in ((on_embeddings / "dishwashing", "clips"), (on_states, "auto")):
+        with raises("setting-without-effect") as caught:
+            evaluate.run(EvaluateConfig(run=run, validation=validation, device="cuda:1"))
+        assert "--device cuda:1 has no effect" in str(caught.value)
+    summary = evaluate.run(EvaluateConfig(run=on_embeddings / "dishwashing", validation="clips", device="cpu"))
+    assert summary["evaluation"]["command"].endswith("--device cpu") and "device" not in summary["evaluation"]
+
+
 def test_a_task_without_a_renderer_is_validated_on_held_out_logs(on_embeddings):
     run = on_embeddings / "pressing"
     summary = evaluate.run(EvaluateConfig(run=run))

@@ -49,22 +49,22 @@ class Encoder:
         self.weights_sha256 = backbone.weights_sha256
         self.num_frames = backbone.num_frames
         self.precision = precision
-        self.device = devices.name_of(device)
+        self.device, self.on_gpu = devices.name_of(device), device.type != "cpu"
         self._device = device
         self._forward, self._is_capturable = backbone.forward, backbone.is_capturable
         self._gpu_passes: GpuPasses | None = None  # for the shape of the latest clips
-        if device.type == "cpu":
-            self.batch_size = batch_size
-            self._threads = ThreadPoolExecutor(torch.get_num_threads(), "encoder", torch.set_num_threads, (1,))
-        else:
+        if self.on_gpu:
             size = pass_clips((clip_len or backbone.num_frames or 16, *backbone.frame_size, 3))
             self.batch_size = -(-batch_size // size) * size
             self._threads = ThreadPoolExecutor(1, "encoder", torch.cuda.set_device, (device,))
+        else:
+            self.batch_size = batch_size
+            self._threads = ThreadPoolExecutor(torch.get_num_threads(), "encoder", torch.set_num_threads, (1,))
 
     def features(self, clips: np.ndarray | Tensor) -> np.ndarray:
         """clips: [B, T, H, W, 3] uint8 in host memory, at least one → [B, feature_dim] float32."""
         clips = torch.as_tensor(clips)
-        if self._device.type != "cpu":
+        if self.on_gpu:
             return self._threads.submit(self._on_gpu, clips).result().numpy()
         return torch.cat(list(self._threads.map(self._pass, clips.split(PASS_CLIPS)))).numpy()
 
