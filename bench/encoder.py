@@ -55,7 +55,7 @@ def measure(rounds: int, num_clips: int) -> dict[str, Any]:
     clips = film(num_clips)
     ways = {"plain": plain_loop(0)}
     ours = ("fp32", "bf16", "int8")
-    ways |= {name: encoders.load_encoder("r3d_18", "random:0", name).features for name in ours}
+    ways |= {name: encoders.load_encoder("r3d_18", "random:0", name, device="cpu").features for name in ours}
     features = {name: way(clips) for name, way in ways.items()}  # also warms up
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

@@ -82,6 +82,14 @@ def test_earlier_features_stay_when_others_are_computed(passes_of_three):
     assert first.tolist() == [[6], [6], [6]]
 
 
+def test_an_encoder_fed_as_a_gpu_is_gives_the_features_of_the_processor(monkeypatch):
+    """Passes of two, as on a processor, then the same bits; clips of another shape have new buffers."""
+    monkeypatch.setattr(gpu_passes, "PASS_CLIPS", 2)
+    loaded = load_encoder("efficientnet_lite0", "random:0", "fp32", device="cpu")
+    for clips in (random_clips(5, 4, 128, 171, 3), random_clips(1, 6, 128, 171, 3)):
+        np.testing.assert_array_equal(loaded._on_gpu(torch.from_numpy(clips)).numpy(), loaded.features(clips))
+
+
 class OnlyOn(TorchDispatchMode):
     """Fails at an operation that reads or makes a tensor on another device."""
 
