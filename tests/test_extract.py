@@ -8,6 +8,7 @@ import threading
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 from factories import write_video
 from hf_model import save_dinov2
@@ -275,6 +276,20 @@ def test_the_devices_that_encoded_are_recorded(config, encoder):
     dataset.write_part(path, part)
     result = extract.run(config())
     assert (result.num_decoded, dataset.read_embeddings(result.path).attrs["device"]) == (0, "cpu")
+
+
+@pytest.mark.gpu
+def test_shards_on_a_gpu_make_the_same_file_and_never_mix_with_a_processors(config):
+    settings = dict(weights="random:0", precision="bf16")
+    whole = extract.run(config(**settings, device="cuda", out=config().out.with_name("whole.h5")))
+    cfg = config(**settings, device="cuda", shards=3, batch_size=100)
+    run_shards(cfg, 3)
+    merged = dataset.read_embeddings(extract.merge(cfg).path)
+    assert merged.attrs["device"] == torch.cuda.get_device_name()
+    np.testing.assert_array_equal(merged.features[:], dataset.read_embeddings(whole.path).features[:])
+    with raises("parts-settings") as caught:
+        extract.run(config(**settings, device="cpu", shards=3, shard=0))
+    assert "arithmetic=102, now arithmetic=2" in str(caught.value)
 
 
 def test_an_unfinished_shard_is_named(config, encoder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import shlex
 import time
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline import dataset, encoders, storage, synthetic, video
+from pipeline import dataset, devices, encoders, storage, synthetic, video
 from pipeline.config import EvaluateConfig
 from pipeline.dataset import rereading
 from pipeline.errors import TryAgainError, VtpError
@@ -81,8 +82,9 @@ def _run(
     started = time.monotonic()
     task = metadata.task if cfg.task is None else repriced(metadata.task, cfg.task)
     model: OutcomeModel
-    off_policy, device = None, None
+    off_policy = None
     held_out = _HeldOut(cfg, agent, metadata, task) if _needs_held_out(validation, metadata) else None
+    device = None if held_out is None else held_out.device
     if held_out is not None and isinstance(held_out.model, LearnedOutcomes):
         off_policy = on_logs(held_out.model, held_out.data, held_out.steps)
     if validation in ("held-out clips", "held-out logs"):
@@ -131,10 +133,10 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
             "--scenes changed needs validation from pixels, which this run does not use; leave it out",
             code="setting-without-effect",
         )
-    if cfg.device.startswith("cuda") and (metadata.source == "video" or chosen != "closed loop from pixels"):
+    if cfg.device.startswith("cuda") and metadata.source != "video" and chosen != "closed loop from pixels":
         raise VtpError(
-            f"--device {cfg.device} has no effect: only validation from pixels of a policy on embeddings uses a GPU, "
-            "for its encoder; leave it out",
+            f"--device {cfg.device} has no effect: a GPU only encodes clips, and this validation encodes none; "
+            "leave it out",
             code="setting-without-effect",
         )
     if chosen in ("held-out clips", "held-out logs"):
@@ -176,10 +178,11 @@ class _HeldOut:
         found = outcomes_of(self.data, kind=kind, rows=dataset.train_rows(self.data)).with_task(task)
         if isinstance(found, LearnedOutcomes):
             found = found.with_caution(metadata.caution)
-        self.model = found
-        see = (
-            observed(self.data, clips.centre)[rows] if metadata.source == "embeddings" else _see(agent, self.data, rows)
-        )
+        self.model, self.device = found, None
+        if metadata.source == "embeddings":
+            see = observed(self.data, clips.centre)[rows]
+        else:
+            see, self.device = _see(agent, self.data, rows, cfg.device)
         rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
         self.steps = on_clips(agent, self.model, see, rows, video=dataset.video_of(self.data, rows), rng=rng)
 
@@ -188,12 +191,20 @@ def _needs_held_out(validation: Validation, metadata: PolicyMetadata) -> bool:
     return validation in ("held-out clips", "held-out logs") or metadata.outcomes == "logged"
 
 
-def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
-    """Embeddings [n, 128] of clips `rows` [n], in rising order, by the fine-tuned encoder of a run on video."""
-    assert isinstance(agent.encoder, encoders.ClipEncoder)
-    size = encoders.resized(agent.encoder.frame_size)
+def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray, device: str) -> tuple[np.ndarray, str]:
+    """Embeddings [n, 128] of clips `rows` [n], in rising order, by a run's fine-tuned encoder; its device's name."""
+    encoder, device = _fine_tuned(agent, device)
+    size = encoders.resized(encoder.frame_size)
     clips = rereading.read_clips(data, range(data.num_videos), frame_size=size, wanted=rows)
-    return np.concatenate([agent.encoder.see(frames) for _, frames in clips])
+    return np.concatenate([encoder.see(frames) for _, frames in clips]), device
+
+
+def _fine_tuned(agent: Agent, device: str) -> tuple[encoders.ClipEncoder, str]:
+    """The encoder of a run on video, on the device, and the device's name; the agent stays on the processor."""
+    assert isinstance(agent.encoder, encoders.ClipEncoder)
+    chosen = devices.choose(device)
+    encoder = agent.encoder if chosen.type == "cpu" else copy.deepcopy(agent.encoder).to(chosen)
+    return encoder, devices.name_of(chosen)
 
 
 def _settings(cfg: EvaluateConfig, validation: Validation, device: str | None) -> dict[str, Any]:
@@ -234,9 +245,9 @@ def _observer(agent: Agent, metadata: PolicyMetadata, device: str) -> Iterator[t
             code="clips-not-renderable",
         )
     if metadata.source == "video":
-        assert isinstance(agent.encoder, encoders.ClipEncoder)
-        with video.Decoder(frame_size=encoders.resized(agent.encoder.frame_size)) as decoder:
-            yield PixelObserver(agent.encoder.see, decoder), "cpu"
+        fine_tuned, device = _fine_tuned(agent, device)
+        with video.Decoder(frame_size=encoders.resized(fine_tuned.frame_size)) as decoder:
+            yield PixelObserver(fine_tuned.see, decoder), device
         return
     encoder = encoders.load_encoder(encoding.backbone, encoding.weights, encoding.precision, device=device)
     check_weights(encoder.weights_sha256, clips)
