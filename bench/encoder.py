@@ -86,7 +86,7 @@ def measure(rounds: int, num_clips: int) -> dict[str, Any]:
     clips = film(num_clips)
     ways = {"plain": plain_loop(0)}
     precisions = ("fp32", "bf16", "int8")
-    ways |= {name: encoders.load_encoder("r3d_18", "random:0", name).features for name in precisions}
+    ways |= {name: encoders.load_encoder("r3d_18", "random:0", name, device="cpu").features for name in precisions}
     if importlib.util.find_spec("openvino") and importlib.util.find_spec("nncf"):
         ways["openvino_int8"] = openvino_int8(0, clips)
     ours = tuple(name for name in ways if name != "plain")

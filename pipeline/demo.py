@@ -70,7 +70,7 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
         progress=stage(f"simulate: {size['videos']} videos of {size['steps']} clips"),
     )
     result = extraction.run(
-        ExtractConfig(source=str(manifest), out=embeddings, weights="auto"),
+        ExtractConfig(source=str(manifest), out=embeddings, weights="auto", device=cfg.device),
         progress=stage("extract: R3D-18, one 128-D embedding per clip"),
     )
     if result.failures:
@@ -94,7 +94,7 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
             progress=stage(f"train: SAC on the embeddings, outcomes {WHENCE[outcomes]}"),
         )
         return evaluation.run(
-            EvaluateConfig(run=out, episodes=size["episodes"], steps=size["eval_steps"]),
+            EvaluateConfig(run=out, episodes=size["episodes"], steps=size["eval_steps"], device=cfg.device),
             progress=stage("evaluate: closed loop from pixels, in unseen kitchens"),
         )
 

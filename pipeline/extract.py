@@ -36,6 +36,7 @@ from pipeline.extraction.parts import (
     Settings,
     assemble,
     check_settings,
+    devices_of,
     finished_contents,
     join_labels,
     steps_differ,
@@ -77,13 +78,15 @@ class ExtractResult:
 def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: None) -> ExtractResult:
     """Decode and encode this process's share of the videos; with one shard, assemble the embeddings file too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
-    named_weights.check_encoder(cfg.backbone, cfg.weights, cfg.precision)
+    named_weights.check_encoder(cfg.backbone, cfg.weights, cfg.precision, cfg.device)
     check_file_place(cfg.out)
     shards.pull_output(cfg.out)
     inputs = read_inputs(cfg)
     from pipeline import encoders
 
-    encoder = encoders.load_encoder(cfg.backbone, cfg.weights, cfg.precision, batch_size=cfg.batch_size)
+    encoder = encoders.load_encoder(
+        cfg.backbone, cfg.weights, cfg.precision, device=cfg.device, batch_size=cfg.batch_size, clip_len=cfg.clip_len
+    )
     given_projector(cfg.projector, encoder.weights_sha256, encoder.feature_dim)  # fail before the work, not after it
     if encoder.num_frames is not None and cfg.clip_len < encoder.num_frames:
         logger.warning(
@@ -358,7 +361,7 @@ def write_merged(cfg: ExtractConfig, inputs: Inputs, *, num_decoded: int) -> Ext
     feature_dim = labelled[0].part.clips.features.shape[1]
     projector = given_projector(cfg.projector, str(settings["weights_sha256"]), feature_dim)
     embeddings = assemble(
-        labelled, projector, {**settings, **provenance()}, inputs.task,
+        labelled, projector, {**settings, "device": devices_of(parts.values()), **provenance()}, inputs.task,
         lambda name: of_part(cfg, name, lambda: parts[name].clips.features[:]),
     )  # fmt: skip
     dataset.write_embeddings(cfg.out, embeddings)

@@ -32,8 +32,8 @@ def seed_of(spec: str) -> int | None:
     return int(match[1])
 
 
-def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
-    """VtpError if there is no such encoder, or if its weights are missing or of another kind."""
+def check_encoder(backbone: str, weights: str | None, precision: str, device: str = "auto") -> None:
+    """VtpError if there is no such encoder on that device, or if its weights are missing or of another kind."""
     if backbone not in TRAINED and not is_hf(backbone):
         raise VtpError(
             f"backbone {backbone!r} is unknown; use {', '.join(TRAINED)} or hf:ID_OR_FOLDER", code="backbone-unknown"
@@ -41,6 +41,11 @@ def check_encoder(backbone: str, weights: str | None, precision: str) -> None:
     if precision == "int8" and backbone != "r3d_18":
         raise VtpError(
             f"precision int8 is for r3d_18 only; for {backbone} use bf16, fp32 or auto", code="precision-unsupported"
+        )
+    if precision == "int8" and device.startswith("cuda"):
+        raise VtpError(
+            f"precision int8 is for processors, not for --device {device}; use bf16, fp32 or auto, or --device cpu",
+            code="precision-unsupported",
         )
     if precision == "int8" and not computes_in_int8():
         raise VtpError(

@@ -6,7 +6,7 @@ import numpy as np
 class PixelEncoder:
     """Stands in for R3D-18, which is slow: a clip's features are a few of its pixels."""
 
-    backbone, weights, weights_sha256, precision = "pixels", "random:0", "0" * 64, "fp32"
+    backbone, weights, weights_sha256, precision, device = "pixels", "random:0", "0" * 64, "fp32", "cpu"
     transform, feature_dim, batch_size = "none", 512, 4
     frame_size, arithmetic, num_frames = (128, 171), 1, None
 

@@ -73,6 +73,8 @@ def test_one_setting_has_one_type_wherever_it_occurs():
         (config.ExtractConfig, {"devices": "cuda"}),
         (config.ExtractConfig, {"devices": "0", "launcher": "slurm", "shards": 2}),
         (config.ExtractConfig, {"devices": "0", "shards": 2, "shard": 1}),
+        (config.ExtractConfig, {"devices": "0", "device": "cuda"}),
+        (config.ExtractConfig, {"device": "cuda:x"}),
         (config.ExtractConfig, {"clip_stride": 0}),
         (config.ExtractConfig, {"fps": 0}),
         (config.ExtractConfig, {"fps": float("nan")}),

@@ -102,9 +102,9 @@ def test_the_policy_sees_rendered_clips_from_the_mean_of_what_it_saw(rendered):
     centred = replace(metadata, clips=clips_seen.model_copy(update={"centre": [1.0] * 128}))
     rng = np.random.default_rng(0)
     clips = [synthetic.render_clip(synthetic.sample_scene("dishes", rng), "pan", 0.5, 0.5, rng)]
-    with evaluation._observer(agent, metadata) as see:
+    with evaluation._observer(agent, metadata, "cpu") as (see, _):
         as_it_is = see(clips)
-    with evaluation._observer(agent, centred) as see:
+    with evaluation._observer(agent, centred, "cpu") as (see, _):
         first, second = see(clips), see(clips)
     away = as_it_is - 1
     np.testing.assert_allclose(first, away * 0.25 / 1.25, atol=1e-4)
@@ -260,6 +260,15 @@ def test_held_out_clips_are_played_whole(on_embeddings, setting):
     with raises("setting-without-effect") as caught:
         evaluate.run(EvaluateConfig(run=on_embeddings / "dishwashing", validation="clips", **{setting: 5}))
     assert f"--{setting} 5" in str(caught.value)
+
+
+def test_a_gpu_is_refused_where_no_clip_is_encoded_on_it(on_embeddings, on_states):
+    for run, validation in ((on_embeddings / "dishwashing", "clips"), (on_states, "auto")):
+        with raises("setting-without-effect") as caught:
+            evaluate.run(EvaluateConfig(run=run, validation=validation, device="cuda:1"))
+        assert "--device cuda:1 has no effect" in str(caught.value)
+    summary = evaluate.run(EvaluateConfig(run=on_embeddings / "dishwashing", validation="clips", device="cpu"))
+    assert summary["evaluation"]["command"].endswith("--device cpu") and "device" not in summary["evaluation"]
 
 
 def test_a_task_without_a_renderer_is_validated_on_held_out_logs(on_embeddings):

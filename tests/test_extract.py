@@ -3,10 +3,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 from factories import write_video
 from hf_model import save_dinov2
@@ -15,10 +17,11 @@ from raising import raises
 from pipeline import dataset, encoders, extract
 from pipeline.config import ExtractConfig, MergeConfig
 from pipeline.dataset import manifest
+from pipeline.dataset.segment import Content
 from pipeline.errors import CorruptError, PartialError
 from pipeline.extraction import parts, shards
 from pipeline.tasks import load_task
-from pipeline.video import Restart
+from pipeline.video import Clip, Restart, VideoInfo
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,39 @@ def test_clips_of_all_videos_in_order(config, encoder):
 def test_batches_run_across_videos(config, encoder):
     extract.run(config())
     assert encoder.batches == [4, 3]
+
+
+def test_clips_arrive_while_a_batch_is_encoded(config, encoder, tmp_path):
+    """The first batch ends only when the clips of the second are there; a third waits for it."""
+    written, arrived = [], threading.Event()
+    encode, encoder.batch_size = encoder.features, 2
+
+    def features(clips):
+        assert arrived.wait(60), "the writer waits for the batch"
+        return encode(clips)
+
+    encoder.features = features
+    writer = parts.PartWriter(tmp_path, {}, encoder, lambda name, contents: written.extend(contents))
+    content = Content("0" * 64)
+    for number in range(4):
+        if number == 3:
+            arrived.set()
+        writer.add(content, Clip(np.full((16, 128, 171, 3), number, np.uint8), 16 * number, 0.0, 1.0, 16, ()))
+    writer.finish(content, VideoInfo(64, 15.0, 171, 128, "h264", "decord", num_clips=4))
+    writer.close()
+    assert written == [content]
+    (path,) = parts.part_paths(tmp_path)
+    assert dataset.read_part(path).clips.features[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_an_error_while_encoding_ends_the_extraction(config, encoder):
+    def fail(clips):
+        raise RuntimeError("out of memory")
+
+    encoder.features = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        extract.run(config())
+    assert not config().out.exists()
 
 
 def test_embeddings_are_the_projected_features(config, encoder):
@@ -225,6 +261,35 @@ def test_shards_make_the_same_file(config, encoder):
     merged = extract.merge(MergeConfig(out=cfg.out))
     assert (merged.num_clips, merged.num_decoded, merged.failures) == (7, 0, [])
     assert merged.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_the_devices_that_encoded_are_recorded(config, encoder):
+    """GPUs of two models share an extraction; parts of earlier versions do not name their processor."""
+    assert dataset.read_embeddings(extract.run(config()).path).attrs["device"] == "cpu"
+    cfg = config(shards=2, out=config().out.with_name("two.h5"))
+    for shard, encoder.device in enumerate(["NVIDIA H200", "NVIDIA A100"]):
+        extract.run(cfg.model_copy(update={"shard": shard}))
+    assert dataset.read_embeddings(extract.merge(cfg).path).attrs["device"] == "NVIDIA A100, NVIDIA H200"
+    path = parts.part_paths(config().out.parent / "embeddings.parts")[0]
+    part = dataset.read_part(path)
+    del part.settings["device"]
+    dataset.write_part(path, part)
+    result = extract.run(config())
+    assert (result.num_decoded, dataset.read_embeddings(result.path).attrs["device"]) == (0, "cpu")
+
+
+@pytest.mark.gpu
+def test_shards_on_a_gpu_make_the_same_file_and_never_mix_with_a_processors(config):
+    settings = dict(weights="random:0", precision="bf16")
+    whole = extract.run(config(**settings, device="cuda", out=config().out.with_name("whole.h5")))
+    cfg = config(**settings, device="cuda", shards=3, batch_size=100)
+    run_shards(cfg, 3)
+    merged = dataset.read_embeddings(extract.merge(cfg).path)
+    assert merged.attrs["device"] == torch.cuda.get_device_name()
+    np.testing.assert_array_equal(merged.features[:], dataset.read_embeddings(whole.path).features[:])
+    with raises("parts-settings") as caught:
+        extract.run(config(**settings, device="cpu", shards=3, shard=0))
+    assert "arithmetic=102, now arithmetic=2" in str(caught.value)
 
 
 def test_an_unfinished_shard_is_named(config, encoder):

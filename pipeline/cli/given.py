@@ -124,7 +124,8 @@ def _simulator(cfg: SimTrainConfig | FrontierConfig) -> None:
 def _encoder(cfg: ExtractConfig) -> None:
     from pipeline import dataset, named_weights
 
-    named_weights.check_encoder(cfg.backbone, cfg.weights, cfg.precision)
+    device = "cuda" if cfg.devices else cfg.device
+    named_weights.check_encoder(cfg.backbone, cfg.weights, cfg.precision, device)
     if (projector := named_weights.check_projector(cfg.projector)) is not None:
         dataset.check_embeddings(projector)
 

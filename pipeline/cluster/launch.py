@@ -42,7 +42,8 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
     With devices, there is at least one shard per device, and all run on this machine.
     """
     gpus = visible_gpus(cfg.devices) if cfg.devices else []
-    cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus))})
+    device = "cuda" if gpus else cfg.device  # the only GPU that the process sees
+    cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus)), "device": device})
     ids = {entry.video_id for entry in read_inputs(cfg).entries}  # errors are raised now, not in each shard
 
     def tasks() -> list[Task]:

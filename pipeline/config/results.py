@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import MAX_SEED, Config, NewPrices
+from pipeline.config.base import MAX_SEED, Config, Device, NewPrices
 
 Outcomes = Annotated[
     Literal["auto", "logged", "simulator"],
@@ -194,4 +194,5 @@ class DemoConfig(Config):
 
     out: Path = Field(Path("runs/demo"), description="Run directory, also for its videos and embeddings.")
     quick: bool = Field(False, description="Run a smaller version (about 75 s on two cores).")
+    device: Device = "auto"
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed.")

@@ -21,7 +21,7 @@ from pipeline.config.arrays import (
     check_launcher,
     parse_seeds,
 )
-from pipeline.config.base import MAX_SEED, Config, NewPrices
+from pipeline.config.base import MAX_SEED, Config, Device, NewPrices
 
 SOURCE = "What the policy observes: the simulator's state, stored embeddings, or video, whose encoder is fine-tuned."
 DISCOUNT = 0.995  # if actions change later rewards
@@ -256,6 +256,7 @@ class EvaluateConfig(Config):
     )
     steps: int = Field(60, ge=1, le=60, description="Steps per episode.")
     seed: int = Field(10_000, ge=0, le=MAX_SEED, description="Random seed of the validation scenes.")
+    device: Device = "auto"
 
 
 class PolicyExportConfig(Config):

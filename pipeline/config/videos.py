@@ -18,7 +18,7 @@ from pipeline.config.arrays import (
     check_shard,
     device_numbers,
 )
-from pipeline.config.base import MAX_SEED, Config, Shard
+from pipeline.config.base import MAX_SEED, Config, Device, Shard
 
 BACKBONES = ("r3d_18", "timesformer_b", "efficientnet_lite0")
 
@@ -110,9 +110,17 @@ class ExtractConfig(Config):
     )
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
-        description="Arithmetic of the encoder; auto: the fastest on this processor of int8 (r3d_18 only), bf16, fp32.",
+        description="Arithmetic of the encoder; auto: the fastest on this processor of int8 (r3d_18 only), bf16, fp32; "
+        "on a GPU bf16, if it computes in it, else fp32.",
     )
-    batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
+    device: Device = "auto"
+    batch_size: int = Field(
+        8,
+        ge=1,
+        le=1024,
+        description="Clips handed to the encoder at a time; on a GPU rounded up to whole passes, of 64 clips of the "
+        "usual size. Features do not depend on it.",
+    )
     decoder: Literal["auto", "decord", "pyav"] = Field(
         "auto", description="Video decoder; auto: decord, and PyAV for files that decord fails on or decodes wrongly."
     )
@@ -175,6 +183,10 @@ class ExtractConfig(Config):
             raise ValueError(f"--launcher runs all shards and --shard {self.shard} only one; drop either")
         if self.devices and self.shard is not None:
             raise ValueError(f"--devices works on all videos and --shard {self.shard} on some; drop either")
+        if self.devices and self.device != "auto":
+            raise ValueError(
+                f"--devices runs one process on each GPU, --device {self.device} computes on one device; drop either"
+            )
         if self.devices and self.launcher == "slurm":
             raise ValueError("--devices selects GPUs of this machine; with Slurm, request them: --slurm-gres gpu:1")
         check_launcher(self)

@@ -18,3 +18,4 @@ class Backbone(NamedTuple):
     weights_sha256: str
     forward: Callable[[Tensor], Tensor]  # clips [B, T, H, W, 3] uint8 → features [B, feature_dim] float32
     num_frames: int | None = None  # frames of a clip that the network uses; None: any number
+    is_capturable: bool = True  # whether on a GPU the forward neither waits for it nor reads host memory

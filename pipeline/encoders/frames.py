@@ -8,7 +8,7 @@ from torch import Tensor
 
 def evenly(clips: Tensor, num_frames: int) -> Tensor:
     """clips: [B, T, ...] → [B, num_frames, ...]; frame i is the clip's ⌊i·T/num_frames⌋, repeated if T is smaller."""
-    return clips[:, torch.arange(num_frames) * clips.shape[1] // num_frames]
+    return clips[:, torch.arange(num_frames, device=clips.device) * clips.shape[1] // num_frames]
 
 
 def over_time(frames: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from pipeline.hf_models import PREFIX, WAYS_OUT
 
 logger = logging.getLogger(__name__)
 
-ARITHMETIC = {"cpu": 1, "cuda": 101}
+ARITHMETIC = {"cpu": 1, "cuda": 102}  # on a GPU: passes of 8 clips before larger ones
 EDGE = 224  # shortest edge of frames if the processor takes any size
 FRAMES = 16  # of the test clip if the model takes any number
 _HUB_FILES = [hf_models.CONFIG, *hf_models.PROCESSORS, hf_models.WEIGHTS, hf_models.INDEX, "model-*-of-*.safetensors"]
@@ -49,10 +49,10 @@ class _Model(NamedTuple):
     has_pooler: bool  # with saved weights
 
 
-def load(backbone: str, weights: str | None, precision: str, device: str = "cpu") -> Backbone:
+def load(backbone: str, weights: str | None, precision: str, device: torch.device) -> Backbone:
     """Load the model named by `backbone`, from the place `weights` if it was loaded before.
 
-    Its forward takes clips on the device, cpu or cuda.
+    Its forward takes clips on the device. Processors and models may wait for a GPU, so it is not captured.
     """
     name = weights or backbone.removeprefix(PREFIX)
     folder = hf_models.folder_of(name)
@@ -70,12 +70,13 @@ def load(backbone: str, weights: str | None, precision: str, device: str = "cpu"
         backbone if weights else hf_models.absolute(backbone),
         feature_dim,
         size,
-        ARITHMETIC[device],
+        ARITHMETIC[device.type],
         _transform(model, size, pooled),
         found,
         _sha256(files),
         lambda clips: _features(model, clips)[1],
         model.num_frames,
+        is_capturable=False,
     )
 
 
@@ -215,7 +216,7 @@ def _frame_size(processor: Any) -> tuple[int, int]:
     return edge, edge * 171 // 128
 
 
-def _try(model: _Model, size: tuple[int, int], device: str) -> tuple[str, int]:
+def _try(model: _Model, size: tuple[int, int], device: torch.device) -> tuple[str, int]:
     """The pooled output and its number of features; VtpError if the model fails on a clip or is not deterministic."""
     shape = (1, model.num_frames or FRAMES, *size, 3)
     clip = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,16 +21,16 @@ from pipeline.named_weights import WAYS_OUT, seed_of
 from pipeline.text_files import read_text
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)  # of the published weights
-ARITHMETIC = {"cpu": 1, "cuda": 101}
+ARITHMETIC = {"cpu": 1, "cuda": 102}  # on a GPU: passes of 8 clips before larger ones
 _KINETICS = "facebook/timesformer-base-finetuned-k400"
 _KINETICS_REVISION = "refs/pr/5"  # its main branch has a pickle only
 _WAYS_OUT = WAYS_OUT["timesformer_b"]
 
 
-def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
+def load(weights: str, precision: str, device: torch.device) -> Backbone:
     """Features are the class token of the last layer. The model's frames are sampled evenly from the clip.
 
-    Its forward takes clips on the device, cpu or cuda.
+    Its forward takes clips on the device.
     """
     network, name, (mean, std) = _load_network(weights)
     config = network.config
@@ -39,28 +40,39 @@ def load(weights: str, precision: str, device: str = "cpu") -> Backbone:
             f"weights {name} are for images of {size}, frames are cropped to squares; {_WAYS_OUT}", code="weights-wrong"
         )
     sha256 = source.state_sha256(network.state_dict())
-    module: nn.Module = network  # transformers' own `to` hides its types
-    module.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-
-    def forward(clips: Tensor) -> Tensor:
-        inputs = preprocess(clips, num_frames=num_frames, size=size, mean=mean, std=std)
-        return network(inputs.to(network.dtype)).last_hidden_state[:, 0].float()
-
     height, width = size, size * 171 // 128  # aspect ratio of R3D-18's frames
     transform = (
         f"frames {height}x{width}, {num_frames} of a clip, shortest edge {size} bilinear, crop {size}, "
         f"mean {mean}, std {std}"
     )
-    version = ARITHMETIC[device]
+    version = ARITHMETIC[device.type]
+    forward = on_device(network, precision, device, mean=mean, std=std)
     return Backbone("timesformer_b", config.hidden_size, (height, width), version, transform, name, sha256, forward)
 
 
-def preprocess(
-    clips: Tensor, *, num_frames: int, size: int, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
-) -> Tensor:
-    """Evenly sampled frames, shortest edge to `size` by antialiased bilinear resize, centre crop, normalised.
+def on_device(
+    network: TimesformerModel, precision: str, device: torch.device, *, mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """From the decoder's frames to features."""
+    module: nn.Module = network  # transformers' own `to` hides its types
+    module.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    num_frames, size = network.config.num_frames, network.config.image_size
+    assert isinstance(size, int), "load refuses others"
+    centre, deviation = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
 
-    clips: [B, T, H, W, 3] uint8 → [B, num_frames, 3, size, size] float32. Frame i is the clip's ⌊i·T/num_frames⌋.
+    def forward(clips: Tensor) -> Tensor:
+        inputs = (preprocess(clips, num_frames=num_frames, size=size) - centre) / deviation
+        return network(inputs.to(network.dtype)).last_hidden_state[:, 0].float()
+
+    return forward
+
+
+def preprocess(clips: Tensor, *, num_frames: int, size: int) -> Tensor:
+    """Evenly sampled frames, shortest edge to `size` by antialiased bilinear resize, centre crop.
+
+    clips: [B, T, H, W, 3] uint8 → [B, num_frames, 3, size, size] float32 in [0, 1]. Frame i is the clip's
+    ⌊i·T/num_frames⌋. Frames of that size are not resized.
     """
     batch, clip_len, height, width, _ = clips.shape
     if clip_len < num_frames:
@@ -70,12 +82,15 @@ def preprocess(
         )
     frames = evenly(clips, num_frames).flatten(0, 1).permute(0, 3, 1, 2)
     scale = size / min(height, width)
-    resized = F.interpolate(frames, (int(height * scale), int(width * scale)), mode="bilinear", antialias=True)
-    top, left = (resized.shape[2] - size) // 2, (resized.shape[3] - size) // 2
-    cropped = resized[:, :, top : top + size, left : left + size].float() / 255
-    centre, deviation = (cropped.new_tensor(values)[:, None, None] for values in (mean, std))
-    normalised = (cropped - centre) / deviation
-    return normalised.unflatten(0, (batch, num_frames))
+    wanted = int(height * scale), int(width * scale)
+    if wanted != (height, width):
+        if clips.device.type == "cpu":
+            frames = F.interpolate(frames, wanted, mode="bilinear", antialias=True)
+        else:  # a GPU does not resize bytes
+            frames = F.interpolate(frames.float(), wanted, mode="bilinear", antialias=True).round()
+    top, left = (wanted[0] - size) // 2, (wanted[1] - size) // 2
+    cropped = frames[:, :, top : top + size, left : left + size].float() / 255
+    return cropped.unflatten(0, (batch, num_frames))
 
 
 def _load_network(weights: str) -> tuple[TimesformerModel, str, tuple[tuple[float, ...], tuple[float, ...]]]:

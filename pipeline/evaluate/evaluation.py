@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import shlex
 import time
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline import dataset, encoders, storage, synthetic, video
+from pipeline import dataset, devices, encoders, storage, synthetic, video
 from pipeline.config import EvaluateConfig
 from pipeline.dataset import rereading
 from pipeline.errors import TryAgainError, VtpError
@@ -83,6 +84,7 @@ def _run(
     model: OutcomeModel
     off_policy = None
     held_out = _HeldOut(cfg, agent, metadata, task) if _needs_held_out(validation, metadata) else None
+    device = None if held_out is None else held_out.device
     if held_out is not None and isinstance(held_out.model, LearnedOutcomes):
         off_policy = on_logs(held_out.model, held_out.data, held_out.steps)
     if validation in ("held-out clips", "held-out logs"):
@@ -94,14 +96,14 @@ def _run(
             rng, episodes = np.random.default_rng([PIXEL_STREAM, cfg.seed]), cfg.episodes or SIM_EPISODES
             steps = in_simulator(agent, model, episodes=episodes, steps=cfg.steps, rng=rng)
         else:
-            with _observer(agent, metadata) as see:
+            with _observer(agent, metadata, cfg.device) as (see, device):
                 steps = from_pixels(
                     agent, model, see, episodes=cfg.episodes or PIXEL_EPISODES, steps=cfg.steps, seed=cfg.seed,
                     out=out, changed=cfg.scenes == "changed", progress=progress,
                 )  # fmt: skip
     return write_summary(
         RunDirectory(cfg.run), model, steps, out=out, metadata=metadata, validation=validation,
-        evaluation=_settings(cfg, validation), stage="evaluate", wall_s=time.monotonic() - started,
+        evaluation=_settings(cfg, validation, device), stage="evaluate", wall_s=time.monotonic() - started,
         off_policy=off_policy,
     )  # fmt: skip
 
@@ -129,6 +131,12 @@ def choose_validation(cfg: EvaluateConfig, metadata: PolicyMetadata) -> Validati
     if cfg.scenes == "changed" and chosen != "closed loop from pixels":
         raise VtpError(
             "--scenes changed needs validation from pixels, which this run does not use; leave it out",
+            code="setting-without-effect",
+        )
+    if cfg.device.startswith("cuda") and metadata.source != "video" and chosen != "closed loop from pixels":
+        raise VtpError(
+            f"--device {cfg.device} has no effect: a GPU only encodes clips, and this validation encodes none; "
+            "leave it out",
             code="setting-without-effect",
         )
     if chosen in ("held-out clips", "held-out logs"):
@@ -170,10 +178,11 @@ class _HeldOut:
         found = outcomes_of(self.data, kind=kind, rows=dataset.train_rows(self.data)).with_task(task)
         if isinstance(found, LearnedOutcomes):
             found = found.with_caution(metadata.caution)
-        self.model = found
-        see = (
-            observed(self.data, clips.centre)[rows] if metadata.source == "embeddings" else _see(agent, self.data, rows)
-        )
+        self.model, self.device = found, None
+        if metadata.source == "embeddings":
+            see = observed(self.data, clips.centre)[rows]
+        else:
+            see, self.device = _see(agent, self.data, rows, cfg.device)
         rng = np.random.default_rng([PIXEL_STREAM, cfg.seed])
         self.steps = on_clips(agent, self.model, see, rows, video=dataset.video_of(self.data, rows), rng=rng)
 
@@ -182,16 +191,26 @@ def _needs_held_out(validation: Validation, metadata: PolicyMetadata) -> bool:
     return validation in ("held-out clips", "held-out logs") or metadata.outcomes == "logged"
 
 
-def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray) -> np.ndarray:
-    """Embeddings [n, 128] of clips `rows` [n], in rising order, by the fine-tuned encoder of a run on video."""
-    assert isinstance(agent.encoder, encoders.ClipEncoder)
-    size = encoders.resized(agent.encoder.frame_size)
+def _see(agent: Agent, data: dataset.Embeddings, rows: np.ndarray, device: str) -> tuple[np.ndarray, str]:
+    """Embeddings [n, 128] of clips `rows` [n], in rising order, by a run's fine-tuned encoder; its device's name."""
+    encoder, device = _fine_tuned(agent, device)
+    size = encoders.resized(encoder.frame_size)
     clips = rereading.read_clips(data, range(data.num_videos), frame_size=size, wanted=rows)
-    return np.concatenate([agent.encoder.see(frames) for _, frames in clips])
+    return np.concatenate([encoder.see(frames) for _, frames in clips]), device
 
 
-def _settings(cfg: EvaluateConfig, validation: Validation) -> dict[str, Any]:
+def _fine_tuned(agent: Agent, device: str) -> tuple[encoders.ClipEncoder, str]:
+    """The encoder of a run on video, on the device, and the device's name; the agent stays on the processor."""
+    assert isinstance(agent.encoder, encoders.ClipEncoder)
+    chosen = devices.choose(device)
+    encoder = agent.encoder if chosen.type == "cpu" else copy.deepcopy(agent.encoder).to(chosen)
+    return encoder, devices.name_of(chosen)
+
+
+def _settings(cfg: EvaluateConfig, validation: Validation, device: str | None) -> dict[str, Any]:
     """The settings of the validation, and the command that repeats it; stored clips determine steps and episodes.
+
+    device: the name of the one that encoded clips, if any were encoded.
 
     The command names every setting, so that it does not depend on future defaults.
     """
@@ -203,12 +222,19 @@ def _settings(cfg: EvaluateConfig, validation: Validation) -> dict[str, Any]:
         if getattr(cfg, name) != EvaluateConfig.model_fields[name].default:
             settings[name] = getattr(cfg, name)
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    if cfg.device != "auto":
+        flags += ["--device", cfg.device]
+    if device is not None:
+        settings["device"] = device
     return settings | {"command": shlex.join(["vtp", "evaluate", str(cfg.run), *flags])}
 
 
 @contextlib.contextmanager
-def _observer(agent: Agent, metadata: PolicyMetadata) -> Iterator[PixelObserver]:
-    """A decoder with the encoder and projector of the policy's training; VtpError if the weights differ."""
+def _observer(agent: Agent, metadata: PolicyMetadata, device: str) -> Iterator[tuple[PixelObserver, str]]:
+    """A decoder with the encoder and projector of the policy's training, and the name of the encoder's device.
+
+    VtpError if the weights differ.
+    """
     clips, projector = metadata.of_clips()
     encoding = clips.encoding
     if (encoding.clip_len, encoding.fps) != (synthetic.CLIP_LEN, synthetic.FPS):
@@ -219,11 +245,11 @@ def _observer(agent: Agent, metadata: PolicyMetadata) -> Iterator[PixelObserver]
             code="clips-not-renderable",
         )
     if metadata.source == "video":
-        assert isinstance(agent.encoder, encoders.ClipEncoder)
-        with video.Decoder(frame_size=encoders.resized(agent.encoder.frame_size)) as decoder:
-            yield PixelObserver(agent.encoder.see, decoder)
+        fine_tuned, device = _fine_tuned(agent, device)
+        with video.Decoder(frame_size=encoders.resized(fine_tuned.frame_size)) as decoder:
+            yield PixelObserver(fine_tuned.see, decoder), device
         return
-    encoder = encoders.load_encoder(encoding.backbone, encoding.weights, encoding.precision)
+    encoder = encoders.load_encoder(encoding.backbone, encoding.weights, encoding.precision, device=device)
     check_weights(encoder.weights_sha256, clips)
     centre = None if clips.centre is None else encoders.RunningCentre(np.array(clips.centre))
 
@@ -232,4 +258,4 @@ def _observer(agent: Agent, metadata: PolicyMetadata) -> Iterator[PixelObserver]
         return embeddings if centre is None else centre(embeddings)
 
     with video.Decoder(frame_size=encoder.frame_size) as decoder:
-        yield PixelObserver(embed, decoder)
+        yield PixelObserver(embed, decoder), encoder.device

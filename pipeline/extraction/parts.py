@@ -11,7 +11,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -52,8 +54,8 @@ class _Video:
 class PartWriter:
     """Encodes clips in full batches, across videos, and writes finished videos to part files.
 
-    A part is closed after 48 videos or a minute: no more is lost when the process is killed. on_close receives the
-    name of each closed part and the contents in it.
+    A batch is encoded while the next one arrives. A part is closed after 48 videos or a minute: no more is lost when
+    the process is killed. on_close receives the name of each closed part and the contents in it.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class PartWriter:
         self._on_close = on_close
         self._videos: dict[Content, _Video] = {}
         self._waiting: list[tuple[_Video, np.ndarray]] = []
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._encoding: deque[tuple[list[_Video], Future[np.ndarray]]] = deque()
         self._closed_at_s = time.monotonic()
 
     def add(self, content: Content, clip: Clip) -> None:
@@ -74,6 +78,7 @@ class PartWriter:
         self._waiting.append((video, clip.frames))
         if len(self._waiting) == self._encoder.batch_size:
             self._encode()
+            self._collect(1)
             self._close_if_due()
 
     def finish(self, content: Content, info: VideoInfo) -> None:
@@ -90,6 +95,8 @@ class PartWriter:
         """Encode the waiting clips and write the finished videos to a part."""
         self._waiting = [(video, frames) for video, frames in self._waiting if video.info is not None]
         self._encode()
+        self._collect(0)
+        self._thread.shutdown()
         self._close_part()
 
     def _close_if_due(self) -> None:
@@ -100,6 +107,7 @@ class PartWriter:
     def _close_part(self) -> None:
         """Write the videos that are finished and encoded; the last clips of others may still wait for their batch."""
         self._closed_at_s = time.monotonic()
+        self._collect(len(self._encoding))
         whole = {
             content: video
             for content, video in self._videos.items()
@@ -109,17 +117,26 @@ class PartWriter:
             return
         key = hashlib.sha256(json.dumps([self._settings, list(whole)]).encode()).hexdigest()
         path = self._folder / f"part-{key[:16]}.h5"
-        dataset.write_part(path, dataset.Part(*_gather(whole), self._settings | {"weights": self._encoder.weights}))
+        made_by: Settings = {"weights": self._encoder.weights, "device": self._encoder.device}
+        dataset.write_part(path, dataset.Part(*_gather(whole), self._settings | made_by))
         for content in whole:
             del self._videos[content]
         self._on_close(path.name, list(whole))
 
     def _encode(self) -> None:
+        """Begin to encode the waiting clips."""
         if self._waiting:
-            features = self._encoder.features(np.stack([frames for _, frames in self._waiting]))
-            for (video, _), row in zip(self._waiting, features, strict=True):
-                video.features.append(row)
+            clips = [frames for _, frames in self._waiting]
+            encoding = self._thread.submit(lambda: self._encoder.features(np.stack(clips)))
+            self._encoding.append(([video for video, _ in self._waiting], encoding))
             self._waiting = []
+
+    def _collect(self, max_left: int) -> None:
+        """Add the features of encoded batches to their videos; wait until at most `max_left` are being encoded."""
+        while self._encoding and (len(self._encoding) > max_left or self._encoding[0][1].done()):
+            videos, encoding = self._encoding.popleft()
+            for video, row in zip(videos, encoding.result(), strict=True):
+                video.features.append(row)
 
 
 def _gather(videos: dict[Content, _Video]) -> tuple[dataset.Clips, dataset.Videos]:
@@ -190,12 +207,19 @@ def check_settings(part: dataset.Part, folder: Path, settings: Settings) -> None
     """VtpError naming the first setting in which the part differs."""
     for name, value in settings.items():
         had = part.settings.get(name)
+        if name == "device":  # GPUs of several models may share an extraction; a CPU's arithmetic has another number
+            continue
         if had != value and not (name == "backbone" and same_backbone(had, value)):
             raise VtpError(
                 f"{folder} was extracted with {name}={_brief(had)}, now {name}={_brief(value)}; "
                 f"name another --out, or delete {folder} to start again",
                 code="parts-settings",
             )
+
+
+def devices_of(parts: Iterable[dataset.Part]) -> str:
+    """The names of the devices that encoded the parts; earlier versions did not record their CPU."""
+    return ", ".join(sorted({str(part.settings.get("device", "cpu")) for part in parts}))
 
 
 def _brief(value: str | int | float | None) -> str:
