@@ -46,6 +46,10 @@ class Encoder:
         num_threads = torch.get_num_threads() if device == "cpu" else 1
         self._threads = ThreadPoolExecutor(num_threads, "encoder", initializer=torch.set_num_threads, initargs=(1,))
 
+    @property
+    def on_gpu(self) -> bool:
+        return self._device != "cpu"
+
     def features(self, clips: np.ndarray | Tensor) -> np.ndarray:
         """clips: [B, T, H, W, 3] uint8, at least one → [B, feature_dim] float32."""
         passes = torch.as_tensor(clips).split(self._pass_clips)
