@@ -30,7 +30,8 @@ class PixelEncoder:
     """An encoder whose features are a few pixels of the clip."""
 
     backbone, weights, weights_sha256, precision, arithmetic = "pixels", "random:0", "0" * 64, "fp32", 1
-    transform, feature_dim, batch_size, frame_size, num_frames, device = "none", 512, 8, (128, 171), None, "cpu"
+    transform, feature_dim, batch_size, frame_size, num_frames = "none", 512, 8, (128, 171), None
+    device, on_gpu = "cpu", False
 
     def features(self, clips: np.ndarray) -> np.ndarray:
         return clips[:, ::5, ::16, ::8].reshape(len(clips), -1)[:, :512].astype(np.float32)

@@ -45,7 +45,7 @@ from pipeline.extraction.parts import (
 from pipeline.extraction.shards import Done, Failed, Ledger, parts_folder
 from pipeline.files import check_file_place, remove_leftovers, save_config
 from pipeline.tasks import BUILT_IN
-from pipeline.video import Clip, DecoderPool, Restart, VideoError
+from pipeline.video import Clip, DecoderPool, Restart, VideoError, num_decoders
 from pipeline.writer_lock import one_writer
 
 if TYPE_CHECKING:
@@ -82,6 +82,16 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     check_file_place(cfg.out)
     shards.pull_output(cfg.out)
     inputs = read_inputs(cfg)
+    decoders: DecoderPool[Reading] = DecoderPool(  # its processes start while torch is imported
+        num_decoders(on_gpu=False), timeout_s=cfg.timeout_s, decoder=cfg.decoder, verify=cfg.verify
+    )
+    with decoders:
+        return run_shard(cfg, shard, inputs, decoders, progress)
+
+
+def run_shard(
+    cfg: ExtractConfig, shard: int, inputs: Inputs, decoders: DecoderPool[Reading], progress: Progress
+) -> ExtractResult:
     from pipeline import encoders
 
     encoder = encoders.load_encoder(
@@ -93,6 +103,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
             "clips have %d frames and %s takes %d: frames are repeated; --clip-len %d shows each once",
             cfg.clip_len, encoder.backbone, encoder.num_frames, encoder.num_frames,
         )  # fmt: skip
+    decoders.grow(num_decoders(on_gpu=encoder.on_gpu))
     folder, settings = parts_folder(cfg.out), feature_settings(cfg, encoder)
     shared = json.dumps(
         [[(entry.video_id, entry.span) for entry in inputs.entries], cfg.shards, settings]
@@ -106,7 +117,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
 
         mine = shards.share(inputs.entries, cfg.shards, shard)
         ledger = Ledger(shards.ledger_path(folder, cfg.shards, shard), mine)
-        num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, progress, inputs)
+        num_decoded = extract_videos(cfg, mine, parts, ledger, encoder, decoders, progress, inputs)
         logger.info("%d videos: %d decoded now, %d failed", len(mine), num_decoded, len(ledger.failures))
         if cfg.shards > 1:
             failures = [asdict(row) for row in ledger.failures]
@@ -137,6 +148,7 @@ def extract_videos(
     parts: dict[Content, Finished],
     ledger: Ledger,
     encoder: Encoder,
+    decoders: DecoderPool[Reading],
     progress: Progress,
     inputs: Inputs,
 ) -> int:
@@ -207,20 +219,17 @@ def extract_videos(
                 ledger.record(done)
 
     writer = PartWriter(parts_folder(cfg.out), feature_settings(cfg, encoder), encoder, on_close=record)
-    decoders: DecoderPool[Reading] = DecoderPool(
-        num_decoders(), timeout_s=cfg.timeout_s, decoder=cfg.decoder, verify=cfg.verify, frame_size=encoder.frame_size
-    )
     try:
         stop_if_too_many_failed()
-        fetching = Fetching(ledger, parts, lambda text: progress(num_ended, len(entries), text))
-        with decoders as pool, fetching:
+        fetching = Fetching(ledger, parts, lambda text: progress(num_ended, len(entries), text), ahead=decoders.size)
+        with decoders, fetching:
             while queue or decoding:
-                while queue and pool.num_idle:
+                while queue and decoders.num_idle:
                     path = fetching.next(queue, is_urgent=not decoding)
                     if path is None:
                         break
                     wanted: dict[Content, Reading] = {}
-                    for video in read_contents(path, queue.pop(path), ledger, fail, fetching):
+                    for video in read_contents(path, queue.pop(path), fail, fetching):
                         sha256 = video.content.sha256
                         if video.content in parts or video.content in encoded:
                             finish(video)
@@ -232,14 +241,14 @@ def extract_videos(
                     if wanted:
                         decoding.update(content.sha256 for content in wanted)
                         was_hung = any(video.entry.video_id in for_pyav for video in wanted.values())
-                        pool.submit(
+                        decoders.submit(
                             {video: content.span for content, video in wanted.items()}, path,
                             clip_len=cfg.clip_len, clip_stride=cfg.clip_stride, fps=cfg.fps, tail=cfg.tail,
-                            decoder="pyav" if was_hung else None,
+                            frame_size=encoder.frame_size, decoder="pyav" if was_hung else None,
                         )  # fmt: skip
                     else:
                         storage.release(path)
-                for video, event in pool.events():
+                for video, event in decoders.events():
                     if isinstance(event, Clip):
                         writer.add(video.content, event)
                         continue
@@ -268,11 +277,6 @@ def extract_videos(
         record_done()
         ledger.write()
     return num_decoded
-
-
-def num_decoders() -> int:
-    """At least two, so that one opens a video while the other decodes; more if there are processors for them."""
-    return max(2, min(8, len(os.sched_getaffinity(0)) // 4))
 
 
 def feature_settings(cfg: ExtractConfig, encoder: Encoder) -> Settings:

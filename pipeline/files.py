@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,9 +211,12 @@ def save_config(path: Path, config: Config) -> None:
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, *, stop: threading.Event | None = None) -> str:
+    """stop: when it is set by another thread, CancelledError is raised."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
+            if stop is not None and stop.is_set():
+                raise CancelledError
             digest.update(block)
     return digest.hexdigest()

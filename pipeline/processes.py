@@ -16,12 +16,60 @@ from types import ModuleType
 from typing import NamedTuple
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 SAFE_PATH = "PYTHONSAFEPATH"  # keeps the working folder out of sys.path
 
 
+_most_processors: int | None = None
+
+
 def num_processors() -> int:
-    """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of processors for this process: within its affinity, its cgroup's CPU quota and `limit_processors`."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [limit for limit in (cpu_quota(), _most_processors) if limit is not None]
+    return max(1, int(min([available, *limits])))
+
+
+def limit_processors(most: int) -> None:
+    """Let `num_processors` return no more than `most`, in a process that shares the machine with others."""
+    global _most_processors
+    _most_processors = most
+
+
+def cpu_quota() -> float | None:
+    """Processors' time per time that this process's cgroups may use, such as a container's limit; None: no limit."""
+    quotas = []
+    for folder in _own_cgroups("cpu"):
+        try:
+            if (limit := folder / "cpu.max").exists():
+                quota, period = limit.read_text().split()
+            else:  # version 1
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if quota != "max" and int(quota) > 0:
+                quotas.append(int(quota) / int(period))
+        except (OSError, ValueError):  # this one has no limit
+            continue
+    return min(quotas, default=None)
+
+
+def _own_cgroups(controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup and of those around it, whose limits all apply.
+
+    A container may show the path of a cgroup that only its host has; its own is then the root.
+    """
+    try:
+        lines = OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):  # version 2 names none
+            root = CGROUP / controller if controllers else CGROUP
+            yield root
+            inside = root
+            for name in Path(path).parts[1:]:
+                inside = inside / name
+                yield inside
 
 
 def available_memory() -> int | None:
@@ -31,11 +79,13 @@ def available_memory() -> int | None:
         available = int(rows["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
-    try:
-        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no limit ("max" in the file)
-        return available
-    return min(available, max(limit - used, 0))
+    for folder in _own_cgroups("memory"):
+        try:
+            limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        except (OSError, ValueError):  # no limit ("max" in the file)
+            continue
+        available = min(available, max(limit - used, 0))
+    return available
 
 
 class ProcessIdentity(NamedTuple):

@@ -217,7 +217,7 @@ def test_simulation_agrees_with_the_formula_in_every_context(name):
 def test_neither_threads_nor_parts_of_a_grid_change_the_counts(monkeypatch):
     model, grid, _ = surface_of(MIXED, points=4)
     many = frontier.sampled_surface(model, grid.actions, episodes=23, seed=3)
-    monkeypatch.setattr(frontier.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(frontier.processes, "num_processors", lambda: 1)
     one = frontier.sampled_surface(model, grid.actions, episodes=23, seed=3)
     np.testing.assert_array_equal(np.stack(many), np.stack(one))
     monkeypatch.setattr(frontier, "MAX_DRAWN", 5 * 60)  # five points of sixteen at once

@@ -64,6 +64,68 @@ def test_starting_workers_restores_what_it_changes(monkeypatch):
         assert os.environ.get(processes.SAFE_PATH) == value
 
 
+# How many processors
+
+
+@pytest.fixture
+def cgroups(tmp_path, monkeypatch):
+    """Write the cgroups of this process: their rows in /proc/self/cgroup and the files of their limits."""
+
+    def write(rows, limits):
+        (tmp_path / "own").write_text("".join(f"{row}\n" for row in rows))
+        for name, text in limits.items():
+            (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "sys" / name).write_text(f"{text}\n")
+
+    monkeypatch.setattr(processes, "CGROUP", tmp_path / "sys")
+    monkeypatch.setattr(processes, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    return write
+
+
+V1 = {"cpu/cpu.cfs_period_us": 50_000, "cpu/a/cpu.cfs_period_us": 100_000}
+
+
+@pytest.mark.parametrize(
+    ("rows", "limits", "quota", "processors"),
+    [
+        (["0::/"], {}, None, 16),
+        (["0::/"], {"cpu.max": "max 100000"}, None, 16),
+        (["0::/"], {"cpu.max": "400000 100000"}, 4, 4),  # a container's own root
+        (["0::/job/step"], {"cpu.max": "max 100000", "job/cpu.max": "350000 100000"}, 3.5, 3),  # Slurm's job
+        (["0::/a/b"], {"a/cpu.max": "200000 100000", "a/b/cpu.max": "800000 100000"}, 2, 2),
+        (["0::/only/the/host/has/it"], {"cpu.max": "50000 100000"}, 0.5, 1),
+        (["0::/"], {"cpu.max": "9900000 100000"}, 99, 16),  # more than the affinity
+        (
+            ["3:cpu,cpuacct:/a", "2:memory:/"],
+            V1 | {"cpu/cpu.cfs_quota_us": -1, "cpu/a/cpu.cfs_quota_us": 600_000},
+            6,
+            6,
+        ),
+        (["3:cpuacct,cpu:/a"], V1 | {"cpu/cpu.cfs_quota_us": 100_000, "cpu/a/cpu.cfs_quota_us": -1}, 2, 2),
+        (["2:cpuset:/"], {"cpu.max": "no number"}, None, 16),
+    ],
+)
+def test_processors_within_affinity_and_quota(cgroups, rows, limits, quota, processors):
+    cgroups(rows, limits)
+    assert processes.cpu_quota() == quota
+    assert processes.num_processors() == processors
+
+
+def test_processes_of_an_array_share_the_processors(cgroups, monkeypatch):
+    monkeypatch.setattr(processes, "_most_processors", None)
+    cgroups(["0::/"], {})
+    processes.limit_processors(4)
+    assert processes.num_processors() == 4
+    cgroups(["0::/"], {"cpu.max": "200000 100000"})
+    assert processes.num_processors() == 2
+
+
+def test_memory_is_limited_by_every_cgroup_around(cgroups):
+    cgroups(["0::/job"], {"memory.max": "max", "memory.current": 7, "job/memory.max": 900, "job/memory.current": 400})
+    assert processes.available_memory() == 500
+
+
 # Which process
 
 

@@ -99,7 +99,7 @@ def _start(task: Task, folder: Path, num_threads: int, device: str | None) -> _W
     logs = (folder / f"{stem}.out", folder / f"{stem}.err")
     # spawn, because a fork can hang if torch or a progress bar has threads
     process = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(task, logs, theirs, device), name=task.name
+        target=_work, args=(task, logs, theirs, num_threads, device), name=task.name
     )
     ours_to_set = "OMP_NUM_THREADS" not in os.environ
     if ours_to_set:
@@ -114,8 +114,9 @@ def _start(task: Task, folder: Path, num_threads: int, device: str | None) -> _W
     return _Worker(task, process, ours, logs, device)
 
 
-def _work(task: Task, logs: tuple[Path, Path], connection: Connection, device: str | None) -> None:
+def _work(task: Task, logs: tuple[Path, Path], connection: Connection, num_processors: int, device: str | None) -> None:
     """In the worker: run the task and send the traceback of its exception, or "" on success."""
+    processes.limit_processors(num_processors)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # read at the first use of CUDA
     processes.end_with_parent()

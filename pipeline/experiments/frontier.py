@@ -11,7 +11,6 @@ its clips, and counts and profits have intervals over the ensemble.
 from __future__ import annotations
 
 import functools
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline import econ
+from pipeline import econ, processes
 from pipeline.config import FrontierConfig
 from pipeline.errors import VtpError
 from pipeline.experiments.frontier_figure import draw
@@ -253,7 +252,7 @@ def sampled_surface(model: OutcomeModel, actions: np.ndarray, *, episodes: int, 
                     total[:, context, part] += np.stack([attempts / hours, mp, econ.error_rate(errors, attempts)])
         return total
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(processes.num_processors()) as threads:
         attempts, mp, err_rate = functools.reduce(np.add, threads.map(sums, counts, rngs)) / episodes
     return Surface(attempts, mp, err_rate)
 

@@ -1,20 +1,23 @@
-"""Download videos from object storage into the cache, a few ahead of the decoders."""
+"""Fetch files from object storage and hash them, a few ahead of the decoders."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.dataset import Content, Segment
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.extraction.shards import Ledger, Stamp
-from pipeline.video import VideoError
+from pipeline.files import file_sha256
+from pipeline.video import VideoError, check_file
 
-AHEAD = 4  # files that are being fetched, or have been, while others are decoded
+THREADS = 4
 OF_ONE_FILE = {  # errors that concern one file only, and their codes in failures.jsonl
     "storage-missing": "missing",
     "storage-denied": "denied",
@@ -25,46 +28,58 @@ OF_ONE_FILE = {  # errors that concern one file only, and their codes in failure
 }
 
 
+class Hashed(NamedTuple):
+    """A file's sha256, and its stamp before it was hashed."""
+
+    sha256: str
+    stamp: Stamp
+
+
 class Fetching:
-    """Hands out files as they become available; local files always are.
+    """Hands out files when they are fetched and hashed, local ones in the queue's order; `ahead` files are prepared.
 
     A file whose contents are all in finished parts is not fetched, if the ledger knows the object's version.
     """
 
-    def __init__(self, ledger: Ledger, parts: Mapping[Content, object], news: Callable[[str], None]):
+    def __init__(
+        self, ledger: Ledger, parts: Mapping[Content, object], news: Callable[[str], None], *, ahead: int = THREADS
+    ):
         self._ledger, self._parts, self._news = ledger, parts, news
-        self._threads = ThreadPoolExecutor(AHEAD)
-        self._under_way: dict[Path, Future[Stamp]] = {}
+        self._ahead = max(ahead, THREADS)
+        self._threads = ThreadPoolExecutor(THREADS)
+        self._stop = threading.Event()
+        self._under_way: dict[Path, Future[Hashed]] = {}
 
     def __enter__(self) -> Fetching:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def next(self, queue: Mapping[Path, Sequence[Segment]], *, is_urgent: bool) -> Path | None:
         """The first file of the queue that is available, or None; if `is_urgent`, wait for one."""
-        ahead, has_news = list(islice(queue, AHEAD)), False
+        ahead = list(islice(queue, self._ahead))
+        fetched = [path for path in ahead if storage.url_of(path) is not None]
+        has_news = any(path not in self._under_way for path in fetched)
         for path in ahead:
-            if storage.url_of(path) is None:
-                return path
             if path not in self._under_way:
-                self._under_way[path] = self._threads.submit(self._fetch, path, list(queue[path]))
-                has_news = True
-        under_way = {self._under_way[path]: path for path in ahead}
+                self._under_way[path] = self._threads.submit(self._prepare, path, list(queue[path]))
+        first = next((path for path in ahead if path not in fetched), None)
+        under_way = {self._under_way[path]: path for path in ahead if path in fetched or path == first}
         must_wait = is_urgent and not any(future.done() for future in under_way)
-        if has_news or must_wait:
-            self._news(f"fetching {', '.join(path.name for path in ahead)}")
+        if fetched and (has_news or must_wait):
+            self._news(f"fetching {', '.join(path.name for path in fetched)}")
         if must_wait:
             wait(under_way, return_when=FIRST_COMPLETED)
         return next((path for future, path in under_way.items() if future.done()), None)
 
-    def stamp_of(self, path: Path) -> Stamp:
-        """The stamp of a file that `next` returned; VideoError if it could not be fetched."""
-        if storage.url_of(path) is None:
-            return file_stamp(path)
+    def hashed(self, path: Path) -> Hashed:
+        """What is known of a file that `next` returned. VideoError if it could not be fetched, OSError if not read."""
         try:
             return self._under_way.pop(path).result()
+        except VideoError:
+            raise
         except VtpError as error:
             if error.code not in OF_ONE_FILE:
                 raise
@@ -72,6 +87,17 @@ class Fetching:
                 raise  # other files would fail too
             reason, _, fix = str(error).rpartition("; ")
             raise VideoError(OF_ONE_FILE[error.code], reason, fix) from error
+
+    def _prepare(self, path: Path, entries: Sequence[Segment]) -> Hashed:
+        """Fetch the file, if it is in storage, and hash it, unless it was hashed before."""
+        is_here = storage.url_of(path) is None
+        if is_here:
+            check_file(path)
+        stamp = file_stamp(path) if is_here else self._fetch(path, entries)
+        known = self._ledger.known_sha256(path, stamp)
+        if not is_here and known is None:
+            check_file(path)
+        return Hashed(known or file_sha256(path, stop=self._stop), stamp)
 
     def _fetch(self, path: Path, entries: Sequence[Segment]) -> Stamp:
         stamp = (*storage.version_of(path), 0)

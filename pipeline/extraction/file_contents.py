@@ -8,10 +8,9 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.dataset import Content, Segment
-from pipeline.extraction.fetching import Fetching, file_stamp
-from pipeline.extraction.shards import Ledger, Stamp
-from pipeline.files import file_sha256
-from pipeline.video import VideoError, check_file, unreadable
+from pipeline.extraction.fetching import Fetching, Hashed, file_stamp
+from pipeline.extraction.shards import Stamp
+from pipeline.video import VideoError, unreadable
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,34 +23,26 @@ class Reading:
 
 
 def read_contents(
-    path: Path, entries: Sequence[Segment], ledger: Ledger, fail: Callable[[Segment, VideoError], None],
-    fetching: Fetching,
-) -> list[Reading]:  # fmt: skip
+    path: Path, entries: Sequence[Segment], fail: Callable[[Segment, VideoError], None], fetching: Fetching
+) -> list[Reading]:
     """The segments of a file with its sha256, checked against the manifest's, and its stamp before it was hashed.
 
-    Segments of an unreadable file are reported to `fail`. An object that was hashed before is not fetched again.
+    Segments of an unreadable file are reported to `fail`.
     """
-    stamp, sha256 = (0, 0, 0), ""
+    hashed = Hashed("", (0, 0, 0))
     unread: VideoError | None = None
     try:
-        is_here = storage.url_of(path) is None
-        if is_here:
-            check_file(path)
-        stamp = fetching.stamp_of(path)
-        known = ledger.known_sha256(path, stamp)
-        if not is_here and known is None:
-            check_file(path)
-        sha256 = known or file_sha256(path)
+        hashed = fetching.hashed(path)
     except OSError as error:
         unread = unreadable(error)
     except VideoError as error:
         unread = error
     videos = []
     for entry in entries:
-        if wrong := entry.error or unread or other_content(entry, sha256):
+        if wrong := entry.error or unread or other_content(entry, hashed.sha256):
             fail(entry, wrong)
         else:
-            videos.append(Reading(entry, Content(sha256, entry.span), stamp))
+            videos.append(Reading(entry, Content(hashed.sha256, entry.span), hashed.stamp))
     return videos
 
 

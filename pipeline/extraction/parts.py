@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 PART_VIDEOS = 48
 PART_S = 60.0
+BATCHES_AHEAD = 2  # one that is being encoded, and the next
 
 Settings = dict[str, str | int | float]
 
@@ -54,8 +55,9 @@ class _Video:
 class PartWriter:
     """Encodes clips in full batches, across videos, and writes finished videos to part files.
 
-    A batch is encoded while the next one arrives. A part is closed after 48 videos or a minute: no more is lost when
-    the process is killed. on_close receives the name of each closed part and the contents in it.
+    A thread encodes, so that the caller can serve decoders meanwhile; `add` waits only if it is two batches behind.
+    A part is closed after 48 videos or a minute: no more is lost when the process is killed. on_close receives the
+    name of each closed part and the contents in it.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class PartWriter:
         self._videos: dict[Content, _Video] = {}
         self._waiting: list[tuple[_Video, np.ndarray]] = []
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._encoding: deque[tuple[list[_Video], Future[np.ndarray]]] = deque()
+        self._batches: deque[tuple[list[_Video], Future[np.ndarray]]] = deque()  # being encoded, in order
         self._closed_at_s = time.monotonic()
 
     def add(self, content: Content, clip: Clip) -> None:
@@ -78,7 +80,7 @@ class PartWriter:
         self._waiting.append((video, clip.frames))
         if len(self._waiting) == self._encoder.batch_size:
             self._encode()
-            self._collect(1)
+            self._collect(BATCHES_AHEAD)
             self._close_if_due()
 
     def finish(self, content: Content, info: VideoInfo) -> None:
@@ -93,13 +95,16 @@ class PartWriter:
 
     def close(self) -> None:
         """Encode the waiting clips and write the finished videos to a part."""
-        self._waiting = [(video, frames) for video, frames in self._waiting if video.info is not None]
-        self._encode()
-        self._collect(0)
-        self._thread.shutdown()
-        self._close_part()
+        try:
+            self._waiting = [(video, frames) for video, frames in self._waiting if video.info is not None]
+            self._encode()
+            self._collect(0)
+        finally:
+            self._thread.shutdown()
+            self._close_part()
 
     def _close_if_due(self) -> None:
+        self._collect(BATCHES_AHEAD)
         is_due = time.monotonic() - self._closed_at_s >= PART_S
         if is_due or sum(video.info is not None for video in self._videos.values()) >= PART_VIDEOS:
             self._close_part()
@@ -127,15 +132,17 @@ class PartWriter:
         """Begin to encode the waiting clips."""
         if self._waiting:
             clips = [frames for _, frames in self._waiting]
-            encoding = self._thread.submit(lambda: self._encoder.features(np.stack(clips)))
-            self._encoding.append(([video for video, _ in self._waiting], encoding))
+            features = self._thread.submit(lambda: self._encoder.features(np.stack(clips)))
+            self._batches.append(([video for video, _ in self._waiting], features))
             self._waiting = []
 
-    def _collect(self, max_left: int) -> None:
-        """Add the features of encoded batches to their videos; wait until at most `max_left` are being encoded."""
-        while self._encoding and (len(self._encoding) > max_left or self._encoding[0][1].done()):
-            videos, encoding = self._encoding.popleft()
-            for video, row in zip(videos, encoding.result(), strict=True):
+    def _collect(self, num_left: int) -> None:
+        """Give videos their features; wait until at most `num_left` batches are being encoded."""
+        while self._batches and (len(self._batches) > num_left or self._batches[0][1].done()):
+            videos, features = self._batches[0]
+            rows = features.result()
+            self._batches.popleft()
+            for video, row in zip(videos, rows, strict=True):
                 video.features.append(row)
 
 

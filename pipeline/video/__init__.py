@@ -6,7 +6,7 @@ Only this room imports decord or av, and in it only the modules that run in the 
 from pipeline.video.decoder import Clip, Decoder, Restart, VideoInfo
 from pipeline.video.error import VideoError, unreadable
 from pipeline.video.gate import check_file
-from pipeline.video.pool import DecoderPool
+from pipeline.video.pool import DecoderPool, num_decoders
 from pipeline.video.windows import FRAME_SIZE, WHOLE, Span, Windows, clip_windows, resize_frame
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Windows",
     "check_file",
     "clip_windows",
+    "num_decoders",
     "resize_frame",
     "unreadable",
 ]

@@ -7,6 +7,7 @@ compromised decoder can send nothing else. A closed connection ends it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import json
 import mmap
@@ -82,7 +83,7 @@ def serve(connection: Connection, slots_fd: int, request: dict) -> dict:
     except (BrokenPipeError, ConnectionResetError):  # the parent is gone
         raise
     except OSError as caught:
-        error = unreadable(caught)
+        error = out_of_memory() if caught.errno == errno.ENOMEM else unreadable(caught)
     return {"code": error.code, "reason": error.reason, "fix": error.fix, "decoder": progress.decoder}
 
 
@@ -113,7 +114,9 @@ class Progress:
         send(self.connection, message | {"passed_s": max(0.0, float(shown_s) - self._told_s)})
         self._told_s, self._told_at_s = max(self._told_s, float(shown_s)), time.monotonic()
 
-    def follow(self, frames: Iterable[np.ndarray], edges_s: np.ndarray, cuts: Sequence[Cut]) -> Iterator[np.ndarray]:
+    def follow(
+        self, frames: Iterable[np.ndarray | None], edges_s: np.ndarray, cuts: Sequence[Cut]
+    ) -> Iterator[np.ndarray | None]:
         """The frames that the cuts need; a cut ends when the frame after it has been read without a complaint.
 
         Cuts up to the end of the video end when all of it has been read. So no cut's validity depends on other cuts.
@@ -212,7 +215,9 @@ def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
     order = np.argsort(frame_indices[:, -1], kind="stable")
     size = tuple(request["frame_size"])
     shape = (num_slots, clip_len, *size, 3)
-    shown = progress.follow(read_frames(video, reader), video.edges_s, cuts)
+    wanted = np.zeros(video.num_frames, bool)
+    wanted[frame_indices] = True
+    shown = progress.follow(read_frames(video, reader, wanted), video.edges_s, cuts)
     with mmap.mmap(slots_fd, int(np.prod(shape))) as memory:
         slots = np.frombuffer(memory, np.uint8).reshape(shape)
         try:

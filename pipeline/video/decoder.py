@@ -92,7 +92,7 @@ class Decoder:
         memory_bytes: int = MEMORY_BYTES,
         frame_size: tuple[int, int] = FRAME_SIZE,
     ):
-        self._frame_size = frame_size
+        self.frame_size = frame_size
         self._timeout_s = timeout_s
         self._decoder = decoder
         self._verify = verify
@@ -101,6 +101,11 @@ class Decoder:
         self._starts = 0  # of processes, since the last one that was ready
         self._slots = _anonymous_file()
         self._reading: ClipStream | None = None
+
+    def start(self) -> None:
+        """Start the process before its first video, so that it is ready sooner."""
+        if self._process is None:
+            self._start()
 
     def __enter__(self) -> Decoder:
         return self
@@ -138,7 +143,7 @@ class Decoder:
         if self._reading is not None or self._process is None or self._process.poll() is not None:
             self._kill()
             self._start()
-        clip_shape = (clip_len, *self._frame_size, 3)
+        clip_shape = (clip_len, *self.frame_size, 3)
         num_slots = max(2, SLOT_BYTES // math.prod(clip_shape))
         self._slots.truncate(num_slots * math.prod(clip_shape))
         self._request = {
@@ -150,7 +155,7 @@ class Decoder:
             "decoder": decoder or self._decoder,
             "verify": self._verify,
             "num_slots": num_slots,
-            "frame_size": self._frame_size,
+            "frame_size": self.frame_size,
         }
         self._reading = ClipStream(self, (num_slots, *clip_shape), spans)
         self._ask()

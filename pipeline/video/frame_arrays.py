@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.video.error import VideoError, damaged
-from pipeline.video.gate import HDF5
+from pipeline.video.gate import is_hdf5
 from pipeline.video.windows import Span
 
 MAX_PIXELS = 8192 * 4608
@@ -69,12 +69,6 @@ class FrameArrays:
 
     def span(self, array: FrameArray) -> Span:
         return Span(array.first / self.fps, (array.first + array.num_frames) / self.fps)
-
-
-def is_hdf5(path: Path) -> bool:
-    """Whether a file begins like HDF5."""
-    with open(path, "rb") as file:
-        return file.read(len(HDF5)) == HDF5
 
 
 @contextmanager

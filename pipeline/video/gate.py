@@ -67,6 +67,12 @@ def check_file(path: Path) -> int:
     return end
 
 
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins like HDF5."""
+    with open(path, "rb") as file:
+        return file.read(len(HDF5)) == HDF5
+
+
 def _declared_end(file: BinaryIO, head: bytes, size: int) -> int | None:
     """The end that the container declares; None if the container is unknown.
 

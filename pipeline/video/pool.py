@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from pipeline import processes
 from pipeline.video.decoder import ClipStream, Decoder, Event
 from pipeline.video.error import VideoError
 from pipeline.video.windows import FRAME_SIZE, Span
 
 T = TypeVar("T")
+DECODER_BYTES = 512 << 20  # of memory
+
+
+def num_decoders(*, on_gpu: bool) -> int:
+    """Number of decoders beside an encoder: at least two, so that one opens a video while the other decodes.
+
+    A GPU encodes faster than a processor decodes, so all processors but one decode, as far as memory allows. Beside an
+    encoder on the processor, a few suffice.
+    """
+    num_processors = processes.num_processors()
+    if not on_gpu:
+        return max(2, min(8, num_processors // 4))
+    memory = processes.available_memory()
+    fitting = num_processors if memory is None else memory // DECODER_BYTES
+    return max(2, min(num_processors - 1, fitting))
 
 
 class DecoderPool(Generic[T]):
-    """`size` decoders, each with its own process, deadline and slots, which bound what is decoded ahead of its use."""
+    """`size` decoders, each with its own process, deadline and slots, which bound what is decoded ahead of its use.
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        timeout_s: float = 300.0,
-        decoder: str = "auto",
-        verify: bool = False,
-        frame_size: tuple[int, int] = FRAME_SIZE,
-    ):
-        self._idle = [
-            Decoder(timeout_s=timeout_s, decoder=decoder, verify=verify, frame_size=frame_size) for _ in range(size)
-        ]
+    Their processes start at once.
+    """
+
+    def __init__(self, size: int, *, timeout_s: float = 300.0, decoder: str = "auto", verify: bool = False):
+        self._make = partial(Decoder, timeout_s=timeout_s, decoder=decoder, verify=verify)
+        self._idle: list[Decoder] = []
         self._busy: dict[Decoder, tuple[list[T], ClipStream]] = {}
+        self.grow(size)
+
+    def grow(self, size: int) -> None:
+        """Add decoders until there are `size`."""
+        for _ in range(size - self.size):
+            self._idle.append(self._make())
+            self._idle[-1].start()
 
     def __enter__(self) -> DecoderPool[T]:
         return self
@@ -37,6 +55,10 @@ class DecoderPool(Generic[T]):
     def __exit__(self, *exc_info: object) -> None:
         for decoder in [*self._idle, *self._busy]:
             decoder.close()
+
+    @property
+    def size(self) -> int:
+        return len(self._idle) + len(self._busy)
 
     @property
     def num_idle(self) -> int:
@@ -51,10 +73,12 @@ class DecoderPool(Generic[T]):
         clip_stride: int,
         fps: float,
         tail: str,
+        frame_size: tuple[int, int] = FRAME_SIZE,
         decoder: str | None = None,
     ) -> None:
         """Start an idle decoder on the video at `path`, for all these segments in one pass."""
         idle = self._idle.pop()
+        idle.frame_size = frame_size
         stream = idle.request(
             path, clip_len=clip_len, clip_stride=clip_stride, fps=fps, tail=tail, spans=list(segments.values()),
             decoder=decoder,

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import decord
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from pipeline.video import complaints
 from pipeline.video.error import VideoError, damaged
-from pipeline.video.frame_arrays import read_arrays
 from pipeline.video.orientation import UPRIGHT
 from pipeline.video.scan import ARRAYS, CUT_ANYWHERE, Scan
 
-CHUNK_BYTES = 8 << 20
 NARROWEST_DECORD = 80  # some narrower frames come back with a wrong number of channels
 VERIFIED = ("hevc", "vp8", "vp9")
 LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # finds pictures that end too early; FFmpeg's own decoders do not
@@ -63,44 +62,76 @@ def decord_turns(scan: Scan) -> bool:
     return "mp4" in scan.container and transpose and flip_rows != flip_columns and scan.width != scan.height
 
 
-def read_frames(scan: Scan, reader: str) -> Iterator[np.ndarray]:
+def read_frames(scan: Scan, reader: str, wanted: np.ndarray) -> Iterator[np.ndarray | None]:
     """Every frame as players show it, in order of presentation: [H, W, 3] uint8 RGB.
 
+    wanted: [F] bool; other frames are decoded too, but may be None, because their conversion to RGB is expensive.
     VideoError if the decoder complains, or if the frames are not those of the scan.
     """
     if reader == "h5py":
+        from pipeline.video.frame_arrays import read_arrays
+
         return read_arrays(Path(scan.url))
-    return _read_decord(scan) if reader == "decord" else _read_pyav(scan)
+    return _read_decord(scan, wanted) if reader == "decord" else _read_pyav(scan, wanted)
 
 
-def _read_decord(scan: Scan) -> Iterator[np.ndarray]:
-    first, last = 0, 0
+class _Shared:
+    """decord's array as numpy takes it, without a copy."""
+
+    def __init__(self, array: Any):
+        self._array = array
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._array.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # the processor
+
+
+def _read_decord(scan: Scan, wanted: np.ndarray) -> Iterator[np.ndarray | None]:
+    size = (scan.width, scan.height) if scan.orientation.transpose else (scan.height, scan.width)
+    number = 0
     try:
         reader = decord.VideoReader(scan.url, ctx=decord.cpu(0), num_threads=1)
         if len(reader) != scan.num_frames:
             raise damaged(f"{scan.num_frames} frames are in the file, but decord counts {len(reader)}")
-        chunk = max(1, CHUNK_BYTES // (scan.width * scan.height * 3))
-        for first in range(0, len(reader), chunk):
-            last = min(first + chunk, len(reader)) - 1
-            frames = reader.get_batch(list(range(first, last + 1))).asnumpy()
-            size = (scan.width, scan.height) if scan.orientation.transpose else (scan.height, scan.width)
-            if frames.shape != (last + 1 - first, *size, 3):
-                raise damaged(f"decord returned frames of shape {frames.shape[1:]}, not {(*size, 3)}")
+        may_skip = ~wanted & _skippable(reader)
+        for number in range(len(reader)):
+            frame = None
+            if may_skip[number]:
+                reader.skip_frames(1)
+            else:
+                frame = np.from_dlpack(_Shared(reader.next()))
+                if frame.shape != (*size, 3):
+                    raise damaged(f"decord returned a frame of shape {frame.shape}, not {(*size, 3)}")
             if complaints.any_yet():
-                raise damaged(f"{_span(scan, first, last)}: {complaints.lines()[0][:200]}")
-            yield from frames
+                raise damaged(f"{scan.place(number)}: {complaints.lines()[0][:200]}")
+            yield frame
+    except StopIteration:
+        raise damaged(f"{scan.place(number)}: decord finds no more frames") from None
     except decord.DECORDError as error:
-        raise damaged(f"{_span(scan, first, last)}: decord: {_reason(error)}") from error
+        raise damaged(f"{scan.place(number)}: decord: {_reason(error)}") from error
 
 
-def _span(scan: Scan, first: int, last: int) -> str:
-    start = scan.place(first)
-    return f"between {start} and {scan.place(last)}" if last > first else start
+def _skippable(reader: decord.VideoReader) -> np.ndarray:
+    """[F] bool: the frames that decord decodes without conversion to RGB when it skips them.
+
+    It would seek, which is not exact, to a keyframe that follows a skipped frame; it would skip a frame of the same
+    time too; and it would not notice that the last frame is missing.
+    """
+    times_s, keys = reader.get_frame_timestamp(range(len(reader)))[:, 0], np.array(reader.get_key_indices(), int)
+    skippable = np.full(len(reader), len(keys) > 0 and bool((np.diff(times_s) > 0).all()))
+    if len(keys) > 0:
+        skippable[: keys[0]] = False
+        skippable[keys[keys > 0] - 1] = False
+    skippable[-1] = False
+    return skippable
 
 
-def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
+def _read_pyav(scan: Scan, wanted: np.ndarray) -> Iterator[np.ndarray | None]:
     """Decode packet by packet, so that errors name a place."""
     place, count = "the start", 0
+    to_rgb = VideoReformatter()  # shared, because it keeps its tables
     missing: str | None = None
     shown_before: int | None = None
     try:
@@ -130,8 +161,13 @@ def _read_pyav(scan: Scan) -> Iterator[np.ndarray]:
                     if missing is None and count < scan.num_frames and frame.pts is not None:
                         expected_s = scan.edges_s[count]
                         missing = scan.place(count) if frame.pts * scan.tick_s > expected_s + scan.tick_s / 2 else None
+                    is_wanted = count < scan.num_frames and wanted[count]
                     count += 1
-                    yield scan.orientation.apply(frame.to_ndarray(format="rgb24"))
+                    yield (
+                        scan.orientation.apply(to_rgb.reformat(frame, format="rgb24").to_ndarray())
+                        if is_wanted
+                        else None
+                    )
                 if complaints.any_yet():
                     lines = complaints.lines()
                     if not (scan.starts_late and num_keys <= 1 and all(map(_is_of_missing_reference, lines))):

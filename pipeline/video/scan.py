@@ -13,7 +13,7 @@ from av.sidedata.sidedata import SideData
 
 from pipeline.video.container_end import walk_avi
 from pipeline.video.error import VideoError, damaged
-from pipeline.video.frame_arrays import find_arrays, is_hdf5
+from pipeline.video.gate import is_hdf5
 from pipeline.video.orientation import UPRIGHT, Orientation, orientation
 from pipeline.video.transport import check_packets
 
@@ -89,6 +89,8 @@ class Scan:
 
 
 def _of_arrays(path: Path) -> Scan:
+    from pipeline.video.frame_arrays import find_arrays  # h5py is slow to import, and few files need it
+
     found = find_arrays(path)
     first = found.arrays[0]
     return Scan(

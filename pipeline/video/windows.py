@@ -76,12 +76,12 @@ def frames_of(spans: Sequence[Span], edges_s: np.ndarray) -> list[tuple[int, int
 
 
 def rolling_clips(
-    frames: Iterable[np.ndarray], frame_indices: np.ndarray, size: tuple[int, int] = FRAME_SIZE
+    frames: Iterable[np.ndarray | None], frame_indices: np.ndarray, size: tuple[int, int] = FRAME_SIZE
 ) -> Iterator[list[np.ndarray]]:
     """The clips of `frame_indices` [C, clip_len] from frames read once, in order; keeps only frames still needed.
 
     Clips may overlap and are sorted by their last frame. Every frame is read, even after the last clip, to find damage
-    at the end of the video.
+    at the end of the video; those in no clip may be None.
     """
     needed = frozenset(frame_indices.ravel().tolist())
     held: dict[int, np.ndarray] = {}
@@ -90,6 +90,7 @@ def rolling_clips(
     clip, keep_from = next(clips, None), next(earliest, None)
     for index, frame in enumerate(frames):
         if index in needed:
+            assert frame is not None, f"frame {index} is in a clip"
             held[index] = resize_frame(frame, size)
         while clip is not None and clip[-1] <= index:
             yield [held[i] for i in clip]
@@ -102,32 +103,50 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int] = FRAME_SIZE) -> np.nd
     height, width, _ = frame.shape
     if (height, width) == size:
         return frame
-    top, bottom, down = _taps(height, size[0])
+    rows, upper, lower, down = _rows(height, size[0])
     left, right, across = _taps(width, size[1], channels=3)
-    upper, lower = (frame[rows].reshape(size[0], width * 3) for rows in (top, bottom))
-    above = _blend(upper.take(left, 1).astype(np.float32), upper.take(right, 1).astype(np.float32), across)
-    below = _blend(lower.take(left, 1).astype(np.float32), lower.take(right, 1).astype(np.float32), across)
-    blended = _blend(above, below, down[:, None])  # [height, width * 3]: numpy is fast on long rows
+    lines = frame[rows].reshape(len(rows), width * 3)  # numpy is fast on long rows
+    narrowed = _blend(lines.take(left, 1), lines.take(right, 1), across)
+    blended = _blend(narrowed[upper], narrowed[lower], down)
     return np.rint(blended).astype(np.uint8).reshape(*size, 3)
 
 
-def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """first · (1 − weight) + second · weight in float32, the first product fused into the sum as in torch's kernel.
+class _Weights(NamedTuple):
+    """Weights of two neighbours, whose sum is 1 but for rounding."""
+
+    first: np.ndarray  # float64, with values of float32
+    second: np.ndarray  # float32
+
+
+def _blend(first: np.ndarray, second: np.ndarray, weights: _Weights) -> np.ndarray:
+    """The weighted sum in float32, the first product fused into the sum as in torch's kernel.
 
     Otherwise, a few pixels in 100,000 are rounded differently, as they are in torch when it runs on one thread.
     """
-    fused = np.multiply(first, np.float32(1) - weight, dtype=np.float64)
-    fused += second * weight
+    fused = first.astype(np.float64)
+    fused *= weights.first
+    added = second.astype(np.float32)
+    added *= weights.second
+    fused += added
     return fused.astype(np.float32)
 
 
 @lru_cache(maxsize=64)
-def _taps(size: int, resized: int, *, channels: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each resized pixel and channel, its two source pixels and the second's weight, as in torch."""
+def _rows(height: int, resized: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, _Weights]:
+    """The source rows that are needed, and for each resized row its two among them and their weights."""
+    above, below, weights = _taps(height, resized)
+    rows, places = np.unique([above, below], return_inverse=True)
+    upper, lower = places.reshape(2, resized)
+    return rows, upper, lower, _Weights(*(weight[:, None] for weight in weights))
+
+
+@lru_cache(maxsize=64)
+def _taps(size: int, resized: int, *, channels: int = 1) -> tuple[np.ndarray, np.ndarray, _Weights]:
+    """For each resized pixel and channel, its two source pixels and their weights, as in torch."""
     scale = np.float64(np.float32(size / resized))
     position = np.maximum(scale * (np.arange(resized) + 0.5) - 0.5, 0).astype(np.float32)
     first = np.minimum(position.astype(np.int64), size - 1)
     second = np.minimum(first + 1, size - 1)
-    weight = np.clip(position - first, 0, 1).astype(np.float32)
-    flat = ((index[:, None] * channels + np.arange(channels)).ravel() for index in (first, second))
-    return *flat, np.repeat(weight, channels)
+    weight = np.repeat(np.clip(position - first, 0, 1).astype(np.float32), channels)
+    left, right = ((index[:, None] * channels + np.arange(channels)).ravel() for index in (first, second))
+    return left, right, _Weights((np.float32(1) - weight).astype(np.float64), weight)
