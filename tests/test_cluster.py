@@ -242,6 +242,23 @@ def test_only_gpus_visible_to_torch_are_accepted(monkeypatch):
     assert launch.visible_gpus("2,1") == ["6", "GPU-5"]
 
 
+def test_a_task_with_a_gpu_of_its_own_never_falls_back_to_its_processor(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(launch, "_run", lambda tasks, *_, devices, **__: started.append((tasks(), devices)))
+    write_video(tmp_path / "a.mp4", 16)
+    for devices in ("all", None):
+        launcher = "local" if devices is None else None
+        launch.extract(
+            ExtractConfig(source=str(tmp_path), out=tmp_path / "e.h5", devices=devices, launcher=launcher, shards=2)
+        )
+    (with_gpus, gpus), (without, none) = started
+    assert gpus == ["0", "1"] and [(task.cfg.shard, task.cfg.device) for task in with_gpus] == [
+        (0, "cuda"), (1, "cuda"),
+    ]  # fmt: skip
+    assert none == [] and {task.cfg.device for task in without} == {"auto"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 @pytest.mark.parametrize("devices", ["all", "0,1"])
 def test_without_a_gpu_devices_are_refused_before_any_work(vtp, tmp_path, devices):
