@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +112,6 @@ class PartWriter:
     def _close_part(self) -> None:
         """Write the videos that are finished and encoded; the last clips of others may still wait for their batch."""
         self._closed_at_s = time.monotonic()
-        self._collect(len(self._encoding))
         whole = {
             content: video
             for content, video in self._videos.items()
