@@ -15,7 +15,7 @@ from pipeline.video.gpu_decoding import Nvdec
 from pipeline.video.windows import FRAME_SIZE, Span
 
 T = TypeVar("T")
-DECODER_BYTES = 512 << 20  # of memory
+DECODER_BYTES = 256 << 20  # of memory; at most 115 MiB measured at 720p, 226 MiB at 2160p
 NVDEC_SESSIONS = 16  # of a GPU with seven engines, one of which serves two decoders well
 
 
