@@ -45,7 +45,7 @@ from pipeline.extraction.parts import (
 from pipeline.extraction.shards import Done, Failed, Ledger, parts_folder
 from pipeline.files import check_file_place, remove_leftovers, save_config
 from pipeline.tasks import BUILT_IN
-from pipeline.video import Clip, DecoderPool, Restart, VideoError, num_decoders
+from pipeline.video import Clip, DecoderPool, Restart, VideoError, check_decoder, choose_nvdec, num_decoders
 from pipeline.writer_lock import one_writer
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
     """Decode and encode this process's share of the videos; with one shard, assemble the embeddings file too."""
     shard = shards.shard_number(cfg.shards, cfg.shard)
     named_weights.check_encoder(cfg.backbone, cfg.weights, cfg.precision, cfg.device)
+    check_decoder(cfg.decoder)
     check_file_place(cfg.out)
     shards.pull_output(cfg.out)
     inputs = read_inputs(cfg)
@@ -92,6 +93,8 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
 def run_shard(
     cfg: ExtractConfig, shard: int, inputs: Inputs, decoders: DecoderPool[Reading], progress: Progress
 ) -> ExtractResult:
+    import torch
+
     from pipeline import encoders
 
     encoder = encoders.load_encoder(
@@ -103,7 +106,9 @@ def run_shard(
             "clips have %d frames and %s takes %d: frames are repeated; --clip-len %d shows each once",
             cfg.clip_len, encoder.backbone, encoder.num_frames, encoder.num_frames,
         )  # fmt: skip
-    decoders.grow(num_decoders(on_gpu=encoder.on_gpu))
+    gpu = torch.cuda.current_device() if encoder.on_gpu else None
+    nvdec = choose_nvdec(cfg.decoder, verify=cfg.verify, gpu=gpu)
+    decoders.grow(num_decoders(on_gpu=encoder.on_gpu), nvdec)
     folder, settings = parts_folder(cfg.out), feature_settings(cfg, encoder)
     shared = json.dumps(
         [[(entry.video_id, entry.span) for entry in inputs.entries], cfg.shards, settings]
@@ -412,7 +417,7 @@ def of_part(cfg: ExtractConfig, name: str, read: Callable[[], T]) -> T:
 
 def provenance() -> Settings:
     versions: Settings = {"vtp_version": __version__}
-    for name in ("torch", "torchvision", "transformers", "decord", "decord2", "av", "h5py", "numpy"):
+    for name in ("torch", "torchvision", "transformers", "decord", "decord2", "av", "PyNvVideoCodec", "h5py", "numpy"):
         try:
             versions[f"{name}_version"] = metadata.version(name)
         except metadata.PackageNotFoundError:  # only one of decord and decord2 is installed

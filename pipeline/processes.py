@@ -150,6 +150,17 @@ def _state(pid: int) -> tuple[str, int]:
         return "", 0
 
 
+def new_interpreter(code: str) -> list[str]:
+    """The command of an interpreter that runs the code, with this process's module path and none of its modules.
+
+    Its path is without the working folder, whose files may have the names of modules.
+    """
+    ours_in, folders = str(Path(__file__).parent.parent), [folder for folder in sys.path if folder]
+    if ours_in not in folders:  # the package was imported from the working folder
+        folders.insert(0, ours_in)
+    return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {folders!r}; {code}"]
+
+
 def end_with_parent() -> None:
     """In a worker of multiprocessing: end when the parent does."""
     parent = multiprocessing.parent_process()

@@ -33,21 +33,26 @@ def read_barcode(frame: np.ndarray) -> int:
 
 def write_video(
     path: Path, num_frames: int, *, codec="libx264", fps=15, size=(144, 176), pix_fmt="yuv420p", options=None, pts=None,
-    time_base=None, first=0,
+    time_base=None, first=0, stream=None,
 ) -> Path:  # fmt: skip
-    """A video of `num_frames` barcodes from `first` on, at `fps` or at the times `pts` in units of `time_base`."""
+    """A video of `num_frames` barcodes from `first` on, at `fps` or at the times `pts` in units of `time_base`.
+
+    stream: properties of its codec context, such as its colour range.
+    """
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options or {})
-        stream.height, stream.width = size
-        stream.pix_fmt = pix_fmt
+        track = container.add_stream(codec, rate=fps, options=options or {})
+        track.height, track.width = size
+        track.pix_fmt = pix_fmt
+        for name, value in (stream or {}).items():
+            setattr(track.codec_context, name, value)
         if time_base is not None:
-            stream.codec_context.time_base = time_base
+            track.codec_context.time_base = time_base
         for index in range(num_frames):
             frame = av.VideoFrame.from_ndarray(barcode_frame(first + index, *size), format="rgb24")
             if pts is not None:
                 frame.pts, frame.time_base = pts[index], time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
     return path
 
 

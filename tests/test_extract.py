@@ -16,12 +16,11 @@ from raising import raises
 
 from pipeline import dataset, encoders, extract
 from pipeline.config import ExtractConfig, MergeConfig
-from pipeline.dataset import manifest
-from pipeline.dataset.segment import Content
+from pipeline.dataset import Content, manifest
 from pipeline.errors import CorruptError, PartialError
 from pipeline.extraction import parts, shards
 from pipeline.tasks import load_task
-from pipeline.video import Clip, Restart, VideoInfo
+from pipeline.video import Clip, Restart, Span, VideoInfo
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +215,51 @@ def test_an_interrupted_run_keeps_its_parts(config, encoder, monkeypatch):
     result = extract.run(config())
     assert 1 <= result.num_decoded < 3
     assert result.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_decoders_are_served_while_a_batch_is_encoded(tmp_path, encoder, monkeypatch):
+    may_encode, features, written = threading.Event(), encoder.features, []
+
+    def slow(clips):
+        assert may_encode.wait(30)
+        return features(clips)
+
+    monkeypatch.setattr(encoder, "features", slow)
+    writer = parts.PartWriter(tmp_path, {}, encoder, lambda name, contents: written.extend(contents))
+    contents = [Content(str(number) * 64, Span()) for number in range(3)]
+    for number in range(2 * encoder.batch_size):  # two batches, of two videos
+        frames = np.full((16, 128, 171, 3), number, np.uint8)
+        writer.add(contents[number % 2], Clip(frames, 0, 0.0, 1.0, 16, tuple(range(16))))
+    for content in contents[:2]:
+        writer.finish(content, VideoInfo(64, 15.0, 176, 144, "h264", "pyav", encoder.batch_size))
+    assert written == [], "nothing is encoded yet"
+    may_encode.set()
+    writer.close()
+    assert written == contents[:2]
+    (path,) = parts.part_paths(tmp_path)
+    got = dataset.read_part(path).clips.features[:, 0]
+    assert got.tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def test_what_is_encoded_is_kept_when_the_encoder_fails(tmp_path, encoder, monkeypatch):
+    features, written = encoder.features, []
+    monkeypatch.setattr(encoder, "batch_size", 1)
+
+    def fail_second(clips):
+        if clips[0, 0, 0, 0, 0] == 1:
+            raise RuntimeError("out of memory")
+        return features(clips)
+
+    monkeypatch.setattr(encoder, "features", fail_second)
+    writer = parts.PartWriter(tmp_path, {}, encoder, lambda name, contents: written.extend(contents))
+    for number in range(2):
+        content = Content(str(number) * 64, Span())
+        writer.add(content, Clip(np.full((16, 128, 171, 3), number, np.uint8), 0, 0.0, 1.0, 16, tuple(range(16))))
+        if number == 0:
+            writer.finish(content, VideoInfo(16, 15.0, 176, 144, "h264", "pyav", 1))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        writer.close()
+    assert [content.sha256[0] for content in written] == ["0"]
 
 
 def test_a_part_is_closed_in_time(config, encoder, monkeypatch):

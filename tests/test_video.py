@@ -28,6 +28,7 @@ from pipeline.video import (
     VideoInfo,
     check_file,
     clip_windows,
+    num_decoders,
     resize_frame,
 )
 from pipeline.video.child import Cut, Progress
@@ -496,7 +497,7 @@ def tamper(monkeypatch, tmp_path, lines):
         f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
     )
     python.chmod(0o755)
-    monkeypatch.setattr("pipeline.video.decoder.sys.executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
 
 
 ONCE = """
@@ -710,3 +711,31 @@ def test_memory_is_limited(tmp_path):
 def test_decoders_are_not_imported_by_the_caller():
     code = "import pipeline.video, sys; print(sorted({'av', 'decord', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("processors", "memory_gib", "on_gpu", "expected"),
+    [
+        (1, None, False, 2), (2, None, False, 2), (16, None, False, 4), (128, None, False, 8),
+        (1, 64, True, 2), (2, 64, True, 2), (4, 64, True, 3), (16, 64, True, 15), (128, 512, True, 127),
+        (128, None, True, 127), (16, 2, True, 8), (16, 0.25, True, 2),
+    ],
+)  # fmt: skip
+def test_number_of_decoders(monkeypatch, processors, memory_gib, on_gpu, expected):
+    memory = None if memory_gib is None else int(memory_gib * (1 << 30))
+    monkeypatch.setattr("pipeline.processes.num_processors", lambda: processors)
+    monkeypatch.setattr("pipeline.processes.available_memory", lambda: memory)
+    assert num_decoders(on_gpu=on_gpu) == expected
+
+
+def test_decoders_start_before_their_first_video(plain):
+    with DecoderPool(1) as pool:
+        pool.grow(2)
+        processes = [decoder._process for decoder in pool._idle]
+        assert all(process.poll() is None for process in processes)
+        pool.submit({"it": WHOLE}, plain, clip_len=16, clip_stride=16, fps=15, tail="drop")
+        while pool.num_idle < 2:
+            for _ in pool.events():
+                pass
+        assert {decoder._process for decoder in pool._idle} == set(processes), "no other one was started"
+    assert all(process.poll() is not None for process in processes)

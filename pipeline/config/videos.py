@@ -121,13 +121,15 @@ class ExtractConfig(Config):
         description="Clips handed to the encoder at a time; on a GPU rounded up to whole passes, of 64 clips of the "
         "usual size. Features do not depend on it.",
     )
-    decoder: Literal["auto", "decord", "pyav"] = Field(
-        "auto", description="Video decoder; auto: decord, and PyAV for files that decord fails on or decodes wrongly."
+    decoder: Literal["auto", "decord", "pyav", "nvdec"] = Field(
+        "auto",
+        description="Video decoder; auto: decord, and PyAV for files that decord fails on or decodes wrongly; nvdec: "
+        "the GPU's, which needs PyNvVideoCodec and which auto uses with --no-verify.",
     )
     verify: bool = Field(
         True,
-        description="With --decoder auto, read HEVC, VP8 and VP9 with PyAV's strictest decoders, which find more "
-        "damage inside pictures and take no longer.",
+        description="With --decoder auto, use only decoders that find damage, and read HEVC, VP8 and VP9 with PyAV's "
+        "strictest, which find more inside pictures and take no longer.",
     )
     timeout_s: float = Field(300.0, gt=0, description="Time limit for decoding one video, in seconds.")
     retries: int = Field(

@@ -45,7 +45,7 @@ class Videos:
     sha256: list[str]  # of the file
     fps: np.ndarray  # [V] float64, of the source
     num_frames: np.ndarray  # [V] int64, of the segment
-    decoder: list[str]  # decord, pyav or h5py
+    decoder: list[str]  # decord, pyav, nvdec or h5py
     id: list[str] = field(default_factory=list)
     path: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)

@@ -29,6 +29,7 @@ def read_clips(
     with Decoder(frame_size=frame_size) as decoder:
         for several in _passes(data, videos, wanted):
             first = several[0]
+            had_decoder = data.videos.decoder[first].replace("nvdec", "pyav")  # same pictures, also without a GPU
             path, spans = storage.path_of(data.videos.path[first]), [contents[v].span for v in several]
             storage.fetch(path)
             check_unchanged(path, data.videos.sha256[first])
@@ -36,7 +37,7 @@ def read_clips(
             try:
                 clips = decoder.clips(
                     path, clip_len=int(attrs["clip_len"]), clip_stride=int(attrs["clip_stride"]),
-                    fps=float(attrs["fps"]), tail=str(attrs["tail"]), spans=spans, decoder=data.videos.decoder[first],
+                    fps=float(attrs["fps"]), tail=str(attrs["tail"]), spans=spans, decoder=had_decoder,
                 )  # fmt: skip
                 rows: list[int] = []
                 for number, v in enumerate(several):

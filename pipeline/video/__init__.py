@@ -6,6 +6,7 @@ Only this room imports decord or av, and in it only the modules that run in the 
 from pipeline.video.decoder import Clip, Decoder, Restart, VideoInfo
 from pipeline.video.error import VideoError, unreadable
 from pipeline.video.gate import check_file
+from pipeline.video.gpu_decoding import check_decoder, choose_nvdec
 from pipeline.video.pool import DecoderPool, num_decoders
 from pipeline.video.windows import FRAME_SIZE, WHOLE, Span, Windows, clip_windows, resize_frame
 
@@ -20,7 +21,9 @@ __all__ = [
     "VideoError",
     "VideoInfo",
     "Windows",
+    "check_decoder",
     "check_file",
+    "choose_nvdec",
     "clip_windows",
     "num_decoders",
     "resize_frame",

@@ -42,7 +42,8 @@ def main() -> None:
     for interrupt in (signal.SIGINT, signal.SIGTERM):  # the parent handles them and ends this process
         signal.signal(interrupt, signal.SIG_IGN)
     die_with_parent()
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    if memory_bytes != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     av.logging.restore_default_callback()  # so that complaints reach stderr, as decord's do
     av.logging.set_libav_level(av.logging.ERROR)
     send(connection, {"ready": True})
@@ -91,7 +92,7 @@ def near_memory_limit() -> bool:
     """Whether the process has used more than 90% of its memory limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     status = Path("/proc/self/status")
-    if not status.exists():
+    if limit == resource.RLIM_INFINITY or not status.exists():
         return False
     peak_kb = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmPeak"))
     return peak_kb * 1024 > 0.9 * limit
@@ -188,9 +189,10 @@ def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
     """Cut all spans of the request in one pass; first send each span's information or error."""
     path, num_slots, clip_len = Path(request["path"]), request["num_slots"], request["clip_len"]
     video = scan(path, check_file(path))
-    reader = choose_reader(video, request["decoder"], verify=request["verify"])
+    gpu, codecs = request["nvdec"] or (None, ())
+    reader = choose_reader(video, request["decoder"], verify=request["verify"], nvdec=codecs)
     progress.start(reader, video.edges_s[0])
-    if reader == "decord" and complaints.any_yet():
+    if reader in ("decord", "nvdec") and complaints.any_yet():
         raise damaged(f"the scan complains: {complaints.lines()[0][:200]}")
     complaints.clear()  # PyAV will report the same again
     cuts: list[Cut] = []
@@ -217,7 +219,7 @@ def send_clips(progress: Progress, slots_fd: int, request: dict) -> None:
     shape = (num_slots, clip_len, *size, 3)
     wanted = np.zeros(video.num_frames, bool)
     wanted[frame_indices] = True
-    shown = progress.follow(read_frames(video, reader, wanted), video.edges_s, cuts)
+    shown = progress.follow(read_frames(video, reader, wanted, gpu), video.edges_s, cuts)
     with mmap.mmap(slots_fd, int(np.prod(shape))) as memory:
         slots = np.frombuffer(memory, np.uint8).reshape(shape)
         try:

@@ -12,7 +12,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,10 @@ from typing import IO, Any
 
 import numpy as np
 
-import pipeline
+from pipeline import processes
 from pipeline.errors import VtpError
 from pipeline.video.error import VideoError, damaged, out_of_memory
+from pipeline.video.gpu_decoding import Nvdec
 from pipeline.video.windows import FRAME_SIZE, WHOLE, Span
 
 logger = logging.getLogger(__name__)
@@ -48,13 +48,13 @@ class VideoInfo:
     width: int
     height: int
     codec: str
-    decoder: str  # decord, pyav or h5py
+    decoder: str  # decord, pyav, nvdec or h5py
     num_clips: int
 
 
 @dataclass(frozen=True)
 class Restart:
-    """The span's clips so far are void: decord failed, and PyAV reads the video from the start."""
+    """The span's clips so far are void: decord or NVDEC failed, and PyAV reads the video from the start."""
 
     reason: str
 
@@ -79,7 +79,8 @@ class Decoder:
     """One decoder process, started at the first video and kept for the next ones.
 
     timeout_s: how far decoding may fall behind real time; the caller's own time between clips does not count.
-    decoder: auto (decord, or PyAV for videos that decord gets wrong, cannot open or complains about), decord or pyav.
+    decoder: auto (decord, or PyAV for videos that decord gets wrong, cannot open or complains about), decord or pyav;
+    nvdec after `use_nvdec`, from when on auto prefers it.
     verify: auto also uses PyAV for codecs whose damage decord may silently decode to wrong pictures.
     """
 
@@ -97,6 +98,7 @@ class Decoder:
         self._decoder = decoder
         self._verify = verify
         self._memory_bytes = _allowed_memory(memory_bytes)
+        self._nvdec: Nvdec | None = None
         self._process: subprocess.Popen | None = None
         self._starts = 0  # of processes, since the last one that was ready
         self._slots = _anonymous_file()
@@ -106,6 +108,12 @@ class Decoder:
         """Start the process before its first video, so that it is ready sooner."""
         if self._process is None:
             self._start()
+
+    def use_nvdec(self, nvdec: Nvdec) -> None:
+        """Decode on a GPU, in a new process without a limit on memory, because drivers reserve addresses for more."""
+        self.close()
+        self._nvdec, self._memory_bytes = nvdec, resource.RLIM_INFINITY
+        self.start()
 
     def __enter__(self) -> Decoder:
         return self
@@ -154,6 +162,7 @@ class Decoder:
             "tail": tail,
             "decoder": decoder or self._decoder,
             "verify": self._verify,
+            "nvdec": self._nvdec,
             "num_slots": num_slots,
             "frame_size": self.frame_size,
         }
@@ -186,15 +195,9 @@ class Decoder:
             self._process = None
 
     def _start(self) -> None:
-        """Start a new interpreter, not a fork or multiprocessing, so that it has none of the caller's modules.
-
-        Its module path is this process's without the working folder, whose files may have the names of modules.
-        """
+        """Start a new interpreter, not a fork or multiprocessing, so that it has none of the caller's modules."""
         ours, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
-        ours_in, modules = str(Path(pipeline.__file__).parent.parent), [folder for folder in sys.path if folder]
-        if ours_in not in modules:  # the package was imported from the working folder
-            modules.insert(0, ours_in)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -206,10 +209,7 @@ class Decoder:
         inherited = (theirs.fileno(), self._slots.fileno())
         self._process = subprocess.Popen(
             [
-                sys.executable,
-                "-I",
-                "-c",
-                f"import sys; sys.path[:] = {modules!r}; from pipeline.video.child import main; main()",
+                *processes.new_interpreter("from pipeline.video.child import main; main()"),
                 *map(str, inherited),
                 str(self._memory_bytes),
             ],
@@ -249,11 +249,13 @@ class Decoder:
             self._starting, self._starts, self._slack_s = False, 0, self._timeout_s
         self._slack_s = min(self._timeout_s, self._slack_s + message.pop("passed_s", 0.0))
         if "code" in message:
-            if message["code"] == "damaged" and self._request["decoder"] == "auto" and message["decoder"] == "decord":
-                logger.info("%s: decord failed (%s); PyAV reads it instead", self._request["path"], message["reason"])
+            failed, may_be_its_fault = message["decoder"], message["code"] in ("damaged", "nvdec")
+            if may_be_its_fault and self._request["decoder"] == "auto" and failed in ("decord", "nvdec"):
+                reason = f"{failed} failed ({message['reason']})"
+                logger.info("%s: %s; PyAV reads it instead", self._request["path"], reason)
                 self._request["decoder"] = "pyav"
                 self._ask()
-                return {"again": message["reason"]}
+                return {"again": reason}
             self._reading = None
             if message["code"] == "memory":
                 self._kill()  # the next video gets a new child, with its own memory peak
@@ -356,14 +358,14 @@ class ClipStream(Iterator[Clip]):
         return next((event for _, event in events if isinstance(event, Clip)), None)
 
     def _catch_up(self, reason: str) -> None:
-        """Skip the clips that were handed out. VideoError unless PyAV's pictures equal decord's."""
+        """Skip the clips that were handed out. VideoError unless PyAV's pictures equal the other decoder's."""
         for coarse in self._handed_out:
             while not (clips := [event for _, event in self.step() if isinstance(event, Clip)]):
                 pass
             seen = _coarse(clips[0])
             if seen.span != coarse.span or np.abs(seen.frames - coarse.frames).max() > SAME_LEVELS:
                 self._decoder._kill()
-                raise damaged(f"decord failed ({reason}), and PyAV decodes different pictures")
+                raise damaged(f"{reason}, and PyAV decodes different pictures")
 
     def step(self) -> list[tuple[int, Event]]:
         """Take one message from the child: events by span.

@@ -1,11 +1,11 @@
-"""Two readers of a video's frames from first to last: decord, and PyAV for videos that decord gets wrong.
+"""Readers of a video's frames from first to last: decord, and PyAV for videos that decord gets wrong.
 
-Neither ever seeks: decord is exact when it reads forward and can be silently wrong when it seeks.
+None ever seeks: decord is exact when it reads forward and can be silently wrong when it seeks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from pipeline.video.scan import ARRAYS, CUT_ANYWHERE, Scan
 NARROWEST_DECORD = 80  # some narrower frames come back with a wrong number of channels
 VERIFIED = ("hevc", "vp8", "vp9")
 LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # finds pictures that end too early; FFmpeg's own decoders do not
+PLANES_8_BIT = ("yuv420p", "yuvj420p")
+NARROWEST_NVDEC = 160  # some codecs start at 144, others below
 MISSING_REFERENCE = (
     "mmco: unref short failure",
     "reference picture missing during reorder",
@@ -29,15 +31,22 @@ MISSING_REFERENCE = (
 )
 
 
-def choose_reader(scan: Scan, decoder: str, *, verify: bool = False) -> str:
-    """decord, or pyav if decord is known to fail; h5py for arrays. VideoError if decord is required and would fail.
+def choose_reader(scan: Scan, decoder: str, *, verify: bool = False, nvdec: Collection[str] = ()) -> str:
+    """decord, or pyav if decord is known to fail; h5py for arrays. VideoError if the named one is known to fail.
 
-    verify: pyav also for codecs in which decord overlooks damage that PyAV finds.
+    verify: pyav also for codecs in which decord overlooks damage that PyAV finds. nvdec: the codecs for which auto
+    chooses it.
     """
     if scan.container == ARRAYS:
-        if decoder == "decord":
-            raise VideoError("unsupported", "decord cannot read arrays", "use --decoder auto")
+        if decoder in ("decord", "nvdec"):
+            raise VideoError("unsupported", f"{decoder} cannot read arrays", "use --decoder auto")
         return "h5py"
+    if decoder in ("auto", "nvdec"):
+        reason = nvdec_fails(scan, nvdec)
+        if reason is None:
+            return "nvdec"
+        if decoder == "nvdec":
+            raise VideoError("unsupported", f"nvdec {reason}", "use --decoder auto")
     reasons = {
         "cannot read AV1": scan.codec == "av1",
         "ignores the edit list": scan.edited,
@@ -56,22 +65,42 @@ def choose_reader(scan: Scan, decoder: str, *, verify: bool = False) -> str:
     return "decord"
 
 
+def nvdec_fails(scan: Scan, codecs: Collection[str]) -> str | None:
+    """The reason why NVDEC cannot read the video exactly, if any; codecs: those that it decodes exactly."""
+    reasons = {
+        f"cannot read {scan.codec} here": scan.codec not in codecs,
+        "reads 8-bit 4:2:0 only": scan.pixels.format not in PLANES_8_BIT or scan.width % 2 + scan.height % 2 > 0,
+        "would deinterlace it": scan.pixels.is_interlaced,
+        "ignores the edit list": scan.edited,
+        "treats each packet as a frame": not scan.shows_all,
+        "needs presentation times": scan.container == "avi",
+        "does not read broadcast streams": scan.container in CUT_ANYWHERE,
+        "does not read such small frames": min(scan.width, scan.height) < NARROWEST_NVDEC,
+    }
+    return next((text for text, applies in reasons.items() if applies), None)
+
+
 def decord_turns(scan: Scan) -> bool:
     """Whether decord turns the frames itself, which the shape of its frames then confirms."""
     transpose, flip_rows, flip_columns = scan.orientation
     return "mp4" in scan.container and transpose and flip_rows != flip_columns and scan.width != scan.height
 
 
-def read_frames(scan: Scan, reader: str, wanted: np.ndarray) -> Iterator[np.ndarray | None]:
+def read_frames(scan: Scan, reader: str, wanted: np.ndarray, gpu: int | None = None) -> Iterator[np.ndarray | None]:
     """Every frame as players show it, in order of presentation: [H, W, 3] uint8 RGB.
 
     wanted: [F] bool; other frames are decoded too, but may be None, because their conversion to RGB is expensive.
-    VideoError if the decoder complains, or if the frames are not those of the scan.
+    gpu: whose NVDEC to use. VideoError if the decoder complains, or if the frames are not those of the scan.
     """
     if reader == "h5py":
         from pipeline.video.frame_arrays import read_arrays
 
         return read_arrays(Path(scan.url))
+    if reader == "nvdec":
+        from pipeline.video.nvdec import read_nvdec
+
+        assert gpu is not None
+        return read_nvdec(scan, wanted, gpu)
     return _read_decord(scan, wanted) if reader == "decord" else _read_pyav(scan, wanted)
 
 

@@ -41,12 +41,25 @@ class Packet(NamedTuple):
     size: int  # 0: the previous picture is shown again
 
 
+class Pixels(NamedTuple):
+    """What the values of a picture mean, as FFmpeg names and numbers it."""
+
+    format: str = ""
+    colorspace: int = 2  # not stated
+    color_range: int = 0
+    is_interlaced: bool = False
+
+
+UNKNOWN = Pixels()
+
+
 class First(NamedTuple):
     """The first frame shown at or after the first key packet, and the times of the frames before it."""
 
     width: int
     height: int
     orientation: Orientation
+    pixels: Pixels
     before: frozenset[int]
 
 
@@ -65,6 +78,7 @@ class Scan:
     stream: int = 0  # its number in the container
     alone: bool = True  # no other video stream
     orientation: Orientation = UPRIGHT
+    pixels: Pixels = UNKNOWN
     counted: bool = True  # the container does not state a placeholder for its number of packets
     shows_all: bool = True  # each packet is a frame
     starts_late: bool = False  # the first pictures need earlier ones that were cut off
@@ -145,6 +159,7 @@ def scan(path: Path, end: int) -> Scan:
                 width=first.width or codec.width,
                 height=first.height or codec.height,
                 orientation=first.orientation,
+                pixels=first.pixels,
                 edges_s=_edges_s(shown, tick_s, float(stream.average_rate or 0), end_tick),
                 tick_s=tick_s,
                 edited=is_other_count or any(row.is_discard for row in packets),
@@ -194,9 +209,10 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
             if frame.pts is not None and key is not None and key.pts is not None and frame.pts < key.pts:
                 before.add(frame.pts)
                 continue
-            first = First(frame.width, frame.height, orientation_of(frame), frozenset(before))
+            pixels = Pixels(frame.format.name, frame.colorspace, frame.color_range, frame.interlaced_frame)
+            first = First(frame.width, frame.height, orientation_of(frame), pixels, frozenset(before))
             break
-    return packets, first or First(0, 0, UPRIGHT, frozenset())
+    return packets, first or First(0, 0, UPRIGHT, UNKNOWN, frozenset())
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:

@@ -1,0 +1,282 @@
+"""All that vtp does on a GPU, in one run of under five minutes on one H100 or H200, as JSON.
+
+It needs no network and makes its own videos: copies of one of 720p in H.264, and rendered dishes with logs.
+
+- *encoder*: R3D-18 from uint8 in host memory to features in host memory, against a plain fp32 loop over the same clips
+  with torchvision's preset on the GPU.
+- *extraction*: of 64 videos of 720p, against decord alone in one process per core.
+- *start*: from the start of a process that extracts one video of warm files to its first clip in the encoder's queue,
+  and to its end.
+- *novelty*: the corpus model fitted on 2,400 clips, and all of them scored.
+- *svd*: clips scored by Stable Video Diffusion at its real size, with random weights.
+- *sac*: an update with batches of 1,024 of 128-D embeddings, against Stable-Baselines3's on the same GPU, if installed.
+- *demo*: the demo's training on the GPU and on the processor: seconds, and ratio to the optimum.
+- *video*: `--source video` with R3D-18's last stage fine-tuned, updates on the GPU and on the processor.
+
+A part that fails is reported under its name, the others go on, and the exit code is 1. `--device cpu --tiny` runs all
+parts, small, where there is no GPU: to test this script, not to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torchvision.models.video import R3D_18_Weights, r3d_18
+
+from pipeline import devices, encoders, extract, novelty, processes, simulate, synthetic, train
+from pipeline.config import EmbeddingsTrainConfig, ExtractConfig, NoveltyConfig, SimulateConfig
+from pipeline.demo import FULL
+
+CLIP_LEN = 16
+PLAIN_BATCH = 8
+FIRST_CLIP = """
+import sys, time
+from pathlib import Path
+from pipeline import extract
+from pipeline.config import ExtractConfig
+from pipeline.extraction import parts
+source, out, device = sys.argv[1:]
+add = parts.PartWriter.add
+first = []
+def timed(self, *arguments):
+    first.append(time.time())
+    return add(self, *arguments)
+parts.PartWriter.add = timed
+if __name__ == "__main__":
+    extract.run(ExtractConfig(source=source, out=Path(out), weights="random:0", projector="none", device=device))
+    print(first[0], time.time())
+"""
+
+
+class Size(NamedTuple):
+    clips: int = 2048  # that the encoder takes at a time
+    videos: int = 64
+    frames: int = 960  # of each video, at 30 a second: 30 clips
+    height: int = 720
+    rendered: int = 96  # videos of dishes
+    steps: int = 20  # clips of each
+    novelty_videos: int = 120
+    sac_updates: int = 500
+    svd_clips: int = 16
+    video_updates: int = 100
+    processor_video_updates: int = 4
+    episodes: int = FULL["logs_episodes"]
+
+
+TINY = Size(8, 2, 70, 96, 8, 3, 6, 2, 1, 2, 1, 512)
+
+
+class Bench:
+    """The device, the sizes, and what parts share."""
+
+    def __init__(self, device: str, size: Size, folder: Path):
+        self.name, self.size, self.folder = device, size, folder
+        self.device = devices.choose(device)
+        self.has_gpu = self.device.type == "cuda"
+
+    def seconds(self, function: Callable[[], Any]) -> float:
+        """Wall time of the function, until the GPU has done all of it."""
+        self._wait()
+        started = time.perf_counter()
+        function()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.has_gpu:
+            torch.cuda.synchronize(self.device)
+
+    @cached_property
+    def dishes(self) -> Path:
+        """The embeddings of rendered dishes with logs."""
+        return self.extracted(self.size.rendered, "dishes")
+
+    def extracted(self, videos: int, name: str) -> Path:
+        folder = self.folder / name
+        manifest = simulate.run(SimulateConfig(out=folder, videos=videos, steps=self.size.steps))
+        embeddings = folder / "embeddings.h5"
+        extract.run(ExtractConfig(source=str(manifest), out=embeddings, weights="random:0", device=self.name))
+        return embeddings
+
+
+def encoder(bench: Bench) -> dict[str, Any]:
+    clips = np.random.default_rng(0).integers(0, 256, (bench.size.clips, CLIP_LEN, 128, 171, 3), dtype=np.uint8)
+    precisions = ("bf16", "fp32")
+    ways = {"plain": plain_loop(bench.device)} | {
+        name: encoders.load_encoder("r3d_18", "random:0", name, device=bench.name).features for name in precisions
+    }
+    features = {name: way(clips[: len(clips) // 4]) for name, way in ways.items()}  # also warms up
+    rates = {
+        name: len(clips) / min(bench.seconds(lambda way=way: way(clips)) for _ in range(3))
+        for name, way in ways.items()
+    }
+    return {
+        "clips_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+        "over_plain": {name: round(rates[name] / rates["plain"], 2) for name in precisions},
+        "cosine_min": {name: round(float(cosines(features["plain"], features[name]).min()), 6) for name in precisions},
+    }
+
+
+def plain_loop(device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+    """What a user would write: batches of clips to the device, the preset there, the network in fp32."""
+    torch.manual_seed(0)  # the weights of random:0
+    network = r3d_18(weights=None).eval().to(device)
+    network.fc = torch.nn.Identity()
+    preset = R3D_18_Weights.KINETICS400_V1.transforms()
+
+    @torch.inference_mode()
+    def features(clips: np.ndarray) -> np.ndarray:
+        batches = torch.from_numpy(clips).split(PLAIN_BATCH)
+        return torch.cat([network(preset(batch.to(device).permute(0, 1, 4, 2, 3))).cpu() for batch in batches]).numpy()
+
+    return features
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+
+
+def extraction(bench: Bench) -> dict[str, Any]:
+    videos = film(bench.folder / "large", bench.size)
+    cores = processes.num_processors()
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        list(pool.map(decode, videos[:cores]))  # starts the processes, and warms the files
+        started = time.perf_counter()
+        num_clips = sum(pool.map(decode, videos))
+        decord_rate = num_clips / (time.perf_counter() - started)
+    rates = {}
+    for decoder in ("auto", *(["nvdec"] if bench.has_gpu else [])):
+        cfg = ExtractConfig(
+            source=str(bench.folder / "large"), out=bench.folder / f"{decoder}.h5", weights="random:0",
+            projector="none", device=bench.name, decoder=decoder,
+        )  # fmt: skip
+        started = time.perf_counter()
+        assert extract.run(cfg).num_clips == num_clips
+        rates[decoder] = num_clips / (time.perf_counter() - started)
+    return {
+        "decord_clips_per_s": round(decord_rate, 1),
+        "clips_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+        "over_decord": {name: round(rate / decord_rate, 3) for name, rate in rates.items()},
+        "clips": num_clips,
+        "cores": cores,
+    }
+
+
+def film(folder: Path, size: Size) -> list[Path]:
+    """Copies of one video, each with a trailing box of its own, so that none is taken for another."""
+    folder.mkdir()
+    shape = (size.height, size.height * 16 // 9, 3)
+    coarse = np.random.default_rng(0).integers(0, 256, (shape[0] // 8, shape[1] // 8, 3), dtype=np.uint8)
+    picture = coarse.repeat(8, 0).repeat(8, 1)
+
+    def frames() -> Iterator[np.ndarray]:
+        for index in range(size.frames):
+            yield np.roll(picture, (index, 3 * index), (0, 1))
+
+    first = folder / "0000.mp4"
+    synthetic.write_mp4(first, frames(), fps=30)
+    paths = [first, *(folder / f"{number:04d}.mp4" for number in range(1, size.videos))]
+    for number, path in enumerate(paths[1:], start=1):
+        shutil.copy(first, path)
+        with open(path, "ab") as file:  # a box that players skip
+            file.write(b"\0\0\0\x10free" + number.to_bytes(8, "big"))
+    return paths
+
+
+def decode(path: Path) -> int:
+    """Every frame of the video by decord on one thread; returns its number of clips at 15 frames a second."""
+    import decord
+
+    reader = decord.VideoReader(str(path), num_threads=1)
+    for start in range(0, len(reader), CLIP_LEN):
+        reader.get_batch(range(start, min(start + CLIP_LEN, len(reader)))).asnumpy()
+    return len(reader) // 2 // CLIP_LEN
+
+
+def start(bench: Bench) -> dict[str, Any]:
+    source = bench.folder / "one"
+    simulate.run(SimulateConfig(out=source, videos=1, steps=2))
+    script = bench.folder / "first_clip.py"
+    script.write_text(FIRST_CLIP)
+    rows = []
+    for number in range(4):
+        began = time.time()
+        command = [sys.executable, str(script), str(source), str(bench.folder / f"one-{number}.h5"), bench.name]
+        times = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        rows.append([float(at) - began for at in times])
+    first_clip_s, whole_s = (statistics.median(column) for column in zip(*rows[1:], strict=True))  # the first warms
+    return {"first_clip_s": round(first_clip_s, 2), "whole_s": round(whole_s, 2)}
+
+
+def corpus_novelty(bench: Bench) -> dict[str, Any]:
+    embeddings = bench.extracted(bench.size.novelty_videos, "novelty")
+    cfg = NoveltyConfig(embeddings=embeddings, model="corpus", device=bench.name)
+    seconds = bench.seconds(lambda: novelty.run(cfg))
+    return {"seconds": round(seconds, 1), "clips": bench.size.novelty_videos * bench.size.steps}
+
+
+def demo(bench: Bench) -> dict[str, Any]:
+    found = {}
+    for device in dict.fromkeys((bench.name, "cpu")):
+        cfg = EmbeddingsTrainConfig(
+            embeddings=bench.dishes, out=bench.folder / f"demo-{device}", episodes=bench.size.episodes,
+            centre=FULL["centre"], outcomes="logged", device=device,
+        )  # fmt: skip
+        started = time.perf_counter()
+        summary = train.run(cfg)
+        found[device] = {
+            "seconds": round(time.perf_counter() - started, 1), "oracle_ratio": round(summary["oracle_ratio"], 4)
+        }  # fmt: skip
+    return found
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "encoder": encoder, "extraction": extraction, "start": start, "novelty": corpus_novelty, "demo": demo,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="run all parts small, to test this script")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    options = parser.parse_args()
+    began = time.perf_counter()
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options.device, TINY if options.tiny else Size(), Path(folder))
+        result: dict[str, Any] = {
+            "device": devices.name_of(bench.device), "torch": torch.__version__, "cores": processes.num_processors()
+        }  # fmt: skip
+        for name in options.only:
+            started = time.perf_counter()
+            try:
+                result[name] = PARTS[name](bench)
+            except Exception as error:
+                traceback.print_exc()
+                result[name], failed = {"error": f"{type(error).__name__}: {error}"}, True
+            result[name]["part_s"] = round(time.perf_counter() - started, 1)
+            print(name, json.dumps(result[name]), file=sys.stderr, flush=True)  # what is known if a later part hangs
+    result["whole_s"] = round(time.perf_counter() - began, 1)
+    print(json.dumps(result, indent=2))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
