@@ -21,7 +21,7 @@ from pipeline.config.arrays import (
     check_launcher,
     parse_seeds,
 )
-from pipeline.config.base import MAX_SEED, Config, NewPrices
+from pipeline.config.base import MAX_SEED, Config, Device, NewPrices
 
 SOURCE = "What the policy observes: the simulator's state, stored embeddings, or video, whose encoder is fine-tuned."
 DISCOUNT = 0.995  # if actions change later rewards
@@ -90,6 +90,7 @@ class _TrainSettings(Config):
     evaluations: int = Field(
         20, ge=1, description="Number of validations during training; the best one selects best.pt."
     )
+    device: Device = "auto"
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations in a row without improvement."
     )

@@ -66,12 +66,11 @@ class _EnsembleMLP(torch.autograd.Function):
         ctx: Any, latents: Tensor, actions: Tensor | None, is_normed: bool, dtype: torch.dtype, *parameters: Tensor
     ) -> Tensor:
         inputs = (latents if actions is None else torch.cat([latents, actions], -1)).to(dtype)
-        *hidden, weight3, bias3 = parameters
-        ctx.is_split = weight3.ndim == 3 and weight3.device.type == "cpu"
+        hidden, last = parameters[:4], parameters[4:]
+        ctx.is_split = is_split(last[0])
         ctx.latent_size, ctx.layers, outputs = latents.shape[-1], [], []
-        for weight1, bias1, weight2, bias2, weight3, bias3 in _networks(
-            ctx.is_split, *(parameter.to(dtype) for parameter in hidden), weight3, bias3
-        ):
+        of_networks = _networks(ctx.is_split, *(parameter.to(dtype) for parameter in hidden), *last)
+        for weight1, bias1, weight2, bias2, weight3, bias3 in of_networks:
             first = _Hidden.forward(inputs, weight1, bias1, is_normed=is_normed)
             second = _Hidden.forward(first.outputs, weight2, bias2, is_normed=is_normed)
             last_inputs = second.outputs.to(weight3.dtype)
@@ -104,13 +103,18 @@ class _EnsembleMLP(torch.autograd.Function):
         return of_latents, of_actions, None, None, *joined
 
 
-def _networks(is_split: bool, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """The same tensors, or those of each network: on a processor, its intermediate results then stay in the cache."""
-    return list(zip(*(tensor.unbind() for tensor in tensors), strict=True)) if is_split else [tensors]
+def is_split(weight: Tensor) -> bool:
+    """Whether networks are computed one after another: on a processor, whose cache then holds all of one."""
+    return weight.ndim == 3 and weight.device.type == "cpu"
 
 
-def _joined(is_split: bool, parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(parts)) if is_split else parts[0]
+def _networks(one_by_one: bool, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The tensors of each network, or of all at once."""
+    return list(zip(*(tensor.unbind() for tensor in tensors), strict=True)) if one_by_one else [tensors]
+
+
+def _joined(one_by_one: bool, parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(parts)) if one_by_one else parts[0]
 
 
 def _sum(total: Tensor | None, gradient: Tensor) -> Tensor:
@@ -135,5 +139,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
     is_large = min(*x.shape, *weight.shape) > 1
     if ONEDNN and is_large and x.dtype == torch.float32 and x.device.type == "cpu":
-        return torch.ops.mkldnn._linear_pointwise(x, weight.mT, None if bias is None else bias.flatten(), "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(
+            x, weight.mT, None if bias is None else bias.flatten(), "none", [], ""
+        )
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)

@@ -62,7 +62,9 @@ def actor_loss(
     return loss, {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean()}
 
 
-def temperature_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
+def temperature_loss(
+    log_alpha: Tensor, entropy: Tensor, target_entropy: Tensor | float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """α (entropy − target), equation 17: α rises while entropy is below its target."""
     alpha = log_alpha.exp()
     return alpha * (entropy - target_entropy), {"alpha": alpha.detach()}

@@ -40,6 +40,13 @@ class Noise(NamedTuple):
     actions: Tensor  # (2, B, A) of the actions at observations and at next observations
     latents: Tensor | None  # (2, B, Z) of the latents of both
 
+    def draw(self, generator: torch.Generator) -> Noise:
+        """Draw all numbers again, in place."""
+        for numbers in self:
+            if numbers is not None:
+                numbers.normal_(generator=generator)
+        return self
+
 
 class Agent(nn.Module):
     """Actor, critics, temperature and their optimisers over an encoder from observations [B, ...] to latents [B, Z].
@@ -179,12 +186,10 @@ class Agent(nn.Module):
         for moment in (self.reward_count, self.reward_mean, self.reward_square):
             moment.zero_()
 
-    def noise(self, batch_size: int, generator: torch.Generator) -> Noise:
-        """The random numbers of an update of that many transitions."""
-        latents = None
-        if self.latent_noise:
-            latents = torch.randn((2, batch_size, self.latent_size), generator=generator, device=self.device)
-        actions = torch.randn((2, batch_size, self.num_actions), generator=generator, device=self.device)
+    def noise(self, batch_size: int) -> Noise:
+        """Memory for the random numbers of an update of that many transitions."""
+        actions = torch.empty((2, batch_size, self.num_actions), device=self.device)
+        latents = torch.empty((2, batch_size, self.latent_size), device=self.device) if self.latent_noise else None
         return Noise(actions, latents)
 
     def update(
@@ -194,7 +199,7 @@ class Agent(nn.Module):
 
         weights: [B] loss weights with mean about 1.
         """
-        td_error, losses = self.learn(batch, weights, self.noise(len(weights), generator))
+        td_error, losses = self.learn(batch, weights, self.noise(len(weights)).draw(generator))
         values = {name: float(value) for name, value in losses.items()}
         check_losses(values)
         return td_error.cpu().numpy(), values
@@ -216,10 +221,9 @@ class Agent(nn.Module):
             )
         actions = (batch.actions - self.action_low) / (self.action_high - self.action_low)
         encoded = LatentTransitions(latents, actions, rewards, batch.masks, next_latents)
-        actor, critic, target_critic = (
-            functools.partial(network.fused, dtype=self._dtype)
-            for network in (self.actor, self.critic, self.target_critic)
-        )
+        actor = functools.partial(self.actor.fused, dtype=self._dtype)
+        critic = functools.partial(self.critic.fused, dtype=self._dtype)
+        target_critic = functools.partial(self.target_critic.fused, dtype=self._dtype)
         alpha = self.log_alpha.detach().exp()
 
         with torch.no_grad():
@@ -260,10 +264,14 @@ class Agent(nn.Module):
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore the optimisers, from any device; learning rates follow from `anneal`."""
+        moments = {name: state[name]["state"] for name in self._OPTIMIZERS}
+        of_temperature = state.get("alpha_optimizer", {"state": {}})["state"]  # its own in earlier versions
+        for moment in of_temperature.values():
+            moments["actor_optimizer"] |= {len(list(self.actor.parameters())): moment}
         for name in self._OPTIMIZERS:
             optimizer = getattr(self, name)
             of_this_device = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state[name]["state"], "param_groups": of_this_device})
+            optimizer.load_state_dict({"state": moments[name], "param_groups": of_this_device})
 
 
 def check_losses(losses: Mapping[str, float]) -> None:
