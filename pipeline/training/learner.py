@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,17 @@ KEPT_BYTES = 512 << 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MMAP_BYTES = -1, -3, 32 << 20  # of mallopt, and the most that it takes
 
 Losses = dict[str, list[float]]
+
+
+class Observed(Protocol):
+    """What observations in replay stand for."""
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether looking up waits for nothing on the host, and returns tensors of one shape."""
+
+    def look_up(self, observations: np.ndarray | Tensor) -> Tensor:
+        """The agent's inputs [B, ...]."""
 
 
 def learner_of(
@@ -46,7 +58,7 @@ class ProcessorLearner:
     def __init__(
         self,
         agent: Agent,
-        source: Source,
+        source: Observed,
         replay: ReplayBuffer,
         *,
         batch_size: int,
@@ -95,7 +107,7 @@ class DeviceLearner:
     """
 
     def __init__(
-        self, agent: Agent, source: Source, replay: DeviceReplay, *, batch_size: int, generator: torch.Generator
+        self, agent: Agent, source: Observed, replay: DeviceReplay, *, batch_size: int, generator: torch.Generator
     ):
         self.replay = replay
         self._agent, self._source, self._generator = agent, source, generator
