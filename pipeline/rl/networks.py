@@ -6,6 +6,7 @@ that to the task's bounds. Log-probabilities and the target entropy refer to the
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -37,8 +38,12 @@ class Actor(nn.Module):
 
     def fused(self, latents: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The same for updates, with hidden layers in `dtype`."""
-        parameters = [p.mT if p.ndim == 2 else p for p in self.net.parameters()]
+        parameters = [p.mT if p.ndim == 2 else p for p in self._in_order]
         return self._in_range(ensemble_mlp(latents, None, parameters, is_normed=False, dtype=dtype))
+
+    @functools.cached_property
+    def _in_order(self) -> list[nn.Parameter]:
+        return list(self.net.parameters())
 
     @staticmethod
     def _in_range(outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +88,11 @@ class TwinCritic(nn.Module):
 
     def fused(self, latents: Tensor, actions: Tensor, *, dtype: torch.dtype) -> Tensor:
         """The same for updates, with hidden layers in `dtype`."""
-        parameters = list(self.net.parameters())
-        return ensemble_mlp(latents, 2 * actions - 1, parameters, is_normed=True, dtype=dtype).squeeze(-1)
+        return ensemble_mlp(latents, 2 * actions - 1, self._in_order, is_normed=True, dtype=dtype).squeeze(-1)
+
+    @functools.cached_property
+    def _in_order(self) -> list[nn.Parameter]:
+        return list(self.net.parameters())
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,14 +107,12 @@ class Agent(nn.Module):
         self.register_buffer("reward_count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_square", torch.zeros((), dtype=torch.float64))
-        trained_alike = (encoder if encoder_lr is None else None, auxiliary)
-        learned = [p for module in trained_alike if module is not None for p in module.parameters()]
-        self._critic_parameters = [*self.critic.parameters(), *learned]
 
     @functools.cached_property
     def critic_optimizer(self) -> torch.optim.Optimizer:
         # made when training begins: torch's first optimiser takes seconds, and a policy in use needs none
-        groups = [(self._critic_parameters, self.lr)]
+        trained_alike = (self.critic, self.encoder if self.encoder_lr is None else None, self.auxiliary)
+        groups = [([p for module in trained_alike if module is not None for p in module.parameters()], self.lr)]
         if self.encoder_lr is not None:
             groups.append((list(self.encoder.parameters()), self.encoder_lr))
         return self._adam(groups)
@@ -122,6 +120,14 @@ class Agent(nn.Module):
     @functools.cached_property
     def actor_optimizer(self) -> torch.optim.Optimizer:
         return self._adam([(list(self.actor.parameters()), self.lr), ([self.log_alpha], self.lr)])
+
+    @functools.cached_property
+    def _averages(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters of the moving averages, and those that they follow."""
+        return (
+            [*self.target_critic.parameters(), *self.average_actor.parameters()],
+            [*self.critic.parameters(), *self.actor.parameters()],
+        )
 
     def _adam(self, groups: list[tuple[list[nn.Parameter], float]]) -> torch.optim.Optimizer:
         """Adam over groups of parameters with their initial learning rates."""
@@ -248,8 +254,7 @@ class Agent(nn.Module):
         self.critic.requires_grad_(True)
 
         with torch.no_grad():
-            for average, source in ((self.target_critic, self.critic), (self.average_actor, self.actor)):
-                torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), self.tau)
+            torch._foreach_lerp_(*self._averages, self.tau)
         return td_error, info | actor_info | alpha_info
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
