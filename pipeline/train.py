@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_S = 60.0  # at most this much work is repeated after a kill
 PLACES = ("command", "embeddings", "novelty")  # of the provenance: they name files, which may have been moved
 
+Provenance = dict[str, str | int | float]
 Progress = Callable[[int, int, dict[str, float] | str], None]  # an episode's row, or text on preparations
 
 
@@ -64,14 +65,13 @@ def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
         trainer.load_state_dict(checkpoint["trainer"], checkpoint["agent"], checkpoint["episode"])
         best_profit, since_best, spent_s = (checkpoint["run"][name] for name in ("best_profit", "since_best", "wall_s"))
         before = PolicyMetadata.from_state(checkpoint["meta"], str(run_directory.last))
-        places_now = {name: metadata.provenance[name] for name in PLACES if name in metadata.provenance}
-        metadata = dataclasses.replace(metadata, provenance=before.provenance | places_now)
+        metadata = dataclasses.replace(metadata, provenance=_continued(before.provenance, metadata.provenance))
         logger.info("resuming after episode %d", trainer.episode)
     record = Record(run_directory, source.model.task, checkpoint and checkpoint["record"])
     logger.info("outcome model: %s; validation: %s", source.model.description, source.validation)
 
     def policy() -> dict[str, Any]:
-        return {"agent": trainer.agent.state_dict(), "meta": metadata.to_state(), "episode": trainer.episode}
+        return {"agent": trainer.policy_state(), "meta": metadata.to_state(), "episode": trainer.episode}
 
     def keep() -> None:
         lock.check()
@@ -133,6 +133,7 @@ def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
         _clone_logging_policy(trainer, source, cfg)
         save_checkpoint(run_directory.best, policy())
     best, metadata = load_policy(cfg.out)
+    best.to(source.device)
     lock.check()
     _remove_evaluations(run_directory)
     write_summary(
@@ -148,6 +149,20 @@ def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
     )
     slim(run_directory, policy())
     return finish(run_directory, trainer.episode)
+
+
+def _continued(before: Provenance, now: Provenance) -> Provenance:
+    """The provenance of a resumed run; it names each device that the run has been on, in order."""
+    devices = str(before.get("device", "cpu")).split(", then ")
+    if devices[-1] != now["device"]:
+        logger.warning(
+            "the run was started on %s and continues on %s: it ends differently from an uninterrupted one, because "
+            "arithmetic and random numbers differ between devices",
+            devices[-1], now["device"],
+        )  # fmt: skip
+        devices.append(str(now["device"]))
+    places_now = {name: now[name] for name in PLACES if name in now}
+    return before | places_now | {"device": ", then ".join(devices)}
 
 
 def _remove_evaluations(run: RunDirectory) -> None:

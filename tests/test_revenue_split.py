@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import SGDRegressor
+from sklearn.preprocessing import StandardScaler
 from worlds import PLATES
 
 from pipeline.runs import load_checkpoint, save_checkpoint
 from pipeline.tasks import Worth
-from pipeline.training.revenue_split import RevenueSplit, estimator_skill, skill_in_words
+from pipeline.training.revenue_split import OnlineLinear, RevenueSplit, estimator_skill, skill_in_words
 
 
 def close(split, mp=100.0, novelty=1.0):
@@ -37,6 +39,27 @@ def test_the_estimator_is_asked_before_it_is_told():
             close(split, mp=mp, novelty=mp / 50)
     poor, rich = (close(split, mp=mp)["delta_mpl_cust"] for split, mp in zip(splits, (0.0, 500.0), strict=True))
     assert poor == rich != 0
+
+
+@pytest.mark.parametrize("values", ["noisy", "constant", "huge"])
+def test_the_online_model_is_scikit_learns_to_the_last_bit(values):
+    rng = np.random.default_rng(0)
+    novelty = {"noisy": rng.normal(1, 0.3, 200), "constant": np.full(200, 0.7), "huge": rng.normal(1e6, 1e5, 200)}[
+        values
+    ]
+    gains = rng.normal(0, 1e14 if values == "huge" else 10, 200)
+    scaler, regressor, ours = StandardScaler(), SGDRegressor(random_state=0), OnlineLinear()
+    for value, gain in zip(novelty, gains, strict=True):
+        theirs = scaler.partial_fit([[value]]).transform([[value]])
+        regressor.partial_fit(theirs, [gain])
+        feature = ours.standardise(float(value))
+        ours.learn(feature, float(gain))
+        assert feature == theirs[0, 0]
+        assert ours.predict(0.5) == regressor.predict([[0.5]])[0]
+    state = ours.state_dict()
+    for name, learned in (("scaler", scaler), ("estimator", regressor)):
+        for field, value in state[name].items():
+            np.testing.assert_array_equal(value, getattr(learned, field), err_msg=field)
 
 
 def test_resumed_split_equals_uninterrupted_split(tmp_path):

@@ -176,7 +176,7 @@ def test_it_learns_a_continuous_bandit_whose_best_action_depends_on_the_observat
     agent = new_agent(2, lr=1e-3, gamma=0.0)
     generator = seeded()
     best = torch.tensor([[0.2, 0.9], [0.8, 0.3]])
-    agent.target_entropy = -5.0
+    agent.target_entropy.fill_(-5.0)
     which = torch.randint(2, (2000,), generator=generator)
     actions = torch.rand(2000, 2, generator=generator)
     rewards = -(actions - best[which]).square().sum(1)
@@ -248,7 +248,7 @@ def test_it_learns_a_bandit_whose_best_action_lies_inside_other_bounds(num_actio
     """Bounds [-2, 5], the best action at 3.1, -0.4 and 1.0; from 2,000 random actions."""
     best = torch.tensor([3.1, -0.4, 1.0])[:num_actions]
     agent = new_agent(2, lr=1e-3, gamma=0.0, tau=0.02, low=np.full(num_actions, -2.0), high=np.full(num_actions, 5.0))
-    agent.target_entropy = -4.0 * num_actions
+    agent.target_entropy.fill_(-4.0 * num_actions)
     generator = seeded()
     actions = -2 + 7 * torch.rand(2000, num_actions, generator=generator)
     rewards = -(actions - best).square().sum(1)

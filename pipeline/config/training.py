@@ -90,6 +90,7 @@ class _TrainSettings(Config):
     evaluations: int = Field(
         20, ge=1, description="Number of validations during training; the best one selects best.pt."
     )
+    device: Device = "auto"
     patience: int | None = Field(
         None, ge=1, description="Stop after this many validations in a row without improvement."
     )

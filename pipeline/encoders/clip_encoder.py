@@ -16,6 +16,7 @@ from pipeline.encoders.heads import EMBEDDING_DIM, Normalizer
 from pipeline.encoders.projectors import NORM_EPS, Projector
 from pipeline.named_weights import check_encoder
 
+PASS_CLIPS_GPU = 64
 CROP, RESIZED = 112, (128, 171)  # of R3D-18's preset: the crop, and the frames that it is cut from
 
 
@@ -34,12 +35,16 @@ def centre_crop(frames: np.ndarray, frame_size: int) -> np.ndarray:
 class Pixels(nn.Module):
     """Crops [B, T, S, S, 3] uint8 → [B, 3, T, S, S] float32, normalised by the mean and deviation of each channel."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        self._mean, self._std = (torch.tensor(values).view(3, 1, 1, 1) for values in (mean, std))
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1, 1), persistent=False)
 
     def forward(self, crops: Tensor) -> Tensor:
-        clips = (crops.permute(0, 4, 1, 2, 3).float() / 255 - self._mean) / self._std
+        clips = (crops.permute(0, 4, 1, 2, 3).float() / 255 - self.mean) / self.std
         return clips.contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -76,6 +81,11 @@ class ClipEncoder(nn.Module):
         self.normalizer = Normalizer()
         self.eval()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClipEncoder:
+        for stage in self._frozen:  # they move to a device with the others
+            stage._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
     def train(self, mode: bool = True) -> ClipEncoder:
         return super().train(False)
 
@@ -86,7 +96,7 @@ class ClipEncoder(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """observations: embeddings [B, 128], which are only normalised, or `inputs` → [B, 128]."""
         if observations.shape[1:] != (EMBEDDING_DIM,):
-            with torch.autocast("cpu", enabled=False):  # updates may use lower precision, stored embeddings did not
+            with torch.autocast("cpu", enabled=False):  # where updates use bf16 for the policy's layers only
                 observations = self.embed(observations)
         return self.normalizer(observations)
 
@@ -94,9 +104,12 @@ class ClipEncoder(nn.Module):
         """Inputs of the first trained layer [B, ...] → embeddings [B, 128].
 
         If all layers are trained, passes of two clips are recomputed in the backward pass, because a clip of 16 frames
-        of 112 would need 170 MB of activations; from layer3 on it needs 12 MB, from layer4 on 3 MB.
+        of 112 would need 170 MB of activations; from layer3 on it needs 12 MB, from layer4 on 3 MB. A GPU does all
+        clips in one pass.
         """
-        if self.layers != "all":
+        if inputs.is_cuda and inputs.ndim == 5 and inputs.is_floating_point():
+            inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
+        if self.layers != "all" or (inputs.is_cuda and torch.is_grad_enabled()):
             return self.learning(inputs)
         if not torch.is_grad_enabled():
             return _in_passes(self.learning, inputs)
@@ -116,11 +129,13 @@ class ClipEncoder(nn.Module):
     @torch.no_grad()
     def see(self, frames: np.ndarray) -> np.ndarray:
         """Decoded frames [B, T, *resized(frame_size), 3] uint8 → embeddings [B, 128]."""
-        return self.embed(self.inputs(torch.from_numpy(centre_crop(frames, self.frame_size)))).numpy()
+        crops = torch.from_numpy(centre_crop(frames, self.frame_size)).to(self.normalizer.mean.device)
+        return self.embed(self.inputs(crops)).cpu().numpy()
 
 
 def _in_passes(function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
-    return torch.cat([function(part) for part in clips.split(PASS_CLIPS)])
+    size = PASS_CLIPS_GPU if clips.is_cuda else PASS_CLIPS
+    return torch.cat([function(part) for part in clips.split(size)])
 
 
 def _projection(projector: Projector) -> nn.Module:

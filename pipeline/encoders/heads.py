@@ -85,6 +85,6 @@ class AuxiliaryHeads(nn.Module):
         target = nn.functional.normalize(next_latents.detach(), dim=-1, eps=1e-6)
         consistency = 1 - (predicted * target).sum(-1).mean()
         logits = predicted @ target.T / self.TEMPERATURE  # (B, B)
-        contrastive = nn.functional.cross_entropy(logits, torch.arange(len(logits)))
+        contrastive = nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
         loss = self.CONSISTENCY_WEIGHT * consistency + self.CONTRASTIVE_WEIGHT * contrastive
         return loss, {"consistency_loss": consistency.detach(), "contrastive_loss": contrastive.detach()}

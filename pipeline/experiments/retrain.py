@@ -56,7 +56,7 @@ class Retrainer:
         self._agent, trained = load_policy(run.path)
         self._settings = settings.model_copy(
             update={
-                "init": run.path, "num_envs": NUM_ENVS, "warmup_steps": NUM_ENVS * WARMUP_STEPS,
+                "init": run.path, "device": "auto", "num_envs": NUM_ENVS, "warmup_steps": NUM_ENVS * WARMUP_STEPS,
                 "updates_per_episode": UPDATES_PER_STEP * EPISODE_STEPS / NUM_ENVS, "dual_lr": 0.0,
             }
         )  # fmt: skip

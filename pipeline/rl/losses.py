@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
-from pipeline.rl.networks import Actor, TwinCritic, sample_action
+from pipeline.rl.networks import sample_action
+
+ActorFunction = Callable[[Tensor], tuple[Tensor, Tensor]]  # latents [B, Z] → mean and log standard deviation [B, A]
+CriticFunction = Callable[[Tensor, Tensor], Tensor]  # latents [B, Z], actions [B, A] in [0, 1] → values [2, B]
 
 
 class LatentTransitions(NamedTuple):
@@ -20,7 +24,13 @@ class LatentTransitions(NamedTuple):
 
 
 def td_target(
-    batch: LatentTransitions, actor: Actor, target_critic: TwinCritic, *, alpha: Tensor, gamma: float, noise: Tensor
+    batch: LatentTransitions,
+    actor: ActorFunction,
+    target_critic: CriticFunction,
+    *,
+    alpha: Tensor,
+    gamma: float,
+    noise: Tensor,
 ) -> Tensor:
     """r + γ · mask · (min Q'(s', a') − α log π(a'|s')), equation 3: [B]."""
     if gamma == 0:
@@ -32,7 +42,7 @@ def td_target(
 
 
 def critic_loss(
-    critic: TwinCritic, batch: LatentTransitions, target: Tensor, weights: Tensor
+    critic: CriticFunction, batch: LatentTransitions, target: Tensor, weights: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted squared error of both critics, equation 5. weights: [B] with mean about 1."""
     q = critic(batch.latents, batch.actions)  # (2, B)
@@ -43,7 +53,7 @@ def critic_loss(
 
 
 def actor_loss(
-    actor: Actor, critic: TwinCritic, latents: Tensor, *, alpha: Tensor, noise: Tensor
+    actor: ActorFunction, critic: CriticFunction, latents: Tensor, *, alpha: Tensor, noise: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """E[α log π(a|s) − min Q(s, a)], equation 7."""
     mean, log_std = actor(latents)
@@ -52,7 +62,9 @@ def actor_loss(
     return loss, {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean()}
 
 
-def temperature_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) -> tuple[Tensor, dict[str, Tensor]]:
+def temperature_loss(
+    log_alpha: Tensor, entropy: Tensor, target_entropy: Tensor | float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """α (entropy − target), equation 17: α rises while entropy is below its target."""
     alpha = log_alpha.exp()
     return alpha * (entropy - target_entropy), {"alpha": alpha.detach()}

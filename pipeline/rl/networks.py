@@ -6,11 +6,14 @@ that to the task's bounds. Log-probabilities and the target entropy refer to the
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pipeline.rl.ensemble_mlp import ensemble_mlp
 
 HIDDEN_SIZE = 256
 STRETCH = 1.2  # of the tanh, so that actions can reach their bounds
@@ -31,7 +34,20 @@ class Actor(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = _last_in_fp32(self.net, latents).chunk(2, dim=-1)
+        return self._in_range(self.net(latents))
+
+    def fused(self, latents: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The same for updates, with hidden layers in `dtype`."""
+        parameters = [p.mT if p.ndim == 2 else p for p in self._in_order]
+        return self._in_range(ensemble_mlp(latents, None, parameters, is_normed=False, dtype=dtype))
+
+    @functools.cached_property
+    def _in_order(self) -> list[nn.Parameter]:
+        return list(self.net.parameters())
+
+    @staticmethod
+    def _in_range(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = outputs.chunk(2, dim=-1)
         return mean, log_std.clamp(*LOG_STD_RANGE)
 
 
@@ -68,16 +84,15 @@ class TwinCritic(nn.Module):
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
         inputs = torch.cat([latents, 2 * actions - 1], dim=-1)
-        return _last_in_fp32(self.net, inputs.expand(2, *inputs.shape)).squeeze(-1)
+        return self.net(inputs.expand(2, *inputs.shape)).squeeze(-1)
 
+    def fused(self, latents: Tensor, actions: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """The same for updates, with hidden layers in `dtype`."""
+        return ensemble_mlp(latents, 2 * actions - 1, self._in_order, is_normed=True, dtype=dtype).squeeze(-1)
 
-def _last_in_fp32(net: nn.Sequential, x: Tensor) -> Tensor:
-    """The network's output; under autocast its last layer is fp32, because bf16 has only two or three digits."""
-    if not torch.is_autocast_enabled("cpu"):
-        return net(x)
-    hidden = net[:-1](x)
-    with torch.autocast("cpu", enabled=False):
-        return net[-1](hidden.float())
+    @functools.cached_property
+    def _in_order(self) -> list[nn.Parameter]:
+        return list(self.net.parameters())
 
 
 def sample_action(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,23 @@ class Batch(NamedTuple):
     next_observations: np.ndarray
 
 
+def check_fits(capacity: int, count: int) -> None:
+    """VtpError if transitions that are added together exceed the buffer."""
+    if count > capacity:
+        raise VtpError(
+            f"buffer_size ({capacity}) is below num_envs ({count}); raise --buffer-size", code="buffer-too-small"
+        )
+
+
+def check_weights(total: float) -> None:
+    """VtpError if the sum of all weights leaves no transition to sample."""
+    if total <= 0:
+        raise VtpError(
+            "all transitions have weight 0, so none can be sampled; give novelty weights above 0",
+            code="weights-all-zero",
+        )
+
+
 class SumTree:
     """Non-negative priorities in a complete binary tree: set and sample in O(log capacity) per value."""
 
@@ -101,11 +118,7 @@ class ReplayBuffer:
     def add(self, batch: Batch, novelty: np.ndarray) -> None:
         """Append transitions [B] with their novelty weights [B], overwriting the oldest."""
         count = len(batch.rewards)
-        if count > self.capacity:
-            raise VtpError(
-                f"buffer_size ({self.capacity}) is below num_envs ({count}); raise --buffer-size",
-                code="buffer-too-small",
-            )
+        check_fits(self.capacity, count)
         slots = (self._next + np.arange(count)) % self.capacity
         self._observations[slots] = batch.observations
         self._next_observations[slots] = batch.next_observations
@@ -125,11 +138,7 @@ class ReplayBuffer:
         make errors look likelier than they are. They also undo novelty, so the caller multiplies losses by it.
         """
         total = self._tree.total
-        if total <= 0:
-            raise VtpError(
-                "all transitions have weight 0, so none can be sampled; give novelty weights above 0",
-                code="weights-all-zero",
-            )
+        check_weights(total)
         slots = self._tree.find((np.arange(batch_size) + rng.random(batch_size)) * (total / batch_size))
         importance = total / (self.size * self._tree.get(slots))
         batch = Batch(

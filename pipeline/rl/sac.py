@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +34,20 @@ class Transitions(NamedTuple):
     next_observations: Tensor  # (B, ...)
 
 
+class Noise(NamedTuple):
+    """The standard normal numbers of one update, drawn beforehand: on a GPU the update itself is one recorded graph."""
+
+    actions: Tensor  # (2, B, A) of the actions at observations and at next observations
+    latents: Tensor | None  # (2, B, Z) of the latents of both
+
+    def draw(self, generator: torch.Generator) -> Noise:
+        """Draw all numbers again, in place."""
+        for numbers in self:
+            if numbers is not None:
+                numbers.normal_(generator=generator)
+        return self
+
+
 class Agent(nn.Module):
     """Actor, critics, temperature and their optimisers over an encoder from observations [B, ...] to latents [B, Z].
 
@@ -44,12 +60,13 @@ class Agent(nn.Module):
     follow the noise of sampled outcomes, their average does not.
     """
 
-    _OPTIMIZERS = ("critic_optimizer", "actor_optimizer", "alpha_optimizer")
+    _OPTIMIZERS = ("critic_optimizer", "actor_optimizer")
     action_low: Tensor  # [A]
     action_high: Tensor  # [A]
     reward_count: Tensor
     reward_mean: Tensor
     reward_square: Tensor
+    target_entropy: Tensor
 
     def __init__(
         self,
@@ -75,7 +92,7 @@ class Agent(nn.Module):
         super().__init__()
         self.lr, self.encoder_lr, self.gamma, self.tau = lr, encoder_lr, gamma, tau
         self.latent_noise = latent_noise
-        self._precision = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
+        self.latent_size, self._dtype = latent_size, torch.bfloat16 if bf16 else torch.float32
         self.encoder = encoder
         self.auxiliary = auxiliary
         self.register_buffer("action_low", _rounded(low, up=True))
@@ -85,29 +102,46 @@ class Agent(nn.Module):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.average_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(INITIAL_ALPHA)))
-        self.target_entropy = self.num_actions * TARGET_ENTROPY
+        target_entropy = torch.tensor(self.num_actions * TARGET_ENTROPY)
+        self.register_buffer("target_entropy", target_entropy, persistent=False)
         self.register_buffer("reward_count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("reward_square", torch.zeros((), dtype=torch.float64))
-        trained_alike = (encoder if encoder_lr is None else None, auxiliary)
-        learned = [p for module in trained_alike if module is not None for p in module.parameters()]
-        self._critic_parameters = [*self.critic.parameters(), *learned]
 
     @functools.cached_property
     def critic_optimizer(self) -> torch.optim.Optimizer:
         # made when training begins: torch's first optimiser takes seconds, and a policy in use needs none
-        groups: list[dict[str, Any]] = [{"params": self._critic_parameters}]
+        trained_alike = (self.critic, self.encoder if self.encoder_lr is None else None, self.auxiliary)
+        groups = [([p for module in trained_alike if module is not None for p in module.parameters()], self.lr)]
         if self.encoder_lr is not None:
-            groups.append({"params": list(self.encoder.parameters()), "lr": self.encoder_lr})
-        return torch.optim.Adam(groups, lr=self.lr, fused=True)
+            groups.append((list(self.encoder.parameters()), self.encoder_lr))
+        return self._adam(groups)
 
     @functools.cached_property
     def actor_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.actor.parameters(), lr=self.lr, fused=True)
+        return self._adam([(list(self.actor.parameters()), self.lr), ([self.log_alpha], self.lr)])
 
     @functools.cached_property
-    def alpha_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam([self.log_alpha], lr=self.lr)
+    def _averages(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters of the moving averages, and those that they follow."""
+        return (
+            [*self.target_critic.parameters(), *self.average_actor.parameters()],
+            [*self.critic.parameters(), *self.actor.parameters()],
+        )
+
+    def _adam(self, groups: list[tuple[list[nn.Parameter], float]]) -> torch.optim.Optimizer:
+        """Adam over groups of parameters with their initial learning rates."""
+        is_recorded = self.device.type == "cuda"  # as a graph, which reads learning rates from tensors
+
+        def rate(lr: float) -> float | Tensor:
+            return torch.tensor(lr, device=self.device) if is_recorded else lr
+
+        settings = [{"params": parameters, "lr": rate(lr), "initial_lr": lr} for parameters, lr in groups]
+        return torch.optim.Adam(settings, fused=True, capturable=is_recorded)
+
+    @property
+    def device(self) -> torch.device:
+        return self.log_alpha.device
 
     @property
     def num_actions(self) -> int:
@@ -120,19 +154,25 @@ class Agent(nn.Module):
         action's range, and if the best action is in a corner (fast and very careful), it would settle for a slow one.
         """
         each = TARGET_ENTROPY + min(progress / ANNEALED_AFTER, 1.0) * (final_entropy - TARGET_ENTROPY)
-        self.target_entropy = self.num_actions * each
+        self.target_entropy.fill_(self.num_actions * each)
         factor = 1 + progress * (FINAL_LR_FACTOR - 1)
-        for optimizer in (self.critic_optimizer, self.actor_optimizer):
-            for group, lr in zip(optimizer.param_groups, (self.lr, self.encoder_lr or self.lr), strict=False):
-                group["lr"] = factor * lr
+        annealed = [*self.critic_optimizer.param_groups, self.actor_optimizer.param_groups[0]]  # not the temperature
+        for group in annealed:
+            lr = factor * group["initial_lr"]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, generator: torch.Generator | None = None) -> np.ndarray:
         """Actions [B, A]: sampled if a generator is given, otherwise the averaged actor's deterministic tanh(mean)."""
         actor = self.average_actor if generator is None else self.actor
-        mean, log_std = actor(self.encoder(observations))
-        noise = torch.zeros_like(mean) if generator is None else torch.randn(mean.shape, generator=generator)
-        return self.from_unit(sample_action(mean, log_std, noise)[0]).numpy()
+        mean, log_std = actor(self.encoder(observations.to(self.device)))
+        noise = torch.zeros_like(mean)
+        if generator is not None:
+            noise.normal_(generator=generator)
+        return self.from_unit(sample_action(mean, log_std, noise)[0]).cpu().numpy()
 
     def from_unit(self, unit: Tensor) -> Tensor:
         """Actions [B, A] in the task's units from points in the unit box [B, A]."""
@@ -145,20 +185,35 @@ class Agent(nn.Module):
         delta = float(rewards.mean()) - self.reward_mean
         self.reward_square += float(rewards.var()) * len(rewards) + delta**2 * self.reward_count * len(rewards) / count
         self.reward_mean += delta * len(rewards) / count
-        self.reward_count = count
+        self.reward_count.copy_(count)
 
     def forget_rewards(self) -> None:
         """Restart the running reward statistics, such as when training continues with other outcomes."""
         for moment in (self.reward_count, self.reward_mean, self.reward_square):
             moment.zero_()
 
+    def noise(self, batch_size: int) -> Noise:
+        """Memory for the random numbers of an update of that many transitions."""
+        actions = torch.empty((2, batch_size, self.num_actions), device=self.device)
+        latents = torch.empty((2, batch_size, self.latent_size), device=self.device) if self.latent_noise else None
+        return Noise(actions, latents)
+
     def update(
         self, batch: Transitions, weights: Tensor, *, generator: torch.Generator
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """One step of critic, actor and temperature; returns |TD| [B] and the losses.
+        """One step of critic, actor and temperature; returns |TD| [B] and the losses. VtpError if one is not finite.
 
-        Observations are encoded once, and only the critic and auxiliary losses train the encoder. weights: [B] loss
-        weights with mean about 1.
+        weights: [B] loss weights with mean about 1.
+        """
+        td_error, losses = self.learn(batch, weights, self.noise(len(weights)).draw(generator))
+        values = {name: float(value) for name, value in losses.items()}
+        check_losses(values)
+        return td_error.cpu().numpy(), values
+
+    def learn(self, batch: Transitions, weights: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """`update` as operations on tensors only, none of which waits for its result.
+
+        Observations are encoded once, and only the critic and auxiliary losses train the encoder.
         """
         std = (self.reward_square / self.reward_count.clamp(min=1)).sqrt().clamp(min=1e-6)
         rewards = ((batch.rewards - self.reward_mean) / std).float()
@@ -166,24 +221,24 @@ class Agent(nn.Module):
             latents = self.encoder(batch.observations).float()
             with torch.no_grad():
                 next_latents = self.encoder(batch.next_observations).float()
-        if self.latent_noise:
+        if noise.latents is not None:
             latents, next_latents = (
-                z + self.latent_noise * torch.randn(z.shape, generator=generator) for z in (latents, next_latents)
+                z + self.latent_noise * each for z, each in zip((latents, next_latents), noise.latents, strict=True)
             )
         actions = (batch.actions - self.action_low) / (self.action_high - self.action_low)
         encoded = LatentTransitions(latents, actions, rewards, batch.masks, next_latents)
-        noise, next_noise = torch.randn((2, *actions.shape), generator=generator)
+        actor = functools.partial(self.actor.fused, dtype=self._dtype)
+        critic = functools.partial(self.critic.fused, dtype=self._dtype)
+        target_critic = functools.partial(self.target_critic.fused, dtype=self._dtype)
         alpha = self.log_alpha.detach().exp()
 
-        with self._precision():
-            with torch.no_grad():
-                target = td_target(
-                    encoded, self.actor, self.target_critic, alpha=alpha, gamma=self.gamma, noise=next_noise
-                )
-            loss, info = critic_loss(self.critic, encoded, target, weights)
-        td_error = info.pop("td_error").numpy()
+        with torch.no_grad():
+            target = td_target(encoded, actor, target_critic, alpha=alpha, gamma=self.gamma, noise=noise.actions[1])
+        loss, info = critic_loss(critic, encoded, target, weights)
+        td_error = info.pop("td_error")
         if self.auxiliary is not None:
-            auxiliary_loss, auxiliary_info = self.auxiliary(latents, actions, next_latents)
+            with self._precision():
+                auxiliary_loss, auxiliary_info = self.auxiliary(latents, actions, next_latents)
             loss = loss + auxiliary_loss
             info |= auxiliary_info
         self.critic_optimizer.zero_grad(set_to_none=True)
@@ -191,35 +246,45 @@ class Agent(nn.Module):
         self.critic_optimizer.step()
 
         self.critic.requires_grad_(False)
-        with self._precision():
-            loss, actor_info = actor_loss(self.actor, self.critic, latents.detach(), alpha=alpha, noise=noise)
+        loss, actor_info = actor_loss(actor, critic, latents.detach(), alpha=alpha, noise=noise.actions[0])
+        alpha_loss, alpha_info = temperature_loss(self.log_alpha, actor_info["entropy"], self.target_entropy)
         self.actor_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + alpha_loss).backward()
         self.actor_optimizer.step()
         self.critic.requires_grad_(True)
 
-        loss, alpha_info = temperature_loss(self.log_alpha, actor_info["entropy"], self.target_entropy)
-        self.alpha_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.alpha_optimizer.step()
-
         with torch.no_grad():
-            for average, source in ((self.target_critic, self.critic), (self.average_actor, self.actor)):
-                torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), self.tau)
-        losses = {name: float(value) for name, value in (info | actor_info | alpha_info).items()}
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise VtpError(
-                f"a loss is not finite ({losses}); lower --lr, or check the inputs for NaN", code="loss-not-finite"
-            )
-        return td_error, losses
+            torch._foreach_lerp_(*self._averages, self.tau)
+        return td_error, info | actor_info | alpha_info
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Of encoder and auxiliary heads in updates."""
+        if self._dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._dtype)
 
     def training_state(self) -> dict[str, Any]:
         """The state needed besides `state_dict` to continue training: the optimisers."""
         return {name: getattr(self, name).state_dict() for name in self._OPTIMIZERS}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore the optimisers, from any device; learning rates follow from `anneal`."""
+        moments = {name: state[name]["state"] for name in self._OPTIMIZERS}
+        of_temperature = state.get("alpha_optimizer", {"state": {}})["state"]  # its own in earlier versions
+        for moment in of_temperature.values():
+            moments["actor_optimizer"] |= {len(list(self.actor.parameters())): moment}
         for name in self._OPTIMIZERS:
-            getattr(self, name).load_state_dict(state[name])
+            optimizer = getattr(self, name)
+            of_this_device = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments[name], "param_groups": of_this_device})
+
+
+def check_losses(losses: Mapping[str, float]) -> None:
+    """VtpError if a loss is not finite."""
+    if not all(math.isfinite(value) for value in losses.values()):
+        raise VtpError(
+            f"a loss is not finite ({dict(losses)}); lower --lr, or check the inputs for NaN", code="loss-not-finite"
+        )
 
 
 def _rounded(bounds: ArrayLike, *, up: bool) -> Tensor:

@@ -16,14 +16,16 @@ def clone(agent: Agent, latents: torch.Tensor, actions: torch.Tensor, *, noise: 
     By squared error in the unit box, so it learns the mean action. noise: standard deviation of Gaussian noise added to
     the latents, so that it generalises to similar clips.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = agent.device
+    generator = torch.Generator(device).manual_seed(seed)
+    latents, actions = latents.to(device), actions.to(device)
     unit = (actions - agent.action_low) / (agent.action_high - agent.action_low)
     optimizer = torch.optim.Adam(agent.actor.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, UPDATES)
     for _ in range(UPDATES):
-        drawn = torch.randint(len(latents), (BATCH_SIZE,), generator=generator)
+        drawn = torch.randint(len(latents), (BATCH_SIZE,), generator=generator, device=device)
         seen = latents[drawn]
-        seen = seen + noise * torch.randn(seen.shape, generator=generator)
+        seen = seen + noise * torch.randn(seen.shape, generator=generator, device=device)
         mean, log_std = agent.actor(seen)
         loss = (sample_action(mean, log_std, torch.zeros_like(mean))[0] - unit[drawn]).square().mean()
         optimizer.zero_grad(set_to_none=True)

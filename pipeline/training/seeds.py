@@ -69,7 +69,7 @@ def _refuse_other_settings(cfg: TrainConfig) -> None:
     run = RunDirectory(cfg.out)
     if not run.is_finished:
         return
-    moved = ["out"]
+    moved = ["out", "device"]
     if not isinstance(cfg, SimTrainConfig) and storage.name_of(cfg.embeddings) != run.read_settings().get("embeddings"):
         clips = load_metadata(run.path).clips
         if clips is not None and clips.content_sha256 == dataset.read_embeddings(cfg.embeddings).content_sha256:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import __version__, dataset, encoders, runs, storage
+from pipeline import __version__, dataset, devices, encoders, runs, storage
 from pipeline.config import (
     EmbeddingsTrainConfig,
     SimTrainConfig,
@@ -31,12 +31,14 @@ from pipeline.rl.sac import Agent
 from pipeline.runs import ClipInputs, Encoding, PolicyMetadata, RunDirectory
 from pipeline.runs.on_logs import on_logs
 from pipeline.tasks import EPISODE_STEPS, load_task
+from pipeline.training.device_rows import DeviceRows
 from pipeline.training.frame_cache import FrameCache
 from pipeline.training.from_logs import LogsPlan, plan_on_logs
 
 logger = logging.getLogger(__name__)
 
-FILES = ("out", "embeddings", "novelty", "task")  # settings that name files: contents are compared, not paths
+# Settings that a run may be continued with: files, whose contents are compared and not their paths, and the device.
+MAY_DIFFER = ("out", "embeddings", "novelty", "task", "device")
 VALIDATION_DRAWS = 12_000  # sampled steps per validation, as many as 200 episodes
 
 Progress = Callable[[int, int, str], None]
@@ -46,6 +48,7 @@ Judge = Callable[[Agent, OutcomeModel, int, np.random.Generator], pd.DataFrame] 
 class Source(NamedTuple):
     """The data of training and validation; observations are rows of `table` or `clips`, or else states."""
 
+    device: torch.device
     env: VectorEnv
     model: OutcomeModel
     judge: Judge  # the policy's steps on held-out data
@@ -53,7 +56,8 @@ class Source(NamedTuple):
     validation: str
     metadata: PolicyMetadata
     held_out: str
-    table: torch.Tensor | None = None  # [N, 128] embeddings as observed
+    embeddings: np.ndarray | None = None  # [N, 128] as observed
+    table: DeviceRows | None = None  # of these embeddings
     train_rows: np.ndarray | None = None  # [n] rows of the table for training
     novelty: np.ndarray | None = None  # [N] weights
     clips: FrameCache | None = None  # for --source video
@@ -61,12 +65,20 @@ class Source(NamedTuple):
     plan: LogsPlan | None = None  # if outcomes are learned from logs
     evaluate_on_logs: Callable[[Agent], dict[str, Any] | None] = lambda agent: None
 
-    def look_up(self, observations: np.ndarray) -> torch.Tensor:
+    def look_up(self, observations: np.ndarray | torch.Tensor) -> torch.Tensor:
         """The agent's input: states [B, 4] unchanged, rows [B] as embeddings [B, 128] or clips."""
         if self.clips is not None:
             return self.clips.look_up(observations)
-        found = torch.from_numpy(observations)
-        return found if self.table is None else self.table[found]
+        if self.table is not None:
+            return self.table.look_up(observations)
+        return torch.as_tensor(observations, device=self.device)
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether updates read nothing from the host, and their inputs keep their shape."""
+        if self.clips is not None:
+            return self.clips.is_frozen
+        return self.table is None or self.table.is_on_device
 
     def latents(self, agent: Agent, rows: np.ndarray) -> torch.Tensor:
         """Clips [n] encoded by the agent's encoder, [n, Z]."""
@@ -106,8 +118,11 @@ def open_source(
     model: an outcome model to use instead of the source's own. progress: told of slow steps. VtpError if the policy of
     `init` was trained on other inputs.
     """
+    device = devices.choose(cfg.device)
     source = (
-        _simulator(cfg, model, rng) if isinstance(cfg, SimTrainConfig) else _stored_clips(cfg, model, rng, progress)
+        _simulator(cfg, model, rng, device)
+        if isinstance(cfg, SimTrainConfig)
+        else _stored_clips(cfg, model, rng, device, progress)
     )
     if cfg.init is not None:
         initial, trained = runs.load_policy(cfg.init)
@@ -116,24 +131,32 @@ def open_source(
     return source
 
 
-def _provenance(cfg: TrainConfig) -> dict[str, str | int | float]:
+def updates_in_bf16(cfg: TrainConfig, device: torch.device) -> bool:
+    """Whether updates multiply in bf16: on a processor that has it, and on a GPU if they fine-tune an encoder."""
+    return encoders.computes_in_bf16() if device.type == "cpu" else isinstance(cfg, VideoTrainConfig)
+
+
+def _provenance(cfg: TrainConfig, device: torch.device) -> dict[str, str | int | float]:
     return {
         "vtp_version": __version__,
         "torch": str(torch.__version__),
-        "update_precision": "bf16" if encoders.computes_in_bf16() else "fp32",
+        "device": devices.name_of(device),
+        "update_precision": "bf16" if updates_in_bf16(cfg, device) else "fp32",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(cfg),
     }
 
 
-def _simulator(cfg: SimTrainConfig, model: OutcomeModel | None, rng: np.random.Generator) -> Source:
+def _simulator(
+    cfg: SimTrainConfig, model: OutcomeModel | None, rng: np.random.Generator, device: torch.device
+) -> Source:
     own = SimulatedOutcomes(load_task(cfg.task).in_scenario(cfg.scenario))
     if model is None:
         model = own
     assert isinstance(model, SimulatedOutcomes)
     metadata = PolicyMetadata(
         source="sim", task=model.task, seed=cfg.seed, outcome_model=model.description, is_labelled=True,
-        provenance=_provenance(cfg),
+        provenance=_provenance(cfg, device),
     )  # fmt: skip
 
     def judge(agent: Agent, model: OutcomeModel, draws: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -141,13 +164,14 @@ def _simulator(cfg: SimTrainConfig, model: OutcomeModel | None, rng: np.random.G
         return rollouts.in_simulator(agent, model, episodes=rollouts.SIM_EPISODES, steps=EPISODE_STEPS, rng=rng)
 
     env = SimEnv(model, cfg.num_envs, reward_window=cfg.reward_window, rng=rng)
-    return Source(env, model, judge, 1, "simulator", metadata, "the simulator, from its state")
+    return Source(device, env, model, judge, 1, "simulator", metadata, "the simulator, from its state")
 
 
 def _stored_clips(
     cfg: EmbeddingsTrainConfig | VideoTrainConfig,
     model: OutcomeModel | None,
     rng: np.random.Generator,
+    device: torch.device,
     progress: Progress,
 ) -> Source:
     progress(0, 1, "embeddings")
@@ -173,24 +197,24 @@ def _stored_clips(
             )
             model = plan.model
     env = EmbeddingEnv(model, cfg.num_envs, videos=videos, reward_window=cfg.reward_window, rng=rng)
-    clips = table = centre = None
+    clips = embeddings = centre = None
     if isinstance(cfg, VideoTrainConfig):
         rows = np.concatenate([train_rows, held_out])
-        clips = FrameCache(RunDirectory(cfg.out).frame_cache, data, rows, frame_size=cfg.frame_size)
+        clips = FrameCache(RunDirectory(cfg.out).frame_cache, data, rows, frame_size=cfg.frame_size, device=device)
     else:
         if cfg.centre == "video":
             _check_contexts_vary(cfg, data, model)
             centre = encoders.moments(data.embeddings, train_rows)[0].tolist()
-        table = torch.from_numpy(runs.observed(data, centre, scratch=cfg.out))
+        embeddings = runs.observed(data, centre, scratch=cfg.out)
     of_held_out = dataset.video_of(data, held_out)
 
     def judge(agent: Agent, model: OutcomeModel, draws: int, rng: np.random.Generator) -> pd.DataFrame:
-        if table is not None:
-            embeddings = table[held_out].numpy()
+        if embeddings is not None:
+            observed = embeddings[held_out]
         else:
             assert clips is not None and isinstance(agent.encoder, encoders.ClipEncoder)
-            embeddings = clips.embeddings(agent.encoder, held_out)
-        return rollouts.on_clips(agent, model, embeddings, held_out, video=of_held_out, draws=draws, rng=rng)
+            observed = clips.embeddings(agent.encoder, held_out)
+        return rollouts.on_clips(agent, model, observed, held_out, video=of_held_out, draws=draws, rng=rng)
 
     def evaluate_on_logs(agent: Agent) -> dict[str, Any] | None:
         assert isinstance(model, LearnedOutcomes)
@@ -212,7 +236,7 @@ def _stored_clips(
         seed=cfg.seed,
         outcome_model=model.description,
         is_labelled=model.is_labelled,
-        provenance=_provenance(cfg)
+        provenance=_provenance(cfg, device)
         | encoding.model_dump()
         | {
             "embeddings": storage.name_of(cfg.embeddings),
@@ -231,7 +255,8 @@ def _stored_clips(
     )  # fmt: skip
     draws = max(1, VALIDATION_DRAWS // len(held_out))
     return Source(
-        env, model, judge, draws, "held-out clips" if plan is None else "held-out logs", metadata, how, table=table,
+        device, env, model, judge, draws, "held-out clips" if plan is None else "held-out logs", metadata, how,
+        embeddings=embeddings, table=None if embeddings is None else DeviceRows("embeddings", embeddings, device),
         train_rows=train_rows, novelty=novelty, clips=clips, plan=plan,
         evaluate_on_logs=Source._field_defaults["evaluate_on_logs"] if plan is None else evaluate_on_logs,
     )  # fmt: skip
@@ -263,7 +288,7 @@ def _check_contexts_vary(cfg: EmbeddingsTrainConfig, data: dataset.Embeddings, m
         )
 
 
-def refuse_other_settings(run: RunDirectory, settings: TrainConfig, *, except_for: Sequence[str] = FILES) -> None:
+def refuse_other_settings(run: RunDirectory, settings: TrainConfig, *, except_for: Sequence[str] = MAY_DIFFER) -> None:
     """VtpError if a run was started with other settings; those in `except_for` may differ."""
     started, wanted = run.read_settings(), settings.model_dump(mode="json")
     for name in wanted:

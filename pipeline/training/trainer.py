@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +11,17 @@ import torch
 from pipeline import econ, encoders, runs
 from pipeline.config import TrainConfig, VideoTrainConfig
 from pipeline.rl.networks import STRETCH
-from pipeline.rl.replay import Batch, ReplayBuffer
-from pipeline.rl.sac import Agent, Transitions
+from pipeline.rl.replay import Batch
+from pipeline.rl.sac import Agent
 from pipeline.tasks import EPISODE_STEPS, Worth
+from pipeline.training.learner import learner_of
 from pipeline.training.record import LOSSES
 from pipeline.training.revenue_split import RevenueSplit
-from pipeline.training.sources import Source
+from pipeline.training.sources import Source, updates_in_bf16
 
 
 class Trainer:
-    """A run in progress. From the same `state_dict` it continues identically, bit for bit, on one machine."""
+    """A run in progress. From the same `state_dict` it continues identically, bit for bit, on one machine's device."""
 
     def __init__(
         self,
@@ -40,25 +40,21 @@ class Trainer:
         self._task = source.model.task
         self._num_steps, self.steps = num_steps, 0
         self._rng = rng
-        self._generator = torch.Generator().manual_seed(cfg.seed)
+        self._generator = torch.Generator(source.device).manual_seed(cfg.seed)
         self.agent = _new_agent(cfg, source, progress)
         self._observations = source.env.reset()
-        self._buffer = ReplayBuffer(
-            cfg.buffer_size, self._observations.shape[1:], self._observations.dtype,
-            num_actions=self._task.num_actions, priority_exponent=cfg.priority_exponent,
-        )  # fmt: skip
+        self._learner = learner_of(cfg, self.agent, source, self._observations, rng=rng, generator=self._generator)
         if source.plan is not None and source.plan.transitions is not None:
             self._remember(source.plan.transitions)
         self.revenue_split = RevenueSplit(self._task)
         self._sums = EpisodeSums(cfg.num_envs, self._task.action_names)
-        self._losses: dict[str, list[float]] = defaultdict(list)  # of updates since the last episode ended
         self._mean_losses = dict.fromkeys(LOSSES, 0.0)
         self.episode, self._updates_due = 0, 0.0
         self._unfreeze_if_due()
 
     @property
     def is_learning(self) -> bool:
-        return self._buffer.size >= self.cfg.warmup_steps
+        return self._learner.replay.size >= self.cfg.warmup_steps
 
     def step(self) -> list[dict[str, float]]:
         """Do one step of all environments and the updates due; returns the rows of episodes that ended."""
@@ -68,7 +64,7 @@ class Trainer:
         novelty = np.ones(cfg.num_envs) if self.source.novelty is None else self.source.novelty[observations]
         masks = np.ones(cfg.num_envs)  # a time limit is not terminal: the critic bootstraps through it
         self.steps += 1
-        self._buffer.add(Batch(observations, actions, rewards, masks, next_observations), novelty)
+        self._learner.replay.add(Batch(observations, actions, rewards, masks, next_observations), novelty)
         self.agent.observe_rewards(rewards)
         self._sums.add(rewards, actions, novelty)
         self._update()
@@ -81,7 +77,7 @@ class Trainer:
         logged = Batch(*(column[-self.cfg.buffer_size :] for column in logged))
         novelty = self.source.novelty
         weights = np.ones(len(logged.rewards)) if novelty is None else novelty[logged.observations]
-        self._buffer.add(logged, weights)
+        self._learner.replay.add(logged, weights)
         self.agent.observe_rewards(logged.rewards)
 
     def _act(self, observations: np.ndarray) -> np.ndarray:
@@ -89,6 +85,8 @@ class Trainer:
         if not self.is_learning and self.cfg.init is None:
             return self._random_actions(num_envs)
         actions = self.agent.act(self.source.look_up(observations), generator=self._generator)
+        if not np.isfinite(actions).all():
+            self._learner.losses()  # says which, if a loss was not finite either
         at_random = self._rng.random(num_envs) < self.cfg.random_actions  # keeps the critic trained on the whole range
         actions[at_random] = self._random_actions(int(at_random.sum()))
         return actions
@@ -108,30 +106,15 @@ class Trainer:
         self.agent.anneal(progress, final_entropy=cfg.final_entropy)
         while self._updates_due >= 1:
             self._updates_due -= 1
-            batch, slots, importance, novelty = self._buffer.sample(cfg.batch_size, self._rng)
-            weights = importance * novelty
-            td_error, info = self.agent.update(
-                self._transitions(batch), torch.from_numpy(weights), generator=self._generator
-            )
-            self._buffer.update_priorities(slots, td_error)
-            for name, value in (info | {"mean_weight": float(weights.mean())}).items():
-                self._losses[name].append(value)
-
-    def _transitions(self, batch: Batch) -> Transitions:
-        return Transitions(
-            self.source.look_up(batch.observations),
-            torch.from_numpy(batch.actions),
-            torch.from_numpy(batch.rewards),
-            torch.from_numpy(batch.masks),
-            self.source.look_up(batch.next_observations),
-        )
+            self._learner.update()
 
     def _close(self, truncated: np.ndarray) -> list[dict[str, float]]:
         """The rows of episodes that ended, up to `cfg.episodes`; updates λ and the error target."""
         work = self.source.env.workplace
         earned = work.worth()
-        self._mean_losses |= {name: float(np.mean(self._losses[name])) for name in LOSSES if self._losses[name]}
-        self._losses.clear()
+        losses = self._learner.losses()
+        self._mean_losses |= {name: float(np.mean(losses[name])) for name in LOSSES if losses.get(name)}
+        self._learner.forget_losses()
         rows = []
         for i in np.flatnonzero(truncated)[: self.cfg.episodes - self.episode]:
             self.episode += 1
@@ -142,7 +125,7 @@ class Trainer:
                 "errors": work.errors[i],
                 "err_target": self._task.error_target.at(self.episode - 1),
                 "lambda_dual": work.lambda_dual,
-                "buffer_size": self._buffer.size,
+                "buffer_size": self._learner.replay.size,
                 **self._mean_losses,
                 **self._sums.means(i),
             }
@@ -164,16 +147,20 @@ class Trainer:
         if self.source.clips is not None and isinstance(self.cfg, VideoTrainConfig):
             self.source.clips.is_frozen = self.episode < self.cfg.frozen_episodes
 
+    def policy_state(self) -> dict[str, torch.Tensor]:
+        """The agent's state, as tensors that load on any machine."""
+        return on_cpu(self.agent.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, because checkpoints are read without running code."""
         arrays = {
             "env": self.source.env.state_dict(),
             "workplace": self.source.env.workplace.state_dict(),
             "observations": self._observations,
-            "buffer": self._buffer.state_dict(),
+            "buffer": self._learner.replay.state_dict(),
             "revenue_split": self.revenue_split.state_dict(),
             "sums": self._sums.totals,
-            "losses": dict(self._losses),
+            "losses": self._learner.losses(),
             "mean_losses": self._mean_losses,
             "updates_due": self._updates_due,
             "steps": self.steps,
@@ -182,21 +169,25 @@ class Trainer:
         return {
             "arrays": _pack(arrays),
             "generator": self._generator.get_state(),
-            "optimizers": self.agent.training_state(),
+            "device": self.source.device.type,
+            "optimizers": on_cpu(self.agent.training_state()),
         }
 
     def load_state_dict(self, state: dict[str, Any], agent: dict[str, Any], episode: int) -> None:
         arrays = _unpack(state["arrays"])
         self.agent.load_state_dict(agent)
         self.agent.load_training_state(state["optimizers"])
-        self._generator.set_state(state["generator"])
+        if state.get("device", "cpu") == self.source.device.type:
+            self._generator.set_state(state["generator"])
+        else:  # the states of two kinds of devices have nothing in common
+            self._generator.manual_seed(self.cfg.seed + episode + 1)
         self.source.env.load_state_dict(arrays["env"])
         self.source.env.workplace.load_state_dict(arrays["workplace"])
         self._observations = arrays["observations"]
-        self._buffer.load_state_dict(arrays["buffer"])
+        self._learner.replay.load_state_dict(arrays["buffer"])
         self.revenue_split.load_state_dict(arrays["revenue_split"])
         self._sums.totals = arrays["sums"]
-        self._losses = defaultdict(list, arrays["losses"])
+        self._learner.forget_losses(arrays["losses"])
         self._mean_losses, self._updates_due = arrays["mean_losses"], arrays["updates_due"]
         self.steps = arrays["steps"]
         self._rng.bit_generator.state = arrays["rng"]
@@ -230,8 +221,9 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
         torch.manual_seed(cfg.seed)
         agent = runs.agent_of(
             source.metadata, lr=cfg.lr, encoder_lr=cfg.encoder_lr if isinstance(cfg, VideoTrainConfig) else None,
-            gamma=cfg.gamma, tau=cfg.tau, latent_noise=cfg.observation_noise, bf16=encoders.computes_in_bf16(),
-        )  # fmt: skip
+            gamma=cfg.gamma, tau=cfg.tau, latent_noise=cfg.observation_noise,
+            bf16=updates_in_bf16(cfg, source.device),
+        ).to(source.device)  # fmt: skip
     if source.initial is not None:
         agent.load_state_dict(source.initial.state_dict())
         agent.forget_rewards()  # their scale is that of the other run
@@ -241,11 +233,20 @@ def _new_agent(cfg: TrainConfig, source: Source, progress: Callable[[int, int, s
         source.clips.prepare(encoder, progress)
     if cfg.init is None and source.train_rows is not None:
         if isinstance(encoder, encoders.ClipEncoder):
-            encoder.fit(source.look_up(source.train_rows).numpy())
+            encoder.fit(source.look_up(source.train_rows).cpu().numpy())
         else:
-            assert isinstance(encoder, encoders.Normalizer) and source.table is not None
-            encoder.fit(source.table.numpy(), source.train_rows)
+            assert isinstance(encoder, encoders.Normalizer) and source.embeddings is not None
+            encoder.fit(source.embeddings, source.train_rows)
     return agent
+
+
+def on_cpu(tree: Any) -> Any:
+    """The same nested dictionaries and lists, with all tensors in the host's memory."""
+    if isinstance(tree, dict):
+        return {key: on_cpu(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [on_cpu(value) for value in tree]
+    return tree.cpu() if isinstance(tree, torch.Tensor) else tree
 
 
 def _pack(tree: Any) -> Any:
