@@ -1,4 +1,5 @@
-"""The stages that run as arrays: shards of an extraction, random seeds of a training, and validation of those runs."""
+"""The stages that run as arrays: shards of an extraction or of novelty, random seeds of a training, and validation of
+those runs."""
 
 from __future__ import annotations
 
@@ -13,11 +14,20 @@ import torch
 
 import pipeline.evaluate as evaluation
 import pipeline.extract as extraction
+import pipeline.novelty as scoring
 import pipeline.train as training
 from pipeline import storage
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
-from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
+from pipeline.config import (
+    EvaluateConfig,
+    ExtractConfig,
+    MergeConfig,
+    NoveltyConfig,
+    TrainConfig,
+    alone,
+    parse_seeds,
+)
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.extraction import shards
 from pipeline.extraction.inputs import read_inputs
@@ -59,12 +69,37 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
     return extraction.merge(cfg) if ended else None
 
 
+def novelty(cfg: NoveltyConfig, *, progress: Progress | None = None) -> dict[str, Any] | None:
+    """Measure all shards and score their clips; None if --no-wait leaves the scores to `vtp merge`.
+
+    With devices, there is at least one shard per device, and all run on this machine.
+    """
+    gpus = visible_gpus(cfg.devices) if cfg.devices else []
+    out = scoring.output(cfg)
+    cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus)), "out": out})
+    scoring.check_output(cfg)  # errors are raised now, not in each shard
+    corpus = scoring.find_corpus(cfg)
+
+    def tasks() -> list[Task]:
+        make_folder(out.parent)
+        configs = [alone(cfg).model_copy(update={"shard": shard}) for shard in range(cfg.shards)]
+        return [Task(f"shard {one.shard} of {one.shards}", scoring.run, one) for one in configs]
+
+    def num_done() -> tuple[int, int]:
+        return scoring.blocks_measured(cfg, corpus)
+
+    folder = out.parent / f"{out.stem}.jobs"
+    written = [shards.parts_folder(out)]
+    ended = _run(tasks, cfg, folder, num_done, written, task_bytes=SHARD_BYTES, progress=progress, devices=gpus)
+    return scoring.merge(MergeConfig(out=out)) if ended else None
+
+
 def visible_gpus(devices: str) -> list[str]:
     """The GPUs with these numbers, as CUDA_VISIBLE_DEVICES names them; VtpError if one is not visible."""
     count = torch.cuda.device_count()
     numbers = list(range(count)) if devices == "all" else [int(number) for number in devices.split(",")]
     if count == 0:
-        raise VtpError(f"--devices {devices}: torch sees no GPU here; drop it to encode on CPUs", code="gpu-missing")
+        raise VtpError(f"--devices {devices}: torch sees no GPU here; drop it to compute on CPUs", code="gpu-missing")
     if missing := [number for number in numbers if number >= count]:
         raise VtpError(
             f"--devices {devices}: torch sees GPUs 0 to {count - 1} here, not {missing[0]}; choose from those",
@@ -104,7 +139,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[s
 
 
 def _run(
-    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, num_done: NumDone,
+    tasks: Callable[[], list[Task]], cfg: ExtractConfig | NoveltyConfig | TrainConfig, folder: Path, num_done: NumDone,
     written: Sequence[Path], *, task_bytes: int, progress: Progress | None, devices: Sequence[str] = (),
 ) -> bool:  # fmt: skip
     """Run the tasks with `cfg.launcher`; False if they were submitted without waiting for them.
@@ -113,6 +148,7 @@ def _run(
     `tasks` is not called and the array is waited for. written: the folders that the tasks write to.
     """
     settings = alone(cfg).model_dump(mode="json", exclude={"overwrite"})
+    assert cfg.out is not None
     with one_writer(folder / ".lock", cfg.out):
         array = slurm.running(folder, settings)
         if cfg.launcher != "slurm":
