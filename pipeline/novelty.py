@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 SHARED = {"shards", "reference", "model", "draws", "resolution", "updates", "seed"}  # settings equal in all shards
 PART_SETTINGS = ("corpus_sha256", "model_sha256", "arithmetic", "draws", "seed", "height", "width")
+NOTES = ("model", "model_why", "device")  # of the shard that wrote the part
 
 
 def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: None) -> dict[str, Any]:
@@ -119,10 +120,9 @@ def merge(cfg: MergeConfig) -> dict[str, Any]:
         return write_ones(saved, corpus, cfg.out, started_s)
     blocks = list(split_blocks(corpus))
     found = [part_attrs(cfg.out, block, corpus, saved) for block in blocks]
-    settings = {name: value for name, value in next(filter(None, found), {}).items() if name in PART_SETTINGS}
-    parts = [
-        read_block(cfg.out, block, settings) if attrs else None for block, attrs in zip(blocks, found, strict=True)
-    ]
+    attrs = next(filter(None, found), {})
+    settings = {name: attrs[name] for name in PART_SETTINGS if attrs}
+    parts = [read_block(cfg.out, block, settings) if settings else None for block in blocks]
     if lacking := [owner for owner, part in zip(owners(saved, blocks), parts, strict=True) if part is None]:
         shard = "" if saved.shards == 1 else f" --shard {min(lacking)}"
         raise CorruptError(
@@ -130,8 +130,8 @@ def merge(cfg: MergeConfig) -> dict[str, Any]:
             f"run: vtp novelty --config {shlex.quote(str(settings_path(cfg.out)))}{shard}",
             code="shard-incomplete",
         )
-    attrs = settings | {name: found[-1][name] for name in ("model", "model_why", "device")}
-    return write_measured(saved, corpus, [part for part in parts if part], attrs, cfg.out, started_s)
+    notes = {name: attrs[name] for name in NOTES}
+    return write_measured(saved, corpus, [part for part in parts if part], settings | notes, cfg.out, started_s)
 
 
 def blocks_measured(cfg: NoveltyConfig, corpus: Corpus) -> tuple[int, int]:
@@ -144,7 +144,8 @@ def part_attrs(out: Path, block: Block, corpus: Corpus, cfg: NoveltyConfig) -> d
     """The attributes of a block's part; empty if it is missing or of other clips, draws or noise."""
     attrs = dataset.root_attrs(block_path(out, block))
     wanted = {"corpus_sha256": corpus.sha256, "draws": cfg.draws, "seed": cfg.seed}
-    return attrs if all(attrs.get(name) == value for name, value in wanted.items()) else {}
+    is_wanted = all(attrs.get(name) == value for name, value in wanted.items())
+    return attrs if is_wanted and attrs.keys() >= {*PART_SETTINGS, *NOTES} else {}
 
 
 def owners(cfg: NoveltyConfig, blocks: Sequence[Block]) -> list[int]:
@@ -165,6 +166,11 @@ def portable(cfg: NoveltyConfig) -> NoveltyConfig:
 def saved_config(out: Path) -> NoveltyConfig:
     """The settings that the shards of `out` saved beside their parts."""
     path = settings_path(out)
+    if not path.exists():
+        raise VtpError(
+            f"{out} has no parts ({path} does not exist); make them with: vtp novelty --out {out}",
+            code="parts-missing",
+        )
     try:
         return NoveltyConfig(**yaml.safe_load(read_text(path)) | {"out": out})
     except (OSError, ValueError, yaml.YAMLError, TypeError) as error:

@@ -40,8 +40,8 @@ class SvdBackend:
         self.device = torch.device(device)
         with quietly():
             self._pipeline = pipeline.to(device)
-        if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
-            pipeline.vae.to(torch.float32)
+            if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
+                pipeline.vae.to(torch.float32)
         if self.device.type != "cpu":
             attend_to_one_token(pipeline.unet)
         self._pipeline.set_progress_bar_config(disable=True)
