@@ -49,7 +49,7 @@ from pipeline.rl.replay import Batch, ReplayBuffer
 from pipeline.rl.sac import Agent
 from pipeline.tasks import EPISODE_STEPS, load_task
 from pipeline.training.device_rows import DeviceRows
-from pipeline.training.learner import DeviceLearner, ProcessorLearner, keep_freed_memory
+from pipeline.training.learner import DeviceLearner, ProcessorLearner
 
 TASK = load_task("dishwashing").in_scenario("seed")
 TRANSITIONS = 1_000_000
@@ -154,7 +154,6 @@ def our_update(device: torch.device, precision: str) -> Update:
         assert isinstance(replay, DeviceReplay)
         learner = DeviceLearner(agent, rows, replay, batch_size=UPDATE_BATCH, generator=generator)
     else:
-        keep_freed_memory()
         buffer = full_buffer(TRANSITIONS, rng)
         assert isinstance(buffer, ReplayBuffer)
         learner = ProcessorLearner(agent, rows, buffer, batch_size=UPDATE_BATCH, rng=rng, generator=generator)
@@ -209,8 +208,10 @@ _update: Update | None = None  # of the process of one side
 
 def open_side(name: str, device: str, precision: str) -> None:
     global _update
-    chosen = devices.choose(device)
-    _update = our_update(chosen, precision) if name == "ours" else sb3_update(chosen)
+    if name == "ours":
+        _update = our_update(devices.choose(device), precision)
+    else:  # as its users run it
+        _update = sb3_update(torch.device(device))
     run_round(device)  # warms up
 
 

@@ -88,6 +88,7 @@ def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[s
                 episodes=size["logs_episodes" if outcomes == "logged" else "simulator_episodes"],
                 centre=size["centre"],
                 outcomes=outcomes,
+                device=cfg.device,
                 seed=cfg.seed,
                 overwrite=True,
             ),

@@ -8,60 +8,36 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
-from pipeline import dataset, noise_gap, storage
-from pipeline.config import NoveltyConfig
+from pipeline import dataset, devices, noise_gap, storage
+from pipeline.config import MergeConfig, NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.encoders import one_thread
-from pipeline.errors import TryAgainError, VtpError
-from pipeline.extraction.shards import lock_path, parts_folder, shard_number, split_by_cost
-from pipeline.files import atomic_folder, check_file_place, remove_leftovers, save_config, write_json
+from pipeline.errors import CorruptError, TryAgainError, VtpError
+from pipeline.extraction.shards import lock_path, parts_folder, settings_path, shard_number, split_by_cost
+from pipeline.files import check_file_place, remove_leftovers, save_config
 from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, settings_of
-from pipeline.noise_gap import Block, Corpus, read_clips, split_blocks
+from pipeline.noise_gap import Block, Corpus, Scorer, model_folder, split_blocks
 from pipeline.tasks import EPISODE_STEPS
 from pipeline.text_files import read_text
-from pipeline.video import FRAME_SIZE
 from pipeline.writer_lock import WriterLock, one_writer
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 SHARED = {"shards", "reference", "model", "draws", "resolution", "updates", "seed"}  # settings equal in all shards
-MAX_FIT_CLIPS = 2048
-THUMBNAIL = (8, 8)
-CORPUS_FRAMES = 8
-CORPUS_HEIGHT = 64
-SVD_HEIGHT, SVD_ASPECT = 320, 576 / 320
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Clips of fold f are scored by backends[f]; a model that was not trained on the corpus scores both folds."""
-
-    name: str
-    why: str
-    sha256: str
-    size: tuple[int, int]  # height and width of the model's frames
-    backends: tuple[noise_gap.Backend, ...]
-
-    @property
-    def num_frames(self) -> int:
-        return self.backends[0].num_frames
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """Size of decoded frames: at least the model's, to which they are then averaged down."""
-        return max(self.size, FRAME_SIZE)
+PART_SETTINGS = ("corpus_sha256", "model_sha256", "arithmetic", "draws", "seed", "height", "width")
+NOTES = ("model", "model_why", "device")  # of the shard that wrote the part
 
 
 def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: None) -> dict[str, Any]:
@@ -71,25 +47,38 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
     """
     started_s = time.monotonic()
     shard = shard_number(cfg.shards, cfg.shard)
-    out = cfg.out or cfg.embeddings.with_name("novelty.h5")
-    check_file_place(out)
-    folder = parts_folder(out)
-    fits = cfg.model in ("auto", "corpus")
-    keep_inputs(cfg, [folder, *(path for path in written(out) if fits or path != model_folder(out))])
-    keep_others({out: is_hdf5_or_empty, out.with_suffix(".yaml"): settings_of("embeddings", "model", "draws")})
-    if fits:
-        keep_others({model_folder(out): lambda path: (path / "corpus.json").exists()})
+    out = output(cfg)
+    check_output(cfg)
+    device = devices.choose(cfg.device)
     corpus = find_corpus(cfg)
-    shared = json.dumps([corpus.sha256, cfg.model_dump(mode="json", include=SHARED)])
+    shared = json.dumps([corpus.sha256, cfg.model_dump(mode="json", include=SHARED), device.type])
+    folder = parts_folder(out)
     with one_writer(lock_path(folder, cfg.shards, shard), out, settings=shared) as lock:
         for place, name in ((folder, None), *((out.parent, path.name) for path in written(out))):
             remove_leftovers(place, name)
-        return _run(cfg, corpus, shard, out, lock, progress, started_s)
+        save_config(settings_path(out), portable(cfg))
+        return _run(cfg, corpus, shard, out, device, lock, progress, started_s)
+
+
+def output(cfg: NoveltyConfig) -> Path:
+    return cfg.out or cfg.embeddings.with_name("novelty.h5")
+
+
+def check_output(cfg: NoveltyConfig) -> None:
+    """VtpError if the output would replace an input, or files that no earlier run wrote."""
+    out = output(cfg)
+    check_file_place(out)
+    fits = cfg.model in ("auto", "corpus")
+    keep_inputs(cfg, [parts_folder(out), *(path for path in written(out) if fits or path != model_folder(out))])
+    keep_others({out: is_hdf5_or_empty, out.with_suffix(".yaml"): settings_of("embeddings", "model", "draws")})
+    if fits:
+        keep_others({model_folder(out): lambda path: (path / "corpus.json").exists()})
 
 
 def _run(
-    cfg: NoveltyConfig, corpus: Corpus, shard: int, out: Path, lock: WriterLock, progress: Progress, started_s: float
-) -> dict[str, Any]:
+    cfg: NoveltyConfig, corpus: Corpus, shard: int, out: Path, device: torch.device, lock: WriterLock,
+    progress: Progress, started_s: float,
+) -> dict[str, Any]:  # fmt: skip
     """Measure this shard's blocks, and write `out` if no other block is missing."""
     num_known = int(corpus.reference.sum())
     if num_known < noise_gap.MIN_FOR_SCORES:
@@ -98,32 +87,98 @@ def _run(
             num_known, noise_gap.MIN_FOR_SCORES,
         )  # fmt: skip
         return write_ones(cfg, corpus, out, started_s)
-    scorer = choose_scorer(cfg, corpus, out, progress)
-    logger.info("model %s: %s", scorer.name, scorer.why)
-
-    settings = {
-        "corpus_sha256": corpus.sha256, "model_sha256": scorer.sha256, "draws": cfg.draws, "seed": cfg.seed,
-        "height": scorer.size[0], "width": scorer.size[1],
-    }  # fmt: skip
     blocks = list(split_blocks(corpus))
-    owners = split_by_cost([block.num_clips for block in blocks], cfg.shards)
-    mine = [block for block, owner in zip(blocks, owners, strict=True) if owner == shard]
-    missing = [block for block in mine if read_block(out, block, settings) is None]
-    measure_blocks(cfg, corpus, scorer, missing, out, settings, progress)
-    lock.check()
-    parts = [part for block in blocks if (part := read_block(out, block, settings)) is not None]
-    if len(parts) < len(blocks):
-        logger.info("%d of %d blocks are measured; the shard that measures the last block writes %s",
-                    len(parts), len(blocks), out)  # fmt: skip
-        return {"path": None, "blocks": len(blocks), "blocks_measured": len(parts)}
-    measures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    with one_thread():
-        columns = score_clips(corpus, measures)
-    attrs = settings | {
-        "model": scorer.name, "model_why": scorer.why, "sigmas": json.dumps(noise_gap.SIGMAS),
-        "reference": storage.name_of(cfg.reference or "the clips themselves, by two-fold cross-fitting"),
+    mine = [block for block, owner in zip(blocks, owners(cfg, blocks), strict=True) if owner == shard]
+    scorer = noise_gap.choose_scorer(cfg, corpus, mine, out, device, progress)
+    logger.info("model %s: %s", scorer.name, scorer.why)
+    settings = {
+        "corpus_sha256": corpus.sha256, "model_sha256": scorer.sha256, "arithmetic": scorer.arithmetic,
+        "draws": cfg.draws, "seed": cfg.seed, "height": scorer.size[0], "width": scorer.size[1],
     }  # fmt: skip
-    return write_scores(cfg, corpus, columns, attrs, out, started_s)
+    notes = {"model": scorer.name, "model_why": scorer.why, "device": devices.name_of(device)}
+    missing = [block for block in mine if read_block(out, block, settings) is None]
+    measure_blocks(cfg, corpus, scorer, missing, out, settings | notes, progress)
+    lock.check()
+    parts = [read_block(out, block, settings) for block in blocks]
+    if any(part is None for part in parts):
+        num_measured = sum(part is not None for part in parts)
+        logger.info("%d of %d blocks are measured; the shard that measures the last block writes %s",
+                    num_measured, len(blocks), out)  # fmt: skip
+        return {"path": None, "blocks": len(blocks), "blocks_measured": num_measured}
+    return write_measured(cfg, corpus, [part for part in parts if part], settings | notes, out, started_s)
+
+
+def merge(cfg: MergeConfig) -> dict[str, Any]:
+    """Score what the shards have measured, with the settings that they saved beside their parts.
+
+    CorruptError names what is missing and the command that measures it.
+    """
+    started_s = time.monotonic()
+    saved = saved_config(cfg.out)
+    corpus = find_corpus(saved)
+    if corpus.reference.sum() < noise_gap.MIN_FOR_SCORES:
+        return write_ones(saved, corpus, cfg.out, started_s)
+    blocks = list(split_blocks(corpus))
+    found = [part_attrs(cfg.out, block, corpus, saved) for block in blocks]
+    attrs = next(filter(None, found), {})
+    settings = {name: attrs[name] for name in PART_SETTINGS if attrs}
+    parts = [read_block(cfg.out, block, settings) if settings else None for block in blocks]
+    if lacking := [owner for owner, part in zip(owners(saved, blocks), parts, strict=True) if part is None]:
+        shard = "" if saved.shards == 1 else f" --shard {min(lacking)}"
+        raise CorruptError(
+            f"{cfg.out} is incomplete: {len(lacking)} of {len(blocks)} blocks are not measured, or by another model; "
+            f"run: vtp novelty --config {shlex.quote(str(settings_path(cfg.out)))}{shard}",
+            code="shard-incomplete",
+        )
+    notes = {name: attrs[name] for name in NOTES}
+    return write_measured(saved, corpus, [part for part in parts if part], settings | notes, cfg.out, started_s)
+
+
+def blocks_measured(cfg: NoveltyConfig, corpus: Corpus) -> tuple[int, int]:
+    """Number of blocks that shards have measured with these settings, and of all blocks."""
+    blocks = list(split_blocks(corpus))
+    return sum(bool(part_attrs(output(cfg), block, corpus, cfg)) for block in blocks), len(blocks)
+
+
+def part_attrs(out: Path, block: Block, corpus: Corpus, cfg: NoveltyConfig) -> dict[str, Any]:
+    """The attributes of a block's part; empty if it is missing or of other clips, draws or noise."""
+    attrs = dataset.root_attrs(block_path(out, block))
+    wanted = {"corpus_sha256": corpus.sha256, "draws": cfg.draws, "seed": cfg.seed}
+    is_wanted = all(attrs.get(name) == value for name, value in wanted.items())
+    return attrs if is_wanted and attrs.keys() >= {*PART_SETTINGS, *NOTES} else {}
+
+
+def owners(cfg: NoveltyConfig, blocks: Sequence[Block]) -> list[int]:
+    """The shard of each block."""
+    return split_by_cost([block.num_clips for block in blocks], cfg.shards)
+
+
+def portable(cfg: NoveltyConfig) -> NoveltyConfig:
+    """The config without a shard number and with absolute paths: valid for every shard in any working folder."""
+    paths: dict[str, Any] = {"embeddings": cfg.embeddings.absolute(), "out": output(cfg).absolute()}
+    if cfg.reference is not None:
+        paths["reference"] = cfg.reference.absolute()
+    if Path(cfg.model).is_dir():
+        paths["model"] = os.path.abspath(cfg.model)
+    return cfg.model_copy(update={"shard": None, **paths})
+
+
+def saved_config(out: Path) -> NoveltyConfig:
+    """The settings that the shards of `out` saved beside their parts."""
+    path = settings_path(out)
+    if not path.exists():
+        raise VtpError(
+            f"{out} has no parts ({path} does not exist); make them with: vtp novelty --out {out}",
+            code="parts-missing",
+        )
+    try:
+        return NoveltyConfig(**yaml.safe_load(read_text(path)) | {"out": out})
+    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
+        raise CorruptError(
+            f"{path} is not a settings file of this vtp version ({str(error).splitlines()[0]}); run the same vtp "
+            "novelty again",
+            code="config-damaged",
+        ) from error
 
 
 def find_corpus(cfg: NoveltyConfig) -> Corpus:
@@ -161,118 +216,9 @@ def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarr
     return np.repeat([key in wanted for key in held], np.diff(data.offset))
 
 
-def choose_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, progress: Progress) -> Scorer:
-    """The model named by `--model`. VtpError if it cannot be loaded, or would be too slow without a GPU."""
-    gpu = torch.cuda.is_available()
-    device = "cuda" if gpu else "cpu"
-    if cfg.model == "corpus" or (cfg.model == "auto" and not gpu):
-        why = "trained on these clips" + ("" if cfg.model == "corpus" else ": Stable Video Diffusion needs a GPU")
-        return corpus_scorer(cfg, corpus, out, why, progress)
-    if cfg.model == "auto":
-        try:
-            return svd_scorer(cfg, noise_gap.load_svd(noise_gap.HUB_ID, device=device), "there is a GPU")
-        except VtpError as error:
-            reason = str(error).split(";")[0]
-            why = f"trained on these clips, because Stable Video Diffusion could not be loaded ({reason})"
-            return corpus_scorer(cfg, corpus, out, why, progress)
-    if Path(cfg.model).is_dir() and noise_gap.pipeline_class(Path(cfg.model)) == noise_gap.CORPUS_CLASS:
-        backend = noise_gap.load_corpus(Path(cfg.model))
-        if backend.embedding_dim != corpus.embeddings.shape[1]:
-            raise VtpError(
-                f"model {cfg.model} is for embeddings of {backend.embedding_dim} numbers; use --model corpus",
-                code="model-wrong",
-            )
-        height = cfg.resolution or CORPUS_HEIGHT
-        return Scorer(
-            "corpus", f"read from {cfg.model}", noise_gap.folder_sha256(Path(cfg.model)), (height, height), (backend,)
-        )
-    if not (gpu or cfg.allow_slow):
-        raise VtpError(
-            "Stable Video Diffusion takes half an hour per clip without a GPU; use --model corpus, or --allow-slow",
-            code="gpu-missing",
-        )
-    return svd_scorer(cfg, noise_gap.load_svd(cfg.model, device=device), f"read from {cfg.model}")
-
-
-def svd_scorer(cfg: NoveltyConfig, backend: noise_gap.SvdBackend, why: str) -> Scorer:
-    if cfg.updates != NoveltyConfig.model_fields["updates"].default:
-        raise VtpError(
-            f"--updates {cfg.updates} trains the corpus model, but Stable Video Diffusion scores these clips; "
-            "leave it out, or use --model corpus",
-            code="setting-without-effect",
-        )
-    height = cfg.resolution or SVD_HEIGHT
-    factor = backend.multiple
-    rows, columns = (max(factor, round(side / factor) * factor) for side in (height, height * SVD_ASPECT))
-    return Scorer("svd", why, backend.sha256, (rows, columns), (backend,))
-
-
-def corpus_scorer(cfg: NoveltyConfig, corpus: Corpus, out: Path, why: str, progress: Progress) -> Scorer:
-    """Two small models, each trained on half of the reference; those saved beside `out` are reused if they match."""
-    height = cfg.resolution or CORPUS_HEIGHT
-    num_frames = min(CORPUS_FRAMES, int(corpus.files[0].attrs["clip_len"]))
-    if num_frames < 2:
-        raise VtpError(
-            f"clip_len ({num_frames}) is too short to show motion; extract with --clip-len 2 or more",
-            code="clips-short",
-        )
-    what = {"corpus": corpus.sha256, "height": height, "frames": num_frames, "updates": cfg.updates, "seed": cfg.seed}
-    folder = model_folder(out)
-    with one_writer(folder.with_name(f".{folder.name}.lock"), folder, wait=True):  # all shards share it
-        if not _fits(folder, what):
-            with atomic_folder(folder) as temporary:
-                fit_folds(cfg, corpus, height, num_frames, temporary, progress)
-                write_json(temporary / "corpus.json", what)
-    backends = tuple(noise_gap.load_corpus(folder / f"fold-{fold}") for fold in (0, 1))
-    return Scorer("corpus", why, noise_gap.folder_sha256(folder), (height, height), backends)
-
-
-def model_folder(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.model")
-
-
 def written(out: Path) -> tuple[Path, ...]:
     """The files of a finished run: weights, settings and the corpus model."""
     return out, out.with_suffix(".yaml"), model_folder(out)
-
-
-def _fits(folder: Path, what: dict[str, Any]) -> bool:
-    try:
-        return json.loads(read_text(folder / "corpus.json")) == what
-    except (OSError, ValueError):
-        return False
-
-
-def fit_folds(
-    cfg: NoveltyConfig, corpus: Corpus, height: int, num_frames: int, folder: Path, progress: Progress
-) -> None:
-    """Train fold-0 and fold-1 in `folder`, each on the reference clips of the other fold."""
-    rows = np.flatnonzero(corpus.reference)
-    rows = rows[:: 1 + len(rows) // MAX_FIT_CLIPS]
-    images = torch.empty(0)
-    kept = 0
-    for block in split_blocks(corpus):
-        for _, frames in read_clips(corpus, block, wanted=rows):
-            pixels = ((noise_gap.to_images(frames, (height, height)) + 1) * 127.5).round().to(torch.uint8)
-            if kept == 0:
-                images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
-            images[kept : kept + len(pixels)] = pixels
-            kept += len(pixels)
-            progress(kept, len(rows), "clips read to train on")
-    embeddings = torch.from_numpy(corpus.embeddings[rows])
-
-    def half(number: int) -> Progress:
-        return lambda done, total, text: progress(done, total, f"updates of half {number}, {text}")
-
-    for fold in (0, 1):
-        learned = corpus.folds[rows] != fold
-        if learned.sum() < 2:
-            learned[:] = True
-        backend = noise_gap.fit(
-            images[learned], embeddings[learned], num_frames=num_frames, updates=cfg.updates, seed=cfg.seed + fold,
-            progress=half(fold + 1),
-        )  # fmt: skip
-        backend.save(folder / f"fold-{fold}")
 
 
 def block_path(out: Path, block: Block) -> Path:
@@ -290,75 +236,26 @@ def read_block(out: Path, block: Block, settings: dict[str, Any]) -> dict[str, n
 
 
 def measure_blocks(
-    cfg: NoveltyConfig, corpus: Corpus, scorer: Scorer, blocks: list[Block], out: Path, settings: dict[str, Any],
+    cfg: NoveltyConfig, corpus: Corpus, scorer: Scorer, blocks: Sequence[Block], out: Path, attrs: dict[str, Any],
     progress: Progress,
 ) -> None:  # fmt: skip
+    """Write a part for each block as soon as all its clips are measured."""
     total, done = sum(block.num_clips for block in blocks), 0
-    for block in blocks:
-        measured = []
-        batches = read_clips(corpus, block, frame_size=scorer.frame_size, batch_size=cfg.batch_size)
-        for part in _measured(batches, scorer, corpus, draws=cfg.draws, seed=cfg.seed):
-            measured.append(part)
-            done += len(part["gap"])
-            progress(done, total, "clips measured")
-        columns = {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
-        dataset.write_measures(block_path(out, block), columns, settings)
-
-
-def _measured(
-    batches: Iterator[tuple[np.ndarray, np.ndarray]], scorer: Scorer, corpus: Corpus, *, draws: int, seed: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The measures of each batch, in order.
-
-    The corpus model measures each batch on one thread, several in parallel, so that results do not depend on the number
-    of threads. Stable Video Diffusion uses all threads for one batch.
-    """
-    if scorer.name != "corpus":
-        for rows, frames in batches:
-            yield measure(scorer, corpus, rows, frames, draws=draws, seed=seed)
-        return
-    workers = torch.get_num_threads()
-    waiting: deque[Future[dict[str, np.ndarray]]] = deque()
-    with ThreadPoolExecutor(workers, "measure", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for rows, frames in batches:
-            waiting.append(pool.submit(measure, scorer, corpus, rows, frames, draws=draws, seed=seed))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def measure(
-    scorer: Scorer, corpus: Corpus, rows: np.ndarray, frames: np.ndarray, *, draws: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Measure each clip by itself: rows [B] of the corpus, frames [B, T, H, W, 3] uint8.
-
-    Returns gap [B, K], the log noise gap (mean over the clip's whole windows of num_frames frames), motion_energy and
-    texture_energy [B], logs, and thumbnails [B, T, 8, 8, 3] float16 in [-1, 1].
-    """
-    num_frames = scorer.num_frames
-    if frames.shape[1] < num_frames:
-        raise VtpError(
-            f"clip_len ({frames.shape[1]}) is less than the {num_frames} frames of model {scorer.name}; "
-            f"extract with --clip-len {num_frames} or more, or use --model corpus",
-            code="clips-short",
-        )
-    images = noise_gap.to_images(frames, scorer.size)
-    embeddings = torch.from_numpy(corpus.embeddings[rows])
-    gaps = np.empty((len(rows), len(noise_gap.SIGMAS)), np.float32)
-    folds = corpus.folds[rows] % len(scorer.backends)
-    for fold, backend in enumerate(scorer.backends):
-        here = folds == fold
-        if here.any():
-            gap = noise_gap.clip_gap(backend, images[here], embeddings[here], draws=draws, seed=seed)
-            gaps[here] = gap.clamp_min(1e-12).log().cpu().numpy()
-    motion, texture = noise_gap.energies(images)
-    return {
-        "gap": gaps,
-        "motion_energy": motion.numpy(),
-        "texture_energy": texture.numpy(),
-        "thumbnails": noise_gap.thumbnails(images, THUMBNAIL).numpy().astype(np.float16),
-    }
+    block_of = np.repeat(np.arange(len(blocks)), [block.num_clips for block in blocks])
+    row_of = np.concatenate([np.arange(b.first_clip, b.first_clip + b.num_clips) for b in blocks] or [np.zeros(0, int)])
+    waiting: dict[int, list[noise_gap.Measures]] = {number: [] for number in range(len(blocks))}
+    for rows, measures in noise_gap.measured(scorer, corpus, blocks, draws=cfg.draws, seed=cfg.seed):
+        number = int(block_of[np.searchsorted(row_of, rows[0])])
+        waiting[number].append((rows, measures))
+        done += len(rows)
+        progress(done, total, "clips measured")
+        if sum(len(rows) for rows, _ in waiting[number]) == blocks[number].num_clips:
+            found = waiting.pop(number)
+            order = np.argsort(np.concatenate([rows for rows, _ in found]))
+            columns = {
+                name: torch.cat([measures[name] for _, measures in found]).cpu().numpy()[order] for name in found[0][1]
+            }
+            dataset.write_measures(block_path(out, blocks[number]), columns, attrs)
 
 
 def score_clips(corpus: Corpus, measures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -398,6 +295,21 @@ def clip_visits(data: dataset.Embeddings) -> np.ndarray:
         first, last = np.maximum(clip - EPISODE_STEPS + 1, 0), np.minimum(clip, num_starts - 1)
         visits[start:end] = (last - first + 1) / num_starts
     return visits
+
+
+def write_measured(
+    cfg: NoveltyConfig, corpus: Corpus, parts: Sequence[dict[str, np.ndarray]], attrs: dict[str, Any], out: Path,
+    started_s: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the scores of all blocks' measures."""
+    measures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    with one_thread():
+        columns = score_clips(corpus, measures)
+    attrs = attrs | {
+        "sigmas": json.dumps(noise_gap.SIGMAS),
+        "reference": storage.name_of(cfg.reference or "the clips themselves, by two-fold cross-fitting"),
+    }
+    return write_scores(cfg, corpus, columns, attrs, out, started_s)
 
 
 def write_ones(cfg: NoveltyConfig, corpus: Corpus, out: Path, started_s: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,10 @@ import torch
 from factories import write_video
 from raising import raises
 
-from pipeline import cli, dataset, processes
+from pipeline import cli, dataset, novelty, processes
 from pipeline.cluster import array, launch, local, slurm
 from pipeline.cluster.array import Failure, Task
-from pipeline.config import EvaluateConfig, ExtractConfig, SimTrainConfig, slurm_minutes
+from pipeline.config import EvaluateConfig, ExtractConfig, NoveltyConfig, SimTrainConfig, slurm_minutes
 from pipeline.errors import CorruptError, PartialError, TryAgainError, VtpError
 from pipeline.extract import run as extract_alone
 from pipeline.files import make_folder
@@ -219,6 +220,36 @@ def test_local_shards_equal_one_process(tmp_path):
     assert {total for _, total, _ in told} == {4}
 
 
+@pytest.mark.slow
+def test_local_shards_of_novelty_equal_one_process(tmp_path, encoder, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    for k in range(2):
+        write_video(tmp_path / "videos" / f"{k}.mp4", 520, first=k, size=(48, 64))
+    embeddings = tmp_path / "e.h5"
+    extract_alone(ExtractConfig(source=str(tmp_path / "videos"), out=embeddings, clip_len=2, clip_stride=2))
+    settings = {
+        "embeddings": embeddings, "model": "corpus", "updates": 2, "resolution": 32, "batch_size": 64, "device": "cpu",
+    }  # fmt: skip
+    told = []
+    monkeypatch.setattr(launch, "PROGRESS_S", 0.1)
+    result = launch.novelty(
+        NoveltyConfig(out=tmp_path / "a" / "n.h5", shards=2, launcher="local", **settings),
+        progress=lambda *status: told.append(status[:2]),
+    )
+    whole = novelty.run(NoveltyConfig(out=tmp_path / "b" / "n.h5", **settings))
+    assert result["num_scored"] == whole["num_scored"] == 520 and result["model"] == "corpus"
+    assert Path(result["path"]).read_bytes() == Path(whole["path"]).read_bytes()
+    assert {total for _, total in told} == {2} and told == sorted(told)
+    shutil.rmtree(tmp_path / "videos")
+    again = launch.novelty(NoveltyConfig(out=tmp_path / "a" / "n.h5", shards=2, launcher="local", **settings))
+    assert again == result | {"wall_s": again["wall_s"]}
+    for part in (tmp_path / "a" / "n.parts").glob("*.h5"):
+        part.unlink()
+    with pytest.raises(VtpError, match="2 of 2 tasks failed") as caught:
+        launch.novelty(NoveltyConfig(out=tmp_path / "a" / "n.h5", shards=2, launcher="local", **settings))
+    assert caught.value.code == "video-unreadable" and "shard-0-of-2.err" in str(caught.value)
+
+
 def test_each_gpu_has_one_task_at_a_time(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     tasks = [Task(f"task {number}", light_tasks.note_device, tmp_path) for number in range(5)]
@@ -261,11 +292,16 @@ def test_a_task_with_a_gpu_of_its_own_never_falls_back_to_its_processor(tmp_path
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 @pytest.mark.parametrize("devices", ["all", "0,1"])
-def test_without_a_gpu_devices_are_refused_before_any_work(vtp, tmp_path, devices):
+def test_without_a_gpu_devices_are_refused_before_any_work(vtp, tmp_path, devices, encoder):
     write_video(tmp_path / "a.mp4", 20)
     code, _, err = vtp("extract", "a.mp4", "--out", "e.h5", "--devices", devices)
     assert code == 2 and f"--devices {devices}: torch sees no GPU here; drop it" in err
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    extract_alone(ExtractConfig(source="a.mp4", out=Path("e.h5")))
+    before = sorted(tmp_path.iterdir())
+    code, _, err = vtp("novelty", "--embeddings", "e.h5", "--devices", devices)
+    assert code == 2 and f"--devices {devices}: torch sees no GPU here; drop it" in err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # Submissions to a scheduler
@@ -407,3 +443,22 @@ def test_no_wait_prints_the_command_that_merges(scheduler, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 75 and "seeds 0, 1 not finished" in capsys.readouterr().err
+
+
+def test_novelty_as_an_array_is_submitted_once_and_merged_by_name(scheduler, vtp, tmp_path, encoder):
+    write_video(tmp_path / "a.mp4", 100)
+    extract_alone(ExtractConfig(source="a.mp4", out=tmp_path / "e.h5"))
+    count = tmp_path / "count"
+    scheduler(sbatch=f"echo >> {count}; echo Submitted batch job 42", squeue="echo '42_0|PENDING|None'")
+    command = ["novelty", "--embeddings", "e.h5", "--shards", 2, "--launcher", "slurm", "--slurm-gres", "gpu:1"]
+    for _ in range(2):
+        code, out, err = vtp(*command, "--no-wait")
+        assert (code, out) == (0, "when the array has finished: vtp merge novelty.h5\n"), err
+    folder = tmp_path / "novelty.jobs"
+    assert count.read_text() == "\n"
+    script = (folder / "42_submission.sh").read_text()
+    assert "--gres=gpu:1" in script and "--job-name=vtp-novelty" in script and "--array=0-1%2" in script
+    record = json.loads((folder / "array.json").read_text())
+    assert record["tasks"] == ["shard 0 of 2", "shard 1 of 2"] and record["settings"]["launcher"] is None
+    code, _, err = vtp("merge", "novelty.h5")
+    assert code == 2 and "novelty.h5 has no parts" in err

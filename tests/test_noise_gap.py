@@ -1,3 +1,4 @@
+import copy
 import math
 import shutil
 
@@ -10,12 +11,17 @@ from raising import raises
 
 from pipeline import noise_gap
 from pipeline.errors import CorruptError
+from pipeline.noise_gap import corpus, scorer
 from pipeline.noise_gap.corpus import fit_codec
-from pipeline.noise_gap.gap import preconditioning, velocity
+from pipeline.noise_gap.detection import rank_correlation
+from pipeline.noise_gap.gap import noise_gap_at_once, preconditioning, velocity
+from pipeline.noise_gap.images import to_images, to_pixels
+from pipeline.noise_gap.svd import attend_to_one_token
 
 pytestmark = pytest.mark.slow
 
 HEIGHT, WIDTH, FRAMES = 32, 64, 4
+META = torch.device("meta")  # computes shapes only: it refuses tensors of another device, and to be waited for
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +132,43 @@ def test_svd_scores_do_not_depend_on_batch_and_order(svd_folder):
     assert torch.allclose(together[[2, 0, 1]], alone, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def two_clips(svd_folder):
+    backend = noise_gap.load_svd(str(svd_folder))
+    frames = np.random.default_rng(5).integers(0, 256, (2, FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    return backend, backend.condition(to_images(frames, (HEIGHT, WIDTH)), torch.zeros(2, 128))
+
+
+@pytest.mark.parametrize("passes", [1, 3, 8, 40])
+def test_all_passes_at_once_give_the_gap_of_one_after_the_other(two_clips, passes):
+    backend, conditioned = two_clips
+    sizes = []
+    hook = backend._pipeline.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    pixels = conditioned.latents[0, :, 0].numel()
+    found = noise_gap_at_once(backend, conditioned, draws=2, seed=3, pixels_at_once=passes * pixels)
+    hook.remove()
+    assert sum(sizes) == 2 * 20 and max(sizes) == passes and len(set(sizes[:-1])) <= 1
+    expected = noise_gap.noise_gap(
+        lambda noisy, timestep: backend.denoise(noisy, timestep, conditioned), conditioned.latents, draws=2, seed=3
+    )
+    assert torch.allclose(found, expected, rtol=1e-4)
+
+
+def test_attention_to_one_token_is_diffusers_own_without_queries(two_clips):
+    backend, conditioned = two_clips
+    noisy = torch.randn(conditioned.latents.shape, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        expected = backend.denoise(noisy, 0.3, conditioned)
+        short = copy.deepcopy(backend)
+        unet = short._pipeline.unet
+        attend_to_one_token(unet)
+        for name, module in unet.named_modules():
+            if name.endswith("attn2"):
+                module.to_q.weight.fill_(math.nan)
+        found = short.denoise(noisy, 0.3, conditioned)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("break_it", "code"),
     [
@@ -178,6 +221,91 @@ def test_a_small_model_learns_its_corpus_and_survives_saving(clips, tmp_path):
     next((tmp_path / "model/unet").glob("*.safetensors")).unlink()
     with raises("model-damaged", CorruptError):
         noise_gap.load_corpus(tmp_path / "model")
+
+
+def on_meta():
+    codec = corpus.PatchCodec(torch.zeros(192), torch.zeros(4, 192), torch.ones(4))
+    return corpus.CorpusBackend(codec, corpus.small_unet(8, 8, 128), 1.0, device=META)
+
+
+def test_an_update_waits_for_no_gpu_and_takes_nothing_from_the_processor():
+    network = on_meta()
+    network.unet.train()
+    optimizer = torch.optim.AdamW(network.unet.parameters())
+    drawn = corpus.draw(torch.arange(6), 9, (3, 8, 4, 8, 8), torch.Generator().manual_seed(0))
+    latents, embeddings = torch.empty(6, 16, 4, 8, 8, device=META), torch.empty(6, 128, device=META)
+    loss = corpus.learn(network, optimizer, latents, embeddings, drawn.to(META))
+    assert loss.device == META and loss.shape == ()
+
+
+def test_an_update_takes_windows_from_its_random_starts():
+    latents = torch.arange(6 * 16.0).view(6, 16, 1, 1, 1).expand(-1, -1, 4, 8, 8)
+    drawn = corpus.draw(torch.arange(6), 9, (3, 8, 4, 8, 8), torch.Generator().manual_seed(0))
+    seen = {}
+
+    class Network:
+        embedding_scale = 2.0
+        unet = torch.nn.Linear(1, 1)
+
+        def denoise(self, noisy, timestep, conditioned):
+            seen.update(timestep=timestep, conditioned=conditioned)
+            return noisy * self.unet.weight
+
+    network = Network()
+    corpus.learn(network, torch.optim.SGD(network.unet.parameters()), latents, torch.ones(6, 128), drawn)
+    first = 16.0 * drawn.rows + drawn.starts
+    windows = seen["conditioned"].latents
+    assert torch.equal(windows[:, :, 0, 0, 0], first[:, None] + torch.arange(8.0))
+    assert torch.allclose(seen["timestep"], 0.25 * drawn.sigma.log()) and (seen["conditioned"].context == 0.5).all()
+
+
+@pytest.mark.parametrize("model", ["corpus", "svd"])
+def test_scores_wait_for_no_gpu(svd_folder, model):
+    backends = (on_meta(), on_meta()) if model == "corpus" else (noise_gap.load_svd(str(svd_folder), device=META),)
+    size = (64, 64) if model == "corpus" else (HEIGHT, WIDTH)
+    one = noise_gap.Scorer(model, "", "", size, backends, META, "", 3)
+    pixels = to_pixels(to_images(np.zeros((3, 16, 70, 90, 3), np.uint8), size, META))
+    found = scorer.measure(
+        one, scorer.scaled(pixels), np.zeros((3, 128), np.float32), np.array([0, 1, 0]), draws=1, seed=0
+    )
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
+        "gap": (3, 5), "motion_energy": (3,), "texture_energy": (3,), "thumbnails": (3, 16, 8, 8, 3),
+    }  # fmt: skip
+    assert {tensor.device for tensor in found.values()} == {META}
+
+
+def test_pixels_keep_images():
+    images = torch.linspace(-1, 1, 256)
+    assert torch.allclose(scorer.scaled(to_pixels(images)), images, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_and_ranks_like_the_processor_and_repeats_its_bits(clips):
+    images, embeddings = clips
+    images = torch.cat([images, images.flip(1), images.flip(-1), images // 2, 255 - images])
+    embeddings = embeddings.repeat(5, 1)
+    settings = {"num_frames": 8, "updates": 60, "seed": 0}
+    models = [noise_gap.fit(images.to(device), embeddings, **settings) for device in ("cpu", "cuda", "cuda")]
+    gaps = []
+    for model, device in zip(models, ("cpu", "cuda", "cuda"), strict=True):
+        gap = noise_gap.clip_gap(model, scaled(images).to(device), embeddings.to(device))
+        gaps.append(gap.log().mean(1).cpu())
+    assert rank_correlation(gaps[0].numpy(), gaps[1].numpy()) > 0.9
+    assert torch.equal(gaps[1], gaps[2])
+    for one, other in zip(models[1].unet.parameters(), models[2].unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+def test_svd_on_a_gpu_is_near_the_processors(svd_folder):
+    frames = np.random.default_rng(4).integers(0, 256, (3, 5, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    found = []
+    for device in ("cpu", "cuda", "cuda"):
+        images = to_images(frames, (HEIGHT, WIDTH), torch.device(device))
+        backend = noise_gap.load_svd(str(svd_folder), device=device)
+        found.append(noise_gap.clip_gap(backend, images, torch.zeros(3, 128, device=device)).cpu())
+    assert torch.allclose(found[0], found[1], rtol=0.02)
+    assert torch.equal(found[1], found[2])
 
 
 def test_motion_and_texture_energies():

@@ -2,21 +2,24 @@ import json
 import re
 import resource
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from factories import write_embeddings
 from raising import raises
 
 from pipeline import dataset, noise_gap, novelty, simulate
-from pipeline.config import NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
+from pipeline.config import MergeConfig, NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
 from pipeline.dataset import manifest
 from pipeline.errors import CorruptError, TryAgainError
 from pipeline.experiments import novelty_use as experiment
 from pipeline.extraction.shards import lock_path, parts_folder
-from pipeline.noise_gap import blocks
+from pipeline.noise_gap import blocks, scorer
 from pipeline.processes import this_process
 from pipeline.writer_lock import one_writer
 
@@ -70,8 +73,8 @@ def test_the_result_evaluates_every_labelled_kind(embeddings, scored):
 def test_a_second_run_measures_nothing_again_and_another_seed_does(embeddings, scored, monkeypatch, tmp_path):
     before = columns_of(embeddings.with_name("novelty.h5"), embeddings)[0]
     measured = []
-    measure = novelty.measure
-    monkeypatch.setattr(novelty, "measure", lambda *args, **kw: measured.append(1) or measure(*args, **kw))
+    measure = scorer.measure
+    monkeypatch.setattr(scorer, "measure", lambda *args, **kw: measured.append(1) or measure(*args, **kw))
     novelty.run(config(embeddings))
     assert not measured
     after = columns_of(embeddings.with_name("novelty.h5"), embeddings)[0]
@@ -99,6 +102,111 @@ def test_concurrent_shards_fit_one_model_and_write_one_result(embeddings, scored
     found, expected = (columns_of(path, embeddings)[0] for path in (out, embeddings.with_name("novelty.h5")))
     np.testing.assert_allclose(found["score"], expected["score"], atol=1e-4)
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_what_a_gpu_made_is_never_taken_for_the_processors(embeddings, scored, tmp_path, monkeypatch):
+    """Neither its model nor its measures: both are made again."""
+    for name in ("novelty.model", "novelty.parts"):
+        shutil.copytree(embeddings.with_name(name), tmp_path / name)
+    measured = []
+    measure = scorer.measure
+    monkeypatch.setattr(scorer, "measure", lambda *args, **kw: measured.append(1) or measure(*args, **kw))
+    out = tmp_path / "novelty.h5"
+    (part,) = (tmp_path / "novelty.parts").glob("*.h5")
+    with h5py.File(part, "a") as file:
+        assert file.attrs["arithmetic"] == "cpu fp32"
+        file.attrs["arithmetic"] = "cuda fp32"
+    novelty.run(config(embeddings, out=out))
+    assert measured
+    what = tmp_path / "novelty.model" / "corpus.json"
+    ours = json.loads(what.read_text())
+    what.write_text(json.dumps(ours | {"device": "cuda"}))
+    weights = tmp_path / "novelty.model" / "fold-0" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    novelty.run(config(embeddings, out=out))
+    assert json.loads(what.read_text()) == ours and weights.stat().st_mtime_ns > before
+    _, attrs = columns_of(out, embeddings)
+    assert (attrs["device"], attrs["model"]) == ("cpu", "corpus")
+
+
+def test_a_gpu_has_a_model_of_its_own(embeddings, scored, tmp_path):
+    """Fitted for a GPU it has another name, another device in its file and another arithmetic in each part."""
+    corpus = novelty.find_corpus(config(embeddings))
+    names = {}
+    for device in ("cpu", "meta"):
+        out = tmp_path / device / "novelty.h5"
+        shutil.copytree(embeddings.with_name("novelty.model"), out.with_name("novelty.model"))
+        what = out.with_name("novelty.model") / "corpus.json"
+        if device != "cpu":
+            what.write_text(json.dumps(json.loads(what.read_text()) | {"device": device}))
+        one = noise_gap.choose_scorer(config(embeddings), corpus, [], out, torch.device(device), lambda *_: None)
+        names[device] = (one.name, one.arithmetic, one.batch_size)
+    assert names == {"cpu": ("corpus", "cpu fp32", 8), "meta": ("corpus-meta", "meta fp32", 32)}
+
+
+def test_merge_scores_what_shards_measured_or_names_what_is_missing(embeddings, scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_CLIPS", 8)
+    out = tmp_path / "novelty.h5"
+    shutil.copytree(embeddings.with_name("novelty.model"), tmp_path / "novelty.model")
+    for shard in (0, 1):
+        assert novelty.run(config(embeddings, out=out, shards=2, shard=shard))["path"] == [None, str(out)][shard]
+    whole = out.read_bytes()
+    out.unlink()
+    merged = novelty.merge(MergeConfig(out=out))
+    assert out.read_bytes() == whole and merged["num_scored"] == 24 and merged["model"] == "corpus"
+    part = max((tmp_path / "novelty.parts").glob("*.h5"))
+    part.write_bytes(part.read_bytes()[:-100])
+    with raises("shard-incomplete", CorruptError) as caught:
+        novelty.merge(MergeConfig(out=out))
+    assert f"1 of 3 blocks are not measured, or by another model; run: vtp novelty --config {tmp_path}" in str(
+        caught.value
+    )
+    shutil.rmtree(tmp_path / "novelty.parts")
+    with raises("parts-missing"):
+        novelty.merge(MergeConfig(out=out))
+
+
+def test_parallel_readers_give_the_same_batches(embeddings, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_CLIPS", 8)
+    corpus = novelty.find_corpus(config(embeddings))
+    parts = list(noise_gap.split_blocks(corpus))
+    wanted = np.array([1, 2, 3, 9, 20])
+    for choice in (None, wanted):
+        expected = [
+            batch for part in parts for batch in noise_gap.read_clips(corpus, part, wanted=choice, batch_size=3)
+        ]
+        found = list(blocks.read_in_parallel(corpus, parts, num_readers=3, wanted=choice, batch_size=3))
+        found.sort(key=lambda batch: batch[0][0])
+        assert [rows.tolist() for rows, _ in found] == [rows.tolist() for rows, _ in expected]
+        assert all(np.array_equal(one, other) for (_, one), (_, other) in zip(found, expected, strict=True))
+
+
+def test_parallel_readers_report_the_first_error_and_end(demos, tmp_path):
+    folder = tmp_path / "demos"
+    shutil.copytree(demos.parent, folder)
+    path = write_embeddings(tmp_path / "embeddings.h5", manifest.find_videos(str(folder / "manifest.csv")))
+    corpus = novelty.find_corpus(config(path))
+    before = threading.active_count()
+    read = blocks.read_in_parallel(corpus, list(noise_gap.split_blocks(corpus)), num_readers=2, batch_size=1)
+    next(read)
+    read.close()
+    assert threading.active_count() == before
+    (folder / "videos" / "0004.mp4").write_bytes(b"\0")
+    with raises("video-changed"):
+        list(blocks.read_in_parallel(corpus, list(noise_gap.split_blocks(corpus)), num_readers=2, batch_size=1))
+    assert threading.active_count() == before
+
+
+def test_clips_read_to_train_on_are_not_read_again(embeddings, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_CLIPS", 8)
+    corpus = novelty.find_corpus(config(embeddings))
+    parts, meta = list(noise_gap.split_blocks(corpus)), torch.device("meta")
+    assert [(part.first_clip, part.num_clips) for part in parts] == [(0, 8), (8, 8), (16, 8)]
+    kept = tuple((np.arange(first, end), torch.empty(end - first)) for first, end in ((16, 20), (1, 5), (20, 24)))
+    one = scorer.Scorer("corpus-cuda", "", "", (32, 32), (), meta, "", 5, kept)
+    found = [rows.tolist() for rows, _ in scorer._pixels(one, corpus, parts[1:])]
+    assert found[:2] == [[16, 17, 18, 19], [20, 21, 22, 23]]
+    assert sorted(found[2:]) == [[8, 9, 10, 11], [12, 13, 14, 15]]
 
 
 def test_another_writer_of_the_same_output_is_refused(embeddings, tmp_path):

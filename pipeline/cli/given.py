@@ -133,7 +133,7 @@ def _encoder(cfg: ExtractConfig) -> None:
 def _shard(cfg: ExtractConfig | NoveltyConfig) -> None:
     from pipeline.extraction.shards import shard_number
 
-    if not (isinstance(cfg, ExtractConfig) and (cfg.launcher or cfg.devices)):
+    if not (cfg.launcher or cfg.devices):
         shard_number(cfg.shards, cfg.shard)
 
 

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -273,6 +274,18 @@ def print_detection(result: dict[str, Any]) -> None:
         f"mean {result['auroc_mean']:.3f}, nearest neighbours {result['auroc_knn_mean']:.3f}; rank correlation with "
         f"motion {result['rho_motion']:.2f}, with texture {result['rho_texture']:.2f}"
     )
+
+
+def print_novelty(result: dict[str, Any], as_json: bool, embeddings: Path) -> None:
+    if as_json:
+        print_json(result)
+    elif result["path"] is not None:
+        scored = f"{result['num_scored']} of {result['num_clips']} clips scored"
+        print(f"wrote {result['path']}: {scored}, model {result['model']}")
+        if "detection" in result:
+            print_detection(result)
+        name = storage.name_of(embeddings)
+        print(f"next: vtp experiment novelty --embeddings {name} --novelty {result['path']}")
 
 
 def print_extracted(result: Any, as_json: bool) -> None:

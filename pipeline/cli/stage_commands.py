@@ -6,6 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -19,9 +20,9 @@ from pipeline.cli.show import (
     console,
     figure,
     list_failures,
-    print_detection,
     print_extracted,
     print_json,
+    print_novelty,
     print_seeds,
     print_summary,
     progress,
@@ -107,6 +108,16 @@ def merge(cfg: MergeConfig, *, as_json: bool) -> None:
             summary = seeds.merge(cfg.out)
         print_seeds(summary, as_json)
         return
+    from pipeline.extraction.shards import settings_path
+    from pipeline.kept_inputs import settings_of
+
+    if settings_of("embeddings", "model", "draws")(settings_path(cfg.out)):
+        import pipeline.novelty as scoring
+
+        with progress("merge"):
+            scores = scoring.merge(cfg)
+        print_novelty(scores, as_json, scoring.saved_config(cfg.out).embeddings)
+        return
     import pipeline.extract as extraction
 
     with progress("merge"):
@@ -134,22 +145,20 @@ def doctor(cfg: DoctorConfig, *, as_json: bool) -> None:
 
 @command(NoveltyConfig, as_json=True)
 def novelty(cfg: NoveltyConfig, *, as_json: bool) -> None:
-    from pipeline import novelty
+    import pipeline.novelty as scoring
 
+    result: dict[str, Any] | None
     with progress("novelty") as advance:
-        result = novelty.run(cfg, progress=advance)
-    if as_json:
-        print_json(result)
-        return
-    if result["path"] is None:
-        return
-    print(
-        f"wrote {result['path']}: {result['num_scored']} of {result['num_clips']} clips scored, model {result['model']}"
-    )
-    if "detection" in result:
-        print_detection(result)
-    embeddings = storage.name_of(cfg.embeddings)
-    print(f"next: vtp experiment novelty --embeddings {embeddings} --novelty {result['path']}")
+        if cfg.launcher is None and cfg.devices is None:
+            result = scoring.run(cfg, progress=advance)
+        else:
+            from pipeline.cluster import launch
+
+            result = launch.novelty(cfg, progress=advance)
+    if result is None:
+        print(f"when the array has finished: vtp merge {shlex.quote(str(scoring.output(cfg)))}")
+    else:
+        print_novelty(result, as_json, cfg.embeddings)
 
 
 @command(LogsConfig, argument="embeddings", as_json=True)

@@ -1,4 +1,5 @@
-"""The stages that run as arrays: shards of an extraction, random seeds of a training, and validation of those runs."""
+"""The stages that run as arrays: shards of an extraction or of novelty, random seeds of a training, and validation of
+those runs."""
 
 from __future__ import annotations
 
@@ -7,17 +8,26 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import pipeline.evaluate as evaluation
 import pipeline.extract as extraction
+import pipeline.novelty as scoring
 import pipeline.train as training
 from pipeline import storage
 from pipeline.cluster import local, slurm
 from pipeline.cluster.array import Task, report
-from pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig, alone, parse_seeds
+from pipeline.config import (
+    EvaluateConfig,
+    ExtractConfig,
+    MergeConfig,
+    NoveltyConfig,
+    TrainConfig,
+    alone,
+    parse_seeds,
+)
 from pipeline.errors import TryAgainError, VtpError
 from pipeline.extraction import shards
 from pipeline.extraction.inputs import read_inputs
@@ -33,6 +43,7 @@ SHARD_BYTES = 3 << 30  # memory of an encoding process and its decoders; 1.3 GiB
 PROGRESS_S = 2.0  # between two reads of the progress
 
 Progress = Callable[[int, int, str], None]
+S = TypeVar("S", ExtractConfig, NoveltyConfig)
 NumDone = Callable[[], tuple[int, int]]
 
 
@@ -41,9 +52,7 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
 
     With devices, there is at least one shard per device, and all run on this machine.
     """
-    gpus = visible_gpus(cfg.devices) if cfg.devices else []
-    device = "cuda" if gpus else cfg.device  # the only GPU that the process sees
-    cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus)), "device": device})
+    gpus, cfg = over_gpus(cfg)
     ids = {entry.video_id for entry in read_inputs(cfg).entries}  # errors are raised now, not in each shard
 
     def tasks() -> list[Task]:
@@ -60,12 +69,45 @@ def extract(cfg: ExtractConfig, *, progress: Progress | None = None) -> extracti
     return extraction.merge(cfg) if ended else None
 
 
+def novelty(cfg: NoveltyConfig, *, progress: Progress | None = None) -> dict[str, Any] | None:
+    """Measure all shards and score their clips; None if --no-wait leaves the scores to `vtp merge`.
+
+    With devices, there is at least one shard per device, and all run on this machine.
+    """
+    gpus, cfg = over_gpus(cfg)
+    out = scoring.output(cfg)
+    cfg = cfg.model_copy(update={"out": out})
+    scoring.check_output(cfg)  # errors are raised now, not in each shard
+    corpus = scoring.find_corpus(cfg)
+
+    def tasks() -> list[Task]:
+        make_folder(out.parent)
+        configs = [alone(cfg).model_copy(update={"shard": shard}) for shard in range(cfg.shards)]
+        return [Task(f"shard {one.shard} of {one.shards}", scoring.run, one) for one in configs]
+
+    def num_done() -> tuple[int, int]:
+        return scoring.blocks_measured(cfg, corpus)
+
+    folder = out.parent / f"{out.stem}.jobs"
+    written = [shards.parts_folder(out)]
+    ended = _run(tasks, cfg, folder, num_done, written, task_bytes=SHARD_BYTES, progress=progress, devices=gpus)
+    return scoring.merge(MergeConfig(out=out)) if ended else None
+
+
+def over_gpus(cfg: S) -> tuple[list[str], S]:
+    """The GPUs of --devices, if any, and the settings with at least a shard for each, whose process sees it alone."""
+    if not cfg.devices:
+        return [], cfg
+    gpus = visible_gpus(cfg.devices)
+    return gpus, cfg.model_copy(update={"shards": max(cfg.shards, len(gpus)), "device": "cuda"})
+
+
 def visible_gpus(devices: str) -> list[str]:
     """The GPUs with these numbers, as CUDA_VISIBLE_DEVICES names them; VtpError if one is not visible."""
     count = torch.cuda.device_count()
     numbers = list(range(count)) if devices == "all" else [int(number) for number in devices.split(",")]
     if count == 0:
-        raise VtpError(f"--devices {devices}: torch sees no GPU here; drop it to encode on CPUs", code="gpu-missing")
+        raise VtpError(f"--devices {devices}: torch sees no GPU here; drop it to compute on CPUs", code="gpu-missing")
     if missing := [number for number in numbers if number >= count]:
         raise VtpError(
             f"--devices {devices}: torch sees GPUs 0 to {count - 1} here, not {missing[0]}; choose from those",
@@ -105,7 +147,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Progress | None = None) -> dict[s
 
 
 def _run(
-    tasks: Callable[[], list[Task]], cfg: ExtractConfig | TrainConfig, folder: Path, num_done: NumDone,
+    tasks: Callable[[], list[Task]], cfg: ExtractConfig | NoveltyConfig | TrainConfig, folder: Path, num_done: NumDone,
     written: Sequence[Path], *, task_bytes: int, progress: Progress | None, devices: Sequence[str] = (),
 ) -> bool:  # fmt: skip
     """Run the tasks with `cfg.launcher`; False if they were submitted without waiting for them.
@@ -114,6 +156,7 @@ def _run(
     `tasks` is not called and the array is waited for. written: the folders that the tasks write to.
     """
     settings = alone(cfg).model_dump(mode="json", exclude={"overwrite"})
+    assert cfg.out is not None
     with one_writer(folder / ".lock", cfg.out):
         array = slurm.running(folder, settings)
         if cfg.launcher != "slurm":

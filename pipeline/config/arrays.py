@@ -35,6 +35,15 @@ def device_numbers(text: str | None) -> str | None:
     return text
 
 
+Devices = Annotated[
+    str | None,
+    AfterValidator(device_numbers),
+    Field(
+        description="GPUs of this machine, such as 0,1,2,3 or all: one process per GPU; videos are split among them."
+    ),
+]
+
+
 def slurm_minutes(text: str) -> int:
     """A Slurm time limit, minutes or [days-]hours:minutes:seconds, in minutes, rounded up; else ValueError."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
@@ -52,10 +61,23 @@ def check_launcher(cfg: Any) -> None:
             raise ValueError(f"--{name.replace('_', '-')} needs --launcher slurm")
 
 
-def check_shard(cfg: Any) -> None:
-    """ValueError if the shard number is not below the number of shards."""
+def check_shards(cfg: Any) -> None:
+    """ValueError if the settings of shards contradict each other, or one of them would have no effect."""
     if isinstance(cfg.shard, int) and cfg.shard >= cfg.shards:
         raise ValueError(f"shard ({cfg.shard}) is not below shards ({cfg.shards}); count from 0")
+    if cfg.launcher and cfg.shards == 1:
+        raise ValueError("--launcher runs an array; add --shards, the number of its tasks")
+    if cfg.launcher and cfg.shard is not None:
+        raise ValueError(f"--launcher runs all shards and --shard {cfg.shard} only one; drop either")
+    if cfg.devices and cfg.shard is not None:
+        raise ValueError(f"--devices works on all videos and --shard {cfg.shard} on some; drop either")
+    if cfg.devices and cfg.device != "auto":
+        raise ValueError(
+            f"--devices runs one process on each GPU, --device {cfg.device} computes on one device; drop either"
+        )
+    if cfg.devices and cfg.launcher == "slurm":
+        raise ValueError("--devices selects GPUs of this machine; with Slurm, request them: --slurm-gres gpu:1")
+    check_launcher(cfg)
 
 
 def alone(cfg: C) -> C:

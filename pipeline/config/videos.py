@@ -8,15 +8,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.arrays import (
+    Devices,
     Launcher,
     NoWait,
     SlurmCpus,
     SlurmGres,
     SlurmPartition,
     SlurmTime,
-    check_launcher,
-    check_shard,
-    device_numbers,
+    check_shards,
 )
 from pipeline.config.base import MAX_SEED, Config, Device, Shard
 
@@ -148,14 +147,7 @@ class ExtractConfig(Config):
     slurm_gres: SlurmGres = None
     slurm_cpus: SlurmCpus = None
     no_wait: NoWait = False
-    devices: Annotated[
-        str | None,
-        AfterValidator(device_numbers),
-        Field(
-            description="GPUs of this machine, such as 0,1,2,3 or all: one process per GPU; videos are split among "
-            "them."
-        ),
-    ] = None
+    devices: Devices = None
 
     @model_validator(mode="after")
     def _camera_needs_episodes(self) -> ExtractConfig:
@@ -173,34 +165,18 @@ class ExtractConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _shard_is_below_shards(self) -> ExtractConfig:
-        check_shard(self)
-        return self
-
-    @model_validator(mode="after")
-    def _launcher_needs_shards(self) -> ExtractConfig:
-        if self.launcher and self.shards == 1:
-            raise ValueError("--launcher runs an array; add --shards, the number of its tasks")
-        if self.launcher and self.shard is not None:
-            raise ValueError(f"--launcher runs all shards and --shard {self.shard} only one; drop either")
-        if self.devices and self.shard is not None:
-            raise ValueError(f"--devices works on all videos and --shard {self.shard} on some; drop either")
-        if self.devices and self.device != "auto":
-            raise ValueError(
-                f"--devices runs one process on each GPU, --device {self.device} computes on one device; drop either"
-            )
-        if self.devices and self.launcher == "slurm":
-            raise ValueError("--devices selects GPUs of this machine; with Slurm, request them: --slurm-gres gpu:1")
-        check_launcher(self)
+    def _shards_are_possible(self) -> ExtractConfig:
+        check_shards(self)
         return self
 
 
 class MergeConfig(Config):
-    """Assemble an extraction's shards, or a training's seeds."""
+    """Assemble the shards of an extraction or of novelty, or a training's seeds."""
 
     in_storage: ClassVar[frozenset[str]] = frozenset({"out"})
     out: Path = Field(
-        Path("data/embeddings.h5"), description="Output path of the sharded extraction or the multi-seed run."
+        Path("data/embeddings.h5"),
+        description="Output path of the sharded extraction or novelty, or of the multi-seed run.",
     )
 
 
@@ -242,15 +218,28 @@ class NoveltyConfig(Config):
     updates: int = Field(
         200, ge=1, le=100_000, description="Training updates of each of the corpus model's two halves."
     )
-    batch_size: int = Field(8, ge=1, le=1024, description="Clips per forward pass.")
+    device: Device = "auto"
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Clips per forward pass; by default 8, on a GPU 32, with Stable Video Diffusion 1.",
+    )
     allow_slow: bool = Field(False, description="Allow Stable Video Diffusion without a GPU (half an hour per clip).")
     shards: int = Field(1, ge=1, le=100_000, description="Number of processes that the videos are split among.")
     shard: Shard = Field(
         None, description="Number of the shard that this process works on, from 0; auto: the index of the array job."
     )
+    launcher: Launcher = None
+    slurm_partition: SlurmPartition = None
+    slurm_time: SlurmTime = "4:00:00"
+    slurm_gres: SlurmGres = None
+    slurm_cpus: SlurmCpus = None
+    no_wait: NoWait = False
+    devices: Devices = None
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Random seed of the noise and of the corpus model.")
 
     @model_validator(mode="after")
-    def _shard_is_below_shards(self) -> NoveltyConfig:
-        check_shard(self)
+    def _shards_are_possible(self) -> NoveltyConfig:
+        check_shards(self)
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,15 @@ def read_clips(
     frame_size: tuple[int, int] = FRAME_SIZE,
     wanted: np.ndarray | None = None,
     batch_size: int = 8,
+    decoder: Decoder | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Clips of those videos, in order: rows [B] of the file, and frames [B, T, *frame_size, 3] uint8, B ≤ batch_size.
 
-    VtpError if a video has changed. wanted: rows to yield, sorted; by default all.
+    VtpError if a video has changed. wanted: rows to yield, sorted; by default all. decoder: one with that frame size,
+    used and left open; by default a new one.
     """
     attrs, contents = data.attrs, data.videos.contents
-    with Decoder(frame_size=frame_size) as decoder:
+    with Decoder(frame_size=frame_size) if decoder is None else nullcontext(decoder) as decoder:
         for several in _passes(data, videos, wanted):
             first = several[0]
             had_decoder = data.videos.decoder[first].replace("nvdec", "pyav")  # same pictures, also without a GPU

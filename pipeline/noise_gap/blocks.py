@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
 
 import numpy as np
 
 from pipeline import dataset
 from pipeline.dataset import rereading
-from pipeline.video import FRAME_SIZE
+from pipeline.video import FRAME_SIZE, Decoder
 
 BLOCK_CLIPS = 256
+Batch = tuple[np.ndarray, np.ndarray]  # rows [B] of the corpus and frames [B, T, height, width, 3] uint8
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def read_clips(
     frame_size: tuple[int, int] = FRAME_SIZE,
     wanted: np.ndarray | None = None,
     batch_size: int = 8,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[Batch]:
     """Like `rereading.read_clips`, but rows, those of `wanted` too, are of the corpus."""
     first = corpus.offsets[block.file]
     for rows, frames in rereading.read_clips(
@@ -97,3 +102,71 @@ def read_clips(
         wanted=None if wanted is None else wanted - first,
     ):  # fmt: skip
         yield rows + first, frames
+
+
+def read_in_parallel(
+    corpus: Corpus,
+    blocks: Sequence[Block],
+    *,
+    num_readers: int,
+    frame_size: tuple[int, int] = FRAME_SIZE,
+    wanted: np.ndarray | None = None,
+    batch_size: int = 8,
+) -> Iterator[Batch]:
+    """Like `read_clips` for several blocks, by several decoders at once: the same batches, in any order."""
+    for number in sorted({block.file for block in blocks}):
+        data, first = corpus.files[number], corpus.offsets[number]
+        files = [
+            list(videos)
+            for block in blocks if block.file == number
+            for _, videos in groupby(block.videos, key=lambda v: data.videos.path[v])
+        ]  # fmt: skip
+        read = partial(
+            rereading.read_clips, data, frame_size=frame_size, batch_size=batch_size,
+            wanted=None if wanted is None else wanted - first,
+        )  # fmt: skip
+        for rows, frames in _merged(read, files, min(num_readers, len(files)), frame_size):
+            yield rows + first, frames
+
+
+def _merged(
+    read: Callable[..., Iterator[Batch]], files: list[list[int]], num_readers: int, frame_size: tuple[int, int]
+) -> Iterator[Batch]:
+    """The batches of `read(videos, decoder)` for all files, by threads that take the next file when done with one."""
+    left, lock, is_over = iter(files), threading.Lock(), threading.Event()
+    found: queue.Queue[Batch | BaseException | None] = queue.Queue(num_readers)
+
+    def work() -> None:
+        try:
+            with Decoder(frame_size=frame_size) as decoder:
+                while not is_over.is_set():
+                    with lock:
+                        videos = next(left, None)
+                    if videos is None:
+                        break
+                    for batch in read(videos, decoder=decoder):
+                        found.put(batch)
+                        if is_over.is_set():
+                            break
+            found.put(None)
+        except BaseException as error:  # raised again where the batches are wanted
+            found.put(error)
+
+    threads = [threading.Thread(target=work, name=f"read {k}", daemon=True) for k in range(num_readers)]
+    for thread in threads:
+        thread.start()
+    try:
+        num_running = num_readers
+        while num_running:
+            item = found.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                num_running -= 1
+            else:
+                yield item
+    finally:
+        is_over.set()
+        while any(thread.is_alive() for thread in threads):  # they may wait to put what nobody will take
+            with contextlib.suppress(queue.Empty):
+                found.get(timeout=0.05)

@@ -8,9 +8,13 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +22,14 @@ from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.encoders import one_thread
 from pipeline.errors import CorruptError
-from pipeline.noise_gap.gap import Conditioned, noise_gap, shared_noise, velocity
+from pipeline.noise_gap.gap import Conditioned, noise_gap, noise_gap_at_once, shared_noise, velocity
+from pipeline.noise_gap.images import CPU, scaled, upload
 from pipeline.noise_gap.quiet import quietly
-from pipeline.noise_gap.svd import ADDED_TIME_IDS, NOISE_AUGMENTATION
+from pipeline.noise_gap.svd import ADDED_TIME_IDS, NOISE_AUGMENTATION, attend_to_one_token
 
 PATCH = 8
 CHANNELS = 4
@@ -46,6 +52,9 @@ class PatchCodec:
     components: Tensor  # [4, 192], orthonormal
     scale: Tensor  # [4], standard deviations
 
+    def to(self, device: torch.device) -> PatchCodec:
+        return PatchCodec(self.mean.to(device), self.components.to(device), self.scale.to(device))
+
     def encode(self, images: Tensor) -> Tensor:
         """Images [N, 3, H, W] in [-1, 1] → latents [N, 4, H / 8, W / 8]."""
         height, width = (side // PATCH for side in images.shape[-2:])
@@ -59,10 +68,11 @@ def patches(images: Tensor) -> Tensor:
 
 
 def fit_codec(images: Tensor) -> PatchCodec:
-    """Principal components of the patches of images [N, 3, H, W] in [-1, 1]."""
+    """Principal components of the patches of images [N, 3, H, W] in [-1, 1]; the codec is on the processor."""
     rows = patches(images).flatten(0, 1).double()
     mean = rows.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov((rows - mean).T))
+    covariance, mean = torch.cov((rows - mean).T).cpu(), mean.cpu()
+    values, vectors = torch.linalg.eigh(covariance)
     components = vectors[:, -CHANNELS:].T.flip(0)
     signs = torch.sign(components[torch.arange(CHANNELS), components.abs().argmax(1)])
     scale = values[-CHANNELS:].flip(0).clamp_min(1e-6).sqrt()
@@ -88,17 +98,28 @@ def small_unet(grid: int, num_frames: int, embedding_dim: int) -> UNetSpatioTemp
 
 
 class CorpusBackend:
-    """A codec and a UNet trained on one corpus, with the interface of the SVD backend."""
+    """A codec and a UNet trained on one corpus, with the interface of the SVD backend, on one device."""
 
-    def __init__(self, codec: PatchCodec, unet: UNetSpatioTemporalConditionModel, embedding_scale: float):
-        self.codec, self.unet, self.embedding_scale = codec, unet.eval(), embedding_scale
+    def __init__(
+        self,
+        codec: PatchCodec,
+        unet: UNetSpatioTemporalConditionModel,
+        embedding_scale: float,
+        *,
+        device: torch.device = CPU,
+    ):
+        torch.nn.Module.to(unet.eval(), device)
+        self.codec, self.unet, self.embedding_scale = codec.to(device), unet, embedding_scale
         self.num_frames = int(unet.config["num_frames"])
         self.embedding_dim = int(unet.config["cross_attention_dim"])
+        if device.type != "cpu":
+            attend_to_one_token(unet)
+        self._ids = torch.tensor([ADDED_TIME_IDS], device=device)
 
     def condition(self, images: Tensor, embeddings: Tensor, *, seed: int = 0) -> Conditioned:
         """Images [B, F, 3, H, W] in [-1, 1] and embeddings [B, D] → latents to denoise and their conditioning."""
         latents = self.codec.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        noise = shared_noise(latents.shape[2:], seed)
+        noise = shared_noise(latents.shape[2:], seed, device=latents.device)
         context = (embeddings / self.embedding_scale)[:, None]
         return Conditioned(latents, latents[:, 0] + NOISE_AUGMENTATION * noise, context)
 
@@ -107,9 +128,9 @@ class CorpusBackend:
         image_latents = conditioned.image_latents[:, None].expand(-1, noisy.shape[1], -1, -1, -1)
         return self.unet(
             torch.cat([noisy, image_latents], dim=2),
-            torch.as_tensor(timestep).expand(len(noisy)),
+            torch.as_tensor(timestep, device=noisy.device).expand(len(noisy)),
             encoder_hidden_states=conditioned.context,
-            added_time_ids=torch.tensor([ADDED_TIME_IDS]).expand(len(noisy), -1),
+            added_time_ids=self._ids.expand(len(noisy), -1),
         ).sample
 
     def save(self, folder: Path) -> None:
@@ -117,7 +138,8 @@ class CorpusBackend:
         with quietly():
             self.unet.save_pretrained(folder / "unet", safe_serialization=True)
         (folder / "codec").mkdir()
-        tensors = {"mean": self.codec.mean, "components": self.codec.components, "scale": self.codec.scale}
+        codec = self.codec.to(CPU)
+        tensors = {"mean": codec.mean, "components": codec.components, "scale": codec.scale}
         save_file(
             {**tensors, "embedding_scale": torch.tensor(self.embedding_scale)}, folder / "codec/codec.safetensors"
         )
@@ -125,14 +147,14 @@ class CorpusBackend:
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def load_corpus(folder: Path) -> CorpusBackend:
+def load_corpus(folder: Path, *, device: torch.device = CPU) -> CorpusBackend:
     """Load a folder written by `save`. CorruptError if a file is missing or damaged."""
     try:
         tensors = load_file(folder / "codec/codec.safetensors")
         with quietly():
             unet = UNetSpatioTemporalConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
         codec = PatchCodec(tensors["mean"], tensors["components"], tensors["scale"])
-        return CorpusBackend(codec, unet, float(tensors["embedding_scale"]))
+        return CorpusBackend(codec, unet, float(tensors["embedding_scale"]), device=device)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CorruptError(
             f"model {folder} is damaged ({str(error).splitlines()[0][:200]}); delete it and run the same command again",
@@ -152,52 +174,49 @@ def fit(
     """Train on clips: images [M, T, 3, H, W] uint8, T at least num_frames, and their embeddings [M, D].
 
     Each update uses windows of num_frames frames from random starts, at log-uniform sigmas. Every tenth clip is held
-    out; training stops early when their gap no longer falls, and the best weights are kept. Computes on one thread, so
-    that the result does not depend on their number.
+    out; training stops early when their gap no longer falls, and the best weights are kept. Computes on the images'
+    device: on the processor on one thread, so that the result does not depend on their number; on a GPU with the same
+    random choices, and the same GPU gives the same bits.
     """
-    with one_thread():
-        return _fit(images, embeddings, num_frames, updates, seed, progress)
+    with one_thread() if images.device.type == "cpu" else repeatable():
+        return _fit(images, embeddings.to(images.device), num_frames, updates, seed, progress)
 
 
 def _fit(
     images: Tensor, embeddings: Tensor, num_frames: int, updates: int, seed: int,
     progress: Callable[[int, int, str], None],
 ) -> CorpusBackend:  # fmt: skip
-    rng = torch.Generator().manual_seed(seed)
-    codec = fit_codec(_scaled(images[:, :: max(1, images.shape[1] // 4)]).flatten(0, 1))
-    latents = torch.cat([codec.encode(_scaled(clip)) for clip in images]).unflatten(0, images.shape[:2])
+    rng, device = torch.Generator().manual_seed(seed), images.device
+    codec = fit_codec(scaled(images[:, :: max(1, images.shape[1] // 4)]).flatten(0, 1)).to(device)
+    latents = torch.cat([codec.encode(scaled(clip)) for clip in images]).unflatten(0, images.shape[:2])
     held_out = torch.zeros(len(images), dtype=torch.bool)
     if len(images) >= 2 * HELD_OUT_EVERY:
         held_out[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] = True
     learned = torch.nonzero(~held_out)[:, 0]
+    judges = torch.nonzero(held_out)[:MAX_HELD_OUT, 0].to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = small_unet(latents.shape[-1], num_frames, embeddings.shape[1])
-    average = CorpusBackend(codec, copy.deepcopy(unet), float(embeddings.std().clamp_min(1e-6)))
-    network = CorpusBackend(codec, unet.train(), average.embedding_scale)
+    average = CorpusBackend(codec, copy.deepcopy(unet), float(embeddings.std().clamp_min(1e-6)), device=device)
+    network = CorpusBackend(codec, unet, average.embedding_scale, device=device)
+    unet.train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min(1.0, (n + 1) / WARMUP_UPDATES) * (0.5 + 0.5 * math.cos(math.pi * n / updates))
     )
-    best_gap, best_state, checks_without_gain = math.inf, None, 0
+    shape = (BATCH_SIZE, num_frames, *latents.shape[2:])
+    best_gap, best_state, checks_without_gain, text = math.inf, None, 0, ""
     for update in range(updates):
-        rows = learned[torch.randint(len(learned), (BATCH_SIZE,), generator=rng)]
-        starts = torch.randint(latents.shape[1] - num_frames + 1, (BATCH_SIZE,), generator=rng)
-        window = torch.stack(
-            [latents[row, start : start + num_frames] for row, start in zip(rows, starts, strict=True)]
-        )
-        loss = denoising_loss(network, window, embeddings[rows], rng)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
+        drawn = draw(learned, latents.shape[1] - num_frames + 1, shape, rng)
+        loss = learn(network, optimizer, latents, embeddings, drawn.to(device))
         schedule.step()
         _follow(average.unet, unet, step=1 - min(0.99, (1 + update) / (10 + update)))
-        progress(update + 1, updates, f"loss {loss.item():.3f}")
-        if held_out.any() and (update + 1) % UPDATES_A_CHECK == 0:
-            gap = _held_out_gap(
-                average, latents[held_out][:MAX_HELD_OUT, :num_frames], embeddings[held_out][:MAX_HELD_OUT]
-            )
+        is_check = (update + 1) % UPDATES_A_CHECK == 0
+        if device.type == "cpu" or update == 0 or is_check:  # reading the loss waits for a GPU
+            text = f"loss {loss.item():.3f}"
+        progress(update + 1, updates, text)
+        if is_check and len(judges):
+            gap = _held_out_gap(average, latents[judges, :num_frames], embeddings[judges])
             if gap < best_gap:
                 best_gap, best_state, checks_without_gain = gap, copy.deepcopy(average.unet.state_dict()), 0
             elif (checks_without_gain := checks_without_gain + 1) > PATIENCE:
@@ -207,29 +226,76 @@ def _fit(
     return average
 
 
-def denoising_loss(network: CorpusBackend, latents: Tensor, embeddings: Tensor, rng: torch.Generator) -> Tensor:
-    """Mean squared error of F against v, at one random sigma per clip: latents [B, F, 4, h, w] → scalar."""
+class Draw(NamedTuple):
+    """The random choices of one update, the same on every device."""
+
+    rows: Tensor  # [B] of the clips
+    starts: Tensor  # [B], first frames of the windows
+    sigma: Tensor  # [B]
+    noise: Tensor  # [B, F, 4, h, w]
+    first_noise: Tensor  # [B, 4, h, w]
+
+    def to(self, device: torch.device) -> Draw:
+        return Draw(*(upload(tensor, device) for tensor in self))
+
+
+def draw(learned: Tensor, num_starts: int, shape: tuple[int, ...], rng: torch.Generator) -> Draw:
+    """Choices for windows of shape [B, F, 4, h, w] of the clips `learned`, on the processor."""
+    rows = learned[torch.randint(len(learned), shape[:1], generator=rng)]
+    starts = torch.randint(num_starts, shape[:1], generator=rng)
     span = math.log(HIGHEST_SIGMA / LOWEST_SIGMA)
-    sigma = (LOWEST_SIGMA * torch.exp(span * torch.rand(len(latents), generator=rng)))[:, None, None, None, None]
-    noise = torch.randn(latents.shape, generator=rng)
-    first = latents[:, 0] + NOISE_AUGMENTATION * torch.randn(latents[:, 0].shape, generator=rng)
+    sigma = LOWEST_SIGMA * torch.exp(span * torch.rand(shape[0], generator=rng))
+    noise = torch.randn(shape, generator=rng)
+    return Draw(rows, starts, sigma, noise, torch.randn((shape[0], *shape[2:]), generator=rng))
+
+
+def learn(
+    network: CorpusBackend, optimizer: torch.optim.Optimizer, latents: Tensor, embeddings: Tensor, drawn: Draw
+) -> Tensor:
+    """One update on clips of latents [M, T, 4, h, w] and embeddings [M, D]; the loss, without waiting for a GPU."""
+    frames = torch.arange(drawn.noise.shape[1], device=latents.device)
+    window = latents[drawn.rows[:, None], drawn.starts[:, None] + frames]
+    loss = denoising_loss(network, window, embeddings[drawn.rows], drawn)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.unet.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach()
+
+
+def denoising_loss(network: CorpusBackend, latents: Tensor, embeddings: Tensor, drawn: Draw) -> Tensor:
+    """Mean squared error of F against v, at one random sigma per clip: latents [B, F, 4, h, w] → scalar."""
+    sigma = drawn.sigma[:, None, None, None, None]
+    first = latents[:, 0] + NOISE_AUGMENTATION * drawn.first_noise
     conditioned = Conditioned(latents, first, (embeddings / network.embedding_scale)[:, None])
-    noisy = (latents + sigma * noise) / (1 + sigma**2).sqrt()
-    prediction = network.denoise(noisy, 0.25 * sigma.log().flatten(), conditioned)
-    return (prediction - velocity(latents, noise, sigma))[:, 1:].square().mean()
+    noisy = (latents + sigma * drawn.noise) / (1 + sigma**2).sqrt()
+    prediction = network.denoise(noisy, 0.25 * drawn.sigma.log(), conditioned)
+    return (prediction - velocity(latents, drawn.noise, sigma))[:, 1:].square().mean()
 
 
 def _held_out_gap(backend: CorpusBackend, latents: Tensor, embeddings: Tensor) -> float:
     conditioned = Conditioned(latents, latents[:, 0], (embeddings / backend.embedding_scale)[:, None])
-    gaps = noise_gap(lambda noisy, timestep: backend.denoise(noisy, timestep, conditioned), latents)
+    if latents.device.type == "cpu":
+        gaps = noise_gap(lambda noisy, timestep: backend.denoise(noisy, timestep, conditioned), latents)
+    else:
+        gaps = noise_gap_at_once(backend, conditioned)
     return float(gaps.log().mean())
 
 
 @torch.no_grad()
 def _follow(average: torch.nn.Module, network: torch.nn.Module, *, step: float) -> None:
-    for ours, theirs in zip(average.parameters(), network.parameters(), strict=True):
-        ours.lerp_(theirs, step)
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), step)
 
 
-def _scaled(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Within the block, a GPU adds gradients in one order; attention is small enough to be plain products."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, torch warns of every product
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -7,6 +7,7 @@ that Stable Video Diffusion was trained with: the network's output F predicts v 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +16,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.noise_gap.images import upload
+
 SIGMAS = (0.25, 0.7, 2.0, 5.0, 14.0)
+# Latent pixels (frames x height x width) in one forward pass on a GPU. It bounds memory, and the sequences in attention
+# over frames: CUDA's kernels take fewer than 65,536, and with SVD's 14 frames these are at most 37,449.
+PIXELS_AT_ONCE = 1 << 19
 
 # (scaled noisy latents [B, F, C, h, w], timestep) → F [B, F, C, h, w]
 Denoiser = Callable[[Tensor, float], Tensor]
@@ -38,8 +44,8 @@ class Backend(Protocol):
         """Images [B, num_frames, 3, H, W] in [-1, 1] and embeddings [B, D] of B clips."""
         ...
 
-    def denoise(self, noisy: Tensor, timestep: float, conditioned: Conditioned) -> Tensor:
-        """F [B, F, C, h, w] of scaled noisy latents of the same shape."""
+    def denoise(self, noisy: Tensor, timestep: float | Tensor, conditioned: Conditioned) -> Tensor:
+        """F [B, F, C, h, w] of scaled noisy latents of the same shape; timestep: one, or [B]."""
         ...
 
 
@@ -58,12 +64,16 @@ def velocity(latents: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
     return (noise - sigma * latents) / (1 + sigma**2) ** 0.5
 
 
-def shared_noise(shape: Sequence[int], *keys: int) -> Tensor:
-    """Standard normal noise [shape], float32: the same for the same keys, on any device and for every clip."""
+@functools.lru_cache(maxsize=64)
+def shared_noise(shape: tuple[int, ...], *keys: int, device: torch.device | None = None) -> Tensor:
+    """Standard normal noise [shape], float32: the same for the same keys, on any device and for every clip.
+
+    It is kept for the next clips: do not change it.
+    """
     seed = 0
     for key in keys:
         seed = seed * 1_000_003 + key
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed % 2**63))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**63)).to(device)
 
 
 @torch.no_grad()
@@ -88,18 +98,55 @@ def noise_gap(
 
 
 @torch.no_grad()
+def noise_gap_at_once(
+    backend: Backend,
+    conditioned: Conditioned,
+    *,
+    sigmas: Sequence[float] = SIGMAS,
+    draws: int = 1,
+    seed: int = 0,
+    pixels_at_once: int = PIXELS_AT_ONCE,
+) -> Tensor:
+    """Like `noise_gap`, for a GPU: all sigmas, draws and signs of all clips in as few forward passes as memory allows.
+
+    It differs in the last bits. Nothing here waits for the GPU.
+    """
+    latents, image_latents, context = conditioned
+    device, num_clips = latents.device, len(latents)
+    noise = torch.stack([
+        sign * shared_noise(latents.shape[1:], seed, k, draw, device=device)
+        for k in range(len(sigmas)) for draw in range(draws) for sign in (1, -1)
+    ])  # fmt: skip
+    each = torch.tensor(sigmas).repeat_interleave(2 * draws)
+    per_pass = latents.shape[1] * latents.shape[3] * latents.shape[4]
+    total = len(each) * num_clips
+    errors = []
+    for part in torch.arange(total).chunk(math.ceil(total * per_pass / pixels_at_once)):
+        sigma = upload(each[part // num_clips], device)
+        which, clip = upload(part // num_clips, device), upload(part % num_clips, device)
+        signed, clean, wide = noise[which], latents[clip], sigma[:, None, None, None, None]
+        prediction = backend.denoise(
+            (clean + wide * signed) / (1 + wide**2).sqrt(),
+            0.25 * sigma.log(),
+            Conditioned(clean, image_latents[clip], context[clip]),
+        )
+        error = (prediction.float() - velocity(clean, signed, wide))[:, 1:]
+        errors.append(error.square().mean((1, 2, 3, 4)))
+    return torch.cat(errors).view(len(sigmas), 2 * draws, num_clips).mean(1).T
+
+
+@torch.no_grad()
 def clip_gap(backend: Backend, images: Tensor, embeddings: Tensor, *, draws: int = 1, seed: int = 0) -> Tensor:
     """The noise gap [B, K] of clips [B, T, 3, H, W] in [-1, 1]: the mean over the windows of num_frames frames."""
     num_windows = images.shape[1] // backend.num_frames
-    gaps = []
-    for window in images[:, : num_windows * backend.num_frames].chunk(num_windows, dim=1):
+    windows = images[:, : num_windows * backend.num_frames].chunk(num_windows, dim=1)
+    if images.device.type != "cpu":
+        conditioned = backend.condition(torch.cat(windows), embeddings.repeat(num_windows, 1), seed=seed)
+        gaps = noise_gap_at_once(backend, conditioned, draws=draws, seed=seed)
+        return gaps.unflatten(0, (num_windows, len(images))).mean(0)
+    each = []
+    for window in windows:
         conditioned = backend.condition(window, embeddings, seed=seed)
-        gaps.append(
-            noise_gap(
-                partial(backend.denoise, conditioned=conditioned),
-                conditioned.latents,
-                draws=draws,
-                seed=seed,
-            )
-        )
-    return torch.stack(gaps).mean(0)
+        denoiser = partial(backend.denoise, conditioned=conditioned)
+        each.append(noise_gap(denoiser, conditioned.latents, draws=draws, seed=seed))
+    return torch.stack(each).mean(0)

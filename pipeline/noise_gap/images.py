@@ -7,14 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CPU = torch.device("cpu")
 
-def to_images(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on that device; a GPU takes it from pinned memory, and this does not wait for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_images(frames: np.ndarray, size: tuple[int, int], device: torch.device = CPU) -> Tensor:
     """Frames [B, T, H, W, 3] uint8 → images [B, T, 3, height, width] float32 in [-1, 1], bilinear with antialias."""
-    images = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2).float() / 127.5 - 1
+    images = scaled(upload(torch.from_numpy(np.ascontiguousarray(frames)), device).movedim(-1, 2))
     if images.shape[-2:] == size:
         return images
     resized = F.interpolate(images.flatten(0, 1), size=size, mode="bilinear", antialias=True, align_corners=False)
     return resized.unflatten(0, images.shape[:2])
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] → uint8, of which `scaled` is the inverse."""
+    return ((images + 1) * 127.5).round().to(torch.uint8)
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """Pixels uint8 → images float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
 
 
 def energies(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Protocol
@@ -18,8 +17,6 @@ from pipeline.rl.sac import Agent, Transitions, check_losses
 from pipeline.training.sources import Source
 
 WARM_UPS = 3  # updates before one is recorded, in which torch and its libraries allocate what they need
-KEPT_BYTES = 512 << 20
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MMAP_BYTES = -1, -3, 32 << 20  # of mallopt, and the most that it takes
 
 Losses = dict[str, list[float]]
 
@@ -43,7 +40,6 @@ def learner_of(
     shape, dtype = observations.shape[1:], observations.dtype
     num_actions, exponent = agent.num_actions, cfg.priority_exponent
     if agent.device.type == "cpu":
-        keep_freed_memory()
         buffer = ReplayBuffer(cfg.buffer_size, shape, dtype, num_actions=num_actions, priority_exponent=exponent)
         return ProcessorLearner(agent, source, buffer, batch_size=cfg.batch_size, rng=rng, generator=generator)
     replay = DeviceReplay(
@@ -187,11 +183,3 @@ class Recorded:
             with torch.cuda.graph(self._graph, stream=self._stream):
                 self._function()
             self._graph.replay()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse freed memory; it would return megabytes to the system and fetch them again at every update."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
