@@ -15,7 +15,7 @@ from pipeline.encoders import AuxiliaryHeads, MLPEncoder
 from pipeline.rl.device_replay import DeviceReplay
 from pipeline.rl.replay import Batch
 from pipeline.rl.sac import Agent, Noise, Transitions
-from pipeline.runs import load_checkpoint, load_metadata
+from pipeline.runs import load_checkpoint, load_metadata, save_checkpoint
 from pipeline.training.learner import DeviceLearner, Recorded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,6 +183,28 @@ def test_random_numbers_start_anew_where_the_device_had_others(tmp_path, monkeyp
     of_gpu = checkpoint["trainer"] | {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}
     trainer.load_state_dict(of_gpu, checkpoint["agent"], 7)
     assert trainer._generator.initial_seed() == cfg.seed + 8
+
+
+def test_a_run_that_was_begun_before_there_were_devices_continues(tmp_path, monkeypatch, kept):
+    cfg = sim_config(tmp_path, out=tmp_path / "whole")
+    train.run(cfg)
+    begun = cfg.model_copy(update={"out": tmp_path / "begun"})
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "CHECKPOINT_S", 0.0)
+        killed_after(90, patch, begun)
+    config = begun.out / "config.yaml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if "device" not in line))
+    checkpoint = load_checkpoint(begun.out / "last.pt")
+    del checkpoint["trainer"]["device"]
+    save_checkpoint(begun.out / "last.pt", checkpoint)
+    train.run(begun)
+    assert_same_run(tmp_path / "whole", begun.out)
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    with raises("gpu-missing"):
+        train.run(sim_config(tmp_path, device="cuda"))
+    train.run(sim_config(tmp_path))
 
 
 def test_a_run_of_an_earlier_version_keeps_all_moments(tmp_path):

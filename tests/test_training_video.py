@@ -105,6 +105,17 @@ def test_gradients_of_passes_that_are_computed_again_are_those_of_the_whole_batc
     assert kept_bytes[0] < 0.01 * kept_bytes[1], "of activations nothing is kept for the way back"
 
 
+@pytest.mark.parametrize("layers", ["layer4", "all"])
+def test_the_whole_encoder_moves_to_a_device(layers, embeddings):
+    """Tensors on the meta device do not mix with a processor's, so whatever stays behind is an error."""
+    encoder = clip_encoder(dataset.read_embeddings(embeddings), layers, 32).to("meta")
+    crops = torch.empty((3, 4, 32, 32, 3), dtype=torch.uint8, device="meta")
+    latents = encoder(encoder.inputs(crops))
+    assert latents.shape == (3, 128) and latents.device.type == "meta"
+    latents.sum().backward()
+    assert all(parameter.grad.device.type == "meta" for parameter in encoder.parameters())
+
+
 # Training
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+BLOCK = 1 << 12  # rows
 SHARE = 0.5  # of a device's free memory that an array may take
 
 
@@ -23,7 +24,10 @@ class DeviceRows:
             return
         free, _ = torch.cuda.mem_get_info(device) if device.type == "cuda" else (array.nbytes / SHARE, None)
         if array.nbytes <= SHARE * free:
-            self._table = torch.from_numpy(np.array(array)).to(device)
+            dtype = torch.from_numpy(np.array(array[:0])).dtype
+            self._table = torch.empty(array.shape, dtype=dtype, device=device)
+            for start in range(0, len(array), BLOCK):  # it may be mapped from the disk and exceed the host's memory
+                self._table[start : start + BLOCK] = torch.from_numpy(np.array(array[start : start + BLOCK])).to(device)
         else:
             logger.warning(
                 "%s take %.1f GB, more than half of the free %.1f GB of %s: they stay on the host and are uploaded in "

@@ -20,6 +20,7 @@ from pipeline.training.device_rows import DeviceRows
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 BATCH_CLIPS = 8
 BATCH_CLIPS_GPU = 64
 
@@ -36,7 +37,7 @@ class FrameCache:
     """
 
     def __init__(
-        self, folder: Path, data: dataset.Embeddings, rows: np.ndarray, *, frame_size: int, device: torch.device
+        self, folder: Path, data: dataset.Embeddings, rows: np.ndarray, *, frame_size: int, device: torch.device = CPU
     ):
         self.is_frozen = True  # until the encoder is fine-tuned
         self._device = device
