@@ -46,6 +46,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     av.logging.restore_default_callback()  # so that complaints reach stderr, as decord's do
     av.logging.set_libav_level(av.logging.ERROR)
+    gc.freeze()  # what was imported stays, and need not be looked through after each video
     send(connection, {"ready": True})
     while True:
         try:
