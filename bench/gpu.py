@@ -30,7 +30,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,9 +39,21 @@ import numpy as np
 import torch
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
-from pipeline import devices, encoders, extract, novelty, processes, simulate, synthetic, train
-from pipeline.config import EmbeddingsTrainConfig, ExtractConfig, NoveltyConfig, SimulateConfig
+from pipeline import devices, encoders, evaluate, extract, novelty, processes, simulate, synthetic, train
+from pipeline.config import (
+    EmbeddingsTrainConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    NoveltyConfig,
+    SimulateConfig,
+    VideoTrainConfig,
+)
 from pipeline.demo import FULL
+from pipeline.training.sources import open_source
+from pipeline.training.trainer import Trainer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from update import measure_update
 
 CLIP_LEN = 16
 PLAIN_BATCH = 8
@@ -72,14 +84,20 @@ class Size(NamedTuple):
     rendered: int = 96  # videos of dishes
     steps: int = 20  # clips of each
     novelty_videos: int = 120
-    sac_updates: int = 500
     svd_clips: int = 16
+    sac_rounds: int = 10  # of ten updates
+    episodes: int = FULL["logs_episodes"]
+    judged_episodes: int = FULL["episodes"]
+    judged_steps: int = FULL["eval_steps"]
+    fine_tuned: int = 8  # videos
     video_updates: int = 100
     processor_video_updates: int = 4
-    episodes: int = FULL["logs_episodes"]
 
 
-TINY = Size(8, 2, 70, 96, 8, 3, 6, 2, 1, 2, 1, 512)
+TINY = Size(
+    clips=8, videos=2, frames=70, height=96, rendered=16, steps=3, novelty_videos=6, svd_clips=1, sac_rounds=1,
+    episodes=300, judged_episodes=2, judged_steps=2, fine_tuned=6, video_updates=1, processor_video_updates=1,
+)  # fmt: skip
 
 
 class Bench:
@@ -231,23 +249,60 @@ def corpus_novelty(bench: Bench) -> dict[str, Any]:
     return {"seconds": round(seconds, 1), "clips": bench.size.novelty_videos * bench.size.steps}
 
 
+def sac(bench: Bench) -> dict[str, Any]:
+    return measure_update(bench.size.sac_rounds, bench.name)
+
+
 def demo(bench: Bench) -> dict[str, Any]:
     found = {}
     for device in dict.fromkeys((bench.name, "cpu")):
+        out = bench.folder / f"demo-{device}"
         cfg = EmbeddingsTrainConfig(
-            embeddings=bench.dishes, out=bench.folder / f"demo-{device}", episodes=bench.size.episodes,
-            centre=FULL["centre"], outcomes="logged", device=device,
+            embeddings=bench.dishes, out=out, episodes=bench.size.episodes, centre=FULL["centre"], outcomes="logged",
+            device=device,
         )  # fmt: skip
         started = time.perf_counter()
-        summary = train.run(cfg)
+        train.run(cfg)
+        seconds = time.perf_counter() - started
+        judged = evaluate.run(
+            EvaluateConfig(
+                run=out, episodes=bench.size.judged_episodes, steps=bench.size.judged_steps, device=bench.name
+            )
+        )
+        ratio, interval = judged["oracle_ratio"], judged["oracle_ratio_ci95"]
         found[device] = {
-            "seconds": round(time.perf_counter() - started, 1), "oracle_ratio": round(summary["oracle_ratio"], 4)
+            "seconds": round(seconds, 1), "oracle_ratio": round(ratio, 3), "ci95": [round(end, 3) for end in interval]
         }  # fmt: skip
     return found
 
 
+def updated(trainer: Trainer, updates: int) -> None:
+    for _ in range(updates):
+        trainer.learner.update()
+
+
+def video(bench: Bench) -> dict[str, Any]:
+    embeddings = bench.extracted(bench.size.fine_tuned, "fine-tuned")
+    rates = {}
+    for device in dict.fromkeys((bench.name, "cpu")):
+        cfg = VideoTrainConfig(
+            embeddings=embeddings, out=bench.folder / f"video-{device}", unfreeze_after=0, warmup_steps=64,
+            device=device,
+        )  # fmt: skip
+        rng = np.random.default_rng(0)
+        trainer = Trainer(cfg, open_source(cfg, rng), rng=rng)
+        while not trainer.is_learning:
+            trainer.step()
+        updated(trainer, 1)  # warms up
+        updates = bench.size.video_updates if device == bench.name else bench.size.processor_video_updates
+        rates[device] = updates / bench.seconds(partial(updated, trainer, updates))
+    over = rates[bench.name] / rates["cpu"]
+    return {"updates_per_s": {name: round(rate, 2) for name, rate in rates.items()}, "over_processor": round(over, 1)}
+
+
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "encoder": encoder, "extraction": extraction, "start": start, "novelty": corpus_novelty, "demo": demo,
+    "encoder": encoder, "extraction": extraction, "start": start, "novelty": corpus_novelty, "sac": sac, "demo": demo,
+    "video": video,
 }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Trainer:
         self._generator = torch.Generator(source.device).manual_seed(cfg.seed)
         self.agent = _new_agent(cfg, source, progress)
         self._observations = source.env.reset()
-        self._learner = learner_of(cfg, self.agent, source, self._observations, rng=rng, generator=self._generator)
+        self.learner = learner_of(cfg, self.agent, source, self._observations, rng=rng, generator=self._generator)
         if source.plan is not None and source.plan.transitions is not None:
             self._remember(source.plan.transitions)
         self.revenue_split = RevenueSplit(self._task)
@@ -54,7 +54,7 @@ class Trainer:
 
     @property
     def is_learning(self) -> bool:
-        return self._learner.replay.size >= self.cfg.warmup_steps
+        return self.learner.replay.size >= self.cfg.warmup_steps
 
     def step(self) -> list[dict[str, float]]:
         """Do one step of all environments and the updates due; returns the rows of episodes that ended."""
@@ -64,7 +64,7 @@ class Trainer:
         novelty = np.ones(cfg.num_envs) if self.source.novelty is None else self.source.novelty[observations]
         masks = np.ones(cfg.num_envs)  # a time limit is not terminal: the critic bootstraps through it
         self.steps += 1
-        self._learner.replay.add(Batch(observations, actions, rewards, masks, next_observations), novelty)
+        self.learner.replay.add(Batch(observations, actions, rewards, masks, next_observations), novelty)
         self.agent.observe_rewards(rewards)
         self._sums.add(rewards, actions, novelty)
         self._update()
@@ -77,7 +77,7 @@ class Trainer:
         logged = Batch(*(column[-self.cfg.buffer_size :] for column in logged))
         novelty = self.source.novelty
         weights = np.ones(len(logged.rewards)) if novelty is None else novelty[logged.observations]
-        self._learner.replay.add(logged, weights)
+        self.learner.replay.add(logged, weights)
         self.agent.observe_rewards(logged.rewards)
 
     def _act(self, observations: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ class Trainer:
             return self._random_actions(num_envs)
         actions = self.agent.act(self.source.look_up(observations), generator=self._generator)
         if not np.isfinite(actions).all():
-            self._learner.losses()  # says which, if a loss was not finite either
+            self.learner.losses()  # says which, if a loss was not finite either
         at_random = self._rng.random(num_envs) < self.cfg.random_actions  # keeps the critic trained on the whole range
         actions[at_random] = self._random_actions(int(at_random.sum()))
         return actions
@@ -106,15 +106,15 @@ class Trainer:
         self.agent.anneal(progress, final_entropy=cfg.final_entropy)
         while self._updates_due >= 1:
             self._updates_due -= 1
-            self._learner.update()
+            self.learner.update()
 
     def _close(self, truncated: np.ndarray) -> list[dict[str, float]]:
         """The rows of episodes that ended, up to `cfg.episodes`; updates λ and the error target."""
         work = self.source.env.workplace
         earned = work.worth()
-        losses = self._learner.losses()
+        losses = self.learner.losses()
         self._mean_losses |= {name: float(np.mean(losses[name])) for name in LOSSES if losses.get(name)}
-        self._learner.forget_losses()
+        self.learner.forget_losses()
         rows = []
         for i in np.flatnonzero(truncated)[: self.cfg.episodes - self.episode]:
             self.episode += 1
@@ -125,7 +125,7 @@ class Trainer:
                 "errors": work.errors[i],
                 "err_target": self._task.error_target.at(self.episode - 1),
                 "lambda_dual": work.lambda_dual,
-                "buffer_size": self._learner.replay.size,
+                "buffer_size": self.learner.replay.size,
                 **self._mean_losses,
                 **self._sums.means(i),
             }
@@ -157,10 +157,10 @@ class Trainer:
             "env": self.source.env.state_dict(),
             "workplace": self.source.env.workplace.state_dict(),
             "observations": self._observations,
-            "buffer": self._learner.replay.state_dict(),
+            "buffer": self.learner.replay.state_dict(),
             "revenue_split": self.revenue_split.state_dict(),
             "sums": self._sums.totals,
-            "losses": self._learner.losses(),
+            "losses": self.learner.losses(),
             "mean_losses": self._mean_losses,
             "updates_due": self._updates_due,
             "steps": self.steps,
@@ -184,10 +184,10 @@ class Trainer:
         self.source.env.load_state_dict(arrays["env"])
         self.source.env.workplace.load_state_dict(arrays["workplace"])
         self._observations = arrays["observations"]
-        self._learner.replay.load_state_dict(arrays["buffer"])
+        self.learner.replay.load_state_dict(arrays["buffer"])
         self.revenue_split.load_state_dict(arrays["revenue_split"])
         self._sums.totals = arrays["sums"]
-        self._learner.forget_losses(arrays["losses"])
+        self.learner.forget_losses(arrays["losses"])
         self._mean_losses, self._updates_due = arrays["mean_losses"], arrays["updates_due"]
         self.steps = arrays["steps"]
         self._rng.bit_generator.state = arrays["rng"]
