@@ -45,6 +45,7 @@ class SumTree:
     def __init__(self, capacity: int):
         self.depth = max(int(np.ceil(np.log2(capacity))), 0)
         self._nodes = np.zeros(2 << self.depth)  # the root is node 1, leaf i is node 2^depth + i
+        self._children = self._nodes.reshape(-1, 2)  # of each inner node
 
     @property
     def total(self) -> float:
@@ -59,7 +60,8 @@ class SumTree:
         self._nodes[nodes] = priorities
         for _ in range(self.depth):
             nodes = nodes >> 1  # repeated parents get the same sum twice: cheaper than np.unique
-            self._nodes[nodes] = self._nodes[2 * nodes] + self._nodes[2 * nodes + 1]
+            left, right = self._children.take(nodes, 0).T
+            self._nodes[nodes] = left + right
 
     def fill(self, priorities: np.ndarray) -> None:
         """Set the priorities [n] of the first n leaves and 0 elsewhere."""
@@ -75,12 +77,10 @@ class SumTree:
         nodes = np.ones(len(masses), np.int64)
         masses = masses.copy()
         for _ in range(self.depth):
-            nodes = nodes << 1
-            left = self._nodes[nodes]
-            # Never enter an empty right child, even after rounding.
-            right = (masses >= left) & (self._nodes[nodes + 1] > 0)
-            masses = np.where(right, masses - left, masses)
-            nodes += right
+            left, right = self._children.take(nodes, 0).T
+            goes_right = (masses >= left) & (right > 0)  # never into an empty right child, even after rounding
+            masses -= left * goes_right
+            nodes = 2 * nodes + goes_right
         return nodes - (1 << self.depth)
 
 
