@@ -28,7 +28,7 @@ SETTINGS = {
     HOW: (),  # all others
     WHERE: ("out", "to", "overwrite", "json"),
     CLUSTER: (
-        "launcher", "devices", "shards", "shard", "slurm_partition", "slurm_time", "slurm_gres", "slurm_cpus",
+        "device", "launcher", "devices", "shards", "shard", "slurm_partition", "slurm_time", "slurm_gres", "slurm_cpus",
         "no_wait",
     ),
     GENERAL: ("config", "help"),

@@ -75,8 +75,9 @@ def novelty(cfg: NoveltyConfig, *, progress: Progress | None = None) -> dict[str
     With devices, there is at least one shard per device, and all run on this machine.
     """
     gpus = visible_gpus(cfg.devices) if cfg.devices else []
+    device = "cuda" if gpus else cfg.device  # the only GPU that the process sees
     out = scoring.output(cfg)
-    cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus)), "out": out})
+    cfg = cfg.model_copy(update={"shards": max(cfg.shards, len(gpus)), "device": device, "out": out})
     scoring.check_output(cfg)  # errors are raised now, not in each shard
     corpus = scoring.find_corpus(cfg)
 

@@ -161,7 +161,7 @@ class ExtractConfig(Config):
 
 
 class MergeConfig(Config):
-    """Assemble the shards of an extraction or of novelty, or a training's seeds."""
+    """Assemble shards of extraction or novelty, or a run's seeds."""
 
     in_storage: ClassVar[frozenset[str]] = frozenset({"out"})
     out: Path = Field(
@@ -233,5 +233,7 @@ class NoveltyConfig(Config):
     def _shards_are_possible(self) -> NoveltyConfig:
         check_shards(self)
         if self.devices and self.device != "auto":
-            raise ValueError(f"--devices gives each process a GPU and --device {self.device} is another; drop either")
+            raise ValueError(
+                f"--devices runs one process on each GPU, --device {self.device} computes on one device; drop either"
+            )
         return self
