@@ -11,12 +11,11 @@ from raising import raises
 
 from pipeline import noise_gap
 from pipeline.errors import CorruptError
-from pipeline.noise_gap import corpus, scorer
+from pipeline.noise_gap import corpus, scorer, svd
 from pipeline.noise_gap.corpus import fit_codec
 from pipeline.noise_gap.detection import rank_correlation
 from pipeline.noise_gap.gap import noise_gap_at_once, preconditioning, velocity
 from pipeline.noise_gap.images import to_images, to_pixels
-from pipeline.noise_gap.svd import attend_to_one_token
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +160,7 @@ def test_attention_to_one_token_is_diffusers_own_without_queries(two_clips):
         expected = backend.denoise(noisy, 0.3, conditioned)
         short = copy.deepcopy(backend)
         unet = short._pipeline.unet
-        attend_to_one_token(unet)
+        svd.attend_to_one_token(unet)
         for name, module in unet.named_modules():
             if name.endswith("attn2"):
                 module.to_q.weight.fill_(math.nan)
@@ -294,6 +293,28 @@ def test_a_gpu_learns_and_ranks_like_the_processor_and_repeats_its_bits(clips):
     assert torch.equal(gaps[1], gaps[2])
     for one, other in zip(models[1].unet.parameters(), models[2].unet.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_unet_that_cannot_be_compiled_is_used_as_it_is_and_says_so(svd_folder, monkeypatch, caplog):
+    backend = noise_gap.load_svd(str(svd_folder))
+
+    def fail(*args, **options):
+        raise RuntimeError("\nno compiler found\nat length")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(svd, "noise_gap_at_once", fail)
+        assert not backend.compile((HEIGHT, WIDTH))
+    assert "the UNet is not compiled, and slower: no compiler found" in caplog.messages
+    assert backend._pipeline.unet._compiled_call_impl is None
+
+
+@pytest.mark.gpu
+def test_a_compiled_unet_gives_the_same_gap(svd_folder):
+    images = to_images(np.zeros((1, FRAMES, HEIGHT, WIDTH, 3), np.uint8), (HEIGHT, WIDTH), torch.device("cuda"))
+    backend = noise_gap.load_svd(str(svd_folder), device="cuda")
+    plain = noise_gap.clip_gap(backend, images, torch.zeros(1, 128, device="cuda"))
+    assert backend.compile((HEIGHT, WIDTH))
+    assert torch.allclose(noise_gap.clip_gap(backend, images, torch.zeros(1, 128, device="cuda")), plain, rtol=0.02)
 
 
 @pytest.mark.gpu

@@ -171,7 +171,7 @@ class ExtractConfig(Config):
 
 
 class MergeConfig(Config):
-    """Assemble the shards of an extraction or of novelty, or a training's seeds."""
+    """Assemble shards of extraction or novelty, or a run's seeds."""
 
     in_storage: ClassVar[frozenset[str]] = frozenset({"out"})
     out: Path = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from pipeline.errors import VtpError
 from pipeline.files import file_sha256
-from pipeline.noise_gap.gap import Conditioned, shared_noise
+from pipeline.noise_gap.gap import Conditioned, noise_gap_at_once, shared_noise
 from pipeline.noise_gap.quiet import quietly
 from pipeline.text_files import read_text
+
+logger = logging.getLogger(__name__)
 
 HUB_ID = "stabilityai/stable-video-diffusion-img2vid"
 NOISE_AUGMENTATION = 0.02
@@ -76,6 +79,24 @@ class SvdBackend:
             encoder_hidden_states=conditioned.context.to(dtype),
             added_time_ids=self._ids.expand(len(noisy), -1),
         ).sample
+
+    def compile(self, size: tuple[int, int], *, draws: int = 1) -> bool:
+        """Compile the UNet for frames of that height and width, which takes minutes; False if this machine cannot."""
+        unet = self._pipeline.unet
+        grid = [side // self._pipeline.vae_scale_factor for side in size]
+        latents = torch.zeros((1, self.num_frames, unet.config.out_channels, *grid), device=self.device)
+        context = torch.zeros((1, 1, unet.config.cross_attention_dim), device=self.device)
+        unet.compile(dynamic=False)
+        try:
+            noise_gap_at_once(self, Conditioned(latents, latents[:, 0], context), draws=draws)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # torch's own errors are of this kind, and so are those of its compilers
+            unet._compiled_call_impl = None
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            logger.warning("the UNet is not compiled, and slower: %s", reason[:200])
+            return False
+        return True
 
     def _encode(self, frames: Sequence[Tensor]) -> Tensor:
         """Latents [N, 4, h, w] of N images in batches [B, 3, H, W], or on a GPU in batches that fill it."""
