@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 
 import pytest
 from factories import write_video
@@ -47,23 +47,19 @@ def hand_out(ahead, queue, fail=lambda *args: pytest.fail("failed")):
 
 
 def test_local_files_come_in_order_whichever_is_hashed_first(paths, tmp_path, monkeypatch):
-    others_are_done = threading.Event()
-    left = len(paths[1:4])
+    may_end = threading.Event()
 
     def hash_first_last(path, **options):
-        nonlocal left
-        if path == paths[0]:
-            assert others_are_done.wait(10)
-        elif path in paths[1:4]:
-            left -= 1
-            if left == 0:
-                others_are_done.set()
+        assert path != paths[0] or may_end.wait(30)
         return file_sha256(path, **options)
 
     monkeypatch.setattr(fetching, "file_sha256", hash_first_last)
     queue = {path: [segment(path)] for path in paths}
     with Fetching(ledger(tmp_path, paths), {}, pytest.fail) as ahead:
         assert ahead.next(queue, is_urgent=False) is None  # it is not waited for
+        wait([ahead._under_way[path] for path in paths[1:4]])
+        assert ahead.next(queue, is_urgent=False) is None, "the first one is still being hashed"
+        may_end.set()
         found = [(path, [one.content for one in readings]) for path, readings in hand_out(ahead, queue)]
     assert found == [(path, [Content(sha256(path), (None, None))]) for path in paths]
 

@@ -17,7 +17,7 @@ from pipeline.extraction.shards import Ledger, Stamp
 from pipeline.files import file_sha256
 from pipeline.video import VideoError, check_file
 
-THREADS = 4
+AHEAD = 4  # files that are being fetched, or have been, while others are decoded; the cache holds them
 OF_ONE_FILE = {  # errors that concern one file only, and their codes in failures.jsonl
     "storage-missing": "missing",
     "storage-denied": "denied",
@@ -36,17 +36,19 @@ class Hashed(NamedTuple):
 
 
 class Fetching:
-    """Hands out files when they are fetched and hashed, local ones in the queue's order; `ahead` files are prepared.
+    """Hands out files when they are fetched and hashed, local ones in the queue's order.
+
+    At most `ahead` local files are hashed before they are handed out.
 
     A file whose contents are all in finished parts is not fetched, if the ledger knows the object's version.
     """
 
     def __init__(
-        self, ledger: Ledger, parts: Mapping[Content, object], news: Callable[[str], None], *, ahead: int = THREADS
+        self, ledger: Ledger, parts: Mapping[Content, object], news: Callable[[str], None], *, ahead: int = AHEAD
     ):
         self._ledger, self._parts, self._news = ledger, parts, news
-        self._ahead = max(ahead, THREADS)
-        self._threads = ThreadPoolExecutor(THREADS)
+        self._ahead = ahead
+        self._threads = ThreadPoolExecutor(AHEAD)
         self._stop = threading.Event()
         self._under_way: dict[Path, Future[Hashed]] = {}
 
@@ -59,14 +61,14 @@ class Fetching:
 
     def next(self, queue: Mapping[Path, Sequence[Segment]], *, is_urgent: bool) -> Path | None:
         """The first file of the queue that is available, or None; if `is_urgent`, wait for one."""
-        ahead = list(islice(queue, self._ahead))
-        fetched = [path for path in ahead if storage.url_of(path) is not None]
+        ahead = list(islice(queue, max(self._ahead, AHEAD)))
+        local = [path for path in ahead if storage.url_of(path) is None][: self._ahead]
+        fetched = [path for path in ahead if storage.url_of(path) is not None][:AHEAD]
         has_news = any(path not in self._under_way for path in fetched)
-        for path in ahead:
+        for path in (*local, *fetched):
             if path not in self._under_way:
                 self._under_way[path] = self._threads.submit(self._prepare, path, list(queue[path]))
-        first = next((path for path in ahead if path not in fetched), None)
-        under_way = {self._under_way[path]: path for path in ahead if path in fetched or path == first}
+        under_way = {self._under_way[path]: path for path in (*local[:1], *fetched)}
         must_wait = is_urgent and not any(future.done() for future in under_way)
         if fetched and (has_news or must_wait):
             self._news(f"fetching {', '.join(path.name for path in fetched)}")
