@@ -15,11 +15,12 @@ from raising import raises
 
 from pipeline import dataset, noise_gap, novelty, simulate
 from pipeline.config import MergeConfig, NoveltyConfig, NoveltyExperimentConfig, SimulateConfig
-from pipeline.dataset import manifest
+from pipeline.dataset import manifest, rereading
 from pipeline.errors import CorruptError, TryAgainError
 from pipeline.experiments import novelty_use as experiment
 from pipeline.extraction.shards import lock_path, parts_folder
 from pipeline.noise_gap import blocks, scorer
+from pipeline.noise_gap.detection import rank_correlation
 from pipeline.processes import this_process
 from pipeline.writer_lock import one_writer
 
@@ -142,6 +143,36 @@ def test_a_gpu_has_a_model_of_its_own(embeddings, scored, tmp_path):
         one = noise_gap.choose_scorer(config(embeddings), corpus, [], out, torch.device(device), lambda *_: None)
         names[device] = (one.name, one.arithmetic, one.batch_size)
     assert names == {"cpu": ("corpus", "cpu fp32", 8), "meta": ("corpus-meta", "meta fp32", 32)}
+
+
+class Elsewhere(str):
+    """The processor's memory by the name of another device, so that a run goes the way of a GPU's."""
+
+    type = "elsewhere"
+
+
+def test_a_run_on_another_device_reads_each_video_once_and_ranks_alike(embeddings, scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_CLIPS", 8)
+    monkeypatch.setattr(novelty.devices, "choose", lambda name: Elsewhere("cpu"))
+    hashed = []
+    check = rereading.check_unchanged
+    monkeypatch.setattr(
+        rereading, "check_unchanged", lambda path, sha256: hashed.append(path.name) or check(path, sha256)
+    )
+    out = tmp_path / "novelty.h5"
+    result = novelty.run(config(embeddings, out=out))
+    assert sorted(hashed) == [f"{k:04}.mp4" for k in range(6)]
+    ours, attrs = columns_of(out, embeddings)
+    theirs, _ = columns_of(embeddings.with_name("novelty.h5"), embeddings)
+    assert rank_correlation(ours["score"], theirs["score"]) > 0.9
+    np.testing.assert_allclose(ours["gap"], theirs["gap"], atol=0.05)
+    assert result["model"] == attrs["model"] == "corpus-elsewhere" and attrs["device"] == "elsewhere"
+    assert json.loads((tmp_path / "novelty.model" / "corpus.json").read_text())["device"] == "elsewhere"
+    part = tmp_path / "novelty.parts" / "block-8-8.h5"
+    before = part.read_bytes()
+    part.unlink()
+    novelty.run(config(embeddings, out=out))  # now the clips are not there from the training, but read for the block
+    assert part.read_bytes() == before and len(hashed) == 8
 
 
 def test_merge_scores_what_shards_measured_or_names_what_is_missing(embeddings, scored, tmp_path, monkeypatch):
