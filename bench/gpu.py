@@ -8,7 +8,8 @@ It needs no network and makes its own videos: copies of one of 720p in H.264, an
 - *start*: from the start of a process that extracts one video of warm files to its first clip in the encoder's queue,
   and to its end.
 - *novelty*: the corpus model fitted on 2,400 clips, and all of them scored.
-- *svd*: clips scored by Stable Video Diffusion at its real size, with random weights.
+- *svd*: clips scored by Stable Video Diffusion at its real size, with random weights, which needs a GPU; with
+  `--compile` also compiled, for some minutes more.
 - *sac*: an update with batches of 1,024 of 128-D embeddings, against Stable-Baselines3's on the same GPU, if installed.
 - *demo*: the demo's training on the GPU and on the processor: seconds, and ratio to the optimum.
 - *video*: `--source video` with R3D-18's last stage fine-tuned, updates on the GPU and on the processor.
@@ -39,7 +40,7 @@ import numpy as np
 import torch
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
-from pipeline import devices, encoders, evaluate, extract, novelty, processes, simulate, synthetic, train
+from pipeline import devices, encoders, evaluate, extract, noise_gap, novelty, processes, simulate, synthetic, train
 from pipeline.config import (
     EmbeddingsTrainConfig,
     EvaluateConfig,
@@ -57,6 +58,7 @@ from update import measure_update
 
 CLIP_LEN = 16
 PLAIN_BATCH = 8
+SVD_SIZE = (320, 576)
 FIRST_CLIP = """
 import sys, time
 from pathlib import Path
@@ -77,14 +79,13 @@ if __name__ == "__main__":
 
 
 class Size(NamedTuple):
-    clips: int = 2048  # that the encoder takes at a time
+    clips: int = 1024  # that the encoder takes at a time
     videos: int = 64
-    frames: int = 960  # of each video, at 30 a second: 30 clips
+    frames: int = 640  # of each video, at 30 a second: 20 clips
     height: int = 720
-    rendered: int = 96  # videos of dishes
+    rendered: int = 120  # videos of dishes
     steps: int = 20  # clips of each
-    novelty_videos: int = 120
-    svd_clips: int = 16
+    svd_clips: int = 8
     sac_rounds: int = 10  # of ten updates
     episodes: int = FULL["logs_episodes"]
     judged_episodes: int = FULL["episodes"]
@@ -95,7 +96,7 @@ class Size(NamedTuple):
 
 
 TINY = Size(
-    clips=8, videos=2, frames=70, height=96, rendered=16, steps=3, novelty_videos=6, svd_clips=1, sac_rounds=1,
+    clips=8, videos=2, frames=70, height=96, rendered=16, steps=3, svd_clips=1, sac_rounds=1,
     episodes=300, judged_episodes=2, judged_steps=2, fine_tuned=6, video_updates=1, processor_video_updates=1,
 )  # fmt: skip
 
@@ -103,8 +104,8 @@ TINY = Size(
 class Bench:
     """The device, the sizes, and what parts share."""
 
-    def __init__(self, device: str, size: Size, folder: Path):
-        self.name, self.size, self.folder = device, size, folder
+    def __init__(self, device: str, size: Size, folder: Path, *, compiles: bool):
+        self.name, self.size, self.folder, self.compiles = device, size, folder, compiles
         self.device = devices.choose(device)
         self.has_gpu = self.device.type == "cuda"
 
@@ -233,7 +234,7 @@ def start(bench: Bench) -> dict[str, Any]:
     script = bench.folder / "first_clip.py"
     script.write_text(FIRST_CLIP)
     rows = []
-    for number in range(4):
+    for number in range(3):
         began = time.time()
         command = [sys.executable, str(script), str(source), str(bench.folder / f"one-{number}.h5"), bench.name]
         times = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -243,10 +244,63 @@ def start(bench: Bench) -> dict[str, Any]:
 
 
 def corpus_novelty(bench: Bench) -> dict[str, Any]:
-    embeddings = bench.extracted(bench.size.novelty_videos, "novelty")
-    cfg = NoveltyConfig(embeddings=embeddings, model="corpus", device=bench.name)
+    cfg = NoveltyConfig(embeddings=bench.dishes, model="corpus", device=bench.name)
     seconds = bench.seconds(lambda: novelty.run(cfg))
-    return {"seconds": round(seconds, 1), "clips": bench.size.novelty_videos * bench.size.steps}
+    return {"seconds": round(seconds, 1), "clips": bench.size.rendered * bench.size.steps}
+
+
+def svd(bench: Bench) -> dict[str, Any]:
+    backend = random_svd(bench.device)
+    images = torch.rand(1, CLIP_LEN, 3, *SVD_SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images, embeddings = images.to(bench.device), torch.zeros(1, 128, device=bench.device)
+
+    def scored(count: int) -> None:
+        for _ in range(count):
+            noise_gap.clip_gap(backend, images, embeddings)
+
+    found: dict[str, Any] = {}
+    for how in ("as it is", *(["compiled"] if bench.compiles else [])):
+        if how == "compiled":
+            found["compile_s"] = round(bench.seconds(partial(backend.compile, SVD_SIZE)), 1)
+        scored(1)  # warms up
+        rate = bench.size.svd_clips / bench.seconds(partial(scored, bench.size.svd_clips))
+        found[how] = {"clips_per_s": round(rate, 2)}
+    peak = torch.cuda.max_memory_allocated(bench.device) if bench.has_gpu else 0
+    return found | {"peak_gb": round(peak / 1e9, 1)}
+
+
+def random_svd(device: torch.device) -> noise_gap.SvdBackend:
+    """Stable Video Diffusion at its published size, with random weights in fp16 that are made on the device."""
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    scheduler, before = EulerDiscreteScheduler(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device(device):
+            pipeline = StableVideoDiffusionPipeline(
+                vae=AutoencoderKLTemporalDecoder(
+                    down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512),
+                    layers_per_block=2, latent_channels=4, sample_size=768,
+                ),
+                image_encoder=CLIPVisionModelWithProjection(
+                    CLIPVisionConfig(
+                        hidden_size=1280, intermediate_size=5120, projection_dim=1024, num_hidden_layers=32,
+                        num_attention_heads=16, patch_size=14, image_size=224, hidden_act="gelu",
+                    )
+                ),
+                unet=UNetSpatioTemporalConditionModel(num_frames=14, sample_size=96),
+                scheduler=scheduler,
+                feature_extractor=CLIPImageProcessor(size=224, crop_size=224),
+            )  # fmt: skip
+    finally:
+        torch.set_default_dtype(before)
+    return noise_gap.SvdBackend(pipeline, "random", device=device)
 
 
 def sac(bench: Bench) -> dict[str, Any]:
@@ -301,7 +355,7 @@ def video(bench: Bench) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "encoder": encoder, "extraction": extraction, "start": start, "novelty": corpus_novelty, "sac": sac, "demo": demo,
+    "encoder": encoder, "extraction": extraction, "start": start, "novelty": corpus_novelty, "svd": svd, "sac": sac, "demo": demo,
     "video": video,
 }  # fmt: skip
 
@@ -310,16 +364,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="run all parts small, to test this script")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--compile", action="store_true", help="also measure SVD compiled")
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     options = parser.parse_args()
     began = time.perf_counter()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.device, TINY if options.tiny else Size(), Path(folder))
+        bench = Bench(options.device, TINY if options.tiny else Size(), Path(folder), compiles=options.compile)
         result: dict[str, Any] = {
             "device": devices.name_of(bench.device), "torch": torch.__version__, "cores": processes.num_processors()
         }  # fmt: skip
-        for name in options.only:
+        for name in options.only or [name for name in PARTS if bench.has_gpu or name != "svd"]:
             started = time.perf_counter()
             try:
                 result[name] = PARTS[name](bench)

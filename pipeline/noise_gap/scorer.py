@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import processes
 from pipeline.noise_gap.blocks import Batch, Block, Corpus, read_clips, read_in_parallel
 from pipeline.noise_gap.gap import SIGMAS, Backend, clip_gap
 from pipeline.noise_gap.images import energies, scaled, thumbnails, to_images, to_pixels
-from pipeline.video import FRAME_SIZE
+from pipeline.video import FRAME_SIZE, num_decoders
 
 THUMBNAIL = (8, 8)
 KEPT_BYTES = 4 << 30  # of clips read to train on, kept on a GPU until they are measured
@@ -137,7 +136,7 @@ def read_pixels(
         )  # fmt: skip
     else:
         batches = read_in_parallel(
-            corpus, blocks, num_readers=max(1, processes.num_processors() - 1), frame_size=frame_size, wanted=wanted,
+            corpus, blocks, num_readers=num_decoders(on_gpu=True), frame_size=frame_size, wanted=wanted,
             batch_size=batch_size,
         )  # fmt: skip
     for rows, frames in batches:
