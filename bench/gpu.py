@@ -355,8 +355,8 @@ def video(bench: Bench) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "encoder": encoder, "extraction": extraction, "start": start, "novelty": corpus_novelty, "svd": svd, "sac": sac, "demo": demo,
-    "video": video,
+    "encoder": encoder, "extraction": extraction, "start": start, "novelty": corpus_novelty, "svd": svd, "sac": sac,
+    "demo": demo, "video": video,
 }  # fmt: skip
 
 
