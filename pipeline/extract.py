@@ -277,10 +277,12 @@ def extract_videos(
                         storage.release(video.entry.path)
                         for entry in waiting.pop(sha256, []):
                             queue.setdefault(entry.path, []).append(entry)
-    finally:  # keep finished work, also after Ctrl-C
-        writer.close()
-        record_done()
-        ledger.write()
+    finally:  # keep finished work, also after Ctrl-C and if the encoder fails
+        try:
+            writer.close()
+        finally:
+            record_done()
+            ledger.write()
     return num_decoded
 
 
