@@ -39,7 +39,8 @@ def choose(device: str = "auto") -> torch.device:
             f"--device {device}: torch sees GPUs 0 to {count - 1} here; choose from those, or --device cpu",
             code="gpu-missing",
         )
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.cuda.set_device(chosen)
     logger.info("computing on %s, %s", chosen, name_of(chosen))
     return chosen

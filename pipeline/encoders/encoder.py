@@ -76,10 +76,17 @@ class Encoder:
 
     def _on_gpu(self, clips: Tensor) -> Tensor:
         shape = tuple(clips.shape[1:])
-        if self._gpu_passes is None or self._gpu_passes.clip_shape != shape:
-            self._gpu_passes = None  # frees its memory first
-            self._gpu_passes = GpuPasses(self._forward, shape, self._device, is_capturable=self._is_capturable)
-        return self._gpu_passes.features(clips)
+        try:
+            if self._gpu_passes is None or self._gpu_passes.clip_shape != shape:
+                self._gpu_passes = None  # frees its memory first
+                self._gpu_passes = GpuPasses(self._forward, shape, self._device, is_capturable=self._is_capturable)
+            return self._gpu_passes.features(clips)
+        except torch.OutOfMemoryError as error:
+            raise VtpError(
+                f"{self.device} has too little memory for {pass_clips(shape)} clips of {shape[0]} frames; end other "
+                "programs that use it, choose another --device, or shorten --clip-len",
+                code="gpu-memory",
+            ) from error
 
 
 def load_encoder(
