@@ -6,6 +6,8 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VtpError
@@ -50,6 +52,17 @@ def name_of(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Within the block, a VtpError with this remedy if the GPU's memory does not suffice."""
+    import torch  # takes a second
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise VtpError(f"the GPU has too little memory for this; {remedy}", code="gpu-memory") from error
 
 
 @functools.cache

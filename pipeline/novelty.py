@@ -57,13 +57,8 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
         for place, name in ((folder, None), *((out.parent, path.name) for path in written(out))):
             remove_leftovers(place, name)
         save_config(settings_path(out), portable(cfg))
-        try:
+        with devices.enough_memory("lower --batch-size or --resolution"):
             return _run(cfg, corpus, shard, out, device, lock, progress, started_s)
-        except torch.OutOfMemoryError as error:
-            raise VtpError(
-                f"{devices.name_of(device)} has too little memory for this; lower --batch-size or --resolution",
-                code="gpu-memory",
-            ) from error
 
 
 def output(cfg: NoveltyConfig) -> Path:

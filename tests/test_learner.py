@@ -220,6 +220,18 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     train.run(sim_config(tmp_path))
 
 
+def test_too_little_memory_of_a_gpu_is_one_line(tmp_path, monkeypatch):
+    """Only a GPU's allocator raises this."""
+
+    def out_of_memory(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.Trainer, "step", out_of_memory)
+    with raises("gpu-memory") as caught:
+        train.run(sim_config(tmp_path))
+    assert "lower --batch-size or --buffer-size" in str(caught.value)
+
+
 def test_a_run_of_an_earlier_version_keeps_all_moments(tmp_path):
     """Its temperature had an optimiser of its own."""
     agent = new_agent()
