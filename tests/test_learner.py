@@ -14,10 +14,11 @@ from torch import nn
 
 from pipeline import train, training
 from pipeline.encoders import AuxiliaryHeads, MLPEncoder
+from pipeline.experiments.retrain import Retrainer
 from pipeline.rl.device_replay import DeviceReplay
 from pipeline.rl.replay import Batch
 from pipeline.rl.sac import Agent, Noise, Transitions
-from pipeline.runs import load_checkpoint, load_metadata, save_checkpoint
+from pipeline.runs import RunDirectory, load_checkpoint, load_metadata, save_checkpoint
 from pipeline.training.learner import DeviceLearner, Recorded, keep_freed_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -185,6 +186,15 @@ def test_a_run_continues_on_another_device_with_a_warning(on_device, tmp_path, m
     assert "was started on cpu and continues on NVIDIA H200: it ends differently" in caplog.text
     assert load_metadata(cfg.out).provenance["device"] == "cpu, then NVIDIA H200"
     assert summary["provenance"]["device"] == "cpu, then NVIDIA H200"
+
+
+def test_retraining_reads_the_losses_of_its_last_updates(on_device, tmp_path, monkeypatch):
+    cfg = sim_config(tmp_path)
+    train.run(cfg)
+    retrainer = Retrainer(RunDirectory(cfg.out))
+    monkeypatch.setattr(Agent, "observe_rewards", lambda self, rewards: self.reward_mean.fill_(math.nan))
+    with raises("loss-not-finite"):
+        retrainer.retrain(retrainer.model, updates=0, seed=0)  # the first are in the last step
 
 
 def test_random_numbers_start_anew_where_the_device_had_others(tmp_path, monkeypatch, kept):
