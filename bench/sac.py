@@ -135,8 +135,8 @@ def train_ours(cfg: SimTrainConfig) -> Judge:
     """Run `vtp train`, judged at each of its own validations."""
     open_source = train.open_source
 
-    def open_judged_source(cfg: SimTrainConfig, rng: np.random.Generator) -> Any:
-        source = open_source(cfg, rng)
+    def open_judged_source(cfg: SimTrainConfig, rng: np.random.Generator, **options: Any) -> Any:
+        source = open_source(cfg, rng, **options)
 
         def judged(agent: Agent, model: OutcomeModel, draws: int, rng: np.random.Generator) -> Any:
             judge(agent)
@@ -168,7 +168,7 @@ def measure_wall(seeds: list[int], settings: dict[str, str], max_episodes: int) 
     rows, ours_s, sb3_s = [], [], []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            cfg = SimTrainConfig(out=Path(folder) / "run", seed=seed, **settings)
+            cfg = SimTrainConfig(**{"out": Path(folder) / "run", "seed": seed, "device": "cpu", **settings})
             ours = train_ours(cfg)
         theirs = train_sb3(cfg, max_episodes)
         ours_s.append(ours.reached_s())

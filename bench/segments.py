@@ -31,7 +31,7 @@ class PixelEncoder:
 
     backbone, weights, weights_sha256, precision, arithmetic = "pixels", "random:0", "0" * 64, "fp32", 1
     transform, feature_dim, batch_size, frame_size, num_frames = "none", 512, 8, (128, 171), None
-    device, on_gpu = "cpu", False
+    device, gpu = "cpu", None
 
     def features(self, clips: np.ndarray) -> np.ndarray:
         return clips[:, ::5, ::16, ::8].reshape(len(clips), -1)[:, :512].astype(np.float32)

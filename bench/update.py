@@ -149,7 +149,7 @@ def run_round(device: str) -> tuple[float, float]:
     started = time.perf_counter()
     replay_s = sum(_update() for _ in range(UPDATES_A_ROUND))
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return (time.perf_counter() - started) / UPDATES_A_ROUND, replay_s / UPDATES_A_ROUND
 
 

@@ -6,6 +6,8 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VtpError
@@ -39,7 +41,8 @@ def choose(device: str = "auto") -> torch.device:
             f"--device {device}: torch sees GPUs 0 to {count - 1} here; choose from those, or --device cpu",
             code="gpu-missing",
         )
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.cuda.set_device(chosen)
     logger.info("computing on %s, %s", chosen, name_of(chosen))
     return chosen
@@ -50,6 +53,17 @@ def name_of(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Within the block, a VtpError with this remedy if the GPU's memory does not suffice."""
+    import torch  # takes a second
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise VtpError(f"the GPU has too little memory for this; {remedy}", code="gpu-memory") from error
 
 
 @functools.cache

@@ -93,8 +93,6 @@ def run(cfg: ExtractConfig, *, progress: Progress = lambda done, total, text: No
 def run_shard(
     cfg: ExtractConfig, shard: int, inputs: Inputs, decoders: DecoderPool[Reading], progress: Progress
 ) -> ExtractResult:
-    import torch
-
     from pipeline import encoders
 
     encoder = encoders.load_encoder(
@@ -106,13 +104,11 @@ def run_shard(
             "clips have %d frames and %s takes %d: frames are repeated; --clip-len %d shows each once",
             cfg.clip_len, encoder.backbone, encoder.num_frames, encoder.num_frames,
         )  # fmt: skip
-    gpu = torch.cuda.current_device() if encoder.on_gpu else None
-    nvdec = choose_nvdec(cfg.decoder, verify=cfg.verify, gpu=gpu)
-    decoders.grow(num_decoders(on_gpu=encoder.on_gpu), nvdec)
+    nvdec = choose_nvdec(cfg.decoder, verify=cfg.verify, gpu=encoder.gpu)
+    decoders.grow(num_decoders(on_gpu=encoder.gpu is not None), nvdec)
     folder, settings = parts_folder(cfg.out), feature_settings(cfg, encoder)
-    shared = json.dumps(
-        [[(entry.video_id, entry.span) for entry in inputs.entries], cfg.shards, settings]
-    )  # must be equal for all shards
+    ids = [(entry.video_id, entry.span) for entry in inputs.entries]
+    shared = json.dumps([ids, cfg.shards, settings])  # must be equal for all shards
     with one_writer(shards.lock_path(folder, cfg.shards, shard), cfg.out, settings=shared) as lock:
         parts = finished_contents(folder, settings)
         remove_leftovers(folder)
@@ -277,10 +273,12 @@ def extract_videos(
                         storage.release(video.entry.path)
                         for entry in waiting.pop(sha256, []):
                             queue.setdefault(entry.path, []).append(entry)
-    finally:  # keep finished work, also after Ctrl-C
-        writer.close()
-        record_done()
-        ledger.write()
+    finally:  # keep finished work, also after Ctrl-C and if the encoder fails
+        try:
+            writer.close()
+        finally:
+            record_done()
+            ledger.write()
     return num_decoded
 
 

@@ -25,7 +25,7 @@ from pipeline.dataset import manifest
 from pipeline.encoders import one_thread
 from pipeline.errors import CorruptError, TryAgainError, VtpError
 from pipeline.extraction.shards import lock_path, parts_folder, settings_path, shard_number, split_by_cost
-from pipeline.files import check_file_place, remove_leftovers, save_config
+from pipeline.files import check_file_place, remove_leftovers, save_config, write_json
 from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, settings_of
 from pipeline.noise_gap import Block, Corpus, Scorer, model_folder, split_blocks
 from pipeline.tasks import EPISODE_STEPS
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 SHARED = {"shards", "reference", "model", "draws", "resolution", "updates", "seed"}  # settings equal in all shards
 PART_SETTINGS = ("corpus_sha256", "model_sha256", "arithmetic", "draws", "seed", "height", "width")
-NOTES = ("model", "model_why", "device")  # of the shard that wrote the part
+NOTES = ("model", "model_why", "device")  # of one shard
 
 
 def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: None) -> dict[str, Any]:
@@ -57,13 +57,8 @@ def run(cfg: NoveltyConfig, *, progress: Progress = lambda done, total, text: No
         for place, name in ((folder, None), *((out.parent, path.name) for path in written(out))):
             remove_leftovers(place, name)
         save_config(settings_path(out), portable(cfg))
-        try:
+        with devices.enough_memory("lower --batch-size or --resolution"):
             return _run(cfg, corpus, shard, out, device, lock, progress, started_s)
-        except torch.OutOfMemoryError as error:
-            raise VtpError(
-                f"{devices.name_of(device)} has too little memory for this; lower --batch-size or --resolution",
-                code="gpu-memory",
-            ) from error
 
 
 def output(cfg: NoveltyConfig) -> Path:
@@ -102,6 +97,7 @@ def _run(
         "draws": cfg.draws, "seed": cfg.seed, "height": scorer.size[0], "width": scorer.size[1],
     }  # fmt: skip
     notes = {"model": scorer.name, "model_why": scorer.why, "device": devices.name_of(device)}
+    write_json(measures_path(out), {"asked": asked(cfg)} | settings | notes)
     missing = [block for block in mine if read_block(out, block, settings) is None]
     measure_blocks(cfg, corpus, scorer, missing, out, settings | notes, progress)
     lock.check()
@@ -125,9 +121,8 @@ def merge(cfg: MergeConfig) -> dict[str, Any]:
     if corpus.reference.sum() < noise_gap.MIN_FOR_SCORES:
         return write_ones(saved, corpus, cfg.out, started_s)
     blocks = list(split_blocks(corpus))
-    found = [part_attrs(cfg.out, block, corpus, saved) for block in blocks]
-    attrs = next(filter(None, found), {})
-    settings = {name: attrs[name] for name in PART_SETTINGS if attrs}
+    chosen = chosen_measures(cfg.out, corpus, saved)
+    settings = {name: chosen[name] for name in PART_SETTINGS if chosen}
     parts = [read_block(cfg.out, block, settings) if settings else None for block in blocks]
     if lacking := [owner for owner, part in zip(owners(saved, blocks), parts, strict=True) if part is None]:
         shard = "" if saved.shards == 1 else f" --shard {min(lacking)}"
@@ -136,22 +131,32 @@ def merge(cfg: MergeConfig) -> dict[str, Any]:
             f"run: vtp novelty --config {shlex.quote(str(settings_path(cfg.out)))}{shard}",
             code="shard-incomplete",
         )
-    notes = {name: attrs[name] for name in NOTES}
+    notes = {name: chosen[name] for name in NOTES}
     return write_measured(saved, corpus, [part for part in parts if part], settings | notes, cfg.out, started_s)
 
 
 def blocks_measured(cfg: NoveltyConfig, corpus: Corpus) -> tuple[int, int]:
     """Number of blocks that shards have measured with these settings, and of all blocks."""
-    blocks = list(split_blocks(corpus))
-    return sum(bool(part_attrs(output(cfg), block, corpus, cfg)) for block in blocks), len(blocks)
+    out, blocks = output(cfg), list(split_blocks(corpus))
+    if not (chosen := chosen_measures(out, corpus, cfg)):
+        return 0, len(blocks)
+    found = [dataset.root_attrs(block_path(out, block)) for block in blocks]
+    return sum(all(attrs.get(name) == chosen[name] for name in PART_SETTINGS) for attrs in found), len(blocks)
 
 
-def part_attrs(out: Path, block: Block, corpus: Corpus, cfg: NoveltyConfig) -> dict[str, Any]:
-    """The attributes of a block's part; empty if it is missing or of other clips, draws or noise."""
-    attrs = dataset.root_attrs(block_path(out, block))
-    wanted = {"corpus_sha256": corpus.sha256, "draws": cfg.draws, "seed": cfg.seed}
-    is_wanted = all(attrs.get(name) == value for name, value in wanted.items())
-    return attrs if is_wanted and attrs.keys() >= {*PART_SETTINGS, *NOTES} else {}
+def chosen_measures(out: Path, corpus: Corpus, cfg: NoveltyConfig) -> dict[str, Any]:
+    """What the shards of `out` chose to measure with, for these settings; empty if none has chosen yet."""
+    try:
+        chosen = json.loads(read_text(measures_path(out)))
+    except (OSError, ValueError):
+        return {}
+    is_for_these = {"asked": asked(cfg), "corpus_sha256": corpus.sha256}.items() <= chosen.items()
+    return chosen if is_for_these and chosen.keys() >= {*PART_SETTINGS, *NOTES} else {}
+
+
+def asked(cfg: NoveltyConfig) -> dict[str, Any]:
+    """The settings that decide how clips are measured."""
+    return portable(cfg).model_dump(mode="json", include=SHARED - {"shards"} | {"device"})
 
 
 def owners(cfg: NoveltyConfig, blocks: Sequence[Block]) -> list[int]:
@@ -225,6 +230,11 @@ def _clips_of_manifest(data: dataset.Embeddings, cfg: NoveltyConfig) -> np.ndarr
 def written(out: Path) -> tuple[Path, ...]:
     """The files of a finished run: weights, settings and the corpus model."""
     return out, out.with_suffix(".yaml"), model_folder(out)
+
+
+def measures_path(out: Path) -> Path:
+    """Path of what the newest shard chose to measure with, beside the parts."""
+    return parts_folder(out) / "measures.json"
 
 
 def block_path(out: Path, block: Block) -> Path:

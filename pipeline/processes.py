@@ -19,7 +19,6 @@ CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 SAFE_PATH = "PYTHONSAFEPATH"  # keeps the working folder out of sys.path
 
-
 _most_processors: int | None = None
 
 
@@ -84,8 +83,17 @@ def available_memory() -> int | None:
             limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
         except (OSError, ValueError):  # no limit ("max" in the file)
             continue
-        available = min(available, max(limit - used, 0))
+        available = min(available, max(limit - used + _file_cache(folder), 0))
     return available
+
+
+def _file_cache(cgroup: Path) -> int:
+    """Bytes that the cgroup uses for files that were read, which the kernel gives up when memory is needed."""
+    try:
+        rows = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        return int(rows["active_file"]) + int(rows["inactive_file"])
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 class ProcessIdentity(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline import devices
 from pipeline.callable_stage import make_callable
 from pipeline.config import TrainConfig
 from pipeline.errors import TryAgainError, VtpError
@@ -47,7 +48,8 @@ def run(cfg: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]
     tell = progress or _no_progress
     tell(0, 1, "inputs")
     check(cfg)
-    with one_writer(RunDirectory(cfg.out).lock, cfg.out) as lock:
+    remedy = "lower --batch-size or --buffer-size, or use --device cpu"
+    with one_writer(RunDirectory(cfg.out).lock, cfg.out) as lock, devices.enough_memory(remedy):
         return _run(cfg, tell, lock)
 
 
@@ -153,16 +155,16 @@ def _run(cfg: TrainConfig, tell: Progress, lock: WriterLock) -> dict[str, Any]:
 
 def _continued(before: Provenance, now: Provenance) -> Provenance:
     """The provenance of a resumed run; it names each device that the run has been on, in order."""
-    devices = str(before.get("device", "cpu")).split(", then ")
-    if devices[-1] != now["device"]:
+    names = str(before.get("device", "cpu")).split(", then ")
+    if names[-1] != now["device"]:
         logger.warning(
             "the run was started on %s and continues on %s: it ends differently from an uninterrupted one, because "
             "arithmetic and random numbers differ between devices",
-            devices[-1], now["device"],
+            names[-1], now["device"],
         )  # fmt: skip
-        devices.append(str(now["device"]))
+        names.append(str(now["device"]))
     places_now = {name: now[name] for name in PLACES if name in now}
-    return before | places_now | {"device": ", then ".join(devices)}
+    return before | places_now | {"device": ", then ".join(names)}
 
 
 def _remove_evaluations(run: RunDirectory) -> None:

@@ -8,7 +8,7 @@ class PixelEncoder:
 
     backbone, weights, weights_sha256, precision, device = "pixels", "random:0", "0" * 64, "fp32", "cpu"
     transform, feature_dim, batch_size = "none", 512, 4
-    frame_size, arithmetic, num_frames, on_gpu = (128, 171), 1, None, False
+    frame_size, arithmetic, num_frames, gpu = (128, 171), 1, None, None
 
     def __init__(self):
         self.batches = []

@@ -229,4 +229,6 @@ def test_experiments_price_work_as_the_evaluation_did(tmp_path):
     summary = evaluate.run(EvaluateConfig(run=tmp_path / "run", task=str(dearer)))
     model, steps = run_outcomes(RunDirectory(tmp_path / "run"))
     assert model.task.name == summary["task"] == "dearer"
-    assert expected_profit(model, steps).mean() == pytest.approx(summary["profit_mean"], rel=1e-9)
+    assert expected_profit(model, steps).mean() == pytest.approx(
+        summary["profit_mean"], rel=1e-6
+    )  # steps have six digits

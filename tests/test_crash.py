@@ -57,6 +57,7 @@ def extract_or_die(cfg, die_at):
     """A video a part. Killed as it opens a temporary file, and as it renames it: the first time, the second, ..."""
     encoders.load_encoder = lambda *args, **kwargs: PixelEncoder()
     parts.PART_VIDEOS = 1
+    parts.BATCHES_AHEAD = 0
     left = die_at
 
     def hook(event, args):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,31 @@ def test_without_any_weight_nothing_can_be_drawn():
         replay.check()
     with raises("buffer-too-small"):
         replay.add(Batch(*(np.zeros(5) for _ in Batch._fields)), np.ones(5))
+
+
+def test_errors_that_are_not_finite_lead_no_draw_out_of_the_replay():
+    """Losses are read later, and end the training."""
+    replay = DeviceReplay(5, (), np.int64, num_actions=1, priority_exponent=1.0, device=CPU)
+    rows = np.arange(5)
+    replay.add(Batch(rows, np.zeros((5, 1)), rows, np.ones(5), rows), np.ones(5))
+    for errors in ([math.nan] * 5, [math.inf] * 5, [math.nan, math.inf, 1.0, 0.0, math.nan]):
+        replay.update_priorities(torch.arange(5), torch.tensor(errors))
+        assert (replay.state_dict()["priorities"] >= 0).all()
+        _, slots, _, _ = replay.sample(torch.rand(64, dtype=torch.float64))
+        assert int(slots.min()) >= 0 and int(slots.max()) < 5
+
+
+def test_a_state_replaces_all_that_was_there():
+    replay = DeviceReplay(4, (), np.int64, num_actions=1, priority_exponent=1.0, device=CPU)
+    rows = np.arange(2)
+    batch = Batch(rows, np.zeros((2, 1)), rows, np.ones(2), rows)
+    replay.add(batch, np.zeros(2))
+    state = replay.state_dict() | {"novelty": np.zeros(2, np.float32)}
+    replay.add(batch, np.ones(2))
+    replay.check()
+    replay.load_state_dict(state)
+    with raises("weights-all-zero"):
+        replay.check()
 
 
 def test_drawing_and_priorities_wait_for_nothing():

@@ -20,6 +20,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
         monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
 
     return see
 
@@ -37,7 +38,8 @@ def test_auto_is_the_first_gpu_or_else_the_processor(gpus, count, name, chosen):
     assert str(device) == chosen
     is_gpu = chosen != "cpu"
     assert devices.name_of(device) == (f"card {chosen[-1]}" if is_gpu else "cpu")
-    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == (is_gpu, not is_gpu)
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    assert (cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32) == (is_gpu, not is_gpu, not is_gpu)
 
 
 @pytest.mark.parametrize(

@@ -528,7 +528,7 @@ def test_over_a_range_the_elasticity_of_a_power_is_its_exponent():
 class OracleRetrainer:
     """Retrains to the oracle's action, to test the calls of a retrainer and the use of its results."""
 
-    held_out = "invented data"
+    held_out, device = "invented data", "card 0"
 
     def __init__(self, run):
         assert isinstance(run, RunDirectory)
@@ -553,7 +553,8 @@ def test_elasticity_with_a_retrained_policy(run, tmp_path, monkeypatch):
         progress=lambda *counts: done.append(counts),
     )
     assert done == [(i + 1, 9) for i in range(9)], "two curves of three points, and three prices of errors"
-    assert {"updates": 4, "seeds": 2, "policies": 18}.items() <= result["retrained"].items()
+    asked = {"updates": 4, "seeds": 2, "policies": 18, "device": "card 0"}
+    assert asked.items() <= result["retrained"].items()
     assert result["judged_on"] == "invented data"
     table = pd.read_csv(tmp_path / "elasticity.csv")
     assert table.groupby("curve")["who"].value_counts().eq(3).all() and len(table) == 4 * 3 * 3

@@ -83,30 +83,10 @@ def test_batches_run_across_videos(config, encoder):
     assert encoder.batches == [4, 3]
 
 
-def test_clips_arrive_while_a_batch_is_encoded(config, encoder, tmp_path):
-    """The first batch ends only when the clips of the second are there; a third waits for it."""
-    written, arrived = [], threading.Event()
-    encode, encoder.batch_size = encoder.features, 2
+def test_an_error_while_encoding_ends_the_extraction(config, encoder, videos):
+    """What failed before is in the ledger all the same."""
+    (videos / "0-text.mp4").write_text("no video")  # the first in order
 
-    def features(clips):
-        assert arrived.wait(60), "the writer waits for the batch"
-        return encode(clips)
-
-    encoder.features = features
-    writer = parts.PartWriter(tmp_path, {}, encoder, lambda name, contents: written.extend(contents))
-    content = Content("0" * 64)
-    for number in range(4):
-        if number == 3:
-            arrived.set()
-        writer.add(content, Clip(np.full((16, 128, 171, 3), number, np.uint8), 16 * number, 0.0, 1.0, 16, ()))
-    writer.finish(content, VideoInfo(64, 15.0, 171, 128, "h264", "decord", num_clips=4))
-    writer.close()
-    assert written == [content]
-    (path,) = parts.part_paths(tmp_path)
-    assert dataset.read_part(path).clips.features[:, 0].tolist() == [0, 1, 2, 3]
-
-
-def test_an_error_while_encoding_ends_the_extraction(config, encoder):
     def fail(clips):
         raise RuntimeError("out of memory")
 
@@ -114,6 +94,8 @@ def test_an_error_while_encoding_ends_the_extraction(config, encoder):
     with pytest.raises(RuntimeError, match="out of memory"):
         extract.run(config())
     assert not config().out.exists()
+    rows = shards.read_ledger(shards.ledger_path(shards.parts_folder(config().out), 1, 0))
+    assert [(row.video_id, row.code) for row in rows] == [("0-text.mp4", "not_video")]
 
 
 def test_embeddings_are_the_projected_features(config, encoder):
@@ -177,6 +159,7 @@ def test_a_changed_setting_is_refused_by_name(config, encoder):
 @pytest.mark.parametrize("older", [0, -1])
 def test_parts_without_a_stated_arithmetic_do_not_mix(config, encoder, monkeypatch, older):
     monkeypatch.setattr(parts, "PART_VIDEOS", 1)
+    monkeypatch.setattr(parts, "BATCHES_AHEAD", 0)  # each video is encoded when it ends
     extract.run(config())
     path = parts.part_paths(config().out.parent / "embeddings.parts")[older]
     part = dataset.read_part(path)
@@ -198,6 +181,7 @@ def test_frames_have_the_size_that_the_encoder_wants(config, encoder, monkeypatc
 def test_an_interrupted_run_keeps_its_parts(config, encoder, monkeypatch):
     whole = extract.run(config(out=config().out.with_name("whole.h5")))
     monkeypatch.setattr(parts, "PART_VIDEOS", 1)
+    monkeypatch.setattr(parts, "BATCHES_AHEAD", 0)  # each video is encoded when it ends
     monkeypatch.setattr(encoder, "batch_size", 1)
     features = encoder.features
 
@@ -252,14 +236,14 @@ def test_what_is_encoded_is_kept_when_the_encoder_fails(tmp_path, encoder, monke
 
     monkeypatch.setattr(encoder, "features", fail_second)
     writer = parts.PartWriter(tmp_path, {}, encoder, lambda name, contents: written.extend(contents))
-    for number in range(2):
-        content = Content(str(number) * 64, Span())
-        writer.add(content, Clip(np.full((16, 128, 171, 3), number, np.uint8), 0, 0.0, 1.0, 16, tuple(range(16))))
-        if number == 0:
+    with pytest.raises(RuntimeError, match="out of memory"):  # the fourth waits for the second at the latest
+        for number in range(4):
+            content = Content(str(number) * 64, Span())
+            writer.add(content, Clip(np.full((16, 128, 171, 3), number, np.uint8), 0, 0.0, 1.0, 16, tuple(range(16))))
             writer.finish(content, VideoInfo(16, 15.0, 176, 144, "h264", "pyav", 1))
-    with pytest.raises(RuntimeError, match="out of memory"):
-        writer.close()
-    assert [content.sha256[0] for content in written] == ["0"]
+    writer.close()  # the error is not raised again
+    names = [content.sha256[0] for content in written]
+    assert names[0] == "0" and "1" not in names
 
 
 def test_a_part_is_closed_in_time(config, encoder, monkeypatch):
@@ -308,7 +292,7 @@ def test_shards_make_the_same_file(config, encoder):
 
 
 def test_the_devices_that_encoded_are_recorded(config, encoder):
-    """GPUs of two models share an extraction; parts of earlier versions do not name their processor."""
+    """GPUs of two models share an extraction; parts of earlier versions do not name their device."""
     assert dataset.read_embeddings(extract.run(config()).path).attrs["device"] == "cpu"
     cfg = config(shards=2, out=config().out.with_name("two.h5"))
     for shard, encoder.device in enumerate(["NVIDIA H200", "NVIDIA A100"]):
@@ -317,9 +301,11 @@ def test_the_devices_that_encoded_are_recorded(config, encoder):
     path = parts.part_paths(config().out.parent / "embeddings.parts")[0]
     part = dataset.read_part(path)
     del part.settings["device"]
-    dataset.write_part(path, part)
-    result = extract.run(config())
-    assert (result.num_decoded, dataset.read_embeddings(result.path).attrs["device"]) == (0, "cpu")
+    for arithmetic, device in ((101, "cuda"), (1, "cpu")):
+        part.settings["arithmetic"] = arithmetic
+        dataset.write_part(path, part)
+        assert dataset.read_embeddings(extract.merge(config()).path).attrs["device"] == device
+    assert extract.run(config()).num_decoded == 0
 
 
 @pytest.mark.gpu

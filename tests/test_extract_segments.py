@@ -139,6 +139,7 @@ def test_a_run_interrupted_within_a_file_keeps_its_segments(config, encoder, mon
     whole = extract.run(config(rows)).path.read_bytes()
     shutil.rmtree(config(rows).out.parent)
     monkeypatch.setattr(parts, "PART_VIDEOS", 1)
+    monkeypatch.setattr(parts, "BATCHES_AHEAD", 0)  # each video is encoded when it ends
     monkeypatch.setattr(encoder, "batch_size", 1)
     features, num_decoded = encoder.features, 0
     while True:

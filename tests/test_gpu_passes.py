@@ -90,6 +90,17 @@ def test_an_encoder_fed_as_a_gpu_is_gives_the_features_of_the_processor(monkeypa
         np.testing.assert_array_equal(loaded._on_gpu(torch.from_numpy(clips)).numpy(), loaded.features(clips))
 
 
+def test_too_little_memory_of_a_gpu_is_one_line():
+    def forward(clips):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    backbone = Backbone("b", 1, (128, 171), 1, "", "", "", forward)
+    loaded = encoder.Encoder(backbone, device=CPU, precision="fp32", batch_size=8)
+    with raises("gpu-memory") as caught:
+        loaded._on_gpu(torch.zeros(1, 32, 128, 171, 3, dtype=torch.uint8))
+    assert "too little memory for 32 clips of 32 frames" in str(caught.value)
+
+
 class OnlyOn(TorchDispatchMode):
     """Fails at an operation that reads or makes a tensor on another device."""
 

@@ -1,9 +1,9 @@
 """Updates on a processor and on a device; what only a GPU has is compared with what runs anywhere."""
 
 import copy
+import gc
 import math
-import resource
-import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -14,11 +14,12 @@ from torch import nn
 
 from pipeline import train, training
 from pipeline.encoders import AuxiliaryHeads, MLPEncoder
+from pipeline.experiments.retrain import Retrainer
 from pipeline.rl.device_replay import DeviceReplay
 from pipeline.rl.replay import Batch
 from pipeline.rl.sac import Agent, Noise, Transitions
-from pipeline.runs import load_checkpoint, load_metadata, save_checkpoint
-from pipeline.training.learner import DeviceLearner, Recorded, keep_freed_memory
+from pipeline.runs import RunDirectory, load_checkpoint, load_metadata, save_checkpoint
+from pipeline.training.learner import DeviceLearner, Recorded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -125,21 +126,24 @@ def test_losses_are_kept_over_a_checkpoint():
 
 def test_what_is_not_recorded_is_called_each_time():
     calls = []
-    recorded = Recorded(lambda: calls.append(1), CPU)
+    recorded = Recorded(CPU)
     for _ in range(5):
-        recorded()
+        recorded(lambda: calls.append(1))
     assert len(calls) == 5
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
-def test_freed_memory_is_reused():
-    """Pages that the system provides anew are counted; 64 blocks of 4 MB have 65,536."""
-    keep_freed_memory()
-    for blocks in (1, 64):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(blocks):
-            torch.ones(1 << 20)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2000
+def test_a_learner_that_is_done_leaves_its_memory_at_once():
+    """Experiments train dozens of policies in one process; the graph of a GPU holds what an update needs."""
+    learner = device_learner(new_agent())
+    learner.update()
+    learner.losses()
+    memory = weakref.ref(learner.replay)
+    gc.disable()
+    try:
+        del learner
+        assert memory() is None
+    finally:
+        gc.enable()
 
 
 # Whole runs, with the learner of a device on the processor
@@ -187,6 +191,15 @@ def test_a_run_continues_on_another_device_with_a_warning(on_device, tmp_path, m
     assert summary["provenance"]["device"] == "cpu, then NVIDIA H200"
 
 
+def test_retraining_reads_the_losses_of_its_last_updates(on_device, tmp_path, monkeypatch):
+    cfg = sim_config(tmp_path)
+    train.run(cfg)
+    retrainer = Retrainer(RunDirectory(cfg.out))
+    monkeypatch.setattr(Agent, "observe_rewards", lambda self, rewards: self.reward_mean.fill_(math.nan))
+    with raises("loss-not-finite"):
+        retrainer.retrain(retrainer.model, updates=0, seed=0)  # the first are in the last step
+
+
 def test_random_numbers_start_anew_where_the_device_had_others(tmp_path, monkeypatch, kept):
     cfg = sim_config(tmp_path)
     train.run(cfg)
@@ -218,6 +231,18 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     with raises("gpu-missing"):
         train.run(sim_config(tmp_path, device="cuda"))
     train.run(sim_config(tmp_path))
+
+
+def test_too_little_memory_of_a_gpu_is_one_line(tmp_path, monkeypatch):
+    """Only a GPU's allocator raises this."""
+
+    def out_of_memory(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.Trainer, "step", out_of_memory)
+    with raises("gpu-memory") as caught:
+        train.run(sim_config(tmp_path))
+    assert "lower --batch-size or --buffer-size" in str(caught.value)
 
 
 def test_a_run_of_an_earlier_version_keeps_all_moments(tmp_path):

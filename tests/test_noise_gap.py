@@ -143,8 +143,8 @@ def test_all_passes_at_once_give_the_gap_of_one_after_the_other(two_clips, passe
     backend, conditioned = two_clips
     sizes = []
     hook = backend._pipeline.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    pixels = conditioned.latents[0, :, 0].numel()
-    found = noise_gap_at_once(backend, conditioned, draws=2, seed=3, pixels_at_once=passes * pixels)
+    pixels = (passes + 1) * conditioned.latents[0, :, 0].numel() - 1  # one too few for another
+    found = noise_gap_at_once(backend, conditioned, draws=2, seed=3, pixels_at_once=pixels)
     hook.remove()
     assert sum(sizes) == 2 * 20 and max(sizes) == passes and len(set(sizes[:-1])) <= 1
     expected = noise_gap.noise_gap(

@@ -175,6 +175,10 @@ def test_a_run_on_another_device_reads_each_video_once_and_ranks_alike(embedding
     assert part.read_bytes() == before and len(hashed) == 8
 
 
+def killed(*args):
+    raise KeyboardInterrupt
+
+
 def test_merge_scores_what_shards_measured_or_names_what_is_missing(embeddings, scored, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_CLIPS", 8)
     out = tmp_path / "novelty.h5"
@@ -185,6 +189,17 @@ def test_merge_scores_what_shards_measured_or_names_what_is_missing(embeddings, 
     out.unlink()
     merged = novelty.merge(MergeConfig(out=out))
     assert out.read_bytes() == whole and merged["num_scored"] == 24 and merged["model"] == "corpus"
+    with monkeypatch.context() as patch:  # ended before it chose a model, with other settings than those of the parts
+        patch.setattr(noise_gap, "choose_scorer", killed)
+        with pytest.raises(KeyboardInterrupt):
+            novelty.run(config(embeddings, out=out, shards=2, shard=1, resolution=40))
+    other = config(embeddings, out=out, resolution=40)
+    assert novelty.blocks_measured(other, novelty.find_corpus(other)) == (0, 3)
+    with raises("shard-incomplete", CorruptError) as caught:
+        novelty.merge(MergeConfig(out=out))
+    assert "3 of 3 blocks are not measured" in str(caught.value) and out.read_bytes() == whole
+    assert novelty.run(config(embeddings, out=out, shards=2, shard=1))["path"] == str(out)
+    assert novelty.blocks_measured(config(embeddings, out=out), novelty.find_corpus(other)) == (3, 3)
     part = max((tmp_path / "novelty.parts").glob("*.h5"))
     part.write_bytes(part.read_bytes()[:-100])
     with raises("shard-incomplete", CorruptError) as caught:

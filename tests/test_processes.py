@@ -126,6 +126,13 @@ def test_memory_is_limited_by_every_cgroup_around(cgroups):
     assert processes.available_memory() == 500
 
 
+def test_memory_that_caches_files_is_available(cgroups):
+    """A job that has read videos for an hour has used up its limit, but by memory that it gets back."""
+    stat = "anon 100\nfile 800\nshmem 50\nactive_file 150\ninactive_file 600"
+    cgroups(["0::/"], {"memory.max": 1000, "memory.current": 950, "memory.stat": stat})
+    assert processes.available_memory() == 800
+
+
 # Which process
 
 

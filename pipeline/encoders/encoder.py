@@ -49,11 +49,12 @@ class Encoder:
         self.weights_sha256 = backbone.weights_sha256
         self.num_frames = backbone.num_frames
         self.precision = precision
-        self.device, self.on_gpu = devices.name_of(device), device.type != "cpu"
+        self.device = devices.name_of(device)
+        self.gpu = device.index  # its number; None for a CPU
         self._device = device
         self._forward, self._is_capturable = backbone.forward, backbone.is_capturable
         self._gpu_passes: GpuPasses | None = None  # for the shape of the latest clips
-        if self.on_gpu:
+        if self._device.type != "cpu":
             size = pass_clips((clip_len or backbone.num_frames or 16, *backbone.frame_size, 3))
             self.batch_size = -(-batch_size // size) * size
             self._threads = ThreadPoolExecutor(1, "encoder", torch.cuda.set_device, (device,))
@@ -64,7 +65,7 @@ class Encoder:
     def features(self, clips: np.ndarray | Tensor) -> np.ndarray:
         """clips: [B, T, H, W, 3] uint8 in host memory, at least one → [B, feature_dim] float32."""
         clips = torch.as_tensor(clips)
-        if self.on_gpu:
+        if self._device.type != "cpu":
             return self._threads.submit(self._on_gpu, clips).result().numpy()
         return torch.cat(list(self._threads.map(self._pass, clips.split(PASS_CLIPS)))).numpy()
 
@@ -76,10 +77,17 @@ class Encoder:
 
     def _on_gpu(self, clips: Tensor) -> Tensor:
         shape = tuple(clips.shape[1:])
-        if self._gpu_passes is None or self._gpu_passes.clip_shape != shape:
-            self._gpu_passes = None  # frees its memory first
-            self._gpu_passes = GpuPasses(self._forward, shape, self._device, is_capturable=self._is_capturable)
-        return self._gpu_passes.features(clips)
+        try:
+            if self._gpu_passes is None or self._gpu_passes.clip_shape != shape:
+                self._gpu_passes = None  # frees its memory first
+                self._gpu_passes = GpuPasses(self._forward, shape, self._device, is_capturable=self._is_capturable)
+            return self._gpu_passes.features(clips)
+        except torch.OutOfMemoryError as error:
+            raise VtpError(
+                f"{self.device} has too little memory for {pass_clips(shape)} clips of {shape[0]} frames; end other "
+                "programs that use it, choose another --device, or shorten --clip-len",
+                code="gpu-memory",
+            ) from error
 
 
 def load_encoder(

@@ -121,6 +121,7 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
             "updates": cfg.retrain,
             "seeds": cfg.retrain_seeds,
             "policies": sum(map(len, retrained.values())),
+            "device": retrainer.device,
             "wall_s": retrained_at - started,
         }
         if retrained

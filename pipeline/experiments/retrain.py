@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from pipeline import devices
 from pipeline.config import TrainConfig
 from pipeline.errors import VtpError
 from pipeline.outcomes import OutcomeModel
@@ -44,6 +45,7 @@ class Retrainer:
     """A run's policy and its source of observations: the embeddings of its training or the simulator's state.
 
     model: the outcome model of training, over the rows that `judge` plays. held_out: a description of those rows.
+    device: the name of where it trains, the first GPU or the processor.
     """
 
     def __init__(self, run: RunDirectory):
@@ -63,6 +65,7 @@ class Retrainer:
         self._source = open_source(self._settings, np.random.default_rng(0))
         _refuse_other_data(run, trained, self._source.metadata)
         self.model, self.held_out = self._source.model, self._source.held_out
+        self.device = devices.name_of(self._source.device)
 
     def retrain(self, model: OutcomeModel, *, updates: int, lambda_dual: float = 0.0, seed: int) -> Agent:
         """Continue training with this outcome model, at a price of `lambda_dual` human wages per unit of error rate."""
@@ -74,6 +77,7 @@ class Retrainer:
         trainer = Trainer(cfg, source, rng=rng, num_steps=steps)
         for _ in range(steps):
             trainer.step()
+        trainer.learner.losses()  # an error if one was not finite: a GPU's are read now
         return trainer.agent
 
     def judge(self, model: OutcomeModel, agent: Agent | None = None) -> pd.DataFrame:

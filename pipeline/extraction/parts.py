@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 PART_VIDEOS = 48
 PART_S = 60.0
 BATCHES_AHEAD = 2  # one that is being encoded, and the next
+GPU_ARITHMETIC = 101  # the number of an encoder's arithmetic is at least this on a GPU
 
 Settings = dict[str, str | int | float]
 
@@ -136,12 +137,14 @@ class PartWriter:
             self._waiting = []
 
     def _collect(self, num_left: int) -> None:
-        """Give videos their features; wait until at most `num_left` batches are being encoded."""
+        """Give videos their features; wait until at most `num_left` batches are being encoded.
+
+        The error of a batch is raised once; its videos then lack features, and are not written.
+        """
         while self._batches and (len(self._batches) > num_left or self._batches[0][1].done()):
-            videos, features = self._batches[0]
-            rows = features.result()
-            self._batches.popleft()
-            for video, row in zip(videos, rows, strict=True):
+            wait([self._batches[0][1]])  # before it is taken, so that Ctrl-C here loses none
+            videos, features = self._batches.popleft()
+            for video, row in zip(videos, features.result(), strict=True):
                 video.features.append(row)
 
 
@@ -224,8 +227,12 @@ def check_settings(part: dataset.Part, folder: Path, settings: Settings) -> None
 
 
 def devices_of(parts: Iterable[dataset.Part]) -> str:
-    """The names of the devices that encoded the parts; earlier versions did not record their CPU."""
-    return ", ".join(sorted({str(part.settings.get("device", "cpu")) for part in parts}))
+    """The names of the devices that encoded the parts, for parts of earlier versions the kind: cpu or cuda."""
+    return ", ".join(sorted({str(part.settings.get("device") or _kind_of_device(part)) for part in parts}))
+
+
+def _kind_of_device(part: dataset.Part) -> str:
+    return "cpu" if int(part.settings.get("arithmetic", 1)) < GPU_ARITHMETIC else "cuda"
 
 
 def _brief(value: str | int | float | None) -> str:

@@ -119,9 +119,9 @@ def noise_gap_at_once(
     ])  # fmt: skip
     each = torch.tensor(sigmas).repeat_interleave(2 * draws)
     per_pass = latents.shape[1] * latents.shape[3] * latents.shape[4]
-    total = len(each) * num_clips
+    total, most = len(each) * num_clips, max(1, pixels_at_once // per_pass)
     errors = []
-    for part in torch.arange(total).chunk(math.ceil(total * per_pass / pixels_at_once)):
+    for part in torch.arange(total).chunk(math.ceil(total / most)):  # equal parts: compiled code is for one size
         sigma = upload(each[part // num_clips], device)
         which, clip = upload(part // num_clips, device), upload(part % num_clips, device)
         signed, clean, wide = noise[which], latents[clip], sigma[:, None, None, None, None]

@@ -17,6 +17,7 @@ from pipeline.files import atomic_folder, write_json
 from pipeline.noise_gap.blocks import Block, Corpus, split_blocks
 from pipeline.noise_gap.corpus import CORPUS_CLASS, fit, load_corpus
 from pipeline.noise_gap.gap import Backend
+from pipeline.noise_gap.images import upload
 from pipeline.noise_gap.scorer import KEPT_BYTES, Pixels, Scorer, read_pixels
 from pipeline.noise_gap.svd import HUB_ID, SvdBackend, folder_sha256, load_svd, pipeline_class
 from pipeline.text_files import read_text
@@ -163,8 +164,8 @@ def fit_folds(
         if done == 0:
             images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8, device=device)
         here = np.flatnonzero(np.isin(found, rows))
-        places = torch.from_numpy(np.searchsorted(rows, found[here])).to(device)
-        images[places] = pixels[torch.from_numpy(here).to(device)]
+        places = upload(torch.from_numpy(np.searchsorted(rows, found[here])), device)
+        images[places] = pixels[upload(torch.from_numpy(here), device)]
         if keeps:
             kept.append((found, pixels))
         done += len(found)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.noise_gap.blocks import Batch, Block, Corpus, read_clips, read_in_parallel
 from pipeline.noise_gap.gap import SIGMAS, Backend, clip_gap
-from pipeline.noise_gap.images import energies, scaled, thumbnails, to_images, to_pixels
+from pipeline.noise_gap.images import energies, scaled, thumbnails, to_images, to_pixels, upload
 from pipeline.video import FRAME_SIZE, num_decoders
 
 THUMBNAIL = (8, 8)
@@ -55,9 +55,9 @@ def measure(
     texture_energy [B], logs, and thumbnails [B, T, 8, 8, 3] float16 in [-1, 1], without waiting for a GPU.
     """
     gaps = torch.empty((len(images), len(SIGMAS)), device=images.device)
-    context = torch.from_numpy(embeddings).to(images.device)
+    context = upload(torch.from_numpy(embeddings), images.device)
     for fold, backend in enumerate(scorer.backends):
-        here = torch.from_numpy(np.flatnonzero(folds % len(scorer.backends) == fold)).to(images.device)
+        here = upload(torch.from_numpy(np.flatnonzero(folds % len(scorer.backends) == fold)), images.device)
         if len(here):
             gap = clip_gap(backend, images[here], context[here], draws=draws, seed=seed)
             gaps[here] = gap.clamp_min(1e-12).log()

@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.errors import VtpError
 from pipeline.files import file_sha256
 from pipeline.noise_gap.gap import Conditioned, noise_gap_at_once, shared_noise
+from pipeline.noise_gap.images import upload
 from pipeline.noise_gap.quiet import quietly
 from pipeline.text_files import read_text
 
@@ -112,7 +113,7 @@ class SvdBackend:
         small = (_resize_with_antialiasing(images.float(), CLIP_SIZE) + 1) / 2
         extractor, encoder = self._pipeline.feature_extractor, self._pipeline.image_encoder
         mean, deviation = (
-            torch.tensor(values, device=small.device)[:, None, None]
+            upload(torch.tensor(values), small.device)[:, None, None]
             for values in (extractor.image_mean, extractor.image_std)
         )
         return encoder(((small - mean) / deviation).to(self.device, encoder.dtype)).image_embeds[:, None]

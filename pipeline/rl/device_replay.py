@@ -113,6 +113,7 @@ class DeviceReplay:
         self._priorities[: self.size] = self._units(self._to_device(state["priorities"]))
         self._next = state["next"]
         self._max_td_priority.fill_(state["max_td_priority"])
+        self._has_weight[:], self._num_with_weight = False, 0
         self._count_weights(np.arange(self.size), state["novelty"])
 
     def _to_device(self, array: np.ndarray) -> Tensor:
@@ -128,5 +129,8 @@ class DeviceReplay:
         self._has_weight[slots] = has_weight
 
     def _units(self, priorities: Tensor) -> Tensor:
-        """Priorities in whole units, rounded up, so that none above 0 becomes 0."""
-        return (priorities * UNITS).ceil().clamp(max=TOTAL // self.capacity).long()
+        """Priorities in whole units, rounded up, so that none above 0 becomes 0.
+
+        NaN becomes 0: as a whole number it would be the least of all, and draws could leave the replay.
+        """
+        return (priorities * UNITS).ceil().nan_to_num_().clamp(max=TOTAL // self.capacity).long()

@@ -109,7 +109,7 @@ class DeviceLearner:
         self._agent, self._source, self._generator = agent, source, generator
         self._uniforms = torch.empty(batch_size, dtype=torch.float64, device=agent.device)
         self._noise = agent.noise(batch_size)
-        self._recorded = Recorded(self._compute, agent.device)
+        self._recorded = Recorded(agent.device)
         self._names: tuple[str, ...] = ()
         self._values = torch.empty(0)  # losses of the newest update, by those names
         self._newest: list[Tensor] = []
@@ -121,7 +121,7 @@ class DeviceLearner:
         self._uniforms.uniform_(generator=self._generator)
         self._noise.draw(self._generator)
         if self._source.is_on_device:
-            self._recorded()
+            self._recorded(self._compute)
         else:
             self._compute()
         self._newest.append(self._values.clone())
@@ -155,31 +155,32 @@ class DeviceLearner:
 
 
 class Recorded:
-    """A function on a device's memory: called as it is, and on a GPU, after a few calls, replayed as one graph.
+    """Calls of one function on a device's memory: as it is, and on a GPU, after a few calls, replayed as one graph.
 
-    The function must do the same operations on the same tensors at each call, and not wait for any of them.
+    The function must do the same operations on the same tensors at each call, and not wait for any of them. It is not
+    kept: a learner that refers to itself would keep the GPU's memory until Python looks for such circles.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device):
-        self._function, self._device = function, device
+    def __init__(self, device: torch.device):
+        self._device = device
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
 
-    def __call__(self) -> None:
+    def __call__(self, function: Callable[[], None]) -> None:
         if self._graph is not None:
             self._graph.replay()
         elif self._device.type != "cuda":
-            self._function()
+            function()
         elif self._calls < WARM_UPS:
             self._calls += 1
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):  # a graph cannot be recorded on the usual stream, nor warmed up there
-                self._function()
+                function()
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
         else:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=self._stream):
-                self._function()
+                function()
             self._graph.replay()

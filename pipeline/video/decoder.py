@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -425,8 +426,14 @@ def _allowed_memory(wanted_bytes: int) -> int:
             f"{MIN_MEMORY_BYTES >> 20} MiB; raise it",
             code="memory-limit",
         )
-    logger.info("decoders may use %d MiB, the hard limit (ulimit -v), instead of %d", limit >> 20, wanted_bytes >> 20)
+    _tell_of_limit(limit, wanted_bytes)
     return limit
+
+
+@functools.cache
+def _tell_of_limit(limit: int, wanted_bytes: int) -> None:
+    """Once, whatever the number of decoders."""
+    logger.info("decoders may use %d MiB, the hard limit (ulimit -v), instead of %d", limit >> 20, wanted_bytes >> 20)
 
 
 def _anonymous_file() -> IO[bytes]:

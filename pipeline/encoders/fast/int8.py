@@ -15,9 +15,8 @@ from torchvision.models.video import VideoResNet
 
 from pipeline.encoders.fast.winograd import fold
 
-ROUNDS = (
-    1.5 * 2**23
-)  # float32 has whole numbers only from 2^23 to 2^24, so adding this rounds to the nearest, even on ties
+# From 2^23 to 2^24 float32 has whole numbers only, so adding this rounds to the nearest, even on ties.
+ROUNDS = 1.5 * 2**23
 
 
 class ByteConv:
