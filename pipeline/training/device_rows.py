@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ class DeviceRows:
         self._table: Tensor | None = None
         if device.type == "cpu":
             return
-        free, _ = torch.cuda.mem_get_info(device) if device.type == "cuda" else (array.nbytes / SHARE, None)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
         if array.nbytes <= SHARE * free:
             dtype = torch.from_numpy(np.array(array[:0])).dtype
             self._table = torch.empty(array.shape, dtype=dtype, device=device)

@@ -158,7 +158,7 @@ class Recorded:
     """Calls of one function on a device's memory: as it is, and on a GPU, after a few calls, replayed as one graph.
 
     The function must do the same operations on the same tensors at each call, and not wait for any of them. It is not
-    kept: a learner that refers to itself would keep the GPU's memory until Python looks for such circles.
+    kept: a method of the owner would make a reference cycle, which holds a GPU's memory until garbage is collected.
     """
 
     def __init__(self, device: torch.device):
