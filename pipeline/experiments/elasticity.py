@@ -70,10 +70,12 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
     folder = output_folder(cfg, "elasticity", run=files)
     multipliers = np.geomspace(1 / cfg.range, cfg.range, cfg.points)
     retrained: dict[tuple[str, float], list[Steps]] = {}
+    device: str | None = None
     if cfg.retrain:
         retrainer, (judged, _) = Retrainer(files), run_outcomes(files)
         model, judged_on = retrainer.model.with_task(judged.task), retrainer.held_out  # the evaluation's prices
         steps = numbered(model, retrainer.judge(model))
+        device = retrainer.device
         retrained = retrain_everywhere(retrainer, model, multipliers, cfg, progress)
     else:
         model, table = run_outcomes(files)
@@ -121,7 +123,7 @@ def run(cfg: ElasticityConfig, *, progress: Progress = lambda done, total: None)
             "updates": cfg.retrain,
             "seeds": cfg.retrain_seeds,
             "policies": sum(map(len, retrained.values())),
-            "device": retrainer.device,
+            "device": device,
             "wall_s": retrained_at - started,
         }
         if retrained
