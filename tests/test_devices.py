@@ -20,9 +20,11 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
         monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
 
-    return see
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    yield see
+    matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(
