@@ -14,7 +14,7 @@ import pipeline.evaluate as evaluation
 import pipeline.extract as extraction
 import pipeline.simulate as simulation
 import pipeline.train as training
-from pipeline import report
+from pipeline import devices, report
 from pipeline.config import (
     DemoConfig,
     ElasticityConfig,
@@ -60,6 +60,7 @@ def run(cfg: DemoConfig, *, stage: Callable[[str], Callable[..., None]]) -> dict
 
 def _run(cfg: DemoConfig, stage: Callable[[str], Callable[..., None]]) -> dict[str, Any]:
     started = time.monotonic()
+    devices.choose(cfg.device)  # refused now, not after the rendering
     run = RunDirectory(cfg.out)
     keep_others_from_demo(cfg.out)
     save_config(cfg.out / DEMO, cfg)
