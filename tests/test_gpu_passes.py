@@ -191,9 +191,9 @@ def test_batches_on_a_gpu_are_whole_passes(a_card):
         (batch_size, clip_len): encoder.Encoder(
             backbone, device=a_card, precision="fp32", batch_size=batch_size, clip_len=clip_len
         ).batch_size
-        for batch_size, clip_len in [(8, None), (64, 16), (65, 16), (8, 32), (100, 32)]
+        for batch_size, clip_len in [(8, None), (128, 16), (129, 16), (8, 32), (100, 32)]
     }
-    assert sizes == {(8, None): 64, (64, 16): 64, (65, 16): 128, (8, 32): 32, (100, 32): 128}
+    assert sizes == {(8, None): 128, (128, 16): 128, (129, 16): 192, (8, 32): 64, (100, 32): 128}
 
 
 def test_a_precision_that_the_device_lacks(a_card, monkeypatch, caplog):
@@ -268,7 +268,7 @@ def test_a_gpu_computes_the_features_of_the_processor(name, many_clips):
 @pytest.mark.gpu
 def test_clips_of_another_shape_have_passes_of_their_own(many_clips):
     loaded = load_encoder("r3d_18", "random:0", device="cuda")
-    assert loaded.device == torch.cuda.get_device_name() and loaded.batch_size == 64
+    assert loaded.device == torch.cuda.get_device_name() and loaded.batch_size == 128
     long = loaded.features(many_clips[:2])
     short = loaded.features(many_clips[:2, :8])
     assert not np.array_equal(long, short)

@@ -117,8 +117,8 @@ class ExtractConfig(Config):
         8,
         ge=1,
         le=1024,
-        description="Clips handed to the encoder at a time; on a GPU rounded up to whole passes, of 64 clips of the "
-        "usual size. Features do not depend on it.",
+        description="Clips handed to the encoder at a time; on a GPU rounded up to whole passes, at least two, of "
+        "64 clips of the usual size. Features do not depend on it.",
     )
     decoder: Literal["auto", "decord", "pyav", "nvdec"] = Field(
         "auto",

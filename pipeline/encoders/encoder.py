@@ -36,7 +36,7 @@ class Encoder:
     def __init__(
         self, backbone: Backbone, *, device: torch.device, precision: str, batch_size: int, clip_len: int | None = None
     ):
-        """batch_size: clips that callers shall hand over at a time; on a GPU rounded up to whole passes.
+        """batch_size: clips that callers shall hand over at a time; on a GPU rounded up to whole passes, at least two.
 
         clip_len: frames of their clips, by default those that the backbone uses, or 16.
         """
@@ -56,7 +56,7 @@ class Encoder:
         self._gpu_passes: GpuPasses | None = None  # for the shape of the latest clips
         if self._device.type != "cpu":
             size = pass_clips((clip_len or backbone.num_frames or 16, *backbone.frame_size, 3))
-            self.batch_size = -(-batch_size // size) * size
+            self.batch_size = max(2, -(-batch_size // size)) * size  # of two, one is uploaded beside the other
             self._threads = ThreadPoolExecutor(1, "encoder", torch.cuda.set_device, (device,))
         else:
             self.batch_size = batch_size
