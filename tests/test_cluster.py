@@ -250,6 +250,11 @@ def test_local_shards_of_novelty_equal_one_process(tmp_path, encoder, monkeypatc
     assert caught.value.code == "video-unreadable" and "shard-0-of-2.err" in str(caught.value)
 
 
+def test_other_arrays_do_not_import_the_models_of_novelty():
+    code = "import sys, pipeline.cluster.launch; print('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+
+
 def test_each_gpu_has_one_task_at_a_time(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     tasks = [Task(f"task {number}", light_tasks.note_device, tmp_path) for number in range(5)]

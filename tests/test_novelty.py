@@ -192,8 +192,8 @@ def test_merge_scores_what_shards_measured_or_names_what_is_missing(embeddings, 
     with monkeypatch.context() as patch:  # ended before it chose a model, with other settings than those of the parts
         patch.setattr(noise_gap, "choose_scorer", killed)
         with pytest.raises(KeyboardInterrupt):
-            novelty.run(config(embeddings, out=out, shards=2, shard=1, resolution=40))
-    other = config(embeddings, out=out, resolution=40)
+            novelty.run(config(embeddings, out=out, shards=2, shard=1, resolution=48))
+    other = config(embeddings, out=out, resolution=48)
     assert novelty.blocks_measured(other, novelty.find_corpus(other)) == (0, 3)
     with raises("shard-incomplete", CorruptError) as caught:
         novelty.merge(MergeConfig(out=out))

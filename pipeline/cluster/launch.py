@@ -14,7 +14,6 @@ import torch
 
 import pipeline.evaluate as evaluation
 import pipeline.extract as extraction
-import pipeline.novelty as scoring
 import pipeline.train as training
 from pipeline import storage
 from pipeline.cluster import local, slurm
@@ -74,6 +73,8 @@ def novelty(cfg: NoveltyConfig, *, progress: Progress | None = None) -> dict[str
 
     With devices, there is at least one shard per device, and all run on this machine.
     """
+    import pipeline.novelty as scoring  # diffusers takes seconds
+
     gpus, cfg = over_gpus(cfg)
     out = scoring.output(cfg)
     cfg = cfg.model_copy(update={"out": out})
