@@ -129,7 +129,7 @@ def main() -> None:
         cosine = (plain * ours).sum(1) / np.linalg.norm(plain, axis=1) / np.linalg.norm(ours, axis=1)
         simulate.run(SimulateConfig(out=folder / "short", videos=1, steps=1))
         (short,) = (folder / "short/videos").iterdir()
-        rss = {count: parent_rss(short, count, folder) for count in (20, options.short_videos)}
+        rss = {count: parent_rss(short, count, folder) for count in {20, options.short_videos}}
     result = {
         "ratio_vs_plain": round(plain_s / (whole["wall_s"] / whole["clips"]), 2),
         "cosine_mean": round(float(cosine.mean()), 6),
