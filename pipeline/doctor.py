@@ -85,7 +85,7 @@ def check_output(out: Path) -> Iterator[Finding]:
         yield Finding(storage.name_of(folder), "no extraction was started here")
         return
     try:
-        cfg = shards.saved_config(out)
+        cfg = shards.saved_config(out, ExtractConfig, "vtp extract SOURCE")
     except VtpError as error:
         yield Finding(storage.name_of(folder), *_split(error), is_damage=True)
         return

@@ -134,7 +134,7 @@ def merge(cfg: MergeConfig | ExtractConfig) -> ExtractResult:
     CorruptError (exit code 4) names what is missing or damaged and the command that redoes it.
     """
     shards.pull_output(cfg.out)
-    saved = shards.saved_config(cfg.out)
+    saved = shards.saved_config(cfg.out, ExtractConfig, "vtp extract SOURCE")
     return write_merged(saved, read_inputs(saved), num_decoded=0)
 
 

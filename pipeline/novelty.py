@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from pipeline import dataset, devices, noise_gap, storage
 from pipeline.config import MergeConfig, NoveltyConfig
 from pipeline.dataset import manifest
 from pipeline.encoders import one_thread
 from pipeline.errors import CorruptError, TryAgainError, VtpError
+from pipeline.extraction import shards
 from pipeline.extraction.shards import lock_path, parts_folder, settings_path, shard_number, split_by_cost
 from pipeline.files import check_file_place, remove_leftovers, save_config, write_json
 from pipeline.kept_inputs import is_hdf5_or_empty, keep_inputs, keep_others, settings_of
@@ -176,20 +176,7 @@ def portable(cfg: NoveltyConfig) -> NoveltyConfig:
 
 def saved_config(out: Path) -> NoveltyConfig:
     """The settings that the shards of `out` saved beside their parts."""
-    path = settings_path(out)
-    if not path.exists():
-        raise VtpError(
-            f"{out} has no parts ({path} does not exist); make them with: vtp novelty --out {out}",
-            code="parts-missing",
-        )
-    try:
-        return NoveltyConfig(**yaml.safe_load(read_text(path)) | {"out": out})
-    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
-        raise CorruptError(
-            f"{path} is not a settings file of this vtp version ({str(error).splitlines()[0]}); run the same vtp "
-            "novelty again",
-            code="config-damaged",
-        ) from error
+    return shards.saved_config(out, NoveltyConfig, "vtp novelty")
 
 
 def find_corpus(cfg: NoveltyConfig) -> Corpus:

@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
 from pipeline import storage
-from pipeline.config import ExtractConfig
+from pipeline.config import Config, ExtractConfig
 from pipeline.dataset.segment import Content, Segment
 from pipeline.errors import CorruptError, VtpError
 from pipeline.files import write_text
@@ -36,7 +36,7 @@ ARRAY_INDEX = {  # environment variables with the index of an array job
 LEDGER_S = 10.0
 VIDEO_COST_BYTES = 1 << 17  # cost of opening a video, in bytes of video
 
-
+C = TypeVar("C", bound=Config)
 Stamp = tuple[int, int, int]  # size, mtime and ctime of a file, in ns
 
 
@@ -240,20 +240,20 @@ def read_ledgers(folder: Path, shards: int) -> Iterator[Outcome]:
         yield from read_ledger(ledger_path(folder, shards, shard))
 
 
-def saved_config(out: Path) -> ExtractConfig:
-    """The settings that the extraction to `out` saved beside its parts."""
+def saved_config(out: Path, kind: type[C], command: str) -> C:
+    """The settings that the command which writes `out` saved beside its parts."""
     path = settings_path(out)
     if not path.exists():
         raise VtpError(
-            f"{out} has no parts ({path} does not exist); make them with: vtp extract SOURCE --out {out}",
+            f"{out} has no parts ({path} does not exist); make them with: {command} --out {out}",
             code="parts-missing",
         )
     try:
-        return ExtractConfig(**yaml.safe_load(read_text(path)) | {"out": out})
+        return kind(**yaml.safe_load(read_text(path)) | {"out": out})
     except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise CorruptError(
-            f"{path} is not a settings file of this vtp version ({str(error).splitlines()[0]}); run the same vtp "
-            "extract again",
+            f"{path} is not a settings file of this vtp version ({str(error).splitlines()[0]}); run the same "
+            "command again",
             code="config-damaged",
         ) from error
 
